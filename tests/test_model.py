@@ -1,0 +1,213 @@
+"""The model that users hold: folders on disk, images and texts as people have them, captions by key alone."""
+
+import json
+import pickle
+
+import pytest
+import torch
+from PIL import Image
+from tiny_model import SIZE, make_images, make_model
+
+from vlp.config import DecodingConfig
+from vlp.errors import UserError
+from vlp.model import Model, load_model, save_model
+
+SAMPLING = DecodingConfig(top_p=0.95, min_length=4, max_length=14)
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return make_model()
+
+
+def test_a_saved_model_is_the_same_model(model, tmp_path):
+    folder = tmp_path / "runs" / "model"
+    model.save(folder, "# A card\n")
+    assert {"config.json", "model.safetensors", "README.md"} <= {path.name for path in folder.iterdir()}
+    assert (folder / "README.md").read_text() == "# A card\n"
+    loaded = load_model(folder, device="cpu", precision="fp32")
+    assert loaded.config == model.config
+    for name, value in model.blip.state_dict().items():
+        assert torch.equal(value, loaded.blip.state_dict()[name])
+    images = make_images(3)
+    assert loaded.caption(images, SAMPLING) == model.caption(images, SAMPLING)
+    assert torch.equal(loaded.embed_images(images), model.embed_images(images))
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]  # nothing temporary is left
+    with pytest.raises(UserError, match="exists already"):
+        model.save(folder)
+
+
+def test_transformers_reads_the_tokenizer(model, tmp_path):
+    from transformers import AutoTokenizer
+
+    model.save(tmp_path / "model")
+    ids = AutoTokenizer.from_pretrained(tmp_path / "model")("a red circle")["input_ids"]
+    ours, mask = model.tokenizer.encode(["a red circle"], 30)
+    assert ids == ours[mask].tolist()
+
+
+def test_a_half_written_folder_never_appears(model, tmp_path):
+    class Broken:
+        def save(self, folder):
+            raise OSError("no space left")
+
+    with pytest.raises(OSError):
+        save_model(model.blip, Broken(), tmp_path / "model", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_that_are_no_models(model, tmp_path):
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        load_model(tmp_path / "absent")
+    folder = tmp_path / "model"
+    model.save(folder)
+    weights = (folder / "model.safetensors").read_bytes()
+
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(UserError, match="cannot be read"):
+        load_model(folder)
+    (folder / "model.safetensors").write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(UserError, match="cannot be read"):
+        load_model(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"has no model\.safetensors"):
+        load_model(folder)
+    (folder / "model.safetensors").write_bytes(weights)
+
+    config = json.loads((folder / "config.json").read_text())
+    changed = {**config, "model": {**config["model"], "embed_dim": 8}}
+    (folder / "config.json").write_text(json.dumps(changed))
+    with pytest.raises(UserError, match="does not fit"):
+        load_model(folder)
+    for text, sentence in [("{", "JSON"), ('{"model_type": "bert"}', "format"), ("[1]", "format")]:
+        (folder / "config.json").write_text(text)
+        with pytest.raises(UserError, match=sentence):
+            load_model(folder)
+    config["model"]["text_tower"]["vocabulary"] += 1
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="tokenizer"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("decoding", [SAMPLING, DecodingConfig(beams=3, max_length=14)])
+def test_captions_do_not_depend_on_the_batch(precision, decoding):
+    model = make_model(precision)
+    images = make_images(11)
+    keys = [f"key{i}" for i in range(11)]
+    whole = model.caption(images, decoding, keys, seed=3)
+    assert len(set(whole)) > 3
+    assert model.caption(images, decoding, keys, seed=3, batch_size=1) == whole
+    assert model.caption(images, decoding, keys, seed=3, batch_size=4) == whole
+    assert model.caption(images.flip(0), decoding, keys[::-1], seed=3)[::-1] == whole
+
+
+def test_sampled_captions_depend_on_seed_and_key(model):
+    image = make_images(1)[0]
+    by_key = model.caption([image] * 8, SAMPLING, keys=[f"k{i}" for i in range(8)])
+    assert len(set(by_key)) > 1
+    assert model.caption([image] * 8, SAMPLING, keys=["same"] * 8) == model.caption(image, SAMPLING, keys=["same"]) * 8
+    several = model.caption([image, image], SAMPLING, keys=["k0", "k1"], num_captions=3)
+    assert [texts[0] for texts in several] == by_key[:2] and len(several[0]) == 3
+    assert model.caption([image] * 8, SAMPLING, keys=[f"k{i}" for i in range(8)], seed=1) != by_key
+
+
+@pytest.mark.parametrize("sharing", ["all_but_self_attention", "nothing"])
+def test_greedy_captions_equal_decoding_without_cache_or_memory(sharing):
+    model = make_model(sharing=sharing)
+    images = make_images(4)
+    decoding = DecodingConfig(beams=1, repetition_penalty=1.0, min_length=0, max_length=12, prompt="a red")
+    captions = model.caption(images, decoding)
+    prompt = model.tokenizer.prompt_ids("a red")
+    for image, caption in zip(images, captions, strict=True):
+        ids = list(prompt)
+        with model.inference():
+            while len(ids) < 12 and ids[-1] != model.tokenizer.sep_id:
+                memory = model.blip.text_tower.project_image(model.blip.encode_images(image[None]), "decoder")
+                logits = model.blip.caption_logits(torch.tensor([ids]), None, memory)
+                ids.append(int(logits[0, -1].argmax()))
+        assert caption == model.tokenizer.decode(ids[len(prompt) :])
+
+
+def test_images_as_people_have_them(model, tmp_path):
+    pixels = make_images(1)[0]
+    picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    path = tmp_path / "picture.png"
+    picture.save(path)
+    expected = model.embed_images(pixels)
+    for image in (picture, path, str(path), [path], pixels[None]):
+        torch.testing.assert_close(model.embed_images(image), expected)
+    encoder = model.blip.image_encoder
+    normalised = (pixels / 255 - encoder.mean) / encoder.deviation
+    torch.testing.assert_close(model.embed_images(normalised), expected)
+    assert model.embed_images(picture.convert("L").resize((50, 70))).shape == (1, 16)
+    assert model.embed_images([]).shape == (0, 16) and model.caption([]) == []
+
+
+def test_images_that_are_none(model, tmp_path):
+    (tmp_path / "text.jpg").write_text("no image")
+    for image in (tmp_path / "text.jpg", tmp_path / "absent.jpg", tmp_path, torch.zeros(3, 8, 8)):
+        with pytest.raises(UserError):
+            model.embed_images(image)
+    with pytest.raises(UserError, match="all"):
+        model.embed_images([torch.zeros(3, SIZE, SIZE), make_images(1)[0]])
+
+
+def test_embeddings_are_unit_vectors(model):
+    texts = ["a red circle", "the Blue square, on white!", "a red circle"]
+    vectors = model.embed_texts(texts)
+    assert vectors.dtype == torch.float32 and vectors.shape == (3, 16)
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
+    torch.testing.assert_close(vectors[0], vectors[2])
+    torch.testing.assert_close(model.embed_texts(texts, batch_size=1), vectors)
+    torch.testing.assert_close(model.embed_images(make_images(5), batch_size=2), model.embed_images(make_images(5)))
+
+
+def test_match_is_itc_and_itm_of_each_pair(model):
+    images = make_images(3)
+    texts = ["a red circle", "a small star above the large blue shape", "square"]
+    pairs = model.match(images, texts)
+    torch.testing.assert_close(pairs.itc, (model.embed_images(images) * model.embed_texts(texts)).sum(1))
+    for i in range(3):
+        with model.inference():
+            memory = model.blip.text_tower.project_image(model.blip.encode_images(images[i : i + 1]))
+            ids, mask = model.tokenizer.encode([texts[i]], 30, first="[ENC]")
+            expected = model.blip.match_logits(ids, mask, memory).softmax(-1)[0, 1]
+        torch.testing.assert_close(pairs.itm[i], expected)
+    torch.testing.assert_close(model.match(images, texts, batch_size=2).itm, pairs.itm)
+    one_image = model.match(images[1], texts)
+    torch.testing.assert_close(one_image.itm, model.match([images[1]] * 3, texts).itm)
+    assert model.match(images, "a star").itm.shape == (3,)
+    with pytest.raises(UserError, match="as many"):
+        model.match(images, texts[:2])
+
+
+def test_several_texts_an_image_in_every_grouping(model):
+    tokens = model.encode_images(make_images(3))
+    texts = ["a red circle", "star", "a blue square near a star", "white shape", "the left star", "circle"]
+    grouped = model.match_tokens(tokens, texts)
+    index = torch.tensor([0, 0, 1, 1, 2, 2])
+    torch.testing.assert_close(model.match_tokens(tokens, texts, index).itm, grouped.itm)
+    torch.testing.assert_close(model.match_tokens(tokens, texts, batch_size=4).itm, grouped.itm)
+    order = torch.tensor([4, 1, 0, 5, 3, 2])
+    shuffled = model.match_tokens(tokens, [texts[i] for i in order], index[order])
+    torch.testing.assert_close(shuffled.itm, grouped.itm[order])
+    torch.testing.assert_close(shuffled.itc, grouped.itc[order])
+    with pytest.raises(UserError, match="evenly"):
+        model.match_tokens(tokens, texts[:4])
+
+
+def test_calls_leave_the_network_as_it_was(model):
+    model.blip.train()
+    first = model.embed_images(make_images(2))
+    assert model.blip.training and model.blip.text_tower.training
+    torch.testing.assert_close(model.embed_images(make_images(2)), first)  # no dropout in between
+    assert not first.requires_grad
+    model.blip.eval()
+
+
+def test_senseless_calls_are_refused(model):
+    image = make_images(1)
+    for settings in ({"top_p": 2.0}, {"beem": 3}, {"max_length": 1000}, {"keys": ["a", "b"]}, {"num_captions": 0}):
+        with pytest.raises(UserError):
+            model.caption(image, **settings)

@@ -1,0 +1,32 @@
+"""A tiny random model and images for tests."""
+
+import torch
+from torch import nn
+
+from vlp.config import ImageEncoderConfig, ModelConfig, TextTowerConfig
+from vlp.data.tokenizer import train_tokenizer
+from vlp.model import Model
+from vlp.models.blip import Blip
+
+WORDS = "a red blue green circle square star above below left of right the large small shape on white and near"
+SIZE = 32
+
+
+def make_model(precision="fp32", sharing="all_but_self_attention") -> Model:
+    tokenizer = train_tokenizer([WORDS] * 3, size=200)
+    torch.manual_seed(0)
+    image = ImageEncoderConfig(image_size=SIZE, patch_size=16, width=32, layers=1, heads=2)
+    text = TextTowerConfig(
+        vocabulary=len(tokenizer), width=32, layers=2, heads=2, feed_forward=64, positions=48, sharing=sharing
+    )
+    blip = Blip(ModelConfig(image, text, embed_dim=16))
+    with torch.no_grad():  # larger weights, so that images matter and texts differ
+        for module in blip.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                module.weight.mul_(8)
+        blip.language_head.bias[tokenizer.sep_id] += 3
+    return Model(blip, tokenizer, precision)
+
+
+def make_images(count: int) -> torch.Tensor:
+    return torch.randint(0, 256, (count, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)

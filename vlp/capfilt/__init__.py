@@ -1,0 +1,1 @@
+"""CapFilt: caption and filter shards."""

@@ -1,0 +1,290 @@
+"""The dataclasses of every config file, and the reader that fills them: defaults < YAML < key=value."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+import yaml
+
+from vlp.errors import UserError
+
+Config = TypeVar("Config")
+
+Sharing = Literal["all", "all_but_cross_attention", "all_but_self_attention", "nothing"]
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+TaskName = Literal["pretrain", "captioning", "retrieval"]
+
+
+@dataclass
+class ImageEncoderConfig:
+    """The image tower; the defaults are ViT-B/16 at 224 pixels."""
+
+    name: str = "vit"
+    image_size: int = 224
+    patch_size: int = 16
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    drop_path: float = 0.0
+
+
+@dataclass
+class TextTowerConfig:
+    """The text tower; the defaults are BERT-base with BLIP's sharing (paper, Table 3)."""
+
+    vocabulary: int = 0  # 0: the size of the tokenizer
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    feed_forward: int = 3072
+    positions: int = 512
+    dropout: float = 0.1
+    sharing: Sharing = "all_but_self_attention"
+
+
+@dataclass
+class ModelConfig:
+    """One BLIP model: two towers and the width of the contrastive space."""
+
+    image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
+    text_tower: TextTowerConfig = field(default_factory=TextTowerConfig)
+    embed_dim: int = 256
+
+
+@dataclass
+class SourceConfig:
+    """One set of shards. Each of its samples is seen `weight` times an epoch."""
+
+    shards: str | list[str] = ""
+    weight: float = 1.0
+
+
+@dataclass
+class AugmentConfig:
+    """How a training image is cropped and changed (BLIP's values; `crop_min: 1` and zeros switch it off)."""
+
+    crop_min: float = 0.2
+    crop_max: float = 1.0
+    flip: bool = True
+    operations: int = 2  # RandAugment: how many operations an image
+    magnitude: int = 5  # RandAugment: 0 to 10
+    probability: float = 0.5  # RandAugment: that an operation is applied at all
+
+
+@dataclass
+class DataConfig:
+    """Where samples come from and how they become batches."""
+
+    sources: list[SourceConfig] = field(default_factory=list)
+    workers: int = 2
+    shuffle_buffer: int = 10_000  # samples; how far shuffling moves one
+    max_tokens: int = 30
+    max_bad_share: float = 0.1
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+
+@dataclass
+class ObjectiveConfig:
+    """What the losses need; the defaults are BLIP's."""
+
+    queue_size: int = 57_600
+    momentum: float = 0.995
+    alpha: float = 0.4  # share of the momentum twin's soft targets
+    alpha_ramp_epochs: float = 2.0
+    temperature: float = 0.07
+    label_smoothing: float = 0.1
+    itc_weight: float = 1.0
+    itm_weight: float = 1.0
+    lm_weight: float = 1.0
+    prompt: str = ""  # captioning: its tokens are not in the loss
+
+
+@dataclass
+class OptimConfig:
+    """AdamW and its schedule. `decay_rate` is per epoch and used by `exponential` alone."""
+
+    learning_rate: float = 3e-4
+    warmup_start: float = 1e-6
+    warmup_steps: int = 3000
+    decay: Literal["exponential", "cosine", "constant"] = "exponential"
+    decay_rate: float = 0.9
+    floor: float = 1e-6
+    weight_decay: float = 0.05
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    clip_norm: float = 0.0  # 0: no clipping
+
+
+@dataclass
+class RunConfig:
+    """One training run, from shards to a model folder."""
+
+    task: TaskName = "pretrain"
+    output: str = ""
+    start_from: str = ""  # a model folder whose weights and tokenizer the run starts from
+    tokenizer: str = ""  # a tokenizer folder; not needed with start_from
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    batch_size: int = 600  # samples an optimiser step, over all processes and accumulation steps
+    accumulation: int = 1
+    steps: int = 0  # optimiser steps; 0: take them from epochs
+    epochs: float = 0.0
+    precision: Precision = "auto"
+    activation_checkpointing: bool = False
+    log_every: int = 20
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+    validation: str = ""  # shards scored every evaluate_every steps
+    evaluate_every: int = 0
+
+
+@dataclass
+class DecodingConfig:
+    """How captions are made. With `beams` above 0 beam search is used, else nucleus sampling."""
+
+    beams: int = 0
+    top_p: float = 0.9
+    top_k: int = 0
+    temperature: float = 1.0
+    repetition_penalty: float = 1.1
+    length_penalty: float = 1.0  # beam search: score = sum of log-probabilities / length ** length_penalty
+    min_length: int = 5  # tokens, those of the prompt counted
+    max_length: int = 20
+    prompt: str = ""
+
+
+@dataclass
+class CapFiltConfig:
+    """Caption and filter shards: what `vlp capfilt run` does."""
+
+    shards: str | list[str] = ""
+    human: str | list[str] = ""  # clean shards that join the output as they are
+    captioner: str = ""
+    filter: str = ""
+    output: str = ""
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    threshold: float = 0.5  # a text stays when its ITM probability is at least this
+    batch_size: int = 64
+    precision: Precision = "auto"
+    seed: int = 0
+    max_bad_share: float = 0.1
+
+
+def load_config(kind: type[Config], path: str | Path | None, overrides: list[str] | None = None) -> Config:
+    """Read a config file and apply `key.sub=value` overrides.
+
+    Args:
+        kind: the dataclass to fill, such as `RunConfig`.
+        path: a YAML file, or None for the defaults alone.
+        overrides: dotted assignments; each value is read as YAML.
+
+    Raises:
+        UserError: the file is missing or not YAML, a key is unknown, or a value has the wrong type.
+    """
+    values: Any = {}
+    if path is not None:
+        try:
+            values = yaml.safe_load(Path(path).read_text()) or {}
+        except FileNotFoundError:
+            raise UserError(f"There is no config file {path}.") from None
+        except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+            raise UserError(f"{path} is not readable as YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold keys and values at its top level.")
+    for override in overrides or []:
+        _assign(values, override)
+    return from_dict(kind, values)
+
+
+def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
+    """Fill the dataclass `kind` from nested dicts, refusing unknown keys and wrong types by name."""
+    return _convert(kind, values, "")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The nested dict of a config, ready for YAML or JSON."""
+    return dataclasses.asdict(config)
+
+
+def save_config(config: Any, path: str | Path) -> None:
+    """Write a config as YAML, every key included."""
+    Path(path).write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+
+
+def _assign(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"Write an override as key=value, not {override!r}.")
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise UserError(f"{key} cannot be set: {parent} is not a section.")
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"The value of {key} is not readable as YAML: {text!r}.") from None
+
+
+def _convert(kind: Any, value: Any, name: str) -> Any:
+    """`value` as the annotated type `kind`; `name` is its dotted key."""
+    origin = typing.get_origin(kind)
+    if dataclasses.is_dataclass(kind):
+        return _convert_section(kind, value, name)
+    if origin is Literal:
+        choices = typing.get_args(kind)
+        if value not in choices:
+            raise UserError(f"{name} must be one of {', '.join(map(str, choices))}, not {value!r}.")
+        return value
+    if origin in (Union, types.UnionType):
+        return _convert_union(kind, value, name)
+    if origin is list:
+        if not isinstance(value, list):
+            raise UserError(f"{name} must be a list, not {value!r}.")
+        (item,) = typing.get_args(kind)
+        return [_convert(item, entry, f"{name}[{i}]") for i, entry in enumerate(value)]
+    return _convert_scalar(kind, value, name)
+
+
+def _convert_section(kind: Any, value: Any, name: str) -> Any:
+    if not isinstance(value, dict):
+        raise UserError(f"{name or 'the config'} must be a section with keys, not {value!r}.")
+    hints = typing.get_type_hints(kind)
+    for key in value:
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; known keys: {', '.join(hints)}."
+            raise UserError(f"Unknown config key {_join(name, key)}{hint}")
+    return kind(**{key: _convert(hints[key], entry, _join(name, key)) for key, entry in value.items()})
+
+
+def _convert_union(kind: Any, value: Any, name: str) -> Any:
+    for choice in typing.get_args(kind):
+        try:
+            return _convert(choice, value, name)
+        except UserError:
+            continue
+    raise UserError(f"{name} must be {str(kind).replace('|', 'or')}, not {value!r}.")
+
+
+def _convert_scalar(kind: type, value: Any, name: str) -> Any:
+    if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:  # YAML reads 1e-4 as a string
+            return float(value)
+        except ValueError:
+            pass
+    if kind is types.NoneType and value is None:
+        return None
+    if type(value) is not kind:
+        raise UserError(f"{name} must be {kind.__name__}, not {value!r}.")
+    return value
+
+
+def _join(name: str, key: str) -> str:
+    return f"{name}.{key}" if name else str(key)

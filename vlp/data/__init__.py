@@ -1,0 +1,1 @@
+"""Image-text shards, from disk to batches."""

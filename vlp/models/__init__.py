@@ -1,0 +1,1 @@
+"""The towers and the model made of them: tensors in, tensors out."""

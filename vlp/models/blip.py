@@ -1,0 +1,75 @@
+"""One BLIP model: an image encoder, the text tower and the heads. No losses, no tokenizer."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vlp.config import ModelConfig
+from vlp.models.image_encoder import ImageEncoder
+from vlp.models.med import ImageMemory, LanguageHead, SelfAttentionCache, TextTower
+
+
+class Blip(nn.Module):
+    """Image encoder + text tower + projections, matching head and language head (paper, section 3.1).
+
+    Texts come as ids that begin with the special token of their use: [CLS] for `embed_texts`, [ENC] for
+    `match_logits`, [DEC] for `caption_logits`.
+    """
+
+    def __init__(self, config: ModelConfig, temperature: float = 0.07):
+        super().__init__()
+        self.config = config
+        self.image_encoder = ImageEncoder(config.image_encoder)
+        self.text_tower = TextTower(config.text_tower, self.image_encoder.width)
+        self.image_projection = nn.Linear(self.image_encoder.width, config.embed_dim)
+        self.text_projection = nn.Linear(config.text_tower.width, config.embed_dim)
+        self.itm_head = nn.Linear(config.text_tower.width, 2)
+        self.language_head = LanguageHead(config.text_tower)
+        self.temperature = nn.Parameter(torch.tensor(temperature))
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Images [batch, 3, size, size] (uint8, or float and normalised) -> image tokens [batch, tokens, width]."""
+        return self.image_encoder(images)
+
+    def embed_image_tokens(self, image_tokens: Tensor) -> Tensor:
+        """Image tokens [images, tokens, width] -> float32 unit vectors [images, embed_dim] for ITC."""
+        return F.normalize(self.image_projection(image_tokens[:, 0]).float(), dim=-1)
+
+    def embed_texts(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Texts [texts, tokens] -> float32 unit vectors [texts, embed_dim] for ITC."""
+        return F.normalize(self.text_projection(self.text_tower.encode(ids, mask)[:, 0]).float(), dim=-1)
+
+    def match_logits(self, ids: Tensor, mask: Tensor, memory: ImageMemory, image_index: Tensor | None = None) -> Tensor:
+        """Whether texts belong to images: logits [texts, 2], class 1 is "match". Arguments as in `TextTower.match`."""
+        return self.itm_head(self.text_tower.match(ids, mask, memory, image_index)[:, 0])
+
+    def caption_logits(
+        self,
+        ids: Tensor,
+        mask: Tensor | None,
+        memory: ImageMemory,
+        image_index: Tensor | None = None,
+        cache: SelfAttentionCache | None = None,
+    ) -> Tensor:
+        """Logits of each next word [texts, tokens, vocabulary]. Arguments as in `TextTower.decode`."""
+        return self.word_logits(self.text_tower.decode(ids, mask, memory, image_index, cache))
+
+    def word_logits(self, hidden: Tensor) -> Tensor:
+        """Decoder states [..., width] -> vocabulary logits [..., vocabulary]."""
+        return self.language_head(hidden, self.text_tower.embeddings.side("decoder").words.weight)
+
+    def checkpoint_activations(self) -> None:
+        """Recompute blocks in the backward pass: less memory, about a third more work."""
+        self.image_encoder.checkpoint_activations()
+        self.text_tower.checkpointing = True
+
+    def encoder_only_parts(self) -> list[nn.Module]:
+        """Modules that captioning never runs."""
+        return [self.image_projection, self.text_projection, self.itm_head, *self._parts_of("encoder")]
+
+    def decoder_only_parts(self) -> list[nn.Module]:
+        """Modules that retrieval never runs."""
+        return [self.language_head, *self._parts_of("decoder")]
+
+    def _parts_of(self, side: str) -> list[nn.Module]:
+        return [module for name, module in self.text_tower.named_modules() if name.rpartition(".")[2] == side]

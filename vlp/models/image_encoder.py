@@ -1,0 +1,78 @@
+"""Images to image tokens: the towers that `ImageEncoderConfig.name` can name."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from vlp.config import ImageEncoderConfig
+from vlp.errors import UserError
+from vlp.models.attention import use_fused_kernel
+
+# BLIP normalises with the means and deviations of CLIP (Radford et al. 2021), in units of full brightness.
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+
+
+class ImageEncoder(nn.Module):
+    """A tower that turns images into tokens; it normalises uint8 images on the device they are on.
+
+    Attributes:
+        width: width of an image token.
+        image_size: the side in pixels of the square images it takes.
+    """
+
+    def __init__(self, config: ImageEncoderConfig):
+        super().__init__()
+        if config.name not in BUILDERS:
+            raise UserError(f"Unknown image encoder {config.name!r}; choose one of {', '.join(BUILDERS)}.")
+        self.width = config.width
+        self.image_size = config.image_size
+        self.tower = BUILDERS[config.name](config)
+        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("deviation", torch.tensor(DEVIATION).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Image tokens, the class token first.
+
+        Args:
+            images: [batch, 3, image_size, image_size]; uint8 in 0..255, or float and normalised already.
+
+        Returns:
+            [batch, tokens, width].
+        """
+        if images.dtype == torch.uint8:
+            images = (images.to(self.mean.dtype) / 255 - self.mean) / self.deviation
+        for block in self.tower.blocks:  # the model may have moved since the last call
+            block.attn.fused_attn = use_fused_kernel(images.device)
+        return self.tower.forward_features(images)  # [batch, tokens, width]
+
+    def checkpoint_activations(self) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        self.tower.set_grad_checkpointing(True)
+
+
+def build_vit(config: ImageEncoderConfig) -> VisionTransformer:
+    """A pre-norm ViT with a class token (Dosovitskiy et al. 2021), as BLIP uses it."""
+    if config.image_size % config.patch_size:
+        raise UserError(
+            f"model.image_encoder.image_size ({config.image_size}) must be a multiple of patch_size ({config.patch_size})."
+        )
+    return VisionTransformer(
+        img_size=config.image_size,
+        patch_size=config.patch_size,
+        embed_dim=config.width,
+        depth=config.layers,
+        num_heads=config.heads,
+        drop_path_rate=config.drop_path,
+        num_classes=0,
+        global_pool="",
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+    )
+
+
+BUILDERS: dict[str, Callable[[ImageEncoderConfig], nn.Module]] = {
+    "vit": build_vit,
+}

@@ -1,0 +1,65 @@
+"""The momentum twin, which gives ITC its soft targets, and the queue of its past features (He et al. 2020; ALBEF)."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vlp.models.blip import Blip
+
+
+class MomentumTwin(nn.Module):
+    """A slowly moving copy of what ITC runs: image encoder, the text tower's encoder side, and projections."""
+
+    def __init__(self, model: Blip):
+        super().__init__()
+        self.image_encoder = copy.deepcopy(model.image_encoder)
+        self.text_tower = copy.deepcopy(model.text_tower)
+        self.image_projection = copy.deepcopy(model.image_projection)
+        self.text_projection = copy.deepcopy(model.text_projection)
+        for layer in self.text_tower.layers:  # ITC reads text alone
+            del layer.cross_attention
+        for name, module in self.text_tower.named_modules():
+            if "decoder" in module._modules:
+                del module._modules["decoder"]
+        self.requires_grad_(False)
+
+    @torch.no_grad()
+    def follow(self, model: Blip, momentum: float) -> None:
+        """twin = momentum * twin + (1 - momentum) * model."""
+        online = dict(model.named_parameters())
+        names, mine = zip(*self.named_parameters(), strict=True)
+        torch._foreach_lerp_(list(mine), [online[name].detach() for name in names], 1.0 - momentum)
+
+    @torch.no_grad()
+    def embed(self, images: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit vectors of images [batch, embed_dim] and of texts [batch, embed_dim], float32. ids begin with [CLS]."""
+        self.eval()  # targets without dropout are steadier
+        image = self.image_projection(self.image_encoder(images)[:, 0])
+        text = self.text_projection(self.text_tower.encode(ids, mask)[:, 0])
+        return F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
+
+
+class FeatureQueue(nn.Module):
+    """The last `size` pairs of the twin's features, as further negatives for ITC. It starts empty."""
+
+    def __init__(self, size: int, embed_dim: int):
+        super().__init__()
+        self.size = size
+        self.register_buffer("images", torch.zeros(size, embed_dim))
+        self.register_buffer("texts", torch.zeros(size, embed_dim))
+        self.register_buffer("image_hashes", torch.zeros(size, dtype=torch.int64))
+        self.register_buffer("filled", torch.zeros(size, dtype=torch.bool))
+        self.register_buffer("next", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def push(self, images: Tensor, texts: Tensor, image_hashes: Tensor) -> None:
+        """Add [batch, embed_dim] features and int64 [batch] image hashes; the oldest make room."""
+        images, texts, image_hashes = images[-self.size :], texts[-self.size :], image_hashes[-self.size :]
+        rows = (self.next + torch.arange(len(images), device=images.device)) % max(self.size, 1)
+        self.images[rows] = images
+        self.texts[rows] = texts
+        self.image_hashes[rows] = image_hashes
+        self.filled[rows] = True
+        self.next.copy_((self.next + len(images)) % max(self.size, 1))
