@@ -242,15 +242,7 @@ def filter_auc(
 def _batches(
     model: Model, shards: str | list[str], batch_size: int, limit: int | None, workers: int
 ) -> Iterator[EvaluationBatch]:
-    return evaluation_batches(
-        shards,
-        model.image_size,
-        model.tokenizer,
-        batch_size=batch_size,
-        workers=workers,
-        max_tokens=model.text_tokens,
-        limit=limit,
-    )
+    return evaluation_batches(shards, model.image_size, batch_size, workers, limit=limit)
 
 
 def _recalls(image_scores: Tensor, text_scores: Tensor, gallery: Gallery) -> dict[str, float]:

@@ -58,7 +58,8 @@ def build_vit(config: ImageEncoderConfig) -> VisionTransformer:
     """A pre-norm ViT with a class token (Dosovitskiy et al. 2021), as BLIP uses it."""
     if config.image_size % config.patch_size:
         raise UserError(
-            f"model.image_encoder.image_size ({config.image_size}) must be a multiple of patch_size ({config.patch_size})."
+            f"model.image_encoder.image_size ({config.image_size}) must be a multiple of "
+            f"its patch_size ({config.patch_size})."
         )
     return VisionTransformer(
         img_size=config.image_size,

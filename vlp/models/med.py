@@ -222,7 +222,7 @@ class TextTower(nn.Module):
         return "cross_attention" in _shared_parts(self.config.sharing)
 
     def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Text alone, both directions. ids int64 and mask bool (True: a token) [texts, tokens] -> [texts, tokens, width]."""
+        """Text alone, both directions: ids int64, mask bool (True: token) [texts, tokens] -> [texts, tokens, width]."""
         return self._run(ids, "encoder", _padding_bias(mask))
 
     def match(self, ids: Tensor, mask: Tensor, memory: ImageMemory, image_index: Tensor | None = None) -> Tensor:

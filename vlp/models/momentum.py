@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlp.models.blip import Blip
+from vlp.models.med import Both
 
 
 class MomentumTwin(nn.Module):
@@ -20,9 +21,9 @@ class MomentumTwin(nn.Module):
         self.text_projection = copy.deepcopy(model.text_projection)
         for layer in self.text_tower.layers:  # ITC reads text alone
             del layer.cross_attention
-        for name, module in self.text_tower.named_modules():
-            if "decoder" in module._modules:
-                del module._modules["decoder"]
+        for module in list(self.text_tower.modules()):
+            if isinstance(module, Both) and "decoder" in module:
+                del module["decoder"]
         self.requires_grad_(False)
 
     @torch.no_grad()
@@ -56,10 +57,12 @@ class FeatureQueue(nn.Module):
     @torch.no_grad()
     def push(self, images: Tensor, texts: Tensor, image_hashes: Tensor) -> None:
         """Add [batch, embed_dim] features and int64 [batch] image hashes; the oldest make room."""
+        if self.size == 0:
+            return
         images, texts, image_hashes = images[-self.size :], texts[-self.size :], image_hashes[-self.size :]
-        rows = (self.next + torch.arange(len(images), device=images.device)) % max(self.size, 1)
+        rows = (self.next + torch.arange(len(images), device=images.device)) % self.size
         self.images[rows] = images
         self.texts[rows] = texts
         self.image_hashes[rows] = image_hashes
         self.filled[rows] = True
-        self.next.copy_((self.next + len(images)) % max(self.size, 1))
+        self.next.copy_((self.next + len(images)) % self.size)

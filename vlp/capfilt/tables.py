@@ -1,0 +1,106 @@
+"""Score tables: one parquet file beside each shard, with every text of every image and what the filter says of it."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vlp.errors import UserError
+
+SUFFIX = ".capfilt.parquet"
+VERSION = "1"
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("source", pa.string()),  # "web" or "synthetic"
+        ("text", pa.string()),
+        ("itm", pa.float32()),  # probability of a match
+        ("itc", pa.float32()),  # cosine of the embeddings
+    ]
+)
+
+
+@dataclass
+class Scored:
+    """One text of one image: a row of a table."""
+
+    key: str
+    source: str
+    text: str
+    itm: float
+    itc: float
+
+
+def table_path(shard: str) -> Path:
+    """Where the table of a shard lies: `00012.tar` -> `00012.capfilt.parquet`.
+
+    Raises:
+        UserError: the shard is not on a local or mounted file system, where a finished table can appear by rename.
+    """
+    if "://" in shard:
+        raise UserError(f"Score tables lie beside their shards, and {shard} is remote: copy or mount it first.")
+    return Path(shard.removesuffix(".tar") + SUFFIX)
+
+
+def shard_stamp(shard: str) -> str:
+    """Size and time of change of a shard: what a table remembers of the file it was made from."""
+    status = os.stat(shard)
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+def folder_hash(folder: str) -> str:
+    """A hash of a model folder's weights and config."""
+    digest = hashlib.sha256()
+    for name in ("config.json", "model.safetensors"):
+        with open(Path(folder) / name, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def write_table(shard: str, rows: list[Scored], settings: dict[str, str]) -> None:
+    """Write a shard's table whole: under another name, then renamed."""
+    columns = {field.name: [getattr(row, field.name) for row in rows] for field in SCHEMA}
+    metadata = {"vlp.capfilt": json.dumps({**settings, "shard": shard_stamp(shard), "version": VERSION})}
+    table = pa.table(columns, schema=SCHEMA.with_metadata(metadata))
+    path = table_path(shard)
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        pq.write_table(table, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def is_finished(shard: str, settings: dict[str, str]) -> bool:
+    """Whether the shard's table exists and was made with these settings from this very file."""
+    stored = read_settings(shard)
+    return stored == {**settings, "shard": shard_stamp(shard), "version": VERSION}
+
+
+def read_settings(shard: str) -> dict[str, str] | None:
+    """What a shard's table was made with; None where there is no readable table."""
+    try:
+        metadata = pq.read_schema(table_path(shard)).metadata or {}
+        return json.loads(metadata[b"vlp.capfilt"])
+    except (OSError, KeyError, ValueError, pa.ArrowException):
+        return None
+
+
+def read_table(shard: str) -> pa.Table:
+    """A shard's table.
+
+    Raises:
+        UserError: there is none, it is of another version, or the shard was changed after it was scored.
+    """
+    settings = read_settings(shard)
+    if settings is None:
+        raise UserError(f"{shard} has no score table; run `vlp capfilt score` on it first.")
+    if settings.get("version") != VERSION:
+        raise UserError(f"The table of {shard} has version {settings.get('version')}, not {VERSION}; score it again.")
+    if settings["shard"] != shard_stamp(shard):
+        raise UserError(f"{shard} was changed after it was scored; score it again.")
+    return pq.read_table(table_path(shard))

@@ -1,0 +1,320 @@
+"""Every command: parse, call one function, print. Heavy imports stand inside the commands, so that --help is quick."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vlp.config import CapFiltConfig, DecodingConfig, RunConfig, load_config
+from vlp.errors import UserError, WorkError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="BLIP-style pretraining and CapFilt on image-text shards.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Make, import and inspect shards.")
+import_app = typer.Typer(no_args_is_help=True, help="Other people's formats to shards.")
+capfilt_app = typer.Typer(no_args_is_help=True, help="Caption and filter shards.")
+evaluate_app = typer.Typer(no_args_is_help=True, help="Score a model on shards.")
+app.add_typer(data_app, name="data")
+data_app.add_typer(import_app, name="import")
+app.add_typer(capfilt_app, name="capfilt")
+app.add_typer(evaluate_app, name="evaluate")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change, as key.sub=value.")]
+Precision = Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32.")]
+Shards = Annotated[
+    list[str], typer.Option("--shards", help="Shards: paths, globs, brace patterns or URLs; repeatable.")
+]
+
+
+@app.callback()
+def options(debug: Annotated[bool, typer.Option(help="Show tracebacks and every log line.")] = False) -> None:
+    """BLIP-style vision-language pretraining from image-text shards, and CapFilt to clean them."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("vlp").setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+@app.command()
+def demo(
+    output: Annotated[str, typer.Argument(help="Folder for everything the demo makes.")] = "demo",
+    quick: Annotated[bool, typer.Option(help="A smoke test of two minutes.")] = False,
+    seed: int = 0,
+) -> None:
+    """The whole loop on synthetic scenes, with a report. Example: vlp demo runs/demo"""
+    from vlp.demo import run_demo
+
+    run_demo(output, quick=quick, seed=seed)
+
+
+@data_app.command("scenes")
+def data_scenes(
+    output: str,
+    num: Annotated[int, typer.Option(help="How many samples.")] = 1000,
+    split: Annotated[str, typer.Option(help="human (clean) or web (some texts wrong).")] = "human",
+    wrong: Annotated[float, typer.Option(help="Share of wrong texts in a web split.")] = 0.4,
+    image_size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 64,
+    shard_size: Annotated[int, typer.Option(help="Samples a shard.")] = 1000,
+    seed: int = 0,
+) -> None:
+    """Synthetic scenes with a known truth. Example: vlp data scenes data/web --num 16000 --split web --wrong 0.4"""
+    from vlp.data.scenes import write_scenes
+
+    write_scenes(output, num, split, wrong, image_size, shard_size, seed)
+    print(f"{num} samples in {output}")
+
+
+@import_app.command("flickr8k")
+def import_flickr8k(
+    output: str,
+    images: Annotated[str, typer.Option(help="Folder of the images.")],
+    captions: Annotated[str, typer.Option(help="CSV with the columns image, caption.")],
+    split: Annotated[str | None, typer.Option(help="File with the names of the images to take.")] = None,
+    shard_size: int = 1000,
+) -> None:
+    """Flickr8k. Example: vlp data import flickr8k data/train --images Images --captions captions.txt"""
+    from vlp.data.import_captions import import_flickr8k as run
+
+    print(f"{run(images, captions, output, split, shard_size)} samples in {output}")
+
+
+@import_app.command("folder")
+def import_folder(output: str, folder: str, shard_size: int = 1000) -> None:
+    """An image folder with metadata.jsonl (file_name, text). Example: vlp data import folder data/mine photos"""
+    from vlp.data.import_web import import_folder as run
+
+    print(f"{run(folder, output, shard_size)} samples in {output}")
+
+
+@data_app.command("inspect")
+def data_inspect(
+    shards: Annotated[list[str], typer.Argument()],
+    sheet: Annotated[str, typer.Option(help="Where the contact sheet goes.")] = "contact-sheet.png",
+    as_json: Json = False,
+) -> None:
+    """Counts, bad samples, captions, sizes and a contact sheet. Example: vlp data inspect 'data/web/*.tar'"""
+    from vlp.data.inspect import inspect_shards
+    from vlp.report.sheets import contact_sheet
+
+    facts = inspect_shards(shards)
+    Path(sheet).write_bytes(contact_sheet(facts.pop("pictures")))
+    _print({**facts, "contact_sheet": sheet}, as_json)
+
+
+@app.command()
+def tokenizer(
+    shards: Annotated[list[str], typer.Argument()],
+    output: Annotated[str, typer.Option("--out", help="Folder for the tokenizer.")],
+    size: Annotated[int, typer.Option(help="Words at most.")] = 30_524,
+) -> None:
+    """Train a WordPiece tokenizer on captions. Example: vlp tokenizer 'data/*.tar' --out tokenizer --size 4000"""
+    from vlp.data.shards import BadSamples, expand_shards, iterate_samples
+    from vlp.data.tokenizer import train_tokenizer
+    from vlp.data.transforms import clean_caption
+
+    samples = iterate_samples(expand_shards(shards), BadSamples(max_share=1.0))
+    made = train_tokenizer((clean_caption(text) for sample in samples for text in sample.captions), size)
+    made.save(output)
+    print(f"{len(made)} words in {output}")
+
+
+Resume = Annotated[bool, typer.Option(help="Go on from the last complete checkpoint.")]
+
+
+@app.command()
+def pretrain(config: str, overrides: Overrides = None, resume: Resume = False) -> None:
+    """Pretrain with ITC, ITM and LM. Example: vlp pretrain configs/pretrain-vit-b16.yaml batch_size=600"""
+    _train(config, overrides, resume, {"pretrain"})
+
+
+@app.command()
+def finetune(config: str, overrides: Overrides = None, resume: Resume = False) -> None:
+    """Finetune for captioning or retrieval (the filter). Example: vlp finetune configs/captioner.yaml seed=1"""
+    _train(config, overrides, resume, {"captioning", "retrieval"})
+
+
+def _train(path: str, overrides: list[str] | None, resume: bool, tasks: set[str]) -> None:
+    config = load_config(RunConfig, path, overrides)
+    if config.task not in tasks:
+        raise UserError(f"task is {config.task}; this command takes {' or '.join(sorted(tasks))}.")
+    from vlp.train import run
+
+    run(config, resume)
+
+
+@capfilt_app.command("score")
+def capfilt_score(
+    shards: Shards,
+    filter: Annotated[str, typer.Option(help="Model folder that judges.")],
+    captioner: Annotated[
+        str, typer.Option(help="Model folder that captions; none: only the web texts are scored.")
+    ] = "",
+    seed: int = 0,
+    batch_size: int = 64,
+    precision: Precision = "auto",
+    settings: Annotated[list[str] | None, typer.Option("--set", help="decoding.top_p=0.95 and the like.")] = None,
+) -> None:
+    """Write score tables. Example: vlp capfilt score --shards 'web/*.tar' --captioner C --filter F"""
+    given = {"captioner": captioner, "filter": filter, "seed": seed, "batch_size": batch_size, "precision": precision}
+    config = _capfilt_config(None, settings, shards=shards, **given)
+    from vlp.capfilt.run import score
+    from vlp.log import Progress
+
+    with Progress("images") as progress:
+        counts = score(config, progress.add)
+    _print(vars(counts), False)
+
+
+@capfilt_app.command("select")
+def capfilt_select(
+    shards: Shards,
+    output: Annotated[str, typer.Option("--out", help="Folder for the new shards.")],
+    human: Annotated[list[str] | None, typer.Option(help="Clean shards that join as they are.")] = None,
+    threshold: Annotated[float, typer.Option(help="ITM probability from which a text is kept.")] = 0.5,
+    as_json: Json = False,
+) -> None:
+    """Score tables to new shards. Example: vlp capfilt select --shards 'web/*.tar' --out cleaned --threshold 0.5"""
+    from vlp.capfilt.select import select
+
+    _print(vars(select(shards, output, human, threshold)), as_json)
+
+
+@capfilt_app.command("run")
+def capfilt_run(config: str, overrides: Overrides = None) -> None:
+    """Score and select. Example: vlp capfilt run configs/capfilt.yaml output=cleaned"""
+    settings = _capfilt_config(config, overrides)
+    from vlp.capfilt.run import run_capfilt
+    from vlp.log import Progress
+
+    with Progress("images") as progress:
+        counts = run_capfilt(settings, progress.add)
+    _print(counts, False)
+
+
+def _capfilt_config(path: str | None, overrides: list[str] | None, **values: Any) -> CapFiltConfig:
+    assignments = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+    return load_config(CapFiltConfig, path, assignments + (overrides or []))
+
+
+@app.command()
+def caption(
+    model: str,
+    images: list[str],
+    beams: Annotated[int, typer.Option(help="Beam search with this many beams; 0 samples.")] = 3,
+    top_p: Annotated[float, typer.Option(help="Nucleus sampling: share of the probability to draw from.")] = 0.9,
+    top_k: int = 0,
+    temperature: float = 1.0,
+    repetition_penalty: float = 1.1,
+    prompt: str = "",
+    min_length: int = 5,
+    max_length: int = 20,
+    seed: int = 0,
+    as_json: Json = False,
+) -> None:
+    """Caption images. Example: vlp caption runs/captioner/model photo.jpg --beams 3"""
+    decoding = DecodingConfig(
+        beams=beams,
+        top_p=top_p,
+        top_k=top_k,
+        temperature=temperature,
+        repetition_penalty=repetition_penalty,
+        min_length=min_length,
+        max_length=max_length,
+        prompt=prompt,
+    )
+    from vlp.model import load_model
+
+    texts = load_model(model).caption(images, decoding, keys=images, seed=seed)
+    if as_json:
+        print(json.dumps(dict(zip(images, texts, strict=True))))
+    else:
+        for image, text in zip(images, texts, strict=True):
+            print(f"{image}\t{text}")
+
+
+@app.command()
+def search(
+    model: str,
+    images: Annotated[str, typer.Argument(help="A folder of pictures, or shards.")],
+    query: Annotated[str, typer.Option(help="What to look for.")],
+    top: int = 10,
+    rerank: Annotated[int, typer.Option(help="How many of the best ITM puts in order.")] = 32,
+    as_json: Json = False,
+) -> None:
+    """Search images by text. Example: vlp search MODEL photos --query "a dog on the beach" """
+    from vlp.model import load_model
+    from vlp.search import search as run
+
+    hits = run(load_model(model), images, query, top, rerank)
+    if as_json:
+        print(json.dumps([vars(hit) for hit in hits]))
+    else:
+        for hit in hits:
+            matched = "" if hit.itm is None else f"  match {hit.itm:.2f}"
+            print(f"{hit.itc:.3f}{matched}  {hit.name}")
+
+
+@app.command()
+def match(model: str, image: str, text: str, as_json: Json = False) -> None:
+    """ITC similarity and ITM probability of an image and a text. Example: vlp match MODEL photo.jpg "a dog" """
+    from vlp.model import load_model
+
+    result = load_model(model).match(image, text)
+    _print({"itc": result.itc.item(), "itm": result.itm.item()}, as_json)
+
+
+Out = Annotated[str | None, typer.Option("--out", help="Also write the numbers to this JSON file.")]
+
+
+@evaluate_app.command("retrieval")
+def evaluate_retrieval(
+    model: str, shards: list[str], rerank: int = 16, limit: int | None = None, out: Out = None, as_json: Json = False
+) -> None:
+    """R@1/5/10 both ways. Example: vlp evaluate retrieval MODEL 'data/val/*.tar' --rerank 16"""
+    from vlp.evaluate import evaluate_retrieval as run
+    from vlp.model import load_model
+
+    _finish(run(load_model(model), shards, rerank=rerank, limit=limit), out, as_json)
+
+
+@evaluate_app.command("captioning")
+def evaluate_captioning(
+    model: str, shards: list[str], beams: int = 3, limit: int | None = None, out: Out = None, as_json: Json = False
+) -> None:
+    """CIDEr, BLEU, and on scenes the share of exact captions. Example: vlp evaluate captioning MODEL 'val/*.tar'"""
+    from vlp.evaluate import evaluate_captioning as run
+    from vlp.model import load_model
+
+    _finish(run(load_model(model), shards, DecodingConfig(beams=beams), limit=limit), out, as_json)
+
+
+def _finish(results: dict[str, Any], out: str | None, as_json: bool) -> None:
+    if out:
+        Path(out).write_text(json.dumps(results, indent=2) + "\n")
+    _print(results, as_json)
+
+
+def _print(values: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(values))
+        return
+    width = max(len(key) for key in values)
+    for key, value in values.items():
+        print(f"{key:<{width}}  {value:.4f}" if isinstance(value, float) else f"{key:<{width}}  {value}")
+
+
+def main() -> None:
+    """Run a command. Exit codes: 0 done, 1 the work failed, 2 the call was wrong."""
+    try:
+        app()
+    except (UserError, WorkError) as error:
+        if "--debug" in sys.argv:
+            raise
+        print(f"vlp: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UserError) else 1)

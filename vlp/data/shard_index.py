@@ -1,0 +1,179 @@
+"""Where the samples of a shard lie: one scan of a tar's headers, kept in a cache.
+
+Knowing every sample's place gives exact epochs, a position to resume from, and any split over processes and workers
+without reading what others read.
+"""
+
+import hashlib
+import json
+import os
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import braceexpand
+import fsspec
+import numpy as np
+
+from vlp.data.bad_samples import BadSample
+from vlp.errors import UserError
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+WILDCARDS = "*?["
+
+
+@dataclass
+class ShardIndex:
+    """The samples of one shard.
+
+    Attributes:
+        members: int64 [samples, 6]: offset and size in bytes of the image, the text and the JSON; -1 where absent.
+        bad: samples that cannot be read, and the shard itself where it cannot.
+    """
+
+    path: str
+    keys: list[str]
+    members: np.ndarray
+    bad: list[BadSample]
+
+
+def expand_shards(shards: str | list[str]) -> list[str]:
+    """Paths and URLs of shards from brace patterns, local globs, and lists of both.
+
+    Raises:
+        UserError: no local file matches.
+    """
+    patterns = [shards] if isinstance(shards, str) else list(shards)
+    found: list[str] = []
+    for path in (path for pattern in patterns for path in braceexpand.braceexpand(pattern)):
+        if "://" in path:
+            found.append(path)
+        elif any(letter in path for letter in WILDCARDS):
+            anchor = Path(Path(path).anchor or ".")
+            found += sorted(str(match) for match in anchor.glob(path.lstrip("/")))
+        elif Path(path).is_file():
+            found.append(path)
+        else:
+            raise UserError(f"No shard matches {path!r}; check the path, or the numbers in braces.")
+    if not found:
+        raise UserError(f"No shard matches {' '.join(patterns) or 'an empty name'}; check the path.")
+    return found
+
+
+def index_shard(path: str) -> ShardIndex:
+    """The index of a shard, from the cache where the shard has not changed since."""
+    cached = _cache_file(path)
+    if cached is not None and cached.exists():
+        try:
+            return _load(path, cached)
+        except (OSError, ValueError, KeyError):
+            pass  # unreadable: made anew below
+    index = scan_shard(path)
+    if cached is not None:
+        _store(index, cached)
+    return index
+
+
+class _Scan:
+    """Members one after another, put together to samples by key."""
+
+    def __init__(self, path: str):
+        self.index = ShardIndex(path, [], np.empty((0, 6), dtype=np.int64), [])
+        self.rows: list[list[int]] = []
+        self.seen: set[str] = set()
+        self.key: str | None = None
+        self.row = [-1] * 6
+
+    def member(self, header: tarfile.TarInfo) -> None:
+        key, extension = split_name(header.name)
+        column = 0 if extension in IMAGE_EXTENSIONS else {"txt": 2, "json": 4}.get(extension)
+        if key != self.key or (column is not None and self.row[column] >= 0):
+            self.close()
+            self.key = key
+        if column is not None:
+            self.row[column : column + 2] = [header.offset_data, header.size]
+
+    def close(self) -> None:
+        """End the sample at hand."""
+        if self.key is not None:
+            if self.key in self.seen:
+                self.bad("duplicate key")
+            elif self.row[0] < 0:
+                self.bad("no image")
+            else:
+                self.index.keys.append(self.key)
+                self.rows.append(self.row)
+            self.seen.add(self.key)
+        self.key, self.row = None, [-1] * 6
+
+    def bad(self, reason: str) -> None:
+        self.index.bad.append(BadSample(self.index.path, self.key or "", reason))
+
+
+def scan_shard(path: str) -> ShardIndex:
+    """Read all headers of a tar, skipping the contents. What precedes a cut or damage is kept."""
+    scan = _Scan(path)
+    try:
+        with fsspec.open(path, "rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            with tarfile.open(fileobj=file, mode="r:") as archive:
+                for header in archive:
+                    if header.offset_data + header.size > end:
+                        scan.key = split_name(header.name)[0]
+                        scan.bad("truncated")
+                        scan.key = None
+                        break
+                    if header.isfile():
+                        scan.member(header)
+    except tarfile.ReadError as error:
+        whole_file = not scan.rows and scan.key is None
+        scan.close()
+        scan.bad("zero bytes" if "empty file" in str(error) else "unreadable shard" if whole_file else "truncated")
+    except OSError:
+        scan.close()
+        scan.bad("unreadable shard")
+    scan.close()
+    scan.index.members = np.array(scan.rows, dtype=np.int64).reshape(-1, 6)
+    return scan.index
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """A member's key and extension, as webdataset splits them: at the first dot of the last part of the name."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    return folder + slash + stem, extension.lower()
+
+
+def _cache_file(path: str) -> Path | None:
+    """Where a shard's index is kept: named after path, size and time of change; None where these are unknown."""
+    try:
+        if "://" in path:
+            filesystem, inner = fsspec.url_to_fs(path)
+            facts = filesystem.info(inner)
+            stamp = [str(facts.get(name)) for name in ("size", "mtime", "LastModified", "ETag", "etag", "created")]
+        else:
+            status = os.stat(path)
+            stamp, path = [str(status.st_size), str(status.st_mtime_ns)], os.path.abspath(path)
+    except OSError:
+        return None
+    folder = Path(os.environ.get("VLP_CACHE") or Path.home() / ".cache" / "vlp")
+    digest = hashlib.sha256(json.dumps(["index-1", path, *stamp]).encode()).hexdigest()[:32]
+    return folder / "index" / f"{digest}.npz"
+
+
+def _load(path: str, cached: Path) -> ShardIndex:
+    with np.load(cached, allow_pickle=False) as stored:
+        text = json.loads(stored["text"].tobytes())
+        return ShardIndex(path, text["keys"], stored["members"], [BadSample(path, *pair) for pair in text["bad"]])
+
+
+def _store(index: ShardIndex, cached: Path) -> None:
+    text = json.dumps({"keys": index.keys, "bad": [[bad.key, bad.reason] for bad in index.bad]}).encode()
+    temporary = cached.with_name(f".{cached.stem}.tmp-{os.getpid()}.npz")
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(temporary, members=index.members, text=np.frombuffer(text, dtype=np.uint8))
+        os.replace(temporary, cached)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # a cache that cannot be written is no error

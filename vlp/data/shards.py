@@ -1,0 +1,205 @@
+"""What a sample is, and how samples are read from webdataset shards."""
+
+import io
+import json
+import tarfile
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO
+
+import fsspec
+from PIL import Image
+
+from vlp.data.bad_samples import BAD_REASONS, BadSample, BadSampleError, BadSamples
+from vlp.data.shard_index import IMAGE_EXTENSIONS, ShardIndex, expand_shards, index_shard, split_name
+from vlp.data.shard_writer import ShardWriter, prepare_output
+
+__all__ = [
+    "BAD_REASONS",
+    "IMAGE_EXTENSIONS",
+    "BadSample",
+    "BadSampleError",
+    "BadSamples",
+    "Sample",
+    "ShardIndex",
+    "ShardReader",
+    "ShardWriter",
+    "decode_image",
+    "expand_shards",
+    "index_shard",
+    "iterate_samples",
+    "prepare_output",
+    "read_members",
+]
+
+MAX_PIXELS = 100_000_000
+OPEN_FILES = 16  # shuffling moves between this many shards without opening one again
+
+
+@dataclass
+class Sample:
+    """One image with its texts, as it lies in a shard.
+
+    Attributes:
+        image: the encoded file.
+        text: the content of the txt member, None where there is none.
+        captions: `captions` of the JSON where it has any, else the text; stripped, never empty.
+        info: the JSON member, {} where there is none.
+    """
+
+    key: str
+    shard: str
+    image: bytes
+    text: str | None
+    captions: list[str]
+    info: dict
+
+
+class ShardReader:
+    """Reads samples at any place of any shard, keeping the last few files open."""
+
+    def __init__(self) -> None:
+        self.files: OrderedDict[str, IO[bytes]] = OrderedDict()
+
+    def read(self, index: ShardIndex, row: int) -> Sample:
+        """The sample in a row of a shard's index.
+
+        Raises:
+            BadSampleError: it is cut off, has no usable text, or its text or JSON is broken.
+        """
+        key, places = index.keys[row], index.members[row].tolist()
+        try:
+            image, text, info = (self._part(index.path, *places[i : i + 2]) for i in (0, 2, 4))
+            return make_sample(key, index.path, image or b"", text, info)
+        except BadSampleError as error:
+            raise BadSampleError(error.reason, index.path, key) from None
+        except EOFError:
+            raise BadSampleError("truncated", index.path, key) from None
+        except OSError:
+            raise BadSampleError("unreadable shard", index.path, key) from None
+
+    def close(self) -> None:
+        """Close the files."""
+        while self.files:
+            self.files.popitem()[1].close()
+
+    def _part(self, path: str, offset: int, size: int) -> bytes | None:
+        if offset < 0:
+            return None
+        file = self.files.pop(path, None) or fsspec.open(path, "rb").open()
+        self.files[path] = file  # the newest stands last
+        if len(self.files) > OPEN_FILES:
+            self.files.popitem(last=False)[1].close()
+        file.seek(offset)
+        data = file.read(size)
+        if len(data) < size:
+            raise EOFError
+        return data
+
+
+def make_sample(key: str, shard: str, image: bytes, text: bytes | None, info: bytes | None) -> Sample:
+    """A sample from its members.
+
+    Raises:
+        BadSampleError: no image bytes, broken JSON, or no usable text.
+    """
+    if not image:
+        raise BadSampleError("zero bytes")
+    try:
+        facts = json.loads(info) if info else {}
+    except ValueError:
+        raise BadSampleError("bad json") from None
+    if not isinstance(facts, dict):
+        raise BadSampleError("bad json")
+    try:
+        words = None if text is None else text.decode("utf-8").strip()
+    except UnicodeDecodeError:
+        raise BadSampleError("text not UTF-8") from None
+    captions = _captions(facts) or ([words] if words else [])
+    if not captions:
+        raise BadSampleError("no text" if text is None else "empty text")
+    return Sample(key, shard, image, words, captions, facts)
+
+
+def decode_image(data: bytes, shortest: int | None = None) -> Image.Image:
+    """Encoded bytes to an RGB picture.
+
+    Args:
+        shortest: a JPEG may be decoded at a smaller scale as long as its shorter side keeps this many pixels.
+
+    Raises:
+        BadSampleError: it is no image, it is broken, or it has more than `MAX_PIXELS` pixels.
+    """
+    if not data:
+        raise BadSampleError("zero bytes")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's warning of large images: the limit below is ours
+            picture = Image.open(io.BytesIO(data))
+        if picture.width * picture.height > MAX_PIXELS:
+            raise BadSampleError("image too large")
+        if shortest is not None:
+            picture.draft("RGB", (shortest, shortest))
+        if picture.mode == "P" and "transparency" in picture.info:
+            picture = picture.convert("RGBA")
+        return picture.convert("RGB")
+    except Image.DecompressionBombError:
+        raise BadSampleError("image too large") from None
+    except (OSError, SyntaxError, ValueError, EOFError):  # what Pillow raises for broken files
+        raise BadSampleError("image undecodable") from None
+
+
+def iterate_samples(shards: str | list[str], bad: BadSamples | None = None) -> Iterator[Sample]:
+    """All samples in order. Bad ones are given to `bad` and skipped."""
+    reader = ShardReader()
+    for path in expand_shards(shards):
+        index = index_shard(path)
+        for one in index.bad if bad is not None else []:
+            bad.add(one)
+        for row in range(len(index.keys)):
+            try:
+                sample = reader.read(index, row)
+            except BadSampleError as error:
+                if bad is not None:
+                    bad.add(error.sample)
+                continue
+            if bad is not None:
+                bad.seen()
+            yield sample
+    reader.close()
+
+
+def read_members(path: str) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Every sample of a shard with all its members by extension, in order; for writing shards anew.
+
+    Samples that share a key with an earlier one, and whatever is cut off, are left out.
+    """
+    seen: set[str] = set()
+    key, members = "", {}
+    try:
+        with fsspec.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
+            for member in archive:
+                if not member.isfile():
+                    continue
+                name, extension = split_name(member.name)
+                if name != key or extension in members:
+                    if members and key not in seen:
+                        yield key, members
+                    seen.add(key)
+                    key, members = name, {}
+                members[extension] = archive.extractfile(member).read()
+    except (tarfile.ReadError, OSError, EOFError):
+        members = {}  # `index_shard` names the damage
+    if members and key not in seen:
+        yield key, members
+
+
+def _captions(facts: dict) -> list[str]:
+    """Texts of the JSON's `captions`: strings, or objects with a `text`."""
+    listed = facts.get("captions")
+    if not isinstance(listed, list):
+        return []
+    texts = [entry.get("text") if isinstance(entry, dict) else entry for entry in listed]
+    return [text.strip() for text in texts if isinstance(text, str) and text.strip()]

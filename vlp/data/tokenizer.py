@@ -1,0 +1,128 @@
+"""BERT WordPiece with BLIP's [DEC] and [ENC]: load one, or train one on captions."""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads and forked workers do not go together
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
+
+from vlp.errors import UserError
+
+FirstToken = Literal["[CLS]", "[ENC]", "[DEC]"]
+BERT_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+BLIP_SPECIALS = ["[DEC]", "[ENC]"]  # last in the vocabulary, in this order
+
+
+class CaptionTokenizer:
+    """Texts to ids and back. Sequences are: first token, words, [SEP].
+
+    Attributes:
+        pad_id, cls_id, sep_id, enc_id, dec_id: ids of the special tokens.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        """Raises UserError when a special token is missing."""
+        missing = [token for token in BERT_SPECIALS + BLIP_SPECIALS if tokenizer.token_to_id(token) is None]
+        if missing:
+            raise UserError(f"The tokenizer lacks the special tokens {', '.join(missing)}.")
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self.tokenizer = tokenizer
+        self.pad_id, _, self.cls_id, self.sep_id, _ = map(tokenizer.token_to_id, BERT_SPECIALS)
+        self.dec_id, self.enc_id = map(tokenizer.token_to_id, BLIP_SPECIALS)
+
+    def __len__(self) -> int:
+        return self.tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def encode(
+        self, texts: list[str], max_tokens: int, first: FirstToken = "[CLS]", multiple: int = 8
+    ) -> tuple[Tensor, Tensor]:
+        """Texts as padded ids.
+
+        Args:
+            max_tokens: longer texts are cut, [SEP] kept.
+            first: the special token of the use: unimodal, matching or decoding.
+            multiple: the length is that of the longest text, rounded up to this, so that shapes are few.
+
+        Returns:
+            ids int64 and mask bool (True: a token), both [texts, tokens].
+        """
+        first_id = self.tokenizer.token_to_id(first)
+        encoded = self.tokenizer.encode_batch(texts, add_special_tokens=False)
+        rows = [[first_id, *one.ids[: max_tokens - 2], self.sep_id] for one in encoded]
+        length = -(-max(map(len, rows), default=1) // multiple) * multiple
+        ids = torch.tensor([row + [self.pad_id] * (length - len(row)) for row in rows]).reshape(-1, length)
+        lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
+        return ids, torch.arange(length) < lengths[:, None]
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """What a caption begins with: [DEC] and the prompt's words."""
+        return [self.dec_id, *self.tokenizer.encode(prompt, add_special_tokens=False).ids]
+
+    def decode(self, ids: list[int]) -> str:
+        """Ids to text, special tokens left out and word pieces joined."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def save(self, folder: str) -> None:
+        """Write the files that `transformers.AutoTokenizer` reads as well."""
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save(str(path / "tokenizer.json"))
+        words = sorted(self.tokenizer.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
+        (path / "vocab.txt").write_text("".join(f"{word}\n" for word, _ in words))
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "pad_token": "[PAD]",
+            "unk_token": "[UNK]",
+            "cls_token": "[CLS]",
+            "sep_token": "[SEP]",
+            "mask_token": "[MASK]",
+            "bos_token": "[DEC]",
+            "extra_special_tokens": ["[ENC]"],
+            "clean_up_tokenization_spaces": False,
+        }
+        (path / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def load_tokenizer(folder: str) -> CaptionTokenizer:
+    """Read a tokenizer folder.
+
+    Raises:
+        UserError: there is no tokenizer.json, or it is not a tokenizer with the special tokens.
+    """
+    path = Path(folder) / "tokenizer.json"
+    if not path.is_file():
+        raise UserError(f"{folder} is not a tokenizer folder: it has no tokenizer.json; `vlp tokenizer` makes one.")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises this very class
+        raise UserError(f"{path} is not readable as a tokenizer: {error}.") from None
+    return CaptionTokenizer(tokenizer)
+
+
+def train_tokenizer(captions: Iterable[str], size: int, min_frequency: int = 2) -> CaptionTokenizer:
+    """Learn a lower-casing WordPiece vocabulary.
+
+    Args:
+        size: most words, special tokens included.
+        min_frequency: how often a piece must occur to be merged.
+    """
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size - len(BLIP_SPECIALS),
+        min_frequency=min_frequency,
+        special_tokens=BERT_SPECIALS,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(captions, trainer)
+    tokenizer.add_special_tokens(BLIP_SPECIALS)
+    return CaptionTokenizer(tokenizer)

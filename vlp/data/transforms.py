@@ -1,0 +1,98 @@
+"""Preprocessing of images and captions, for training and for evaluation. Images stay uint8 until the device."""
+
+import math
+import random
+import re
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
+
+from vlp.config import AugmentConfig
+
+ASPECT = (3 / 4, 4 / 3)
+GREY = (128, 128, 128)  # what shows where a picture was moved away
+UNWANTED = re.compile(r"[.!\"()*#:;~]")  # BLIP drops these from captions
+SPACES = re.compile(r"\s{2,}")
+
+
+def training_image(image: Image.Image, size: int, augment: AugmentConfig, rng: random.Random) -> np.ndarray:
+    """A random crop, flip and changes of a picture, as uint8 [3, size, size]; `rng` decides everything."""
+    box = _crop_box(image.width, image.height, augment, rng)
+    image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    if augment.flip and rng.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    for _ in range(augment.operations):
+        operation = rng.choice(OPERATIONS)
+        if rng.random() < augment.probability:
+            image = operation(image, augment.magnitude / 10, rng)
+    return _to_array(image)
+
+
+def evaluation_image(image: Image.Image, size: int) -> np.ndarray:
+    """The whole picture at the model's size, as uint8 [3, size, size]; BLIP does not keep the aspect ratio either."""
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
+    return _to_array(image)
+
+
+def clean_caption(text: str, max_words: int = 50) -> str:
+    """A caption in BLIP's form: lower case, no punctuation that says nothing, single spaces, at most 50 words."""
+    text = SPACES.sub(" ", UNWANTED.sub(" ", text.lower()).replace("\n", " ")).strip()
+    return " ".join(text.split(" ")[:max_words])
+
+
+def _to_array(image: Image.Image) -> np.ndarray:
+    return np.ascontiguousarray(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
+
+
+def _crop_box(width: int, height: int, augment: AugmentConfig, rng: random.Random) -> tuple[float, float, float, float]:
+    """A random part of the area with a random aspect ratio (Szegedy et al. 2015); the whole when none fits."""
+    if augment.crop_min >= 1:
+        return 0, 0, width, height
+    for _ in range(10):
+        area = width * height * rng.uniform(augment.crop_min, augment.crop_max)
+        aspect = math.exp(rng.uniform(math.log(ASPECT[0]), math.log(ASPECT[1])))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = rng.randint(0, width - w), rng.randint(0, height - h)
+            return left, top, left + w, top + h
+    return 0, 0, width, height
+
+
+def _enhance(kind: type) -> object:
+    """A colour operation; `strength` 1 changes by up to 0.9, up or down."""
+
+    def operation(image: Image.Image, strength: float, rng: random.Random) -> Image.Image:
+        return kind(image).enhance(1 + rng.choice((-0.9, 0.9)) * strength)
+
+    return operation
+
+
+def _affine(a: float, b: float, c: float, d: float) -> object:
+    """Shear (a, b: horizontal and vertical, at most 0.3) or translation (c, d: share of the size, at most 0.45)."""
+
+    def operation(image: Image.Image, strength: float, rng: random.Random) -> Image.Image:
+        amount = rng.choice((-strength, strength))
+        matrix = (1, a * amount, c * amount * image.width, b * amount, 1, d * amount * image.height)
+        return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=GREY)
+
+    return operation
+
+
+def _rotate(image: Image.Image, strength: float, rng: random.Random) -> Image.Image:
+    return image.rotate(rng.choice((-30, 30)) * strength, Image.Resampling.BILINEAR, fillcolor=GREY)
+
+
+# BLIP's list (its pretraining configuration), applied with RandAugment (Cubuk et al. 2020).
+OPERATIONS = [
+    lambda image, strength, rng: image,
+    lambda image, strength, rng: ImageOps.autocontrast(image),
+    lambda image, strength, rng: ImageOps.equalize(image),
+    _enhance(ImageEnhance.Brightness),
+    _enhance(ImageEnhance.Sharpness),
+    _affine(0.3, 0, 0, 0),
+    _affine(0, 0.3, 0, 0),
+    _affine(0, 0, 0.45, 0),
+    _affine(0, 0, 0, 0.45),
+    _rotate,
+]

@@ -1,0 +1,260 @@
+"""The whole loop on synthetic scenes: pretrain, finetune, CapFilt, pretrain anew, and a report of what it gained."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from vlp.capfilt.run import run_capfilt
+from vlp.capfilt.truth import filter_quality
+from vlp.config import (
+    AugmentConfig,
+    CapFiltConfig,
+    DataConfig,
+    DecodingConfig,
+    ImageEncoderConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    RunConfig,
+    SourceConfig,
+    TextTowerConfig,
+)
+from vlp.data.scenes import write_scenes
+from vlp.data.shards import expand_shards, iterate_samples
+from vlp.data.tokenizer import train_tokenizer
+from vlp.data.transforms import clean_caption
+from vlp.errors import UserError
+from vlp.evaluate import evaluate_captioning, evaluate_retrieval
+from vlp.log import Progress
+from vlp.model import load_model
+from vlp.report.demo_page import write_demo_page
+from vlp.train import run
+
+WRONG = 0.4  # share of wrong web texts
+# Cropping and flipping would make captions of places untrue, colour changes those of colours.
+PLAIN = AugmentConfig(crop_min=1.0, crop_max=1.0, flip=False, operations=0)
+GREEDY = DecodingConfig(beams=1, repetition_penalty=1.0, min_length=4, max_length=24)
+NUCLEUS = DecodingConfig(top_p=0.9, repetition_penalty=1.0, min_length=4, max_length=24)
+
+
+@dataclass(frozen=True)
+class DemoSizes:
+    """How much of everything a demo takes."""
+
+    human: int  # clean samples
+    web: int  # samples of which 40% have a wrong text
+    held_out: int  # clean samples for the scores
+    pretrain_steps: int
+    finetune_steps: int
+    warmup_steps: int
+    batch_size: int
+    image_size: int = 64
+    patch_size: int = 8
+    width: int = 192
+    layers: int = 4
+    heads: int = 3
+
+
+FULL = DemoSizes(
+    human=4000, web=16000, held_out=500, pretrain_steps=1000, finetune_steps=250, warmup_steps=100, batch_size=128
+)
+QUICK = DemoSizes(
+    human=800, web=1600, held_out=100, pretrain_steps=40, finetune_steps=20, warmup_steps=10, batch_size=64, width=96
+)
+
+
+def run_demo(output: str, quick: bool = False, seed: int = 0) -> dict:
+    """Run the demo, or go on with one that was stopped, and write OUTPUT/report.html and OUTPUT/report.json.
+
+    Args:
+        output: folder for everything; stages that it holds already are not made again.
+        quick: a smoke test that checks the way, not the quality.
+        seed: of the scenes, the weights and everything drawn.
+
+    Returns:
+        What report.json holds.
+    """
+    root, sizes = Path(output), QUICK if quick else FULL
+    _claim(root, {"sizes": asdict(sizes), "seed": seed})
+    started = time.monotonic()
+    before = _seconds_so_far(root)
+    say = _narrator(started)
+
+    say("scenes and tokenizer")
+    _make_data(root, sizes, seed)
+    say("pretraining on the noisy web and the clean human shards")
+    _train(_pretrain_config(root, "noisy", ["human", "web"], sizes, seed))
+    say("finetuning the captioner")
+    _finetune(root, "captioner", "captioning", sizes, seed)
+    say("finetuning the filter")
+    _finetune(root, "filter", "retrieval", sizes, seed)
+    say("CapFilt: captioning and filtering the web shards")
+    _capfilt(root, seed)
+    say("pretraining anew on the cleaned shards")
+    _train(_pretrain_config(root, "bootstrapped", ["cleaned"], sizes, seed))
+    say("scores on held-out scenes")
+    results = {
+        **{name: _score(root, name) for name in ("noisy", "bootstrapped")},
+        **filter_quality(_shards(root, "web")),
+        "seed": seed,
+        "quick": quick,
+        "seconds": before + time.monotonic() - started,
+    }
+    _write_json(root / "report.json", results)
+    write_demo_page(root)
+    say(f"done: {root / 'report.html'}")
+    return results
+
+
+def _claim(root: Path, settings: dict) -> None:
+    """Mark a folder as this demo's; refuse one that holds anything else."""
+    mark = root / "demo.json"
+    if mark.exists():
+        if json.loads(mark.read_text()) != settings:
+            raise UserError(f"{root} holds a demo with other settings; choose another folder or remove it.")
+        return
+    if root.exists() and any(root.iterdir()):
+        raise UserError(f"{root} exists and is not a demo's; choose another folder.")
+    root.mkdir(parents=True, exist_ok=True)
+    _write_json(mark, settings)
+
+
+def _seconds_so_far(root: Path) -> float:
+    """Seconds that an earlier, stopped call spent on the stages it finished: those up to its newest file."""
+    times = [path.stat().st_mtime for path in root.glob("*")]
+    return max(times) - (root / "demo.json").stat().st_mtime if len(times) > 1 else 0.0
+
+
+def _narrator(started: float) -> Callable[[str], None]:
+    def say(what: str) -> None:
+        minutes, seconds = divmod(int(time.monotonic() - started), 60)
+        print(f"[{minutes:02d}:{seconds:02d}] {what}", flush=True)
+
+    return say
+
+
+def _shards(root: Path, name: str) -> str:
+    return str(root / "data" / name / "*.tar")
+
+
+def _make_data(root: Path, sizes: DemoSizes, seed: int) -> None:
+    splits = {
+        "human": (sizes.human, "human", 0.0, 3 * seed),
+        "web": (sizes.web, "web", WRONG, 3 * seed + 1),
+        "held-out": (sizes.held_out, "human", 0.0, 3 * seed + 2),
+    }
+    for name, (count, split, wrong, scene_seed) in splits.items():
+        folder = root / "data" / name
+        if not folder.exists():  # it appears when it is whole
+            temporary = root / "data" / f".{name}.tmp-{os.getpid()}"
+            write_scenes(str(temporary), count, split, wrong, sizes.image_size, 1000, scene_seed)
+            os.replace(temporary, folder)
+    if not (root / "tokenizer").exists():
+        shards = expand_shards([_shards(root, "human"), _shards(root, "web")])
+        texts = (clean_caption(text) for sample in iterate_samples(shards, None) for text in sample.captions)
+        temporary = root / f".tokenizer.tmp-{os.getpid()}"
+        train_tokenizer(texts, 1000).save(str(temporary))
+        os.replace(temporary, root / "tokenizer")
+
+
+def _model(sizes: DemoSizes) -> ModelConfig:
+    return ModelConfig(
+        ImageEncoderConfig(
+            image_size=sizes.image_size,
+            patch_size=sizes.patch_size,
+            width=sizes.width,
+            layers=sizes.layers,
+            heads=sizes.heads,
+        ),
+        TextTowerConfig(
+            width=sizes.width,
+            layers=sizes.layers,
+            heads=sizes.heads,
+            feed_forward=4 * sizes.width,
+            positions=64,
+            dropout=0.0,
+        ),
+        embed_dim=128,
+    )
+
+
+def _data(root: Path, names: list[str]) -> DataConfig:
+    sources = [SourceConfig(_shards(root, name)) for name in names]
+    return DataConfig(sources, workers=1, shuffle_buffer=20_000, max_tokens=24, augment=PLAIN)
+
+
+def _pretrain_config(root: Path, name: str, sources: list[str], sizes: DemoSizes, seed: int) -> RunConfig:
+    return RunConfig(
+        task="pretrain",
+        output=str(root / name),
+        tokenizer=str(root / "tokenizer"),
+        seed=seed,
+        model=_model(sizes),
+        data=_data(root, sources),
+        objective=ObjectiveConfig(queue_size=2048, momentum=0.99, alpha_ramp_epochs=2.0),
+        optim=OptimConfig(learning_rate=1e-3, warmup_steps=sizes.warmup_steps, decay="cosine", clip_norm=1.0),
+        batch_size=sizes.batch_size,
+        steps=sizes.pretrain_steps,
+        checkpoint_every=500,
+        keep_checkpoints=1,
+    )
+
+
+def _finetune(root: Path, name: str, task: str, sizes: DemoSizes, seed: int) -> None:
+    """Finetune the noisy model on the clean human shards; the model ends in OUTPUT/NAME."""
+    if (root / name).exists():
+        return
+    config = RunConfig(
+        task=task,
+        output=str(root / f"{name}-run"),
+        start_from=str(root / "noisy" / "model"),
+        seed=seed,
+        data=_data(root, ["human"]),
+        objective=ObjectiveConfig(queue_size=2048, momentum=0.99, alpha_ramp_epochs=1.0),
+        optim=OptimConfig(learning_rate=3e-4, warmup_steps=20, decay="cosine", floor=0.0, clip_norm=1.0),
+        batch_size=sizes.batch_size,
+        steps=sizes.finetune_steps,
+        checkpoint_every=500,
+        keep_checkpoints=1,
+    )
+    _train(config)
+    temporary = root / f".{name}.tmp-{os.getpid()}"
+    shutil.copytree(root / f"{name}-run" / "model", temporary)
+    os.replace(temporary, root / name)
+
+
+def _train(config: RunConfig) -> None:
+    if not (Path(config.output) / "model").exists():
+        run(config, resume=Path(config.output).exists())
+
+
+def _capfilt(root: Path, seed: int) -> None:
+    if (root / "data" / "cleaned").exists():
+        return
+    config = CapFiltConfig(
+        shards=_shards(root, "web"),
+        human=_shards(root, "human"),
+        captioner=str(root / "captioner"),
+        filter=str(root / "filter"),
+        output=str(root / "data" / "cleaned"),
+        decoding=NUCLEUS,
+        batch_size=128,
+        seed=seed,
+    )
+    with Progress("images") as progress:
+        _write_json(root / "capfilt.json", run_capfilt(config, progress.add))
+
+
+def _score(root: Path, name: str) -> dict[str, float]:
+    model, held_out = load_model(root / name / "model"), _shards(root, "held-out")
+    return {**evaluate_retrieval(model, held_out, rerank=16), **evaluate_captioning(model, held_out, GREEDY)}
+
+
+def _write_json(path: Path, values: dict) -> None:
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary.write_text(json.dumps(values, indent=2) + "\n")
+    os.replace(temporary, path)

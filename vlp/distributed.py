@@ -1,0 +1,74 @@
+"""What processes of one run share: plain torch.distributed, and nothing at all when there is one process."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes and prints."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """All processes' [rows, ...], of equal shape, one after another in rank order. No gradient."""
+    if world_size() == 1:
+        return tensor.detach()
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(parts, tensor.detach().contiguous())
+    return torch.cat(parts)
+
+
+class _GatherWithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(context: torch.autograd.function.FunctionCtx, tensor: Tensor) -> Tensor:
+        return gather(tensor)
+
+    @staticmethod
+    def backward(context: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
+        # What every process's loss says of this process's rows, summed: gloo has no reduce-scatter.
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        rows = len(gradient) // world_size()
+        return gradient[rank() * rows :][:rows]
+
+
+def gather_with_gradient(tensor: Tensor) -> Tensor:
+    """As `gather`; a row's gradient is the sum of what all processes' losses say of it."""
+    return tensor if world_size() == 1 else _GatherWithGradient.apply(tensor)
+
+
+def gather_texts(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """All processes' texts, padded to the longest: int64 and bool [texts, tokens] -> [all texts, longest]."""
+    if world_size() == 1:
+        return ids, mask
+    longest = torch.tensor(ids.shape[1], device=ids.device)
+    dist.all_reduce(longest, dist.ReduceOp.MAX)
+    more = int(longest) - ids.shape[1]
+    ids = torch.nn.functional.pad(ids, (0, more))  # the mask hides whatever stands here
+    mask = torch.nn.functional.pad(mask.to(torch.uint8), (0, more))
+    return gather(ids), gather(mask).bool()
+
+
+def all_sum(tensor: Tensor) -> Tensor:
+    """The sum over processes, without a gradient."""
+    total = tensor.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total

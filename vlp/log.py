@@ -1,0 +1,107 @@
+"""What a run says of itself: JSON lines, TensorBoard, and progress with a rate and an estimate."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+    """Counts finished work: a bar on a terminal, otherwise a plain line every few seconds. Use it in a `with` block."""
+
+    def __init__(self, unit: str, total: int | None = None, done: int = 0, quiet: bool = False):
+        """`done` was finished before, and is not part of the rate; `quiet` says nothing (all processes but one)."""
+        self.unit, self.total, self.done, self.before = unit, total, done, done
+        self.quiet = quiet
+        self.started = self.last_line = time.monotonic()
+        self.bar: Bar | None = None
+        if sys.stdout.isatty() and not quiet:
+            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
+            self.bar = Bar(TextColumn("{task.description}"), *columns)
+            self.row = self.bar.add_task(unit, total=total, completed=done, note="")
+
+    def __enter__(self) -> "Progress":
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def add(self, what: str = "", count: int = 1) -> None:
+        """Count finished work; `what` names the stage."""
+        self.done += count
+        note = f"{self.rate():.1f} {self.unit}/s"
+        if self.bar:
+            self.bar.update(self.row, completed=self.done, note=note, description=what or self.unit)
+        elif not self.quiet and time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
+            self.last_line = time.monotonic()
+            of = f"/{self.total}" if self.total else ""
+            self.say(f"{what or self.unit} {self.done}{of}  {note}  {self.left()}")
+
+    def say(self, line: str) -> None:
+        """Print a line, above the bar where there is one."""
+        if self.quiet:
+            return
+        if self.bar:
+            self.bar.console.print(line, highlight=False)
+        else:
+            print(line, flush=True)
+
+    def rate(self) -> float:
+        """Finished since the start, a second."""
+        return (self.done - self.before) / max(time.monotonic() - self.started, 1e-9)
+
+    def left(self) -> str:
+        """An estimate of the time left, for people."""
+        if not self.total or self.done == self.before:
+            return ""
+        seconds = (self.total - self.done) / self.rate()
+        if seconds < 90:
+            return f"{seconds:.0f} s left"
+        return f"{seconds / 60:.0f} min left" if seconds < 5400 else f"{seconds / 3600:.1f} h left"
+
+
+class RunLog:
+    """A run's records: `log.jsonl` and TensorBoard events in the run's folder."""
+
+    def __init__(self, folder: Path, from_step: int = 0):
+        """Open the logs. Records after `from_step` are those of a stopped run that will be made again: they go."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path = folder / "log.jsonl"
+        if self.path.exists():
+            kept = [line for line in self.path.read_text().splitlines() if _step(line) <= from_step]
+            self.path.write_text("".join(f"{line}\n" for line in kept))
+        self.events = SummaryWriter(str(folder / "tensorboard"), purge_step=from_step + 1 if from_step else None)
+
+    def write(self, record: dict[str, float]) -> None:
+        """Append a record; its `step` is the x axis of the curves."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        for name, value in record.items():
+            if name != "step":
+                self.events.add_scalar(name, value, record["step"])
+
+    def close(self) -> None:
+        """Flush and close."""
+        self.events.close()
+
+
+def read_log(path: str | Path) -> list[dict[str, float]]:
+    """The records of a `log.jsonl`; a half-written last line is left out."""
+    return [json.loads(line) for line in Path(path).read_text().splitlines() if _step(line) < float("inf")]
+
+
+def _step(line: str) -> float:
+    """The step of a record; infinite for a line that is not whole."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

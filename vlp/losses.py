@@ -1,0 +1,70 @@
+"""ITC, ITM with hard negatives, and LM: tensors in, scalars out."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def contrastive_targets(twin_similarities: Tensor, positives: Tensor, alpha: float) -> Tensor:
+    """Soft targets of ITC (ALBEF, equation 6): part the twin's opinion, part the truth.
+
+    Args:
+        twin_similarities: [rows, columns] similarities of the momentum twin, divided by the temperature.
+        positives: bool [rows, columns], True where row and column belong together; at least one a row.
+        alpha: the twin's share, 0 to 1.
+
+    Returns:
+        [rows, columns]; each row sums to one.
+    """
+    truth = positives / positives.sum(dim=1, keepdim=True)
+    return alpha * twin_similarities.softmax(dim=1) + (1 - alpha) * truth
+
+
+def contrastive_loss(similarities: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of [rows, columns] similarities (divided by the temperature) against soft targets; mean over rows.
+
+    Columns at -inf are absent: their targets must be zero.
+    """
+    log_probabilities = similarities.log_softmax(dim=1)
+    return -(targets * log_probabilities.masked_fill(targets == 0, 0.0)).sum(dim=1).mean()
+
+
+def draw_hard_negatives(similarities: Tensor, forbidden: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """One negative for each row, drawn with the softmax of the similarities over what is allowed (ALBEF, section 3.2).
+
+    All rows are drawn at once on the device, by the Gumbel-max trick: the largest of similarity + Gumbel noise is
+    distributed as the softmax.
+
+    Args:
+        similarities: [rows, columns], divided by the temperature.
+        forbidden: bool [rows, columns], True at the row's own pair and at whatever equals it.
+        noise: uniform in [0, 1), [rows, columns].
+
+    Returns:
+        The drawn columns, int64 [rows], and bool [rows]: False where every column is forbidden.
+    """
+    gumbel = -torch.log(-torch.log(noise.clamp(1e-20, 1 - 1e-7)))
+    scores = (similarities.detach().float() + gumbel).masked_fill(forbidden, float("-inf"))
+    return scores.argmax(dim=1), ~forbidden.all(dim=1)
+
+
+def matching_loss(logits: Tensor, labels: Tensor, counted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """ITM over image-text pairs.
+
+    Args:
+        logits: [pairs, 2], class 1 is "match".
+        labels: int64 [pairs].
+        counted: bool [pairs], False for pairs that are left out.
+
+    Returns:
+        The summed cross-entropy, the number of right answers and the number of counted pairs, float32 scalars.
+    """
+    logits = logits.float()
+    losses = F.cross_entropy(logits, labels, reduction="none") * counted
+    right = ((logits.argmax(dim=1) == labels) & counted).sum()
+    return losses.sum(), right.float(), counted.sum().float()
+
+
+def language_loss(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """Summed cross-entropy of [words, vocabulary] logits against int64 [words], with label smoothing (0.1 in BLIP)."""
+    return F.cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=smoothing)

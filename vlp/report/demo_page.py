@@ -1,0 +1,5 @@
+"""The demo's page."""
+
+
+def write_demo_page(root):
+    """later"""

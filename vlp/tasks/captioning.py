@@ -1,0 +1,33 @@
+"""Captioning finetuning, which makes the captioner: LM alone, after a prompt that is not predicted."""
+
+from torch import Tensor, nn
+
+from vlp.config import RunConfig
+from vlp.data.loader import Batch
+from vlp.data.tokenizer import CaptionTokenizer
+from vlp.models.blip import Blip
+from vlp.tasks.language import caption_loss, freeze
+
+
+class CaptioningTask(nn.Module):
+    """`forward(batch)` gives `lm`. The loader puts `objective.prompt` before each caption."""
+
+    def __init__(self, config: RunConfig, model: Blip, tokenizer: CaptionTokenizer):
+        super().__init__()
+        self.model = model
+        self.dec_id = tokenizer.dec_id
+        self.smoothing = config.objective.label_smoothing
+        self.prompt_length = len(tokenizer.prompt_ids(config.objective.prompt)) - 1  # without [DEC]
+        freeze(model.encoder_only_parts())
+        model.temperature.requires_grad_(False)
+
+    def start_step(self, step: int, epoch: float) -> None:
+        """Nothing moves between steps."""
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Named losses of a batch; see `build_task`."""
+        memory = self.model.text_tower.project_image(self.model.encode_images(batch.images), "decoder")
+        lm = caption_loss(
+            self.model, batch.text_ids, batch.text_mask, memory, self.dec_id, self.smoothing, self.prompt_length
+        )
+        return {"lm": lm}

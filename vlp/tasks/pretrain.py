@@ -1,0 +1,39 @@
+"""Pretraining: ITC, ITM and LM together (BLIP, section 3.2)."""
+
+from torch import Tensor, nn
+
+from vlp.config import RunConfig
+from vlp.data.loader import Batch
+from vlp.data.tokenizer import CaptionTokenizer
+from vlp.models.blip import Blip
+from vlp.tasks.alignment import Alignment
+from vlp.tasks.language import caption_loss
+
+
+class PretrainTask(nn.Module):
+    """`forward(batch)` gives `itc`, `itm` and `lm` of one batch; the image is encoded and projected once."""
+
+    def __init__(self, config: RunConfig, model: Blip, tokenizer: CaptionTokenizer):
+        super().__init__()
+        self.objective = config.objective
+        self.dec_id = tokenizer.dec_id
+        self.model = model
+        self.alignment = Alignment(config.objective, model, tokenizer.enc_id, config.seed)
+
+    def start_step(self, step: int, epoch: float) -> None:
+        """Called once before each optimiser step; `epoch` counts passes over the data, with fractions."""
+        self.alignment.start_step(self.model, step, epoch)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Named losses of a batch; see `build_task`."""
+        model = self.model
+        image_tokens = model.encode_images(batch.images)  # [batch, tokens, width]
+        memory = model.text_tower.project_image(image_tokens, "encoder")
+        for_decoding = memory
+        if not model.text_tower.shares_memory:
+            for_decoding = model.text_tower.project_image(image_tokens, "decoder")
+        losses = self.alignment(model, batch, image_tokens, memory, same_image=False)
+        lm = caption_loss(
+            model, batch.text_ids, batch.text_mask, for_decoding, self.dec_id, self.objective.label_smoothing
+        )
+        return {**losses, "lm": self.objective.lm_weight * lm}

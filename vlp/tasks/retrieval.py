@@ -1,0 +1,30 @@
+"""Retrieval finetuning, which makes the filter: ITC and ITM, all captions of an image being its positives."""
+
+from torch import Tensor, nn
+
+from vlp.config import RunConfig
+from vlp.data.loader import Batch
+from vlp.data.tokenizer import CaptionTokenizer
+from vlp.models.blip import Blip
+from vlp.tasks.alignment import Alignment
+from vlp.tasks.language import freeze
+
+
+class RetrievalTask(nn.Module):
+    """`forward(batch)` gives `itc` and `itm`."""
+
+    def __init__(self, config: RunConfig, model: Blip, tokenizer: CaptionTokenizer):
+        super().__init__()
+        self.model = model
+        freeze(model.decoder_only_parts())
+        self.alignment = Alignment(config.objective, model, tokenizer.enc_id, config.seed)
+
+    def start_step(self, step: int, epoch: float) -> None:
+        """Called once before each optimiser step; `epoch` counts passes over the data, with fractions."""
+        self.alignment.start_step(self.model, step, epoch)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Named losses of a batch; see `build_task`."""
+        image_tokens = self.model.encode_images(batch.images)  # [batch, tokens, width]
+        memory = self.model.text_tower.project_image(image_tokens, "encoder")
+        return self.alignment(self.model, batch, image_tokens, memory, same_image=True)
