@@ -24,13 +24,13 @@ COLOURS = {
 }
 SIZES = {"large": ("large", "big"), "small": ("small", "little")}
 RELATIONS = {
-    "left of": ("left of", "to the left of", "on the left side of"),
-    "right of": ("right of", "to the right of", "on the right side of"),
+    "left of": ("left of", "to the left of"),
+    "right of": ("right of", "to the right of"),
     "above": ("above", "over"),
     "below": ("below", "under", "beneath"),
 }
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-OPENINGS = ("", "", "there is ", "a picture of ", "we see ", "an image showing ")
+OPENINGS = ("", "", "there is ", "we see ")
 WRONG_KINDS = ("other caption", "changed attribute", "file name", "advert")
 WRONG_WEIGHTS = (0.35, 0.35, 0.15, 0.15)
 ADVERTS = (
@@ -44,9 +44,7 @@ ADVERTS = (
     "contact us for a custom quote",
 )
 # Words that say nothing of the scene; a caption with any other word is not exact.
-FILLERS = frozenset(
-    ["a", "an", "the", "there", "is", "one", "picture", "image", "of", "showing", "we", "see", "to", "on", "side"]
-)
+FILLERS = frozenset(["a", "the", "there", "is", "of", "we", "see", "to"])
 
 
 def _words(table: dict[str, tuple[str, ...]]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,7 @@ from vlp.errors import UserError
 FirstToken = Literal["[CLS]", "[ENC]", "[DEC]"]
 BERT_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 BLIP_SPECIALS = ["[DEC]", "[ENC]"]  # last in the vocabulary, in this order
+MOST_CAPTIONS = 1_000_000
 
 
 class CaptionTokenizer:
@@ -107,22 +109,33 @@ def load_tokenizer(folder: str) -> CaptionTokenizer:
 
 
 def train_tokenizer(captions: Iterable[str], size: int, min_frequency: int = 2) -> CaptionTokenizer:
-    """Learn a lower-casing WordPiece vocabulary.
+    """Learn a lower-casing WordPiece vocabulary; equal captions give an equal vocabulary.
 
     Args:
+        captions: the first million are read.
         size: most words, special tokens included.
         min_frequency: how often a piece must occur to be merged.
     """
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
+    texts = list(islice(captions, MOST_CAPTIONS))
+    learner = _word_piece({"[UNK]": 0})
+    # The trainer numbers the pieces inside words by a random hash; naming them first makes the numbers certain.
+    letters = sorted({letter for text in texts for letter in learner.normalizer.normalize_str(text)} - {" "})
     trainer = trainers.WordPieceTrainer(
         vocab_size=size - len(BLIP_SPECIALS),
         min_frequency=min_frequency,
-        special_tokens=BERT_SPECIALS,
+        special_tokens=BERT_SPECIALS + [f"##{letter}" for letter in letters],
         show_progress=False,
     )
-    tokenizer.train_from_iterator(captions, trainer)
-    tokenizer.add_special_tokens(BLIP_SPECIALS)
+    learner.train_from_iterator(texts, trainer)
+    words = sorted(learner.get_vocab().items(), key=lambda item: item[1])
+    tokenizer = _word_piece(dict(words))  # without the pieces being special
+    tokenizer.add_special_tokens(BERT_SPECIALS + BLIP_SPECIALS)
     return CaptionTokenizer(tokenizer)
+
+
+def _word_piece(vocabulary: dict[str, int]) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return tokenizer

@@ -1,5 +1,71 @@
-"""The demo's page."""
+"""The demo's page: what the loop gained, how it was learned, and what the filter said, in one HTML file."""
+
+import base64
+import io
+import json
+import os
+from importlib.resources import files
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from vlp.data.shards import decode_image, iterate_samples
+from vlp.report.curves import loss_curves
+
+EXAMPLES = 12
+ROWS = (  # (name on the page, key in report.json)
+    ("image → text R@1", "i2t_r1"),
+    ("text → image R@1", "t2i_r1"),
+    ("exact captions", "caption_exact"),
+    ("CIDEr", "CIDEr"),
+)
 
 
-def write_demo_page(root):
-    """later"""
+def write_demo_page(root: Path) -> None:
+    """Write ROOT/report.html from what the demo left in ROOT. It opens from disk and loads nothing."""
+    results = json.loads((root / "report.json").read_text())
+    logs = {name: root / name / "log.jsonl" for name in ("noisy", "bootstrapped")}
+    page = render(
+        "demo.html.j2",
+        results=results,
+        rows=[
+            (title, results["noisy"][key], results["bootstrapped"][key], key != "CIDEr")
+            for title, key in ROWS
+            if key in results["noisy"]
+        ],
+        curves=Markup(loss_curves(logs)),
+        examples=_examples(root / "data" / "web"),
+    )
+    temporary = root / f".report.html.tmp-{os.getpid()}"
+    temporary.write_text(page)
+    os.replace(temporary, root / "report.html")
+
+
+def render(template: str, **values: object) -> str:
+    """One of this folder's templates, filled; every name must be given."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["percent"] = lambda value: "–" if value != value else f"{100 * value:.1f}%"
+    environment.filters["points"] = lambda value: f"{100 * value:+.1f}"
+    return environment.from_string((files("vlp.report") / template).read_text()).render(**values)
+
+
+def _examples(folder: Path) -> list[dict]:
+    """Scenes of the first web shard with their texts and verdicts; right and wrong web texts in turn."""
+    shard = min(folder.glob("*.tar"))
+    texts: dict[str, list[dict]] = {}
+    for row in pq.read_table(shard.with_suffix(".capfilt.parquet")).to_pylist():
+        texts.setdefault(row["key"], []).append({**row, "kept": row["itm"] >= 0.5})
+    by_truth: dict[bool, list[dict]] = {True: [], False: []}
+    for sample in iterate_samples([str(shard)]):
+        truth = sample.info["truth"]
+        picture = io.BytesIO()
+        decode_image(sample.image).save(picture, "PNG")
+        image = f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"
+        example = {"image": image, "texts": texts.get(sample.key, []), "wrong_kind": truth["wrong_kind"]}
+        by_truth[truth["text_right"]].append(example)
+        if min(map(len, by_truth.values())) >= EXAMPLES // 2:
+            break
+    pairs = zip(by_truth[False], by_truth[True], strict=False)
+    return [example for pair in pairs for example in pair][:EXAMPLES]

@@ -1,0 +1,74 @@
+"""What the tests share: small shards of scenes, a tokenizer, and a cache of their own."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread_and_own_cache(tmp_path_factory):
+    torch.set_num_threads(1)
+    os.environ["VLP_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory) -> Path:
+    """A folder of five shards: 4 x 20 and 1 x 7 clean scenes of 32 pixels."""
+    from vlp.data.scenes import write_scenes
+
+    folder = tmp_path_factory.mktemp("scenes") / "human"
+    write_scenes(str(folder), 87, "human", 0, 32, 20, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def web_scenes(tmp_path_factory) -> Path:
+    """A folder of three shards with 20 scenes each, half of their texts wrong."""
+    from vlp.data.scenes import write_scenes
+
+    folder = tmp_path_factory.mktemp("scenes") / "web"
+    write_scenes(str(folder), 60, "web", 0.5, 32, 20, seed=2)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory, scenes) -> Path:
+    """A tokenizer trained on the scenes' captions."""
+    from vlp.data.shards import iterate_samples
+    from vlp.data.tokenizer import train_tokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer") / "tokenizer"
+    train_tokenizer((sample.captions[0] for sample in iterate_samples(f"{scenes}/*.tar")), 200).save(str(folder))
+    return folder
+
+
+@pytest.fixture
+def run_config(tmp_path, scenes, tokenizer_folder):
+    """A function that makes the config of a tiny run; keyword arguments are `key=value` overrides."""
+    from vlp.config import RunConfig, load_config
+
+    def make(output: str = "run", *overrides: str) -> RunConfig:
+        base = [
+            f"output={tmp_path / output}",
+            f"tokenizer={tokenizer_folder}",
+            f"data.sources=[{{shards: '{scenes}/*.tar'}}]",
+            "data.workers=0",
+            "data.max_tokens=16",
+            "data.augment={crop_min: 1, flip: false, operations: 0}",
+            "model.image_encoder={image_size: 32, patch_size: 8, width: 32, layers: 2, heads: 2}",
+            "model.text_tower={width: 32, layers: 2, heads: 2, feed_forward: 64, positions: 32, dropout: 0.0}",
+            "model.embed_dim=16",
+            "objective={queue_size: 24, momentum: 0.9}",
+            "optim={learning_rate: 1e-3, warmup_steps: 2, decay: cosine}",
+            "batch_size=8",
+            "steps=10",
+            "precision=fp32",
+            "log_every=1",
+        ]
+        return load_config(RunConfig, None, base + list(overrides))
+
+    return make

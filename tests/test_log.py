@@ -1,0 +1,60 @@
+"""Logs and the watch on ITM."""
+
+import json
+import math
+
+from vlp.log import Progress, RunLog, read_log
+from vlp.plateau import PLATEAU, PlateauWatch
+
+
+def test_records_are_lines_and_a_resume_takes_back_what_comes_again(tmp_path):
+    log = RunLog(tmp_path)
+    for step in (1, 2, 3):
+        log.write({"step": step, "itc": step / 2})
+    log.close()
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 4, "itc"')  # killed while writing
+    assert [one["step"] for one in read_log(tmp_path / "log.jsonl")] == [1, 2, 3]
+    log = RunLog(tmp_path, from_step=2)
+    log.write({"step": 3, "itc": 9.0})
+    log.close()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert lines == [{"step": 1, "itc": 0.5}, {"step": 2, "itc": 1.0}, {"step": 3, "itc": 9.0}]
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_progress_has_a_rate_and_an_estimate(capsys, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("vlp.log.time.monotonic", lambda: clock[0])
+    with Progress("images", total=100, done=20) as progress:
+        clock[0] += 11
+        progress.add("score", 22)
+    assert progress.rate() == 2.0
+    assert capsys.readouterr().out.strip() == "score 42/100  2.0 images/s  29 s left"
+    with Progress("images", quiet=True) as progress:
+        clock[0] += 11
+        progress.add()
+        progress.say("x")
+    assert capsys.readouterr().out == ""
+
+
+def test_the_plateau_is_the_entropy_of_one_in_three():
+    assert math.isclose(PLATEAU, 0.6365, abs_tol=1e-4)
+
+
+def said(levels, warmup=100):
+    watch = PlateauWatch(warmup)
+    return [(step, line) for step, level in levels if (line := watch.see(step, level))]
+
+
+def test_a_stuck_run_is_told_once():
+    lines = said([(step, 0.637) for step in range(20, 3000, 20)])
+    assert len(lines) == 1
+    assert lines[0][0] == 500
+    assert "learning rate" in lines[0][1]
+    assert said([(step, 0.637) for step in range(20, 3000, 20)], warmup=1000)[0][0] == 1200
+
+
+def test_a_run_that_learns_is_left_in_peace():
+    assert not said([(step, 0.637 if step < 320 else 0.5) for step in range(20, 3000, 20)])
+    assert not said([(step, 0.69 if step % 40 else 0.60) for step in range(20, 400, 20)])

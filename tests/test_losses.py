@@ -1,0 +1,70 @@
+"""Losses against plain references, and the distribution of hard negatives."""
+
+import math
+
+import torch
+
+from vlp.losses import contrastive_loss, contrastive_targets, draw_hard_negatives, language_loss, matching_loss
+
+
+def test_contrastive_loss_equals_a_plain_loop():
+    torch.manual_seed(0)
+    rows, columns, alpha = 4, 9, 0.3
+    online, twin = torch.randn(rows, columns), torch.randn(rows, columns)
+    positives = torch.zeros(rows, columns, dtype=torch.bool)
+    positives[0, [0, 6]] = positives[1, 1] = positives[2, 2] = positives[3, [3, 8]] = True
+    expected = 0.0
+    for i in range(rows):
+        scores = [math.exp(value) for value in twin[i].tolist()]
+        target = [alpha * score / sum(scores) for score in scores]
+        for j in positives[i].nonzero().flatten().tolist():
+            target[j] += (1 - alpha) / int(positives[i].sum())
+        total = math.log(sum(math.exp(value) for value in online[i].tolist()))
+        expected -= sum(t * (value - total) for t, value in zip(target, online[i].tolist(), strict=True)) / rows
+    targets = contrastive_targets(twin, positives, alpha)
+    torch.testing.assert_close(targets.sum(dim=1), torch.ones(rows))
+    assert abs(contrastive_loss(online, targets).item() - expected) < 1e-5
+
+
+def test_absent_columns_change_nothing():
+    torch.manual_seed(0)
+    scores = torch.randn(3, 5, requires_grad=True)
+    positives = torch.eye(3, 5, dtype=torch.bool)
+    loss = contrastive_loss(scores, contrastive_targets(scores.detach(), positives, 0.4))
+    loss.backward()
+    wide = torch.cat([scores.detach(), torch.full((3, 4), float("-inf"))], dim=1).requires_grad_()
+    wide_positives = torch.cat([positives, torch.zeros(3, 4, dtype=torch.bool)], dim=1)
+    again = contrastive_loss(wide, contrastive_targets(wide.detach(), wide_positives, 0.4))
+    again.backward()
+    torch.testing.assert_close(again, loss)
+    torch.testing.assert_close(wide.grad[:, :5], scores.grad)
+
+
+def test_hard_negatives_follow_the_softmax_and_avoid_what_is_forbidden():
+    torch.manual_seed(0)
+    scores = torch.tensor([2.0, 0.0, 1.0, -1.0]).repeat(40_000, 1)
+    forbidden = torch.tensor([True, False, False, False]).repeat(40_000, 1)
+    drawn, valid = draw_hard_negatives(scores, forbidden, torch.rand_like(scores))
+    assert valid.all()
+    share = drawn.bincount(minlength=4) / len(drawn)
+    expected = torch.tensor([0.0, *torch.tensor([0.0, 1.0, -1.0]).softmax(0).tolist()])
+    assert (share - expected).abs().max() < 0.01
+    _, valid = draw_hard_negatives(scores[:2], torch.ones(2, 4, dtype=torch.bool), torch.rand(2, 4))
+    assert not valid.any()
+
+
+def test_matching_loss_counts_what_counts():
+    logits = torch.tensor([[0.0, 2.0], [1.0, 0.0], [0.0, 3.0]])
+    total, right, pairs = matching_loss(logits, torch.tensor([1, 0, 0]), torch.tensor([True, True, False]))
+    expected = math.log(1 + math.exp(-2)) + math.log(1 + math.exp(-1))
+    assert abs(total.item() - expected) < 1e-6
+    assert (right.item(), pairs.item()) == (2, 2)
+
+
+def test_language_loss_equals_the_formula_of_label_smoothing():
+    torch.manual_seed(0)
+    logits, targets, smoothing = torch.randn(5, 11), torch.randint(11, (5,)), 0.1
+    log_p = logits - logits.exp().sum(dim=1, keepdim=True).log()
+    smooth = torch.full((5, 11), smoothing / 11)
+    smooth[torch.arange(5), targets] += 1 - smoothing
+    torch.testing.assert_close(language_loss(logits, targets, smoothing), -(smooth * log_p).sum())

@@ -1,0 +1,62 @@
+"""The momentum twin follows, and the queue wraps."""
+
+import torch
+
+from vlp.config import ImageEncoderConfig, ModelConfig, TextTowerConfig
+from vlp.models.blip import Blip
+from vlp.models.momentum import FeatureQueue, MomentumTwin
+
+
+def small_model() -> Blip:
+    torch.manual_seed(0)
+    image = ImageEncoderConfig(image_size=16, patch_size=8, width=24, layers=1, heads=2)
+    text = TextTowerConfig(vocabulary=30, width=24, layers=2, heads=2, feed_forward=32, dropout=0.0)
+    return Blip(ModelConfig(image, text, embed_dim=8)).eval()
+
+
+def test_the_twin_starts_equal_and_holds_no_decoder():
+    model = small_model()
+    twin = MomentumTwin(model)
+    assert not [name for name, _ in twin.named_parameters() if "decoder" in name or "cross_attention" in name]
+    images = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
+    ids, mask = torch.randint(1, 30, (3, 5)), torch.ones(3, 5, dtype=torch.bool)
+    image, text = twin.embed(images, ids, mask)
+    torch.testing.assert_close(image, model.embed_image_tokens(model.encode_images(images)).detach())
+    torch.testing.assert_close(text, model.embed_texts(ids, mask).detach())
+    assert not any(parameter.requires_grad for parameter in twin.parameters())
+
+
+def test_the_twin_follows():
+    model = small_model()
+    twin = MomentumTwin(model)
+    before = {name: value.clone() for name, value in twin.named_parameters()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    twin.follow(model, 0.9)
+    for name, value in twin.named_parameters():
+        torch.testing.assert_close(value, before[name] + 0.1)
+
+
+def test_the_queue_wraps_at_any_size():
+    queue = FeatureQueue(7, 2)
+    pushed = []
+    for step in range(5):
+        rows = torch.arange(3) + 3 * step
+        queue.push(rows[:, None] * torch.ones(2), -rows[:, None] * torch.ones(2), rows)
+        pushed += rows.tolist()
+        assert sorted(queue.image_hashes[queue.filled].tolist()) == pushed[-7:]
+    assert torch.equal(queue.images[:, 0], queue.image_hashes.float())
+    assert torch.equal(queue.texts[:, 1], -queue.image_hashes.float())
+
+
+def test_a_batch_larger_than_the_queue_leaves_its_end():
+    queue = FeatureQueue(4, 1)
+    queue.push(torch.arange(10.0)[:, None], torch.arange(10.0)[:, None], torch.arange(10))
+    assert sorted(queue.image_hashes.tolist()) == [6, 7, 8, 9]
+
+
+def test_no_queue():
+    queue = FeatureQueue(0, 3)
+    queue.push(torch.ones(2, 3), torch.ones(2, 3), torch.ones(2, dtype=torch.int64))
+    assert queue.images.shape == (0, 3)

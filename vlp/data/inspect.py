@@ -1,0 +1,57 @@
+"""What shards hold: counts, bad samples, caption lengths, image sizes, frequent words."""
+
+import random
+from collections import Counter
+from statistics import median
+
+from PIL import Image
+
+from vlp.data.shards import BadSample, BadSampleError, BadSamples, decode_image, expand_shards, iterate_samples
+from vlp.data.transforms import clean_caption
+
+# Words that tell nothing of a data set.
+STOP_WORDS = frozenset(["a", "an", "the", "of", "in", "on", "at", "to", "is", "are", "and", "with", "by", "for", "its"])
+PICTURES = 40  # on the contact sheet
+
+
+def inspect_shards(shards: str | list[str]) -> dict:
+    """Read every sample whole.
+
+    Returns:
+        `shards`, `samples`, `captions`, `bad` (by reason), `caption_words` (least, median, most),
+        `image_sizes` (the ten most frequent "WIDTHxHEIGHT" and how many), `frequent_words` (twenty), and `pictures`:
+        (PIL image, caption) of samples drawn at random, for a contact sheet.
+    """
+    bad = BadSamples(max_share=1.0)
+    paths = expand_shards(shards)
+    sizes: Counter[str] = Counter()
+    words: Counter[str] = Counter()
+    lengths: list[int] = []
+    pictures: list[tuple[Image.Image, str]] = []
+    rng, samples = random.Random(0), 0
+    for sample in iterate_samples(paths, bad):
+        try:
+            picture = decode_image(sample.image)
+        except BadSampleError as error:
+            bad.add(BadSample(sample.shard, sample.key, error.reason))
+            continue
+        samples += 1
+        sizes[f"{picture.width}x{picture.height}"] += 1
+        for caption in sample.captions:
+            split = clean_caption(caption).split()
+            lengths.append(len(split))
+            words.update(word for word in split if word not in STOP_WORDS)
+        place = len(pictures) if len(pictures) < PICTURES else rng.randrange(samples)  # reservoir sampling
+        if place < PICTURES:
+            picture.thumbnail((256, 256))
+            pictures[place : place + 1] = [(picture, sample.captions[0])]
+    return {
+        "shards": len(paths),
+        "samples": samples,
+        "captions": len(lengths),
+        "bad": dict(bad.counts),
+        "caption_words": {"least": min(lengths), "median": median(lengths), "most": max(lengths)} if lengths else {},
+        "image_sizes": dict(sizes.most_common(10)),
+        "frequent_words": dict(words.most_common(20)),
+        "pictures": pictures,
+    }

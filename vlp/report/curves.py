@@ -1,0 +1,50 @@
+"""Loss curves of runs, from their log.jsonl, as SVG."""
+
+import io
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+TITLES = {"itc": "ITC", "itm": "ITM", "lm": "LM"}
+PLATEAU = 0.6365  # ITM of a model that always answers "no match"
+INK = "#7a8190"  # readable on light and on dark pages
+
+
+def loss_curves(logs: dict[str, str | Path], names: tuple[str, ...] = ("itc", "itm", "lm")) -> str:
+    """An SVG with a panel a loss and a line a run.
+
+    Args:
+        logs: a log.jsonl for each run's name; a run without a loss is left out of its panel.
+    """
+    runs = {name: _read(path) for name, path in logs.items()}
+    with pyplot.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, **_ink()}):
+        figure, panels = pyplot.subplots(1, len(names), figsize=(4 * len(names), 2.9), squeeze=False)
+        for panel, name in zip(panels[0], names, strict=True):
+            for run, records in runs.items():
+                points = [(one["step"], one[name]) for one in records if name in one]
+                if points:
+                    panel.plot(*zip(*points, strict=True), label=run, linewidth=1.8)
+            if name == "itm":
+                panel.axhline(PLATEAU, linestyle=":", linewidth=1, color=INK)
+            panel.set_title(TITLES.get(name, name), loc="left")
+            panel.set_xlabel("step")
+            panel.spines[["top", "right"]].set_visible(False)
+        panels[0][-1].legend(frameon=False)
+        figure.tight_layout()
+        data = io.StringIO()
+        figure.savefig(data, format="svg", transparent=True, metadata={"Date": None})
+        pyplot.close(figure)
+    return data.getvalue()[data.getvalue().index("<svg") :]
+
+
+def _ink() -> dict[str, str]:
+    names = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    return dict.fromkeys(names, INK)
+
+
+def _read(path: str | Path) -> list[dict]:
+    return [json.loads(line) for line in Path(path).read_text().splitlines() if line.endswith("}")]
