@@ -25,7 +25,14 @@ class Blip(nn.Module):
         self.text_projection = nn.Linear(config.text_tower.width, config.embed_dim)
         self.itm_head = nn.Linear(config.text_tower.width, 2)
         self.language_head = LanguageHead(config.text_tower)
-        self.temperature = nn.Parameter(torch.tensor(temperature))
+        # Learned as a logarithm: a step of the optimiser then changes it by a share of itself, not by an amount that
+        # is the whole of it.
+        self.log_temperature = nn.Parameter(torch.tensor(temperature).log())
+
+    @property
+    def temperature(self) -> Tensor:
+        """What ITC's cosines are divided by, a scalar."""
+        return self.log_temperature.exp()
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Images [batch, 3, size, size] (uint8, or float and normalised) -> image tokens [batch, tokens, width]."""

@@ -1,5 +1,7 @@
 """ITC and ITM: the objectives that pretraining and retrieval finetuning share."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -39,7 +41,7 @@ class Alignment(nn.Module):
         self.alpha = self.objective.alpha * (min(1.0, epoch / ramp) if ramp > 0 else 1.0)
         self.draws = step * 1_000_003  # accumulation steps count on from here
         with torch.no_grad():
-            model.temperature.clamp_(*TEMPERATURE_RANGE)
+            model.log_temperature.clamp_(*map(math.log, TEMPERATURE_RANGE))
 
     def forward(
         self, model: Blip, batch: Batch, image_tokens: Tensor, memory: ImageMemory, same_image: bool
@@ -66,7 +68,7 @@ class Alignment(nn.Module):
             "itm": self.objective.itm_weight * itm,
             "_itm": itm.detach(),
             "_itm_accuracy": right * world_size() / pairs,
-            "_temperature": model.temperature.detach().clone(),
+            "_temperature": model.temperature.detach(),
         }
 
     def _contrast(

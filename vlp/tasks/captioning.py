@@ -19,7 +19,7 @@ class CaptioningTask(nn.Module):
         self.smoothing = config.objective.label_smoothing
         self.prompt_length = len(tokenizer.prompt_ids(config.objective.prompt)) - 1  # without [DEC]
         freeze(model.encoder_only_parts())
-        model.temperature.requires_grad_(False)
+        model.log_temperature.requires_grad_(False)
 
     def start_step(self, step: int, epoch: float) -> None:
         """Nothing moves between steps."""

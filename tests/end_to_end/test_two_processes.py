@@ -1,0 +1,32 @@
+"""Two processes give the losses of one at the same global batch."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from vlp.config import save_config
+from vlp.log import read_log
+from vlp.train import run
+
+LOSSES = ("itc", "itm", "lm", "loss")
+
+
+@pytest.mark.parametrize("task", ["pretrain", "retrieval"])
+def test_two_processes_equal_one(run_config, tmp_path, task):
+    one = run_config("one", f"task={task}", "objective.queue_size=20")
+    run(one)
+    two = run_config("two", f"task={task}", "objective.queue_size=20", "data.workers=1")
+    save_config(two, tmp_path / "two.yaml")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", "-m", "vlp"]
+    command += ["pretrain" if task == "pretrain" else "finetune", str(tmp_path / "two.yaml")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected, got = (read_log(f"{config.output}/log.jsonl") for config in (one, two))
+    assert [record["step"] for record in got] == list(range(1, 11))
+    for mine, theirs in zip(expected, got, strict=True):
+        for name in LOSSES:
+            if name in mine:
+                assert theirs[name] == pytest.approx(mine[name], abs=1e-4), (mine["step"], name)

@@ -1,0 +1,210 @@
+"""CapFilt: tables that do not depend on processes or interruptions, and shards that keep what was believed."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from vlp.capfilt.score import score_shards
+from vlp.capfilt.select import select
+from vlp.capfilt.tables import Scored, table_path, write_table
+from vlp.capfilt.truth import filter_quality
+from vlp.config import CapFiltConfig, DecodingConfig, save_config
+from vlp.data.shards import BadSamples, decode_image, expand_shards, iterate_samples, read_members
+from vlp.errors import UserError
+from vlp.model import load_model
+
+DECODING = DecodingConfig(max_length=10, min_length=3)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, tokenizer_folder):
+    """Folders of two tiny random models that take different image sizes."""
+    from vlp.config import ImageEncoderConfig, ModelConfig, TextTowerConfig
+    from vlp.data.tokenizer import load_tokenizer
+    from vlp.model import save_model
+    from vlp.models.blip import Blip
+
+    tokenizer = load_tokenizer(str(tokenizer_folder))
+    folders = []
+    for name, size in (("captioner", 24), ("filter", 32)):
+        torch.manual_seed(size)
+        image = ImageEncoderConfig(image_size=size, patch_size=8, width=32, layers=1, heads=2)
+        text = TextTowerConfig(
+            vocabulary=len(tokenizer), width=32, layers=2, heads=2, feed_forward=64, positions=40, dropout=0.0
+        )
+        blip = Blip(ModelConfig(image, text, embed_dim=16))
+        with torch.no_grad():
+            for parameter in blip.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        folders.append(str(tmp_path_factory.mktemp("models") / name))
+        save_model(blip, tokenizer, folders[-1])
+    return folders
+
+
+@pytest.fixture
+def web(web_scenes, tmp_path):
+    """A copy of the web shards, for tables of its own."""
+    shutil.copytree(web_scenes, tmp_path / "web")
+    return str(tmp_path / "web" / "*.tar")
+
+
+def rows_of(pattern):
+    return [row for shard in expand_shards(pattern) for row in pq.read_table(table_path(shard)).to_pylist()]
+
+
+def test_rows_equal_a_plain_loop(web, models):
+    counts = score_shards(web, *models, DECODING, batch_size=7, seed=3, precision="fp32")
+    assert (counts.shards, counts.images, counts.texts) == (3, 60, 120)
+    captioner, judge = (load_model(folder, precision="fp32") for folder in models)
+    expected = []
+    for sample in iterate_samples(web):
+        picture = decode_image(sample.image)
+        (made,) = captioner.caption(
+            [picture], DECODING, keys=[f"{os.path.basename(sample.shard)}/{sample.key}"], seed=3
+        )
+        for source, text in (("web", sample.captions[0]), ("synthetic", made)):
+            match = judge.match([picture], [text])
+            expected.append((sample.key, source, text, match.itm.item(), match.itc.item()))
+    for row, (key, source, text, itm, itc) in zip(rows_of(web), expected, strict=True):
+        assert (row["key"], row["source"], row["text"]) == (key, source, text)
+        assert row["itm"] == pytest.approx(itm, abs=1e-5)
+        assert row["itc"] == pytest.approx(itc, abs=1e-5)
+
+
+def test_finished_shards_are_skipped_and_other_settings_are_scored_again(web, models):
+    score_shards(web, *models, DECODING, seed=3)
+    first = rows_of(web)
+    again = score_shards(web, *models, DECODING, seed=3)
+    assert (again.shards, again.skipped_shards) == (0, 3)
+    other = score_shards(web, *models, DECODING, seed=4)
+    assert other.shards == 3
+    assert [row["text"] for row in rows_of(web)] != [row["text"] for row in first]
+    os.utime(expand_shards(web)[0], ns=(1, 1))  # rewritten since
+    with pytest.raises(UserError, match="changed after it was scored"):
+        select(web, "out")
+    assert score_shards(web, *models, DECODING, seed=4).shards == 1
+
+
+def test_without_a_captioner_only_web_texts_are_scored(web, models):
+    score_shards(web, "", models[1], DECODING)
+    assert {row["source"] for row in rows_of(web)} == {"web"}
+
+
+def test_bad_images_are_skipped_and_counted(web, models, tmp_path, caplog):
+    from vlp.data.shards import ShardWriter
+
+    with ShardWriter(str(tmp_path / "bad")) as writer:
+        for number, sample in enumerate(iterate_samples(web)):
+            image = sample.image[:50] if number == 3 else sample.image
+            writer.write(f"{number}", image, "png", sample.text, sample.info)
+    counts = score_shards(str(tmp_path / "bad/*.tar"), *models, DECODING)
+    assert (counts.images, counts.bad) == (59, {"image undecodable": 1})
+    assert " 3: image undecodable" in caplog.text
+
+
+def command(config, tmp_path, processes=1):
+    save_config(config, tmp_path / "capfilt.yaml")
+    launch = ["-m", "accelerate.commands.launch", "--num_processes", str(processes), "--cpu"] if processes > 1 else []
+    return [sys.executable, *launch, "-m", "vlp", "capfilt", "run", str(tmp_path / "capfilt.yaml")]
+
+
+def test_processes_and_kills_change_no_row(web, models, tmp_path):
+    config = CapFiltConfig(
+        shards=web,
+        captioner=models[0],
+        filter=models[1],
+        decoding=DECODING,
+        threshold=0.0,
+        precision="fp32",
+        batch_size=4,
+    )
+    score_shards(web, *models, DECODING, batch_size=4, precision="fp32")
+    expected = rows_of(web)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def forget():
+        for shard in expand_shards(web):
+            table_path(shard).unlink()
+
+    forget()
+    config.output = str(tmp_path / "two")
+    subprocess.run(command(config, tmp_path, 2), check=True, env=environment, capture_output=True, timeout=200)
+    assert rows_of(web) == expected
+    assert len(list(iterate_samples(str(tmp_path / "two/*.tar")))) == 60
+
+    forget()
+    config.output = str(tmp_path / "killed")
+    process = subprocess.Popen(command(config, tmp_path), env=environment, stdout=subprocess.DEVNULL)
+    first = table_path(expand_shards(web)[0])
+    deadline = time.monotonic() + 100
+    while not first.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed").exists()
+    done = first.stat().st_mtime_ns
+    subprocess.run(command(config, tmp_path), check=True, env=environment, capture_output=True, timeout=200)
+    assert first.stat().st_mtime_ns == done  # what was finished was not done again
+    assert rows_of(web) == expected
+
+
+def test_selection_keeps_members_and_chosen_texts(tmp_path, web, scenes):
+    believed = {}
+    for shard in expand_shards(web):
+        rows = []
+        for number, sample in enumerate(iterate_samples([shard])):
+            scores = [(0.9, 0.2), (0.2, 0.7), (0.1, 0.2), (0.6, 0.6)][number % 4]
+            texts = [(sample.captions[0], "web", scores[0]), ("a made one", "synthetic", scores[1])]
+            rows += [Scored(sample.key, source, text, itm, 0.0) for text, source, itm in texts]
+            believed[(shard, sample.key)] = [{"text": t, "source": s} for t, s, itm in texts if itm >= 0.5]
+        write_table(shard, rows, {})
+    counts = select(web, str(tmp_path / "out"), human=f"{scenes}/*.tar", threshold=0.5)
+    assert (counts.images, counts.dropped_images, counts.human_images) == (45, 15, 87)
+    assert (counts.kept_web_texts, counts.kept_synthetic_texts) == (30, 30)
+    shards = expand_shards(str(tmp_path / "out/*.tar"))
+    assert len(shards) == 3 + 5
+    for old, new in zip(expand_shards(web), shards[:3], strict=True):
+        before = dict(read_members(old))
+        kept = list(iterate_samples([new]))
+        assert [one.key for one in kept] == [key for (shard, key), texts in believed.items() if shard == old and texts]
+        for sample in kept:
+            assert sample.info["captions"] == believed[(old, sample.key)]
+            assert sample.text == sample.info["captions"][0]["text"]
+            assert sample.image == before[sample.key]["png"]
+            assert sample.info["truth"]["objects"]
+    assert not BadSamples(0).counts
+    with pytest.raises(UserError, match="exists already"):
+        select(web, str(tmp_path / "out"))
+
+
+def test_the_truth_measures_the_filter(web):
+    for shard in expand_shards(web):
+        rows = []
+        for sample in iterate_samples([shard]):
+            right = sample.info["truth"]["text_right"]
+            rows.append(Scored(sample.key, "web", sample.text, 0.9 if right else 0.1, 0.0))
+            rows.append(Scored(sample.key, "synthetic", sample.text, 0.9 if right else 0.1, 0.0))
+        write_table(shard, rows, {})
+    quality = filter_quality(web)
+    assert quality["filter_auc"] == quality["web_texts_kept_right"] == quality["synthetic_kept_exact"] == 1.0
+    assert quality["web_texts_kept_wrong"] == 0.0
+    assert quality["synthetic_kept"] == quality["synthetic_exact"]
+
+
+def test_wrong_calls(web, models, tmp_path):
+    with pytest.raises(UserError, match="has no score table"):
+        select(web, str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="not a model folder"):
+        score_shards(web, str(tmp_path), models[1], DECODING)
+    with pytest.raises(UserError, match="No shard matches"):
+        score_shards(str(tmp_path / "none*.tar"), *models, DECODING)
+    with pytest.raises(UserError, match="remote"):
+        table_path("s3://bucket/0.tar")
