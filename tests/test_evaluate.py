@@ -25,7 +25,7 @@ TEXTS = [
 def model(monkeypatch):
     images = make_images(len(TEXTS))
 
-    def batches(shards, image_size, tokenizer, batch_size, workers, max_tokens, limit=None, rank=0, world=1):
+    def batches(shards, image_size, batch_size, workers=0, limit=None):
         for start in range(0, limit or len(TEXTS), batch_size):
             rows = range(start, min(start + batch_size, limit or len(TEXTS)))
             yield SimpleNamespace(
@@ -117,12 +117,29 @@ def test_captions_are_scored_against_their_references():
     assert scores["BLEU-4"] == pytest.approx(1.0) and "caption_exact" not in scores
 
 
-def test_filter_auc_is_that_of_match(model):
+def test_matching_is_that_of_match(model, tmp_path):
+    from PIL import Image
+
     from vlp.metrics import area_under_curve
 
-    itm = model.match(make_images(7), [texts[0] for texts in TEXTS]).itm
-    expected = area_under_curve(itm, [i % 2 == 0 for i in range(7)])
-    assert evaluate.filter_auc(model, "", batch_size=3) == pytest.approx(expected)
+    lines, itm, right = ["image\tcaption\tlabel"], [], []
+    for number, picture in enumerate(make_images(5)):
+        image = Image.fromarray(picture.permute(1, 2, 0).numpy())
+        image.save(tmp_path / f"{number}.png")
+        for k, text in enumerate(TEXTS[number]):
+            lines.append(f"{number}.png\t{text}\t{'match' if (number + k) % 2 else 'no-match'}")
+            itm.append(model.match(image, text).itm.item())
+            right.append((number + k) % 2 == 1)
+    (tmp_path / "pairs.tsv").write_text("\n".join(lines))
+    results = evaluate.evaluate_matching(model, str(tmp_path), str(tmp_path / "pairs.tsv"), batch_size=3)
+    assert results["pairs"] == len(right)
+    assert results["itm_auc"] == pytest.approx(area_under_curve(itm, right))
+    accuracy = sum((score >= 0.5) == label for score, label in zip(itm, right, strict=True)) / len(right)
+    assert results["itm_accuracy"] == pytest.approx(accuracy)
+    for wrong in ("absent.tsv", "short.tsv"):
+        (tmp_path / "short.tsv").write_text("image\tcaption\tlabel\na\tb\n")
+        with pytest.raises(evaluate.UserError):
+            evaluate.evaluate_matching(model, str(tmp_path), str(tmp_path / wrong))
 
 
 def test_on_scenes(tmp_path):
@@ -133,4 +150,3 @@ def test_on_scenes(tmp_path):
     results = evaluate.evaluate_retrieval(model, shards, rerank=4, batch_size=5)
     assert results["images"] == 12 and 0 <= results["t2i_r1"] <= results["t2i_r10"] <= 1
     assert evaluate.evaluate_captioning(model, shards, batch_size=5, limit=7)["images"] == 7
-    assert 0 <= evaluate.filter_auc(model, shards) <= 1

@@ -1,10 +1,8 @@
-"""Logs and the watch on ITM."""
+"""Logs and progress."""
 
 import json
-import math
 
 from vlp.log import Progress, RunLog, read_log
-from vlp.plateau import PLATEAU, PlateauWatch
 
 
 def test_records_are_lines_and_a_resume_takes_back_what_comes_again(tmp_path):
@@ -36,25 +34,3 @@ def test_progress_has_a_rate_and_an_estimate(capsys, monkeypatch):
         progress.add()
         progress.say("x")
     assert capsys.readouterr().out == ""
-
-
-def test_the_plateau_is_the_entropy_of_one_in_three():
-    assert math.isclose(PLATEAU, 0.6365, abs_tol=1e-4)
-
-
-def said(levels, warmup=100):
-    watch = PlateauWatch(warmup)
-    return [(step, line) for step, level in levels if (line := watch.see(step, level))]
-
-
-def test_a_stuck_run_is_told_once():
-    lines = said([(step, 0.637) for step in range(20, 3000, 20)])
-    assert len(lines) == 1
-    assert lines[0][0] == 500
-    assert "learning rate" in lines[0][1]
-    assert said([(step, 0.637) for step in range(20, 3000, 20)], warmup=1000)[0][0] == 1200
-
-
-def test_a_run_that_learns_is_left_in_peace():
-    assert not said([(step, 0.637 if step < 320 else 0.5) for step in range(20, 3000, 20)])
-    assert not said([(step, 0.69 if step % 40 else 0.60) for step in range(20, 400, 20)])

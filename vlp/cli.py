@@ -294,6 +294,21 @@ def evaluate_captioning(
     _finish(run(load_model(model), shards, DecodingConfig(beams=beams), limit=limit), out, as_json)
 
 
+@evaluate_app.command("matching")
+def evaluate_matching(
+    model: str,
+    pairs: Annotated[str, typer.Argument(help="Tab-separated: image, caption, match or no-match.")],
+    images: Annotated[str, typer.Option(help="Folder of the images.")],
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """AUC of ITM and ITC on labelled pairs. Example: vlp evaluate matching MODEL pairs.tsv --images photos"""
+    from vlp.evaluate import evaluate_matching as run
+    from vlp.model import load_model
+
+    _finish(run(load_model(model), images, pairs), out, as_json)
+
+
 def _finish(results: dict[str, Any], out: str | None, as_json: bool) -> None:
     if out:
         Path(out).write_text(json.dumps(results, indent=2) + "\n")

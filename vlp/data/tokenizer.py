@@ -10,7 +10,7 @@ from typing import Literal
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads and forked workers do not go together
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 
 from vlp.errors import UserError
@@ -130,6 +130,8 @@ def train_tokenizer(captions: Iterable[str], size: int, min_frequency: int = 2) 
     words = sorted(learner.get_vocab().items(), key=lambda item: item[1])
     tokenizer = _word_piece(dict(words))  # without the pieces being special
     tokenizer.add_special_tokens(BERT_SPECIALS + BLIP_SPECIALS)
+    ends = [(token, tokenizer.token_to_id(token)) for token in ("[SEP]", "[CLS]")]
+    tokenizer.post_processor = processors.BertProcessing(*ends)  # for other readers of tokenizer.json
     return CaptionTokenizer(tokenizer)
 
 
