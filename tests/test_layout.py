@@ -5,7 +5,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "vlp").rglob("*.py"))
-LEAVES = {"errors", "config", "precision", "distributed", "losses", "metrics", "generation", "optim", "log", "plateau"}
+LEAVES = {
+    "errors",
+    "config",
+    "precision",
+    "distributed",
+    "losses",
+    "metrics",
+    "generation",
+    "optim",
+    "log",
+    "plateau",
+    "allocator",
+}
 BASE = {"errors", "config", "precision", "distributed"}
 DATA_AND_MODELS = {"data", "models"}
 BUILDING = LEAVES | DATA_AND_MODELS | {"checkpoint"}

@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
+from vlp.allocator import keep_freed_memory
 from vlp.checkpoint import Progress as Standing
 from vlp.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from vlp.config import RunConfig, save_config
@@ -106,6 +107,8 @@ def start(config: RunConfig, resume: bool) -> Accelerator:
         )
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)]
     cpu = not torch.cuda.is_available()
+    if cpu:
+        keep_freed_memory()
     dtype = compute_dtype(config.precision, PartialState(cpu=cpu).device)
     if dtype == torch.float16 and cpu:
         raise UserError("precision fp16 needs a GPU; use bf16 or fp32 on a CPU.")
