@@ -49,21 +49,36 @@ class DemoSizes:
     web: int  # samples of which 40% have a wrong text
     held_out: int  # clean samples for the scores
     pretrain_steps: int
-    finetune_steps: int
+    captioner_steps: int
+    filter_steps: int
     warmup_steps: int
     batch_size: int
     image_size: int = 64
     patch_size: int = 8
-    width: int = 192
+    width: int = 128
     layers: int = 4
-    heads: int = 3
+    heads: int = 2
 
 
 FULL = DemoSizes(
-    human=4000, web=16000, held_out=500, pretrain_steps=1000, finetune_steps=250, warmup_steps=100, batch_size=128
+    human=4000,
+    web=16000,
+    held_out=500,
+    pretrain_steps=800,
+    captioner_steps=200,
+    filter_steps=300,
+    warmup_steps=100,
+    batch_size=128,
 )
 QUICK = DemoSizes(
-    human=800, web=1600, held_out=100, pretrain_steps=40, finetune_steps=20, warmup_steps=10, batch_size=64, width=96
+    human=800,
+    web=1600,
+    held_out=100,
+    pretrain_steps=40,
+    captioner_steps=20,
+    filter_steps=20,
+    warmup_steps=10,
+    batch_size=64,
 )
 
 
@@ -195,7 +210,7 @@ def _pretrain_config(root: Path, name: str, sources: list[str], sizes: DemoSizes
         seed=seed,
         model=_model(sizes),
         data=_data(root, sources),
-        objective=ObjectiveConfig(queue_size=2048, momentum=0.99, alpha_ramp_epochs=2.0),
+        objective=ObjectiveConfig(queue_size=2048),
         optim=OptimConfig(learning_rate=1e-3, warmup_steps=sizes.warmup_steps, decay="cosine", clip_norm=1.0),
         batch_size=sizes.batch_size,
         steps=sizes.pretrain_steps,
@@ -214,10 +229,10 @@ def _finetune(root: Path, name: str, task: str, sizes: DemoSizes, seed: int) -> 
         start_from=str(root / "noisy" / "model"),
         seed=seed,
         data=_data(root, ["human"]),
-        objective=ObjectiveConfig(queue_size=2048, momentum=0.99, alpha_ramp_epochs=1.0),
-        optim=OptimConfig(learning_rate=3e-4, warmup_steps=20, decay="cosine", floor=0.0, clip_norm=1.0),
+        objective=ObjectiveConfig(queue_size=2048, alpha_ramp_epochs=1.0),
+        optim=OptimConfig(learning_rate=5e-4, warmup_steps=20, decay="cosine", floor=0.0, clip_norm=1.0),
         batch_size=sizes.batch_size,
-        steps=sizes.finetune_steps,
+        steps=sizes.captioner_steps if task == "captioning" else sizes.filter_steps,
         checkpoint_every=500,
         keep_checkpoints=1,
     )
