@@ -164,11 +164,8 @@ def capfilt_score(
     given = {"captioner": captioner, "filter": filter, "seed": seed, "batch_size": batch_size, "precision": precision}
     config = _capfilt_config(None, settings, shards=shards, **given)
     from vlp.capfilt.run import score
-    from vlp.log import Progress
 
-    with Progress("images") as progress:
-        counts = score(config, progress.add)
-    _print(vars(counts), False)
+    _print(vars(score(config)), False)
 
 
 @capfilt_app.command("select")
@@ -190,11 +187,8 @@ def capfilt_run(config: str, overrides: Overrides = None) -> None:
     """Score and select. Example: vlp capfilt run configs/capfilt.yaml output=cleaned"""
     settings = _capfilt_config(config, overrides)
     from vlp.capfilt.run import run_capfilt
-    from vlp.log import Progress
 
-    with Progress("images") as progress:
-        counts = run_capfilt(settings, progress.add)
-    _print(counts, False)
+    _print(run_capfilt(settings), False)
 
 
 def _capfilt_config(path: str | None, overrides: list[str] | None, **values: Any) -> CapFiltConfig:
@@ -278,9 +272,12 @@ def evaluate_retrieval(
 ) -> None:
     """R@1/5/10 both ways. Example: vlp evaluate retrieval MODEL 'data/val/*.tar' --rerank 16"""
     from vlp.evaluate import evaluate_retrieval as run
+    from vlp.log import Progress
     from vlp.model import load_model
 
-    _finish(run(load_model(model), shards, rerank=rerank, limit=limit), out, as_json)
+    with Progress("items", quiet=as_json) as progress:
+        results = run(load_model(model), shards, rerank=rerank, limit=limit, progress=progress.add)
+    _finish(results, out, as_json)
 
 
 @evaluate_app.command("captioning")
@@ -289,9 +286,12 @@ def evaluate_captioning(
 ) -> None:
     """CIDEr, BLEU, and on scenes the share of exact captions. Example: vlp evaluate captioning MODEL 'val/*.tar'"""
     from vlp.evaluate import evaluate_captioning as run
+    from vlp.log import Progress
     from vlp.model import load_model
 
-    _finish(run(load_model(model), shards, DecodingConfig(beams=beams), limit=limit), out, as_json)
+    with Progress("images", quiet=as_json) as progress:
+        results = run(load_model(model), shards, DecodingConfig(beams=beams), limit=limit, progress=progress.add)
+    _finish(results, out, as_json)
 
 
 @evaluate_app.command("matching")
@@ -304,9 +304,12 @@ def evaluate_matching(
 ) -> None:
     """AUC of ITM and ITC on labelled pairs. Example: vlp evaluate matching MODEL pairs.tsv --images photos"""
     from vlp.evaluate import evaluate_matching as run
+    from vlp.log import Progress
     from vlp.model import load_model
 
-    _finish(run(load_model(model), images, pairs), out, as_json)
+    with Progress("pairs", quiet=as_json) as progress:
+        results = run(load_model(model), images, pairs, progress=progress.add)
+    _finish(results, out, as_json)
 
 
 def _finish(results: dict[str, Any], out: str | None, as_json: bool) -> None:

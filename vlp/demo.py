@@ -29,7 +29,6 @@ from vlp.data.tokenizer import train_tokenizer
 from vlp.data.transforms import clean_caption
 from vlp.errors import UserError
 from vlp.evaluate import evaluate_captioning, evaluate_retrieval
-from vlp.log import Progress
 from vlp.model import load_model
 from vlp.report.demo_page import write_demo_page
 from vlp.train import run
@@ -260,8 +259,7 @@ def _capfilt(root: Path, seed: int) -> None:
         batch_size=128,
         seed=seed,
     )
-    with Progress("images") as progress:
-        _write_json(root / "capfilt.json", run_capfilt(config, progress.add))
+    _write_json(root / "capfilt.json", run_capfilt(config))
 
 
 def _score(root: Path, name: str) -> dict[str, float]:

@@ -34,16 +34,20 @@ class Progress:
         if self.bar:
             self.bar.stop()
 
-    def add(self, what: str = "", count: int = 1) -> None:
-        """Count finished work; `what` names the stage."""
+    def advance(self, count: int = 1, what: str = "") -> None:
+        """Count finished work and move the bar; prints nothing itself."""
         self.done += count
-        note = f"{self.rate():.1f} {self.unit}/s"
         if self.bar:
+            note = f"{self.rate():.1f} {self.unit}/s"
             self.bar.update(self.row, completed=self.done, note=note, description=what or self.unit)
-        elif not self.quiet and time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
+
+    def add(self, what: str = "", count: int = 1) -> None:
+        """Count finished work; `what` names the stage. Prints a line now and then where there is no bar."""
+        self.advance(count, what)
+        if not self.bar and not self.quiet and time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = time.monotonic()
             of = f"/{self.total}" if self.total else ""
-            self.say(f"{what or self.unit} {self.done}{of}  {note}  {self.left()}")
+            self.say(f"{what or self.unit} {self.done}{of}  {self.rate():.1f} {self.unit}/s  {self.left()}")
 
     def say(self, line: str) -> None:
         """Print a line, above the bar where there is one."""

@@ -26,7 +26,7 @@ from vlp.data.tokenizer import CaptionTokenizer, load_tokenizer
 from vlp.distributed import all_sum, barrier, is_main, rank, world_size
 from vlp.errors import UserError, WorkError
 from vlp.evaluate import evaluate_captioning, evaluate_retrieval
-from vlp.log import Progress, RunLog
+from vlp.log import Progress, RunLog, read_log
 from vlp.model import Model, load_model, save_model
 from vlp.models.blip import Blip
 from vlp.optim import build_optimizer, learning_rate
@@ -162,7 +162,8 @@ def _train(
     log = RunLog(output, step) if is_main() else None
     watch = PlateauWatch(config.optim.warmup_steps)
     batches = iter(loader)
-    window, record = Window(), {}
+    window = Window()
+    record = (read_log(output / "log.jsonl") or [{}])[-1] if step else {}  # a resume may have nothing left to do
     parameters = [parameter for parameter in task.parameters() if parameter.requires_grad]
     prepared.train()
     with Progress("steps", schedule.steps, step, quiet=not is_main()) as progress, _stop_signal() as stopped:
@@ -186,14 +187,14 @@ def _train(
             optimizer.step()
             optimizer.zero_grad()
             step += 1
+            progress.advance()
+            stopping = stopped.is_set and world_size() == 1
             if step % config.log_every == 0 or step == schedule.steps:
                 record = {"step": step, "epoch": step / schedule.steps_per_epoch, "learning_rate": rate}
                 record |= window.close()
-                stop = all_sum(torch.tensor(float(stopped.is_set), device=accelerator.device)).item() > 0
                 _report(record, log, watch, progress, loader)
-                stopped.is_set = stop
-            progress.add("", 1) if progress.bar else setattr(progress, "done", step)
-            stopping = stopped.is_set and (world_size() == 1 or step % config.log_every == 0)
+                # Several processes stop together, at a step where they meet anyway.
+                stopping = all_sum(torch.tensor(float(stopped.is_set), device=accelerator.device)).item() > 0
             if step % config.checkpoint_every == 0 or stopping:
                 scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
                 standing = Standing(step, loader.state(), scaler)
@@ -262,7 +263,6 @@ def _report(record: dict, log: RunLog, watch: PlateauWatch, progress: Progress, 
         return
     record["bad_samples"] = sum(loader.bad_counts.values())
     log.write(record)
-    progress.done = record["step"]
     losses = "  ".join(f"{name} {record[name]:.3f}" for name in ("itc", "itm", "lm") if name in record)
     progress.say(
         f"step {record['step']}/{progress.total}  {losses}  {record['pairs_per_second']:.0f} pairs/s  "

@@ -3,42 +3,48 @@
 from dataclasses import asdict
 from datetime import timedelta
 
+import torch
 from accelerate import PartialState
 
-from vlp.capfilt.score import Progress, ScoreCounts, score_shards
+from vlp.capfilt.score import ScoreCounts, score_shards
 from vlp.capfilt.select import select
 from vlp.config import CapFiltConfig
+from vlp.data.shards import expand_shards, index_shard
 from vlp.errors import UserError
+from vlp.log import Progress
 
 PATIENCE = timedelta(days=7)  # how long a process waits for the slowest
 
 
-def score(config: CapFiltConfig, progress: Progress | None = None, cpu: bool = False) -> ScoreCounts:
-    """Score this process's share of the shards; `accelerate launch` decides how many processes there are."""
+def score(config: CapFiltConfig) -> ScoreCounts:
+    """Score this process's share of the shards, showing progress; `accelerate launch` decides how many there are."""
     for name in ("shards", "filter"):
         if not getattr(config, name):
             raise UserError(f"CapFilt needs {name}: set it in the config or on the command line.")
-    state = PartialState(cpu=cpu, timeout=PATIENCE)
-    return score_shards(
-        config.shards,
-        config.captioner,
-        config.filter,
-        config.decoding,
-        config.batch_size,
-        config.seed,
-        config.precision,
-        config.max_bad_share,
-        (state.process_index, state.num_processes),
-        state.device,
-        progress,
-    )
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+    part = (state.process_index, state.num_processes)
+    total = sum(len(index_shard(shard).keys) for shard in expand_shards(config.shards)[part[0] :: part[1]])
+    with Progress("images", total, quiet=not state.is_main_process) as progress:
+        return score_shards(
+            config.shards,
+            config.captioner,
+            config.filter,
+            config.decoding,
+            config.batch_size,
+            config.seed,
+            config.precision,
+            config.max_bad_share,
+            part,
+            state.device,
+            progress.add,
+        )
 
 
-def run_capfilt(config: CapFiltConfig, progress: Progress | None = None) -> dict:
+def run_capfilt(config: CapFiltConfig) -> dict:
     """Score, wait for the other processes, and let one of them select. Returns both counts."""
     if not config.output:
         raise UserError("CapFilt needs output: the folder for the new shards.")
-    scored = score(config, progress)
+    scored = score(config)
     state = PartialState()
     state.wait_for_everyone()
     selected = None
