@@ -99,5 +99,5 @@ def test_mistakes_are_one_sentence(tmp_path, capsys, monkeypatch, run_config, sc
 def test_help_is_quick_and_has_examples():
     for command in (["pretrain"], ["capfilt", "score"], ["data", "scenes"], ["evaluate", "retrieval"]):
         assert "Example: vlp" in " ".join(vlp(*command, "--help").split())
-    script = "import sys; import vlp.cli; assert not {'torch', 'transformers', 'matplotlib'} & set(sys.modules)"
+    script = "import sys; import vlp, vlp.cli; assert not {'torch', 'transformers', 'matplotlib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -105,6 +105,16 @@ def test_bad_samples_are_skipped_and_batches_stay_full(loader_of, scenes, tmp_pa
     assert [batch.keys for batch in take(resumed, 9)] == [batch.keys for batch in batches[11:]]
 
 
+def test_a_bad_sample_with_an_empty_key_is_skipped_as_well(loader_of, scenes, tmp_path):
+    image = next(iterate_samples(f"{scenes}/*.tar")).image
+    with ShardWriter(str(tmp_path / "nameless")) as writer:
+        writer.write("", image, "png", None, {})  # the member is named ".png", and has no text
+        writer.write("named", image, "png", "a red circle", {})
+    loader = loader_of(1, shards=str(tmp_path / "nameless/*.tar"), max_bad_share=0.9)
+    assert {batch.keys[0] for batch in take(loader, 3)} == {"named"}
+    assert loader.bad_counts["no text"] >= 2
+
+
 def test_too_many_bad_samples_stop_the_run(loader_of, scenes, tmp_path):
     with pytest.raises(WorkError, match="image undecodable"):
         take(loader_of(8, shards=spoiled(tmp_path, scenes, 2)), 40)

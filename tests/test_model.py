@@ -37,6 +37,14 @@ def test_a_saved_model_is_the_same_model(model, tmp_path):
         model.save(folder)
 
 
+def test_the_package_offers_loading():
+    import vlp
+
+    assert vlp.load_model is load_model
+    with pytest.raises(AttributeError):
+        vlp.load_modle  # noqa: B018
+
+
 def test_transformers_reads_the_tokenizer(model, tmp_path):
     from transformers import AutoTokenizer
 

@@ -31,6 +31,7 @@ def test_sequences_are_padded_to_the_longest_rounded_up(tokenizer):
         if "unknown" not in text:
             assert tokenizer.decode(row.tolist()) == text
     assert tokenizer.encode(TEXTS[:1], 16)[0].shape == (1, 8)
+    assert tokenizer.encode([], 16)[0].dtype == torch.int64
 
 
 def test_long_texts_are_cut_and_still_end(tokenizer):

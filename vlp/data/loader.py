@@ -98,11 +98,12 @@ class _Decoder(Dataset):
         for place, position, number in zip(*(column.tolist() for column in places), strict=True):
             shard = int(np.searchsorted(self.ends, number, side="right"))
             index = self.indexes[shard]
+            row = number - (int(self.ends[shard]) - len(index.keys))
             try:
-                sample = self.reader.read(index, number - (int(self.ends[shard]) - len(index.keys)))
+                sample = self.reader.read(index, row)
                 images.append(self._image(sample.image, position))
             except BadSampleError as error:
-                chunk.bad.append(BadSample(index.path, error.sample.key or sample.key, error.reason))
+                chunk.bad.append(BadSample(index.path, index.keys[row], error.reason))
                 continue
             captions = sample.captions
             if self.augment is not None:  # drawn by its place in the stream, whoever draws it

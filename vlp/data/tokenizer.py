@@ -59,7 +59,8 @@ class CaptionTokenizer:
         encoded = self.tokenizer.encode_batch(texts, add_special_tokens=False)
         rows = [[first_id, *one.ids[: max_tokens - 2], self.sep_id] for one in encoded]
         length = -(-max(map(len, rows), default=1) // multiple) * multiple
-        ids = torch.tensor([row + [self.pad_id] * (length - len(row)) for row in rows]).reshape(-1, length)
+        padded = [row + [self.pad_id] * (length - len(row)) for row in rows]
+        ids = torch.tensor(padded, dtype=torch.int64).reshape(-1, length)
         lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
         return ids, torch.arange(length) < lengths[:, None]
 
