@@ -1,6 +1,8 @@
 """The loader: exact cover on any number of processes and workers, resume, bad samples."""
 
+import io
 import itertools
+import tarfile
 
 import pytest
 import torch
@@ -49,8 +51,6 @@ def test_processes_and_workers_cover_epochs_exactly(loader_of, scenes, world, wo
 
 
 def test_an_empty_shard_hangs_nobody(loader_of, scenes, tmp_path):
-    import tarfile
-
     tarfile.open(tmp_path / "empty.tar", "w").close()
     loader = loader_of(4, shards=[str(tmp_path / "empty.tar"), f"{scenes}/00004.tar"], max_bad_share=0.5)
     assert len(take(loader, 5)) == 5
@@ -113,6 +113,38 @@ def test_a_bad_sample_with_an_empty_key_is_skipped_as_well(loader_of, scenes, tm
     loader = loader_of(1, shards=str(tmp_path / "nameless/*.tar"), max_bad_share=0.9)
     assert {batch.keys[0] for batch in take(loader, 3)} == {"named"}
     assert loader.bad_counts["no text"] >= 2
+
+
+def add_member(archive, name: str, data: bytes) -> None:
+    header = tarfile.TarInfo(name)
+    header.size = len(data)
+    archive.addfile(header, io.BytesIO(data))
+
+
+@pytest.mark.parametrize(
+    ("name", "texts", "reason"),
+    [
+        ("half", {"json": b'{"captions": ["half \\ud800 a pair"]}'}, "text not UTF-8"),
+        ("deep", {"txt": b"a", "json": b"[" * 200_000}, "bad json"),
+        ("dots", {"txt": b"...!"}, "empty text"),
+        (b"k\xff".decode("utf-8", "surrogateescape"), {"txt": b"a red circle"}, None),  # an odd key, a good sample
+    ],
+)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_odd_samples_stop_nothing(loader_of, scenes, tmp_path, name, texts, reason, workers):
+    image = next(iterate_samples(f"{scenes}/*.tar")).image
+    with tarfile.open(tmp_path / "odd.tar", "w") as archive:
+        for key, members in [(name, texts), ("good", {"txt": b"a red circle"})]:
+            for extension, data in {"png": image, **members}.items():
+                add_member(archive, f"{key}.{extension}", data)
+    loader = loader_of(2, workers=workers, shards=str(tmp_path / "odd.tar"), max_bad_share=0.9)
+    batches = take(loader, 4)
+    assert set(loader.bad_counts) == ({reason} if reason else set())
+    assert {key for batch in batches for key in batch.keys} == ({"good"} if reason else {"good", "k\\udcff"})
+
+
+def test_a_crop_of_any_area_is_allowed(loader_of):
+    assert take(loader_of(4, augment=AugmentConfig(crop_min=0.0)), 1)
 
 
 def test_too_many_bad_samples_stop_the_run(loader_of, scenes, tmp_path):

@@ -220,3 +220,15 @@ def test_no_shard_matches(tmp_path):
     for pattern in (str(tmp_path / "*.tar"), str(tmp_path / "{0..3}.tar"), ""):
         with pytest.raises(UserError, match="No shard matches"):
             expand_shards(pattern)
+
+
+def test_sixteen_bits_and_other_formats():
+    from vlp.data.shards import BadSampleError
+
+    ramp = np.linspace(0, 65535, 256, dtype=np.uint16).reshape(16, 16)
+    data = io.BytesIO()
+    Image.fromarray(ramp).save(data, "PNG")
+    assert np.abs(np.asarray(decode_image(data.getvalue()))[..., 0] - ramp / 257).max() <= 1
+    for kind in ("EPS", "TIFF", "PPM"):
+        with pytest.raises(BadSampleError, match="image undecodable"):
+            decode_image(picture(kind))

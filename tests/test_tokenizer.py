@@ -65,6 +65,13 @@ def test_training_is_repeatable():
     assert len(one) <= 60
 
 
+def test_many_letters_do_not_burst_the_vocabulary():
+    captions = ["".join(chr(0x400 + number) for number in range(200)), "a red circle"] * 3
+    one, two = train_tokenizer(captions, 100), train_tokenizer(captions, 100)
+    assert len(one) <= 100
+    assert one.tokenizer.get_vocab() == two.tokenizer.get_vocab()
+
+
 def test_folders_that_are_no_tokenizers(tmp_path):
     with pytest.raises(UserError, match=r"no tokenizer\.json"):
         load_tokenizer(str(tmp_path))

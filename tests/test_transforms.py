@@ -46,3 +46,11 @@ def test_captions_are_cleaned_as_blip_does():
     assert clean_caption('A "Dog" (brown); runs:  fast!\n') == "a dog brown runs fast"
     assert clean_caption("one " * 80).split() == ["one"] * 50
     assert clean_caption("img_0012.jpg, half-true") == "img_0012 jpg, half-true"
+
+
+def test_blips_magnitude_moves_by_five_pixels_and_keeps_colours():
+    image = photo(224, 224)
+    shift = OPERATIONS[7](image, 0.5, random.Random(0))
+    plain, moved = np.asarray(image), np.asarray(shift)
+    assert (moved[:, 5:] == plain[:, :-5]).all() or (moved[:, :-5] == plain[:, 5:]).all()
+    assert (np.asarray(OPERATIONS[3](image, 0.5, random.Random(0))) == plain).all()

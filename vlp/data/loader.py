@@ -101,13 +101,11 @@ class _Decoder(Dataset):
             row = number - (int(self.ends[shard]) - len(index.keys))
             try:
                 sample = self.reader.read(index, row)
+                captions = self._captions(sample.captions, position)
                 images.append(self._image(sample.image, position))
             except BadSampleError as error:
                 chunk.bad.append(BadSample(index.path, index.keys[row], error.reason))
                 continue
-            captions = sample.captions
-            if self.augment is not None:  # drawn by its place in the stream, whoever draws it
-                captions = [random.Random(f"caption {self.seed} {position}").choice(captions)]
             chunk.places.append(place)
             chunk.captions.append(captions)
             chunk.keys.append(sample.key)
@@ -117,11 +115,20 @@ class _Decoder(Dataset):
             chunk.images = torch.from_numpy(np.stack(images))
         return chunk
 
+    def _captions(self, captions: list[str], position: int) -> list[str]:
+        if self.augment is None:
+            return captions
+        usable = [caption for caption in captions if clean_caption(caption)]
+        if not usable:  # nothing but punctuation
+            raise BadSampleError("empty text")
+        # Drawn by its place in the stream, whoever draws it.
+        return [random.Random(f"caption {self.seed} {position}").choice(usable)]
+
     def _image(self, data: bytes, position: int) -> np.ndarray:
         if self.augment is None:
             return evaluation_image(decode_image(data, shortest=self.size), self.size)
         # A crop enlarges its part, so the picture must be decoded larger than the model's size.
-        shortest = round(self.size / self.augment.crop_min**0.5)
+        shortest = round(self.size / max(self.augment.crop_min, 0.01) ** 0.5)
         rng = random.Random(f"image {self.seed} {position}")
         return training_image(decode_image(data, shortest), self.size, self.augment, rng)
 
@@ -153,6 +160,8 @@ class TrainingLoader:
             raise UserError(f"A batch of {batch_size} cannot be shared out over {world} processes; make it a multiple.")
         if not data.sources:
             raise UserError("data.sources is empty: name the shards to train on.")
+        if any(source.weight < 0 for source in data.sources):
+            raise UserError("data.sources: a weight must not be negative.")
         self.data, self.tokenizer, self.prompt = data, tokenizer, prompt
         self.batch, self.rank, self.world = batch_size // world, rank, world
         sources = [[index_shard(path) for path in expand_shards(source.shards)] for source in data.sources]

@@ -140,6 +140,7 @@ def scan_shard(path: str) -> ShardIndex:
 
 def split_name(name: str) -> tuple[str, str]:
     """A member's key and extension, as webdataset splits them: at the first dot of the last part of the name."""
+    name = name.encode("utf-8", "backslashreplace").decode()  # bytes that are no UTF-8 are shown, not passed on
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
     return folder + slash + stem, extension.lower()
@@ -158,7 +159,7 @@ def _cache_file(path: str) -> Path | None:
     except OSError:
         return None
     folder = Path(os.environ.get("VLP_CACHE") or Path.home() / ".cache" / "vlp")
-    digest = hashlib.sha256(json.dumps(["index-1", path, *stamp]).encode()).hexdigest()[:32]
+    digest = hashlib.sha256(json.dumps(["index-2", path, *stamp]).encode()).hexdigest()[:32]
     return folder / "index" / f"{digest}.npz"
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import IO
 
 import fsspec
+import numpy as np
 from PIL import Image
 
 from vlp.data.bad_samples import BAD_REASONS, BadSample, BadSampleError, BadSamples
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 MAX_PIXELS = 100_000_000
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # others may call programs, as EPS does
 OPEN_FILES = 16  # shuffling moves between this many shards without opening one again
 
 
@@ -109,7 +111,7 @@ def make_sample(key: str, shard: str, image: bytes, text: bytes | None, info: by
         raise BadSampleError("zero bytes")
     try:
         facts = json.loads(info) if info else {}
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter: thousands of brackets
         raise BadSampleError("bad json") from None
     if not isinstance(facts, dict):
         raise BadSampleError("bad json")
@@ -120,6 +122,10 @@ def make_sample(key: str, shard: str, image: bytes, text: bytes | None, info: by
     captions = _captions(facts) or ([words] if words else [])
     if not captions:
         raise BadSampleError("no text" if text is None else "empty text")
+    try:
+        "".join(captions).encode()  # JSON can hold half of a surrogate pair
+    except UnicodeEncodeError:
+        raise BadSampleError("text not UTF-8") from None
     return Sample(key, shard, image, words, captions, facts)
 
 
@@ -137,13 +143,15 @@ def decode_image(data: bytes, shortest: int | None = None) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's warning of large images: the limit below is ours
-            picture = Image.open(io.BytesIO(data))
+            picture = Image.open(io.BytesIO(data), formats=FORMATS)
         if picture.width * picture.height > MAX_PIXELS:
             raise BadSampleError("image too large")
         if shortest is not None:
             picture.draft("RGB", (shortest, shortest))
         if picture.mode == "P" and "transparency" in picture.info:
             picture = picture.convert("RGBA")
+        if picture.mode.startswith("I"):  # 16 bits a pixel
+            picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
         return picture.convert("RGB")
     except Image.DecompressionBombError:
         raise BadSampleError("image too large") from None

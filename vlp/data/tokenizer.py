@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -120,11 +121,15 @@ def train_tokenizer(captions: Iterable[str], size: int, min_frequency: int = 2) 
     texts = list(islice(captions, MOST_CAPTIONS))
     learner = _word_piece({"[UNK]": 0})
     # The trainer numbers the pieces inside words by a random hash; naming them first makes the numbers certain.
-    letters = sorted({letter for text in texts for letter in learner.normalizer.normalize_str(text)} - {" "})
+    # Letters take at most half of the vocabulary (each has two pieces); rarer ones become [UNK].
+    counts = Counter(letter for text in texts for letter in learner.normalizer.normalize_str(text) if letter != " ")
+    letters = sorted(sorted(counts, key=lambda letter: (-counts[letter], letter))[: max(size // 4, 1)])
     trainer = trainers.WordPieceTrainer(
         vocab_size=size - len(BLIP_SPECIALS),
         min_frequency=min_frequency,
         special_tokens=BERT_SPECIALS + [f"##{letter}" for letter in letters],
+        initial_alphabet=letters,
+        limit_alphabet=len(letters),
         show_progress=False,
     )
     learner.train_from_iterator(texts, trainer)

@@ -60,16 +60,16 @@ def _crop_box(width: int, height: int, augment: AugmentConfig, rng: random.Rando
 
 
 def _enhance(kind: type) -> object:
-    """A colour operation; `strength` 1 changes by up to 0.9, up or down."""
+    """A colour operation: factor 0.1 at strength 0, 1 (no change) at 0.5, 1.9 at 1."""
 
     def operation(image: Image.Image, strength: float, rng: random.Random) -> Image.Image:
-        return kind(image).enhance(1 + rng.choice((-0.9, 0.9)) * strength)
+        return kind(image).enhance(1.8 * strength + 0.1)
 
     return operation
 
 
 def _affine(a: float, b: float, c: float, d: float) -> object:
-    """Shear (a, b: horizontal and vertical, at most 0.3) or translation (c, d: share of the size, at most 0.45)."""
+    """Shear (a, b: horizontal and vertical, at most 0.3) or translation (c, d: share of the size)."""
 
     def operation(image: Image.Image, strength: float, rng: random.Random) -> Image.Image:
         amount = rng.choice((-strength, strength))
@@ -92,7 +92,7 @@ OPERATIONS = [
     _enhance(ImageEnhance.Sharpness),
     _affine(0.3, 0, 0, 0),
     _affine(0, 0.3, 0, 0),
-    _affine(0, 0, 0.45, 0),
-    _affine(0, 0, 0, 0.45),
+    _affine(0, 0, 10 / 224, 0),  # 10 pixels at most, at BLIP's size
+    _affine(0, 0, 0, 10 / 224),
     _rotate,
 ]
