@@ -1,5 +1,6 @@
 """CapFilt: tables that do not depend on processes or interruptions, and shards that keep what was believed."""
 
+import math
 import os
 import shutil
 import signal
@@ -11,13 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from vlp.capfilt import score as scoring
+from vlp.capfilt.run import run_capfilt
 from vlp.capfilt.score import score_shards
 from vlp.capfilt.select import select
-from vlp.capfilt.tables import Scored, table_path, write_table
+from vlp.capfilt.tables import Scored, folder_hash, table_path, write_table
 from vlp.capfilt.truth import filter_quality
 from vlp.config import CapFiltConfig, DecodingConfig, save_config
-from vlp.data.shards import BadSamples, decode_image, expand_shards, iterate_samples, read_members
-from vlp.errors import UserError
+from vlp.data.shards import BadSamples, ShardWriter, decode_image, expand_shards, iterate_samples, read_members
+from vlp.errors import UserError, WorkError
 from vlp.model import load_model
 
 DECODING = DecodingConfig(max_length=10, min_length=3)
@@ -98,8 +101,6 @@ def test_without_a_captioner_only_web_texts_are_scored(web, models):
 
 
 def test_bad_images_are_skipped_and_counted(web, models, tmp_path, caplog):
-    from vlp.data.shards import ShardWriter
-
     with ShardWriter(str(tmp_path / "bad")) as writer:
         for number, sample in enumerate(iterate_samples(web)):
             image = sample.image[:50] if number == 3 else sample.image
@@ -107,6 +108,52 @@ def test_bad_images_are_skipped_and_counted(web, models, tmp_path, caplog):
     counts = score_shards(str(tmp_path / "bad/*.tar"), *models, DECODING)
     assert (counts.images, counts.bad) == (59, {"image undecodable": 1})
     assert " 3: image undecodable" in caplog.text
+
+
+def test_an_undecodable_image_counts_once_in_the_share(web, models, tmp_path):
+    with ShardWriter(str(tmp_path / "bad")) as writer:
+        for number, sample in enumerate(iterate_samples(web)):
+            image = sample.image[:50] if number < 36 else sample.image
+            writer.write(f"{number}", image, "png", sample.text, sample.info)
+    with pytest.raises(WorkError, match="36 of 60 samples are bad"):
+        score_shards(str(tmp_path / "bad/*.tar"), *models, DECODING, max_bad_share=0.5)
+
+
+def test_a_shard_rewritten_while_it_was_scored_is_not_finished(web, models, monkeypatch):
+    shard, real = expand_shards(web)[0], scoring._score_batch
+
+    def rewrite_meanwhile(*arguments):
+        os.utime(shard, ns=(1, 1))
+        return real(*arguments)
+
+    monkeypatch.setattr(scoring, "_score_batch", rewrite_meanwhile)
+    score_shards(shard, *models, DECODING)
+    assert score_shards(shard, *models, DECODING).shards == 1
+
+
+def test_uneven_captions_and_one_model_for_both(web, models, tmp_path):
+    with ShardWriter(str(tmp_path / "many")) as writer:
+        for number, sample in enumerate(iterate_samples(web)):
+            captions = [f"the red star {i}" for i in range(1 + number % 3)]
+            writer.write(f"{number}", sample.image, "png", sample.text, {"captions": captions})
+    shards = str(tmp_path / "many/*.tar")
+    score_shards(shards, models[1], models[1], DECODING, batch_size=7, precision="fp32")
+    judge = load_model(models[1], precision="fp32")
+    pictures = {sample.key: decode_image(sample.image) for sample in iterate_samples(shards)}
+    rows = rows_of(shards)
+    assert len(rows) == 60 + 120
+    for row in rows[::5]:
+        match = judge.match([pictures[row["key"]]], [row["text"]])
+        assert row["itm"] == pytest.approx(match.itm.item(), abs=1e-5)
+        assert row["itc"] == pytest.approx(match.itc.item(), abs=1e-5)
+
+
+def test_another_tokenizer_is_another_model(models, tmp_path):
+    folder = shutil.copytree(models[0], tmp_path / "model")
+    assert folder_hash(str(folder)) == folder_hash(models[0])
+    file = folder / "tokenizer.json"
+    file.write_text(file.read_text().replace('"red"', '"dre"'))
+    assert folder_hash(str(folder)) != folder_hash(models[0])
 
 
 def command(config, tmp_path, processes=1):
@@ -180,8 +227,18 @@ def test_selection_keeps_members_and_chosen_texts(tmp_path, web, scenes):
             assert sample.image == before[sample.key]["png"]
             assert sample.info["truth"]["objects"]
     assert not BadSamples(0).counts
+    for old, new in zip(expand_shards(f"{scenes}/*.tar"), shards[3:], strict=True):
+        assert open(old, "rb").read() == open(new, "rb").read()
     with pytest.raises(UserError, match="exists already"):
         select(web, str(tmp_path / "out"))
+
+
+def test_an_empty_text_is_never_chosen(web, tmp_path):
+    shard = expand_shards(web)[0]
+    key = next(iterate_samples([shard])).key
+    write_table(shard, [Scored(key, "web", "wrong", 0.1, 0.0), Scored(key, "synthetic", " ", 0.9, 0.0)], {})
+    counts = select(shard, str(tmp_path / "out"))
+    assert (counts.images, counts.kept_synthetic_texts) == (0, 0)
 
 
 def test_the_truth_measures_the_filter(web):
@@ -196,6 +253,29 @@ def test_the_truth_measures_the_filter(web):
     assert quality["filter_auc"] == quality["web_texts_kept_right"] == quality["synthetic_kept_exact"] == 1.0
     assert quality["web_texts_kept_wrong"] == 0.0
     assert quality["synthetic_kept"] == quality["synthetic_exact"]
+
+
+def test_the_truth_needs_no_synthetic_texts(web):
+    for shard in expand_shards(web):
+        samples = iterate_samples([shard])
+        write_table(
+            shard, [Scored(s.key, "web", s.text, float(s.info["truth"]["text_right"]), 0.0) for s in samples], {}
+        )
+    quality = filter_quality(web)
+    assert quality["filter_auc"] == 1.0
+    assert math.isnan(quality["synthetic_kept"])
+
+
+def test_what_select_would_refuse_is_refused_before_scoring(web, models, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    config = CapFiltConfig(shards=web, captioner=models[0], filter=models[1], output=str(tmp_path / "full"))
+    with pytest.raises(UserError, match="exists already"):
+        run_capfilt(config)
+    config.output, config.human = str(tmp_path / "out"), str(tmp_path / "none*.tar")
+    with pytest.raises(UserError, match="No shard matches"):
+        run_capfilt(config)
+    assert not any(table_path(shard).exists() for shard in expand_shards(web))
 
 
 def test_wrong_calls(web, models, tmp_path):

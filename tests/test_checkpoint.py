@@ -46,6 +46,16 @@ def test_a_failure_while_writing_leaves_no_checkpoint(tmp_path, monkeypatch):
     assert checkpoints(tmp_path) == []
 
 
+def test_what_a_killed_run_half_wrote_is_cleared(tmp_path):
+    task, optimizer = make()
+    half = tmp_path / "checkpoints" / ".step-00000001.tmp-12345"
+    half.mkdir(parents=True)
+    (half / "task.safetensors").write_bytes(b"cut")
+    assert checkpoints(tmp_path) == []
+    save_checkpoint(tmp_path, task, optimizer, Progress(2, {}), keep=2)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
+
+
 def test_another_model_is_refused_in_a_sentence(tmp_path):
     task, optimizer = make()
     save_checkpoint(tmp_path, task, optimizer, Progress(1, {}), keep=2)

@@ -109,6 +109,9 @@ def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(run_config, monkeypatc
     with pytest.raises(WorkError, match=r"step 5.*--resume"):
         run(config)
     assert checkpoints(vlp.train.Path(config.output))[-1].name == "step-00000005"
+    monkeypatch.undo()
+    run(config, resume=True)
+    assert list(losses(config)) == list(range(1, 9))
 
 
 def test_accumulation_changes_nothing_in_captioning(run_config):

@@ -35,7 +35,8 @@ def save_checkpoint(
         torch.distributed.all_gather_object(everyone, mine)
     if is_main() and not folder.exists():
         temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
-        shutil.rmtree(temporary, ignore_errors=True)
+        for left in folder.parent.glob(".step-*.tmp-*"):  # of a run that was killed while writing
+            shutil.rmtree(left)
         temporary.mkdir(parents=True)
         save_file(
             {name: value.contiguous() for name, value in task.state_dict().items()}, temporary / "task.safetensors"

@@ -1,6 +1,7 @@
 """What a run says of itself: JSON lines, TensorBoard, and progress with a rate and an estimate."""
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -82,7 +83,9 @@ class RunLog:
         self.path = folder / "log.jsonl"
         if self.path.exists():
             kept = [line for line in self.path.read_text().splitlines() if _step(line) <= from_step]
-            self.path.write_text("".join(f"{line}\n" for line in kept))
+            temporary = folder / ".log.jsonl.tmp"
+            temporary.write_text("".join(f"{line}\n" for line in kept))
+            os.replace(temporary, self.path)
         self.events = SummaryWriter(str(folder / "tensorboard"), purge_step=from_step + 1 if from_step else None)
 
     def write(self, record: dict[str, float]) -> None:

@@ -6,7 +6,7 @@ import signal
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,6 +80,8 @@ def run(config: RunConfig, resume: bool = False) -> dict:
     set_seed(config.seed + 1000 * rank())  # dropout differs between processes
     optimizer = build_optimizer(config.optim, task)
     prepared, optimizer = accelerator.prepare(task, optimizer)
+    if world_size() > 1:  # twin and queue are equal everywhere; as an argument, newer torch warns of it
+        prepared.broadcast_buffers = False
     step = _restore(output, task, optimizer, loader, accelerator) if resume else 0
     if is_main():
         save_config(config, output / "config.yaml")
@@ -105,7 +107,7 @@ def start(config: RunConfig, resume: bool) -> Accelerator:
             f"batch_size ({config.batch_size}) must be a multiple of accumulation ({config.accumulation}), "
             "as every accumulation step takes its share."
         )
-    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)]
+    handlers = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
     cpu = not torch.cuda.is_available()
     if cpu:
         keep_freed_memory()
@@ -159,14 +161,17 @@ def _train(
 ) -> dict:
     """Optimiser steps from `step` to the end; returns the last record."""
     output = Path(config.output)
-    log = RunLog(output, step) if is_main() else None
     watch = PlateauWatch(config.optim.warmup_steps)
     batches = iter(loader)
     window = Window()
     record = (read_log(output / "log.jsonl") or [{}])[-1] if step else {}  # a resume may have nothing left to do
     parameters = [parameter for parameter in task.parameters() if parameter.requires_grad]
     prepared.train()
-    with Progress("steps", schedule.steps, step, quiet=not is_main()) as progress, _stop_signal() as stopped:
+    with (
+        closing(RunLog(output, step)) if is_main() else nullcontext() as log,
+        Progress("steps", schedule.steps, step, quiet=not is_main()) as progress,
+        _stop_signal() as stopped,
+    ):
         while step < schedule.steps:
             rate = learning_rate(config.optim, step, schedule.steps, schedule.steps_per_epoch)
             for group in optimizer.param_groups:
@@ -209,8 +214,6 @@ def _train(
                         "  ".join([f"step {step}", *(f"{name} {value:.3f}" for name, value in scores.items())])
                     )
                 barrier()
-    if log:
-        log.close()
     return record
 
 

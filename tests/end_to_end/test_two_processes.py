@@ -1,11 +1,14 @@
 """Two processes give the losses of one at the same global batch."""
 
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from vlp.checkpoint import checkpoints
 from vlp.config import save_config
 from vlp.log import read_log
 from vlp.train import run
@@ -13,17 +16,21 @@ from vlp.train import run
 LOSSES = ("itc", "itm", "lm", "loss")
 
 
-@pytest.mark.parametrize("task", ["pretrain", "retrieval"])
+@pytest.mark.parametrize("task", ["pretrain", "retrieval", "captioning"])
 def test_two_processes_equal_one(run_config, tmp_path, task):
     one = run_config("one", f"task={task}", "objective.queue_size=20")
     run(one)
-    two = run_config("two", f"task={task}", "objective.queue_size=20", "data.workers=1")
+    two = run_config("two", f"task={task}", "objective.queue_size=20", "data.workers=1", "checkpoint_every=10")
     save_config(two, tmp_path / "two.yaml")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", "-m", "vlp"]
+    # Not `accelerate launch --cpu`: without an MPI host file it starts one process, whatever --num_processes says.
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "vlp"]
     command += ["pretrain" if task == "pretrain" else "finetune", str(tmp_path / "two.yaml")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "Warning" not in done.stderr, done.stderr[-3000:]
+    (checkpoint,) = checkpoints(Path(two.output))
+    assert len(json.loads((checkpoint / "progress.json").read_text())["loaders"]) == 2, "there were not two processes"
     expected, got = (read_log(f"{config.output}/log.jsonl") for config in (one, two))
     assert [record["step"] for record in got] == list(range(1, 11))
     for mine, theirs in zip(expected, got, strict=True):

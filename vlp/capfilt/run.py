@@ -9,7 +9,7 @@ from accelerate import PartialState
 from vlp.capfilt.score import ScoreCounts, score_shards
 from vlp.capfilt.select import select
 from vlp.config import CapFiltConfig
-from vlp.data.shards import expand_shards, index_shard
+from vlp.data.shards import expand_shards, index_shard, prepare_output
 from vlp.errors import UserError
 from vlp.log import Progress
 
@@ -44,6 +44,9 @@ def run_capfilt(config: CapFiltConfig) -> dict:
     """Score, wait for the other processes, and let one of them select. Returns both counts."""
     if not config.output:
         raise UserError("CapFilt needs output: the folder for the new shards.")
+    prepare_output(config.output)  # what select would refuse is refused before hours of scoring
+    if config.human:
+        expand_shards(config.human)
     scored = score(config)
     state = PartialState()
     state.wait_for_everyone()

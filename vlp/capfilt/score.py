@@ -9,7 +9,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from vlp.capfilt.tables import Scored, folder_hash, is_finished, read_table, write_table
+from vlp.capfilt.tables import Scored, folder_hash, is_finished, read_table, shard_stamp, write_table
 from vlp.config import DecodingConfig, Precision
 from vlp.data.shards import BadSample, BadSampleError, BadSamples, Sample, decode_image, expand_shards, iterate_samples
 from vlp.data.transforms import evaluation_image
@@ -83,12 +83,13 @@ def score_shards(
                 progress("score", len(set(read_table(shard)["key"].to_pylist())))
             continue
         rows: list[Scored] = []
+        stamp = shard_stamp(shard)
         for images, scored in _score_shard(shard, judges, decoding, batch_size, seed, bad):
             rows += scored
             counts.images += images
             if progress:
                 progress("score", images)
-        write_table(shard, rows, settings)
+        write_table(shard, rows, settings, stamp)
         counts.shards += 1
         counts.texts += len(rows)
     bad.finish()
@@ -123,6 +124,7 @@ def _decode(batch: list[Sample], sizes: list[int], bad: BadSamples) -> tuple[lis
         try:
             image = decode_image(sample.image, shortest=max(sizes))
         except BadSampleError as error:
+            bad.seen(-1)  # it was counted as good when its bytes were read
             bad.add(BadSample(sample.shard, sample.key, error.reason))
             continue
         kept.append(sample)

@@ -7,8 +7,10 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlp.capfilt.tables import read_table
-from vlp.data.shards import IMAGE_EXTENSIONS, ShardWriter, expand_shards, prepare_output, read_members
+import fsspec
+
+from vlp.capfilt.tables import check_table, read_table
+from vlp.data.shards import IMAGE_EXTENSIONS, ShardWriter, expand_shards, index_shard, prepare_output, read_members
 
 
 @dataclass
@@ -34,31 +36,29 @@ def select(
 
     Each scored shard becomes one new shard (so keys stay unique in it); its samples keep all members and fields, get
     the chosen texts as `captions` in their JSON, and the first of them as their text. An image without a chosen text
-    is left out. Human shards follow as they are. The output folder appears when it is complete.
+    is left out. Human shards follow byte for byte. The output folder appears when it is complete.
 
     Raises:
         UserError: a shard has no table or was changed since, or the output exists.
     """
     paths = expand_shards(shards)
     clean = expand_shards(human) if human else []
-    tables = {shard: read_table(shard) for shard in paths}  # all there before anything is written
+    for shard in paths:  # all tables are there before anything is written
+        check_table(shard)
     prepare_output(output)
     temporary = Path(output).parent / f".{Path(output).name}.tmp-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     counts = SelectCounts()
     try:
         for number, shard in enumerate(paths):
-            believed = _believed(tables[shard].to_pylist(), threshold, counts)
+            believed = _believed(read_table(shard).to_pylist(), threshold, counts)
             with ShardWriter(str(temporary), samples_per_shard=10**9, first=number) as writer:
                 for key, members in read_members(shard):
                     _write_chosen(writer, key, members, believed, counts)
         for number, shard in enumerate(clean, start=len(paths)):
-            with ShardWriter(str(temporary), samples_per_shard=10**9, first=number) as writer:
-                for key, members in read_members(shard):
-                    if extension := _image_extension(members):
-                        info, text = _json(members), members.get("txt", b"").decode(errors="replace")
-                        _write(writer, key, members, extension, text, info)
-                        counts.human_images += 1
+            with fsspec.open(shard, "rb") as source, open(temporary / f"{number:05d}.tar", "wb") as target:
+                shutil.copyfileobj(source, target)
+            counts.human_images += len(index_shard(shard).keys)
         if Path(output).exists():
             Path(output).rmdir()
         os.replace(temporary, output)
@@ -72,7 +72,7 @@ def _believed(rows: list[dict], threshold: float, counts: SelectCounts) -> dict[
     """The chosen texts of each key."""
     chosen: dict[str, list[dict[str, str]]] = defaultdict(list)
     for row in rows:
-        kept = row["itm"] >= threshold
+        kept = row["itm"] >= threshold and bool(row["text"].strip())  # a captioner may have said nothing
         if row["source"] == "web":
             counts.web_texts += 1
             counts.kept_web_texts += kept
@@ -91,13 +91,10 @@ def _write_chosen(
     if not texts or not extension:
         counts.dropped_images += 1
         return
-    _write(writer, key, members, extension, texts[0]["text"], {**_json(members), "captions": texts})
-    counts.images += 1
-
-
-def _write(writer: ShardWriter, key: str, members: dict[str, bytes], extension: str, text: str, info: dict) -> None:
     others = {name: data for name, data in members.items() if name not in (extension, "txt", "json")}
-    writer.write(key, members[extension], extension, text, info, others)
+    info = {**_json(members), "captions": texts}
+    writer.write(key, members[extension], extension, texts[0]["text"], info, others)
+    counts.images += 1
 
 
 def _image_extension(members: dict[str, bytes]) -> str | None:

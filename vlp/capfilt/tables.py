@@ -53,18 +53,22 @@ def shard_stamp(shard: str) -> str:
 
 
 def folder_hash(folder: str) -> str:
-    """A hash of a model folder's weights and config."""
+    """A hash of what a model folder computes with: weights, config and tokenizer."""
     digest = hashlib.sha256()
-    for name in ("config.json", "model.safetensors"):
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
         with open(Path(folder) / name, "rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
 
-def write_table(shard: str, rows: list[Scored], settings: dict[str, str]) -> None:
-    """Write a shard's table whole: under another name, then renamed."""
+def write_table(shard: str, rows: list[Scored], settings: dict[str, str], stamp: str = "") -> None:
+    """Write a shard's table whole: under another name, then renamed.
+
+    Args:
+        stamp: the shard's stamp from before it was read, so that a change while it was scored is noticed; "" is now.
+    """
     columns = {field.name: [getattr(row, field.name) for row in rows] for field in SCHEMA}
-    metadata = {"vlp.capfilt": json.dumps({**settings, "shard": shard_stamp(shard), "version": VERSION})}
+    metadata = {"vlp.capfilt": json.dumps({**settings, "shard": stamp or shard_stamp(shard), "version": VERSION})}
     table = pa.table(columns, schema=SCHEMA.with_metadata(metadata))
     path = table_path(shard)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
@@ -90,8 +94,8 @@ def read_settings(shard: str) -> dict[str, str] | None:
         return None
 
 
-def read_table(shard: str) -> pa.Table:
-    """A shard's table.
+def check_table(shard: str) -> None:
+    """Make sure, from its metadata alone, that a shard's table can be used.
 
     Raises:
         UserError: there is none, it is of another version, or the shard was changed after it was scored.
@@ -103,4 +107,9 @@ def read_table(shard: str) -> pa.Table:
         raise UserError(f"The table of {shard} has version {settings.get('version')}, not {VERSION}; score it again.")
     if settings["shard"] != shard_stamp(shard):
         raise UserError(f"{shard} was changed after it was scored; score it again.")
+
+
+def read_table(shard: str) -> pa.Table:
+    """A shard's table; raises what `check_table` does."""
+    check_table(shard)
     return pq.read_table(table_path(shard))
