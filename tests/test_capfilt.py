@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -158,7 +159,7 @@ def test_another_tokenizer_is_another_model(models, tmp_path):
 
 def command(config, tmp_path, processes=1):
     save_config(config, tmp_path / "capfilt.yaml")
-    launch = ["-m", "accelerate.commands.launch", "--num_processes", str(processes), "--cpu"] if processes > 1 else []
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
     return [sys.executable, *launch, "-m", "vlp", "capfilt", "run", str(tmp_path / "capfilt.yaml")]
 
 
@@ -228,7 +229,7 @@ def test_selection_keeps_members_and_chosen_texts(tmp_path, web, scenes):
             assert sample.info["truth"]["objects"]
     assert not BadSamples(0).counts
     for old, new in zip(expand_shards(f"{scenes}/*.tar"), shards[3:], strict=True):
-        assert open(old, "rb").read() == open(new, "rb").read()
+        assert Path(old).read_bytes() == Path(new).read_bytes()
     with pytest.raises(UserError, match="exists already"):
         select(web, str(tmp_path / "out"))
 
