@@ -159,7 +159,9 @@ def test_another_tokenizer_is_another_model(models, tmp_path):
 
 def command(config, tmp_path, processes=1):
     save_config(config, tmp_path / "capfilt.yaml")
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
+    launch = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
+    )
     return [sys.executable, *launch, "-m", "vlp", "capfilt", "run", str(tmp_path / "capfilt.yaml")]
 
 

@@ -161,8 +161,9 @@ def test_a_truncated_tar_gives_what_precedes_the_cut(tmp_path):
         index = scan_shard(str(tmp_path / "cut.tar"))
         full = scan_shard(whole)
         assert index.keys == full.keys[: len(index.keys)]
-        ends = index.members[:, 0:2].sum(axis=1)
-        assert (ends <= cut).all()
+        ends = full.members[:, 2:4].sum(axis=1)  # a sample's text comes last
+        # Whoever is whole is kept; where the archive ends between members, the last may stand without its text.
+        assert (ends <= cut).sum() <= len(index.keys) <= (ends <= cut).sum() + 1
 
 
 def test_files_that_are_no_shards(tmp_path):

@@ -120,7 +120,10 @@ def scan_shard(path: str) -> ShardIndex:
             with tarfile.open(fileobj=file, mode="r:") as archive:
                 for header in archive:
                     if header.offset_data + header.size > end:
-                        scan.key = split_name(header.name)[0]
+                        key = split_name(header.name)[0]
+                        if key != scan.key:
+                            scan.close()  # the sample before the cut is whole
+                        scan.key = key
                         scan.bad("truncated")
                         scan.key = None
                         break
