@@ -35,7 +35,8 @@ ALLOWED = {
     "capfilt": BUILDING | {"tasks", "model"},
     "report": {"errors", "config", "data"},
     "demo": BUILDING | {"model", "evaluate", "train", "capfilt", "report"},
-    "cli": BUILDING | {"model", "search", "evaluate", "train", "capfilt", "report", "demo"},
+    "cli": BUILDING | {"launch", "model", "search", "evaluate", "train", "capfilt", "report", "demo"},
+    "launch": {"errors"},
     "__main__": {"cli"},
     "__init__": BUILDING | {"model"},
 }

@@ -105,6 +105,18 @@ def test_bad_samples_are_skipped_and_batches_stay_full(loader_of, scenes, tmp_pa
     assert [batch.keys for batch in take(resumed, 9)] == [batch.keys for batch in batches[11:]]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_resume_counts_no_bad_sample_twice(loader_of, scenes, tmp_path, workers):
+    shards = spoiled(tmp_path, scenes, 4)
+    whole, first, resumed = (loader_of(3, shards=shards, max_bad_share=0.5, workers=workers) for _ in range(3))
+    take(whole, 20)
+    take(first, 7)
+    resumed.load_state(first.state())
+    take(resumed, 13)
+    assert resumed.state() == whole.state()
+    assert first.state()["bad"]["image undecodable"] < first.state()["place"] == first.place
+
+
 def test_a_bad_sample_with_an_empty_key_is_skipped_as_well(loader_of, scenes, tmp_path):
     image = next(iterate_samples(f"{scenes}/*.tar")).image
     with ShardWriter(str(tmp_path / "nameless")) as writer:

@@ -44,7 +44,7 @@ def test_the_demo_page_is_whole_and_loads_nothing(tmp_path):
         ("filter_auc", "web_texts_kept_right", "web_texts_kept_wrong", "synthetic_kept", "synthetic_exact"), 0.75
     )
     results = {"noisy": scores, "bootstrapped": {**scores, "t2i_r1": 0.375}, **quality}
-    results |= {"synthetic_kept_exact": float("nan"), "seed": 0, "quick": False, "seconds": 12.0}
+    results |= {"synthetic_kept_exact": float("nan"), "seed": 0, "quick": False, "seconds": 12.0, "threshold": 0.5}
     (tmp_path / "report.json").write_text(json.dumps(results))
     for name in ("noisy", "bootstrapped"):
         write_log(tmp_path / name / "log.jsonl")

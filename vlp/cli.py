@@ -10,6 +10,7 @@ import typer
 
 from vlp.config import CapFiltConfig, DecodingConfig, RunConfig, load_config
 from vlp.errors import UserError, WorkError
+from vlp.launch import start_missing_processes
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -330,6 +331,7 @@ def _print(values: dict[str, Any], as_json: bool) -> None:
 def main() -> None:
     """Run a command. Exit codes: 0 done, 1 the work failed, 2 the call was wrong."""
     try:
+        start_missing_processes(sys.argv[1:])
         app()
     except (UserError, WorkError) as error:
         if "--debug" in sys.argv:

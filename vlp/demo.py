@@ -4,7 +4,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from vlp.report.demo_page import write_demo_page
 from vlp.train import run
 
 WRONG = 0.4  # share of wrong web texts
+THRESHOLD = 0.5  # ITM probability from which the filter keeps a text (the paper's)
 # Cropping and flipping would make captions of places untrue, colour changes those of colours.
 PLAIN = AugmentConfig(crop_min=1.0, crop_max=1.0, flip=False, operations=0)
 GREEDY = DecodingConfig(beams=1, repetition_penalty=1.0, min_length=4, max_length=24)
@@ -94,33 +96,27 @@ def run_demo(output: str, quick: bool = False, seed: int = 0) -> dict:
     """
     root, sizes = Path(output), QUICK if quick else FULL
     _claim(root, {"sizes": asdict(sizes), "seed": seed})
-    started = time.monotonic()
-    before = _seconds_so_far(root)
-    say = _narrator(started)
-
-    say("scenes and tokenizer")
-    _make_data(root, sizes, seed)
-    say("pretraining on the noisy web and the clean human shards")
-    _train(_pretrain_config(root, "noisy", ["human", "web"], sizes, seed))
-    say("finetuning the captioner")
-    _finetune(root, "captioner", "captioning", sizes, seed)
-    say("finetuning the filter")
-    _finetune(root, "filter", "retrieval", sizes, seed)
-    say("CapFilt: captioning and filtering the web shards")
-    _capfilt(root, seed)
-    say("pretraining anew on the cleaned shards")
-    _train(_pretrain_config(root, "bootstrapped", ["cleaned"], sizes, seed))
-    say("scores on held-out scenes")
-    results = {
-        **{name: _score(root, name) for name in ("noisy", "bootstrapped")},
-        **filter_quality(_shards(root, "web")),
-        "seed": seed,
-        "quick": quick,
-        "seconds": before + time.monotonic() - started,
-    }
+    with _stage(root, "scenes and tokenizer"):
+        _make_data(root, sizes, seed)
+    with _stage(root, "pretraining on the noisy web and the clean human shards"):
+        _train(_pretrain_config(root, "noisy", ["human", "web"], sizes, seed))
+    with _stage(root, "finetuning the captioner"):
+        _finetune(root, "captioner", "captioning", sizes, seed)
+    with _stage(root, "finetuning the filter"):
+        _finetune(root, "filter", "retrieval", sizes, seed)
+    with _stage(root, "CapFilt: captioning and filtering the web shards"):
+        _capfilt(root, seed)
+    with _stage(root, "pretraining anew on the cleaned shards"):
+        _train(_pretrain_config(root, "bootstrapped", ["cleaned"], sizes, seed))
+    with _stage(root, "scores on held-out scenes"):
+        scores = {
+            **{name: _score(root, name) for name in ("noisy", "bootstrapped")},
+            **filter_quality(_shards(root, "web"), THRESHOLD),
+        }
+    results = {**scores, "seed": seed, "quick": quick, "seconds": sum(_seconds(root).values())}
     _write_json(root / "report.json", results)
     write_demo_page(root)
-    say(f"done: {root / 'report.html'}")
+    print(f"Done in {results['seconds'] / 60:.1f} minutes: {root / 'report.html'}")
     return results
 
 
@@ -137,18 +133,23 @@ def _claim(root: Path, settings: dict) -> None:
     _write_json(mark, settings)
 
 
-def _seconds_so_far(root: Path) -> float:
-    """Seconds that an earlier, stopped call spent on the stages it finished: those up to its newest file."""
-    times = [path.stat().st_mtime for path in root.glob("*")]
-    return max(times) - (root / "demo.json").stat().st_mtime if len(times) > 1 else 0.0
+@contextmanager
+def _stage(root: Path, name: str) -> Iterator[None]:
+    """Say what begins, and add what it took to ROOT/seconds.json, also when it is stopped before its end."""
+    before = _seconds(root)
+    minutes, seconds = divmod(int(sum(before.values())), 60)
+    print(f"[{minutes:02d}:{seconds:02d}] {name}", flush=True)
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        _write_json(root / "seconds.json", {**before, name: before.get(name, 0.0) + time.monotonic() - started})
 
 
-def _narrator(started: float) -> Callable[[str], None]:
-    def say(what: str) -> None:
-        minutes, seconds = divmod(int(time.monotonic() - started), 60)
-        print(f"[{minutes:02d}:{seconds:02d}] {what}", flush=True)
-
-    return say
+def _seconds(root: Path) -> dict[str, float]:
+    """What each stage took so far, over all calls."""
+    path = root / "seconds.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _shards(root: Path, name: str) -> str:
@@ -256,6 +257,7 @@ def _capfilt(root: Path, seed: int) -> None:
         filter=str(root / "filter"),
         output=str(root / "data" / "cleaned"),
         decoding=NUCLEUS,
+        threshold=THRESHOLD,
         batch_size=128,
         seed=seed,
     )
@@ -263,8 +265,14 @@ def _capfilt(root: Path, seed: int) -> None:
 
 
 def _score(root: Path, name: str) -> dict[str, float]:
+    """Retrieval and captions of a pretrained model on the held-out scenes; kept in OUTPUT/NAME/scores.json."""
+    path = root / name / "scores.json"
+    if path.exists():
+        return json.loads(path.read_text())
     model, held_out = load_model(root / name / "model"), _shards(root, "held-out")
-    return {**evaluate_retrieval(model, held_out, rerank=16), **evaluate_captioning(model, held_out, GREEDY)}
+    scores = {**evaluate_retrieval(model, held_out, rerank=16), **evaluate_captioning(model, held_out, GREEDY)}
+    _write_json(path, scores)
+    return scores
 
 
 def _write_json(path: Path, values: dict) -> None:

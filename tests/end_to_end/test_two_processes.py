@@ -22,8 +22,7 @@ def test_two_processes_equal_one(run_config, tmp_path, task):
     run(one)
     two = run_config("two", f"task={task}", "objective.queue_size=20", "data.workers=1", "checkpoint_every=10")
     save_config(two, tmp_path / "two.yaml")
-    # Not `accelerate launch --cpu`: without an MPI host file it starts one process, whatever --num_processes says.
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "vlp"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", "-m", "vlp"]
     command += ["pretrain" if task == "pretrain" else "finetune", str(tmp_path / "two.yaml")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)

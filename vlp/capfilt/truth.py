@@ -12,10 +12,10 @@ def filter_quality(shards: str | list[str], threshold: float = 0.5) -> dict[str,
     """Compare the score tables of scenes with their truth.
 
     Returns:
-        `filter_auc` of the ITM probability over web texts; `web_texts_kept_right` and `web_texts_kept_wrong`, the
-        shares of the right and of the wrong web texts at or above the threshold; `synthetic_kept`, the share of
-        synthetic texts kept; `synthetic_exact` and `synthetic_kept_exact`, the shares of all and of the kept
-        synthetic texts that say exactly what the scene shows. A share of no texts is nan.
+        `threshold`, as given; `filter_auc` of the ITM probability over web texts; `web_texts_kept_right` and
+        `web_texts_kept_wrong`, the shares of the right and of the wrong web texts at or above the threshold;
+        `synthetic_kept`, the share of synthetic texts kept; `synthetic_exact` and `synthetic_kept_exact`, the shares
+        of all and of the kept synthetic texts that say exactly what the scene shows. A share of no texts is nan.
     """
     scores, right, kept, exact = [], [], [], []
     for shard in expand_shards(shards):
@@ -32,6 +32,7 @@ def filter_quality(shards: str | list[str], threshold: float = 0.5) -> dict[str,
     kept_web = (score >= threshold).float()
     believed, exactly = torch.tensor(kept, dtype=torch.bool), torch.tensor(exact, dtype=torch.float32)
     return {
+        "threshold": threshold,
         "filter_auc": area_under_curve(score, label),
         "web_texts_kept_right": kept_web[label].mean().item(),
         "web_texts_kept_wrong": kept_web[~label].mean().item(),

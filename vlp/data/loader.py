@@ -6,6 +6,7 @@ its slice of every global batch, so any number of processes sees the same batche
 
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
@@ -78,6 +79,7 @@ class _Chunk:
     image_hashes: list[int]
     infos: list[dict]
     bad: list[BadSample]
+    bad_places: list[int]
 
 
 class _Decoder(Dataset):
@@ -93,7 +95,7 @@ class _Decoder(Dataset):
 
     def __getitem__(self, places: tuple[np.ndarray, np.ndarray, np.ndarray]) -> _Chunk:
         self.reader = self.reader or ShardReader()
-        chunk = _Chunk(torch.empty(0), [], [], [], [], [], [])
+        chunk = _Chunk(torch.empty(0), [], [], [], [], [], [], [])
         images = []
         for place, position, number in zip(*(column.tolist() for column in places), strict=True):
             shard = int(np.searchsorted(self.ends, number, side="right"))
@@ -105,6 +107,7 @@ class _Decoder(Dataset):
                 images.append(self._image(sample.image, position))
             except BadSampleError as error:
                 chunk.bad.append(BadSample(index.path, index.keys[row], error.reason))
+                chunk.bad_places.append(place)
                 continue
             chunk.places.append(place)
             chunk.captions.append(captions)
@@ -177,6 +180,7 @@ class TrainingLoader:
             self.listed.add(bad)
         self.bad = BadSamples(data.max_bad_share)  # bad when read
         self.place = 0  # in this process's stream, of the next sample to give out
+        self.ahead: list[tuple[int, str]] = []  # place and reason of the bad ones that were read ahead of `place`
 
     @property
     def epoch_size(self) -> int:
@@ -189,27 +193,30 @@ class TrainingLoader:
         return dict(self.listed.counts + self.bad.counts)
 
     def state(self) -> dict:
-        """Where to go on, and what was bad so far."""
-        return {"place": self.place * self.world, "bad": dict(self.bad.counts), "total": self.bad.total}
+        """Where to go on, and what was bad up to there."""
+        ahead = Counter(reason for place, reason in self.ahead if place >= self.place)
+        return {"place": self.place * self.world, "bad": dict(self.bad.counts - ahead)}
 
     def load_state(self, state: dict) -> None:
         """Go on from a state; also one of another number of processes, then to within a batch."""
         self.place = state["place"] // self.world
         self.bad.counts.update(state["bad"])
-        self.bad.total = state["total"]
+        self.bad.total = self.place  # each place up to there was read once
 
     def __iter__(self) -> Iterator[Batch]:
         waiting: list[_Chunk] = []
         for chunk in _chunks(self.decoder, self._places(), self.data.workers):
             self.bad.seen(len(chunk.keys))
-            for bad in chunk.bad:
+            for bad, place in zip(chunk.bad, chunk.bad_places, strict=True):
                 self.bad.add(bad)
+                self.ahead.append((place, bad.reason))
             if chunk.keys:
                 waiting.append(chunk)
             while sum(len(one.keys) for one in waiting) >= self.batch:
                 chunk, rest = _split(_join(waiting), self.batch)
                 waiting = [rest] if rest.keys else []
                 self.place = chunk.places[-1] + 1
+                self.ahead = [(place, reason) for place, reason in self.ahead if place >= self.place]
                 yield self._batch(chunk)
 
     def _places(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -301,7 +308,7 @@ def _join(chunks: list[_Chunk]) -> _Chunk:
 
 def _split(chunk: _Chunk, count: int) -> tuple[_Chunk, _Chunk]:
     """The first `count` samples, and the rest."""
-    names = [one.name for one in fields(_Chunk) if one.name != "bad"]
+    names = [one.name for one in fields(_Chunk) if not one.name.startswith("bad")]
     first = {name: getattr(chunk, name)[:count] for name in names}
     rest = {name: getattr(chunk, name)[count:] for name in names}
     return replace(chunk, **first), replace(chunk, **rest)

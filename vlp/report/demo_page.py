@@ -36,7 +36,7 @@ def write_demo_page(root: Path) -> None:
             if key in results["noisy"]
         ],
         curves=Markup(loss_curves(logs)),
-        examples=_examples(root / "data" / "web"),
+        examples=_examples(root / "data" / "web", results["threshold"]),
     )
     temporary = root / f".report.html.tmp-{os.getpid()}"
     temporary.write_text(page)
@@ -51,12 +51,13 @@ def render(template: str, **values: object) -> str:
     return environment.from_string((files("vlp.report") / template).read_text()).render(**values)
 
 
-def _examples(folder: Path) -> list[dict]:
-    """Scenes of the first web shard with their texts and verdicts; right and wrong web texts in turn."""
+def _examples(folder: Path, threshold: float) -> list[dict]:
+    """Scenes of the first web shard with their texts and whether the filter keeps them; right and wrong web texts in
+    turn."""
     shard = min(folder.glob("*.tar"))
     texts: dict[str, list[dict]] = {}
     for row in pq.read_table(shard.with_suffix(".capfilt.parquet")).to_pylist():
-        texts.setdefault(row["key"], []).append({**row, "kept": row["itm"] >= 0.5})
+        texts.setdefault(row["key"], []).append({**row, "kept": row["itm"] >= threshold})
     by_truth: dict[bool, list[dict]] = {True: [], False: []}
     for sample in iterate_samples([str(shard)]):
         truth = sample.info["truth"]

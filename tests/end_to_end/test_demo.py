@@ -1,0 +1,74 @@
+"""The demo: what it leaves, and that a killed one goes on where it was."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from vlp.errors import UserError
+
+TINY = """
+import os, sys, torch
+torch.set_num_threads(1)
+from vlp import demo
+demo.QUICK = demo.DemoSizes(human=64, web=48, held_out=16, pretrain_steps=6, captioner_steps=3, filter_steps=3,
+    warmup_steps=2, batch_size=16, image_size=32, patch_size=16, width=32, layers=2, heads=2)
+demo.run_demo(sys.argv[1], quick=True, seed=3)
+"""
+MEASURED = {"noisy", "bootstrapped", "filter_auc", "web_texts_kept_right", "web_texts_kept_wrong", "synthetic_kept"}
+
+
+def start_demo(folder):
+    return subprocess.Popen([sys.executable, "-c", TINY, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def scores(folder):
+    report = json.loads((folder / "report.json").read_text())
+    assert report.keys() >= MEASURED | {"seconds", "seed"}
+    for name in ("noisy", "bootstrapped"):
+        assert report[name].keys() >= {"i2t_r1", "t2i_r1", "caption_exact"}
+    assert report.pop("seconds") > 0
+    nested = [report.pop("noisy"), report.pop("bootstrapped")]
+    return {**report, **{f"{number} {key}": value for number, one in enumerate(nested) for key, value in one.items()}}
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_a_killed_demo_goes_on_and_ends_the_same(tmp_path):
+    whole = start_demo(tmp_path / "whole")
+    _, errors = whole.communicate(timeout=300)
+    assert whole.returncode == 0, errors.decode()[-3000:]
+    assert b"Warning" not in errors, errors.decode()[-3000:]
+    for marker in ("noisy", "data/web/00000.capfilt.parquet", "bootstrapped"):  # killed as soon as this appears
+        demo = start_demo(tmp_path / "killed")
+        until = time.monotonic() + 200
+        while demo.poll() is None and not (tmp_path / "killed" / marker).exists():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert demo.poll() is None, "it ended before it could be killed"
+        os.kill(demo.pid, signal.SIGKILL)
+        demo.communicate()
+    last = start_demo(tmp_path / "killed")
+    _, errors = last.communicate(timeout=300)
+    assert last.returncode == 0, errors.decode()[-3000:]
+    assert scores(tmp_path / "killed") == pytest.approx(scores(tmp_path / "whole"), nan_ok=True)
+    for name in ("captioner", "filter"):
+        assert (tmp_path / "killed" / name / "model.safetensors").exists()
+    page = (tmp_path / "killed" / "report.html").read_text()
+    assert not re.findall(r"<(?:link|script|iframe)|(?:src|href)=\"(?!data:|#)", page), "the page must load nothing"
+
+
+def test_another_demo_in_the_folder_is_refused(tmp_path):
+    from vlp.demo import run_demo
+
+    (tmp_path / "demo.json").write_text("{}")
+    with pytest.raises(UserError, match="other settings"):
+        run_demo(str(tmp_path))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("mine")
+    with pytest.raises(UserError, match="not a demo's"):
+        run_demo(str(tmp_path / "other"))
