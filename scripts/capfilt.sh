@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
-# From a pretrained model and clean human shards to cleaned web shards: captioner, filter, CapFilt.
-# Use: scripts/capfilt.sh PRETRAINED_MODEL 'human/*.tar' 'web/*.tar' OUT
+# From a pretrained model and clean human shards to cleaned web shards: captioner, filter, CapFilt, in the active environment.
+# Use: scripts/capfilt.sh PRETRAINED_MODEL 'human/*.tar' 'web/*.tar' OUT [key=value for both finetunings ...]
 set -euo pipefail
+command -v vlp >/dev/null || { echo "Activate an environment with vlp first, such as: . .venv/bin/activate" >&2; exit 2; }
+[ $# -ge 4 ] || { sed -n '3s/^# //p' "$0" >&2; exit 2; }
+configs="$(cd "$(dirname "$0")/../configs" && pwd)"
 model=$1 human=$2 web=$3 out=$4
+shift 4
 for task in captioner filter; do
-    accelerate launch -m vlp finetune "configs/$task.yaml" start_from="$model" output="$out/$task" \
-        "data.sources=[{shards: \"$human\"}]"
+    [ -e "$out/$task/results.json" ] || accelerate launch -m vlp finetune "$configs/$task.yaml" --resume start_from="$model" \
+        output="$out/$task" "data.sources=[{shards: \"$human\"}]" "$@"
 done
-accelerate launch -m vlp capfilt run configs/capfilt.yaml captioner="$out/captioner/model" filter="$out/filter/model" \
+accelerate launch -m vlp capfilt run "$configs/capfilt.yaml" captioner="$out/captioner/model" filter="$out/filter/model" \
     shards="$web" human="$human" output="$out/cleaned"

@@ -35,7 +35,7 @@ def test_the_way_from_scenes_to_captions(tmp_path, run_config):
     out = vlp("data", "inspect", tmp_path / "web/*.tar", "--sheet", tmp_path / "sheet.png", "--json")
     assert json.loads(out)["samples"] == 24
     assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
-    vlp("tokenizer", tmp_path / "web/*.tar", "--out", tmp_path / "words", "--size", 150)
+    vlp("tokenizer", tmp_path / "web/*.tar", tmp_path / "words", "--size", 150)
     config = run_config("run", f"tokenizer={tmp_path}/words", f"data.sources=[{{shards: '{tmp_path}/web/*.tar'}}]")
     save_config(config, tmp_path / "pretrain.yaml")
     vlp("pretrain", tmp_path / "pretrain.yaml", "steps=2")

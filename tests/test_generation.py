@@ -8,7 +8,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from vlp.config import DecodingConfig
 from vlp.errors import UserError
-from vlp.generation import Decoder, cut_distribution, draw, generate, uniform_numbers
+from vlp.generation import Decoder, generate
+from vlp.next_token import cut_distribution, draw, uniform_numbers
 
 VOCABULARY, END = 23, 2
 PROMPT = [5, 7]

@@ -17,18 +17,21 @@ LEAVES = {
     "log",
     "plateau",
     "allocator",
+    "next_token",
 }
-BASE = {"errors", "config", "precision", "distributed"}
+BASE = {"errors", "config", "precision", "distributed", "next_token"}
 DATA_AND_MODELS = {"data", "models"}
-BUILDING = LEAVES | DATA_AND_MODELS | {"checkpoint"}
+BUILDING = LEAVES | DATA_AND_MODELS | {"checkpoint", "convert", "model_folder"}
 # What each room may import, beside itself.
 ALLOWED = {
     **dict.fromkeys(LEAVES, BASE),
     "checkpoint": BASE,
     "data": BASE,
     "models": BASE,
+    "convert": BASE | DATA_AND_MODELS | {"model_folder"},
+    "model_folder": BASE | DATA_AND_MODELS,
     "tasks": BUILDING,
-    "model": BUILDING,
+    "model": BUILDING | {"convert", "model_folder"},
     "search": BUILDING | {"model"},
     "evaluate": BUILDING | {"tasks", "model"},
     "train": BUILDING | {"tasks", "model", "evaluate"},

@@ -10,7 +10,8 @@ from tiny_model import SIZE, make_images, make_model
 
 from vlp.config import DecodingConfig
 from vlp.errors import UserError
-from vlp.model import Model, load_model, save_model
+from vlp.model import Model, load_model
+from vlp.model_folder import save_model
 
 SAMPLING = DecodingConfig(top_p=0.95, min_length=4, max_length=14)
 
@@ -65,8 +66,11 @@ def test_a_half_written_folder_never_appears(model, tmp_path):
 
 
 def test_folders_that_are_no_models(model, tmp_path):
-    with pytest.raises(UserError, match=r"has no config\.json"):
+    with pytest.raises(UserError, match="not a model folder"):
         load_model(tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        load_model(tmp_path / "empty")
     folder = tmp_path / "model"
     model.save(folder)
     weights = (folder / "model.safetensors").read_bytes()

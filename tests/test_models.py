@@ -168,3 +168,19 @@ def test_uint8_images_are_normalised_on_the_device():
     torch.testing.assert_close(
         model.encode_images(images), model.encode_images((images.float() / 255 - mean) / deviation)
     )
+
+
+@pytest.mark.parametrize("width", [64, 256, 768])
+def test_towers_of_any_width_start_equally_lively(width):
+    """What a matrix makes of a unit-norm feature is as large as in BERT and ViT at their own width, 768."""
+    image = ImageEncoderConfig(image_size=32, width=width, layers=1, heads=2)
+    text = TextTowerConfig(vocabulary=50, width=width, layers=1, heads=2, feed_forward=4 * width)
+    model = Blip(ModelConfig(image, text))
+    expected = 0.02 * (768 / width) ** 0.5
+    for matrix in (
+        model.text_tower.layers[0].self_attention.side("decoder").qkv.weight,
+        model.text_tower.layers[0].cross_attention.side("decoder").key_value.weight,
+        model.text_tower.embeddings.side("encoder").words.weight,
+        model.image_encoder.tower.blocks[0].attn.qkv.weight,
+    ):
+        assert matrix.std().item() == pytest.approx(expected, rel=0.05)

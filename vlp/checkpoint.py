@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vlp.distributed import barrier, is_main, rank, world_size
+from vlp.distributed import barrier, gather_objects, is_main, rank, world_size
 from vlp.errors import UserError
 
 
@@ -29,10 +29,7 @@ def save_checkpoint(
     """Write OUTPUT/checkpoints/step-N by rename, then remove all but the newest `keep`. All processes call it."""
     folder = output / "checkpoints" / f"step-{progress.step:08d}"
     mine = {"loader": progress.loader, "random": _random_state()}
-    everyone = [mine]
-    if world_size() > 1:
-        everyone = [None] * world_size()
-        torch.distributed.all_gather_object(everyone, mine)
+    everyone = gather_objects(mine)
     if is_main() and not folder.exists():
         temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
         for left in folder.parent.glob(".step-*.tmp-*"):  # of a run that was killed while writing

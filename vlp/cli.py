@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -111,10 +111,10 @@ def data_inspect(
 @app.command()
 def tokenizer(
     shards: Annotated[list[str], typer.Argument()],
-    output: Annotated[str, typer.Option("--out", help="Folder for the tokenizer.")],
+    output: Annotated[str, typer.Argument(help="Folder for the tokenizer.")],
     size: Annotated[int, typer.Option(help="Words at most.")] = 30_524,
 ) -> None:
-    """Train a WordPiece tokenizer on captions. Example: vlp tokenizer 'data/*.tar' --out tokenizer --size 4000"""
+    """Train a WordPiece tokenizer on captions. Example: vlp tokenizer 'data/*.tar' tokenizer --size 4000"""
     from vlp.data.shards import BadSamples, expand_shards, iterate_samples
     from vlp.data.tokenizer import train_tokenizer
     from vlp.data.transforms import clean_caption
@@ -126,6 +126,27 @@ def tokenizer(
 
 
 Resume = Annotated[bool, typer.Option(help="Go on from the last complete checkpoint.")]
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="transformers folder or hub name, original .pth, or our model folder.")],
+    output: str,
+    to: Annotated[
+        Literal["vlp", "hf"], typer.Option(help="vlp: a model folder of ours; hf: a transformers folder.")
+    ] = "vlp",
+    kind: Annotated[
+        Literal["captioning", "retrieval", "vqa"], typer.Option(help="With --to hf: for which class.")
+    ] = "captioning",
+    image: Annotated[str, typer.Option(help="Image encoder: timm:NAME, open_clip:NAME,TAG or a ViT's folder.")] = "",
+    tokenizer: Annotated[str, typer.Option(help="Folder or hub name, for a source without one.")] = "",
+    image_size: Annotated[int, typer.Option(help="Resize to this many pixels; 0 keeps.")] = 0,
+) -> None:
+    """Weights of BLIP, BERT, ViT to a model, and back. Example: vlp convert Salesforce/blip-itm-base-coco out"""
+    from vlp.convert.command import from_ours, to_ours
+
+    lines = from_ours(source, output, kind) if to == "hf" else to_ours(source, output, image, tokenizer, image_size)
+    print("\n".join([*lines, f"{output} is complete"]))
 
 
 @app.command()
@@ -165,8 +186,11 @@ def capfilt_score(
     given = {"captioner": captioner, "filter": filter, "seed": seed, "batch_size": batch_size, "precision": precision}
     config = _capfilt_config(None, settings, shards=shards, **given)
     from vlp.capfilt.run import score
+    from vlp.distributed import is_main
 
-    _print(vars(score(config)), False)
+    counts = score(config)
+    if is_main():
+        _print(vars(counts), False)
 
 
 @capfilt_app.command("select")
@@ -188,8 +212,11 @@ def capfilt_run(config: str, overrides: Overrides = None) -> None:
     """Score and select. Example: vlp capfilt run configs/capfilt.yaml output=cleaned"""
     settings = _capfilt_config(config, overrides)
     from vlp.capfilt.run import run_capfilt
+    from vlp.distributed import is_main
 
-    _print(run_capfilt(settings), False)
+    counts = run_capfilt(settings)
+    if is_main():
+        _print(counts, False)
 
 
 def _capfilt_config(path: str | None, overrides: list[str] | None, **values: Any) -> CapFiltConfig:

@@ -29,7 +29,11 @@ class ImageEncoderConfig:
     width: int = 768
     layers: int = 12
     heads: int = 12
+    feed_forward: int = 0  # 0: four times the width
     drop_path: float = 0.0
+    norm_eps: float = 1e-6
+    pre_norm: bool = False  # a norm before the first block, as in CLIP
+    activation: Literal["gelu", "quick_gelu"] = "gelu"
 
 
 @dataclass
@@ -43,6 +47,7 @@ class TextTowerConfig:
     feed_forward: int = 3072
     positions: int = 512
     dropout: float = 0.1
+    norm_eps: float = 1e-12
     sharing: Sharing = "all_but_self_attention"
 
 
@@ -126,6 +131,7 @@ class RunConfig:
     output: str = ""
     start_from: str = ""  # a model folder whose weights and tokenizer the run starts from
     tokenizer: str = ""  # a tokenizer folder; not needed with start_from
+    image_size: int = 0  # with start_from: pixels to go on with, position embeddings interpolated; 0 keeps the model's
     seed: int = 0
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -139,7 +145,7 @@ class RunConfig:
     activation_checkpointing: bool = False
     log_every: int = 20
     checkpoint_every: int = 1000
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # the newest; 0 keeps all
     validation: str = ""  # shards scored every evaluate_every steps
     evaluate_every: int = 0
 
@@ -156,6 +162,8 @@ class DecodingConfig:
     length_penalty: float = 1.0  # beam search: score = sum of log-probabilities / length ** length_penalty
     min_length: int = 5  # tokens, those of the prompt counted
     max_length: int = 20
+    no_repeat_ngram: int = 0  # no sequence of this many tokens occurs twice; 0: any may
+    banned_words: list[str] = field(default_factory=list)
     prompt: str = ""
 
 

@@ -55,21 +55,21 @@ class DemoSizes:
     warmup_steps: int
     batch_size: int
     image_size: int = 64
-    patch_size: int = 8
+    patch_size: int = 16
     width: int = 128
     layers: int = 4
     heads: int = 2
 
 
 FULL = DemoSizes(
-    human=4000,
+    human=8000,
     web=16000,
     held_out=500,
-    pretrain_steps=800,
-    captioner_steps=200,
-    filter_steps=300,
+    pretrain_steps=1500,
+    captioner_steps=1200,
+    filter_steps=700,
     warmup_steps=100,
-    batch_size=128,
+    batch_size=64,
 )
 QUICK = DemoSizes(
     human=800,

@@ -1,5 +1,7 @@
 """What processes of one run share: plain torch.distributed, and nothing at all when there is one process."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -64,6 +66,14 @@ def gather_texts(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     ids = torch.nn.functional.pad(ids, (0, more))  # the mask hides whatever stands here
     mask = torch.nn.functional.pad(mask.to(torch.uint8), (0, more))
     return gather(ids), gather(mask).bool()
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every process's value, in rank order; for small things."""
+    values = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(values, value)
+    return values
 
 
 def all_sum(tensor: Tensor) -> Tensor:

@@ -197,8 +197,8 @@ def caption_shards(
     decoding = decoding or DecodingConfig(beams=3, repetition_penalty=1.0)
     for batch in _batches(model, shards, batch_size, limit, workers):
         texts = model.caption_tokens(model.encode_images(batch.images), decoding, batch.keys, seed)
-        for key, (text,), references, info in zip(batch.keys, texts, batch.captions, batch.infos, strict=True):
-            yield Captioned(key, text, references, info)
+        for key, (made,), references, info in zip(batch.keys, texts, batch.captions, batch.infos, strict=True):
+            yield Captioned(key, made.text, references, info)
         _report(progress, "caption", len(texts))
 
 

@@ -5,7 +5,6 @@ the batch when all of its rows are done, so every image keeps the same number of
 for them.
 """
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 
 from vlp.config import DecodingConfig
 from vlp.errors import UserError
+from vlp.next_token import Rules, cut_distribution, draw, uniform_numbers
 
 IMPOSSIBLE = -1e9  # the score of what must not be chosen; finite, so that sums and quotients of it stay numbers
 LEAVE_SHARE = 4  # done groups leave when they are a quarter of the batch: leaving copies what stays
@@ -58,6 +58,7 @@ def generate(
     seed: int = 0,
     captions: int = 1,
     device: torch.device | str = "cpu",
+    banned: list[list[int]] | None = None,
 ) -> list[list[Generated]]:
     """Texts for `len(keys)` groups, as `config` says: beams 0 samples, 1 is greedy, more is beam search.
 
@@ -68,6 +69,7 @@ def generate(
         keys: one a group; with `seed` and the caption's number it alone decides what sampling draws.
         captions: texts a group; with beam search the best of its beams, so at most as many.
         device: where `decoder` works.
+        banned: sequences of tokens that must not occur.
 
     Returns:
         For each group its texts, best first where beam search made them.
@@ -79,10 +81,11 @@ def generate(
     if not keys:
         return []
     device = torch.device(device)
+    rules = Rules(config, end_id, banned or [])
     with torch.no_grad():
         if config.beams > 1:
-            return _beam_search(decoder, prompt, end_id, config, len(keys), captions, device)
-        return _sample(decoder, prompt, end_id, config, keys, seed, captions, device)
+            return _beam_search(decoder, prompt, rules, len(keys), captions, device)
+        return _sample(decoder, prompt, rules, keys, seed, captions, device)
 
 
 def check_decoding(config: DecodingConfig, prompt_tokens: int = 1, captions: int = 1) -> None:
@@ -97,6 +100,7 @@ def check_decoding(config: DecodingConfig, prompt_tokens: int = 1, captions: int
         (config.top_k >= 0, "top_k must be 0 (no limit) or more"),
         (config.temperature > 0, "temperature must be above 0"),
         (config.repetition_penalty > 0, "repetition_penalty must be above 0"),
+        (config.no_repeat_ngram >= 0, "no_repeat_ngram must be 0 (any may repeat) or more"),
         (config.min_length <= config.max_length, "min_length must not be above max_length"),
         (config.max_length > prompt_tokens, f"max_length must be above the prompt's {prompt_tokens} tokens"),
         (captions >= 1, "the number of captions must be at least 1"),
@@ -107,72 +111,17 @@ def check_decoding(config: DecodingConfig, prompt_tokens: int = 1, captions: int
             raise UserError(f"decoding: {sentence}.")
 
 
-def uniform_numbers(seed: int, key: str, number: int, count: int) -> np.ndarray:
-    """The random numbers behind caption `number` of the sample `key`: float64 [count] in [0, 1).
-
-    They are the same on every machine, in every batch and for every `count` (a longer row begins with a shorter one).
-    """
-    digest = hashlib.blake2b(f"{seed}\0{key}\0{number}".encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little"))).random(count)
-
-
-def penalise_repetition(scores: Tensor, tokens: Tensor, penalty: float) -> Tensor:
-    """Make tokens that a row already holds less likely (Keskar et al. 2019).
-
-    Args:
-        scores: logits or log-probabilities [rows, vocabulary].
-        tokens: int64 [rows, length], the prompt included.
-        penalty: above 1 discourages: positive scores are divided by it, negative ones multiplied.
-    """
-    if penalty == 1.0:
-        return scores
-    held = scores.gather(1, tokens)
-    return scores.scatter(1, tokens, torch.where(held < 0, held * penalty, held / penalty))
-
-
-def cut_distribution(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
-    """Probabilities [rows, vocabulary], zero outside the top-k and the nucleus (Holtzman et al. 2020), not rescaled.
-
-    The nucleus is the smallest set of most likely tokens whose probabilities sum to `top_p`.
-    """
-    probabilities = (logits / temperature).softmax(dim=-1)
-    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-    if 0 < top_k < ordered.shape[1]:
-        ordered[:, top_k:] = 0
-        ordered = ordered / ordered.sum(dim=-1, keepdim=True)
-    before = ordered.cumsum(dim=-1) - ordered
-    ordered = ordered.masked_fill(before >= top_p, 0)
-    return torch.zeros_like(probabilities).scatter(1, order, ordered)
-
-
-def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """One token a row by the inverse of the cumulative distribution: int64 [rows].
-
-    The sum runs in the order of the vocabulary, not of the probabilities: when rounding swaps two tokens of nearly
-    equal probability, the draw stays the same.
-
-    Args:
-        probabilities: [rows, vocabulary], not negative; any scale.
-        uniform: [rows] in [0, 1).
-    """
-    cumulative = probabilities.cumsum(dim=-1)
-    total = cumulative[:, -1:].contiguous()
-    chosen = torch.searchsorted(cumulative, uniform[:, None].to(cumulative) * total, right=True)
-    last = torch.searchsorted(cumulative, total)  # rounding up to the total must not reach a token of probability 0
-    return torch.minimum(chosen, last)[:, 0]
-
-
 def _sample(
     decoder: Decoder,
     prompt: list[int],
-    end_id: int,
-    config: DecodingConfig,
+    rules: Rules,
     keys: list[str],
     seed: int,
     captions: int,
     device: torch.device,
 ) -> list[list[Generated]]:
     """Sampling, and greedy search as its special case."""
+    config, end_id = rules.config, rules.end_id
     rows = len(keys) * captions
     count = config.max_length - len(prompt)
     numbers = [uniform_numbers(seed, key, number, count) for key in keys for number in range(captions)]
@@ -191,7 +140,7 @@ def _sample(
 
     new = tokens
     for position in range(count):
-        chosen, log_probability = _next_tokens(decoder.step(new), tokens, end_id, config, uniforms[:, position])
+        chosen, log_probability = _next_tokens(decoder.step(new), tokens, rules, uniforms[:, position])
         chosen = chosen.masked_fill(done, end_id)
         totals = totals + log_probability.masked_fill(done, 0)
         tokens = torch.cat([tokens, chosen[:, None]], dim=1)
@@ -212,13 +161,10 @@ def _sample(
     return [results[i : i + captions] for i in range(0, rows, captions)]
 
 
-def _next_tokens(
-    logits: Tensor, tokens: Tensor, end_id: int, config: DecodingConfig, uniform: Tensor
-) -> tuple[Tensor, Tensor]:
+def _next_tokens(logits: Tensor, tokens: Tensor, rules: Rules, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """The next token of each row and its log-probability, each [rows]."""
-    logits = penalise_repetition(logits.float(), tokens, config.repetition_penalty)
-    if tokens.shape[1] < config.min_length:
-        logits = _forbid(logits, end_id)
+    config = rules.config
+    logits = rules.apply(logits.float(), tokens)
     if config.beams == 1:
         chosen = logits.argmax(dim=-1)
     else:
@@ -258,20 +204,20 @@ def _start_beams(prompt: list[int], config: DecodingConfig, groups: int, device:
 def _beam_search(
     decoder: Decoder,
     prompt: list[int],
-    end_id: int,
-    config: DecodingConfig,
+    rules: Rules,
     groups: int,
     captions: int,
     device: torch.device,
 ) -> list[list[Generated]]:
     """Beam search with the rules of `transformers` (`early_stopping=False`), so that results can be compared."""
+    config = rules.config
     state = _start_beams(prompt, config, groups, device)
     here = torch.arange(groups, device=device)
     results: list[list[Generated]] = [[] for _ in range(groups)]
     new = state.running.flatten(0, 1)  # [groups x beams, prompt]
     while True:
         log_probabilities = decoder.step(new).float().log_softmax(dim=-1)
-        parents = _extend(state, log_probabilities, end_id, config, len(prompt))
+        parents = _extend(state, log_probabilities, rules, len(prompt))
         generated = state.running.shape[2] - len(prompt)
         best_open = state.running_scores[:, 0] / generated**config.length_penalty
         done = best_open <= state.finished_scores.min(dim=1).values
@@ -291,15 +237,12 @@ def _beam_search(
         new = state.running[:, :, -1:].flatten(0, 1)
 
 
-def _extend(
-    state: _Beams, log_probabilities: Tensor, end_id: int, config: DecodingConfig, prompt_tokens: int
-) -> Tensor:
+def _extend(state: _Beams, log_probabilities: Tensor, rules: Rules, prompt_tokens: int) -> Tensor:
     """Grow every beam by one token, in place; returns the beam that each new beam grew from, int64 [groups, beams]."""
+    config, end_id = rules.config, rules.end_id
     groups, beams, length = state.running.shape
     vocabulary = log_probabilities.shape[-1]
-    scores = penalise_repetition(log_probabilities, state.running.flatten(0, 1), config.repetition_penalty)
-    if length < config.min_length:
-        scores = _forbid(scores, end_id)
+    scores = rules.apply(log_probabilities, state.running.flatten(0, 1))
     scores = (scores.view(groups, beams, vocabulary) + state.running_scores[:, :, None]).flatten(1)
     # Twice as many candidates as beams: were the best ones all to end here, enough open ones remain.
     sums, flat = scores.topk(2 * beams, dim=1)  # [groups, 2 beams]
@@ -336,13 +279,6 @@ def _collect_beams(
 def _take(values: Tensor, index: Tensor) -> Tensor:
     """values [groups, n, ...] at index [groups, m] -> [groups, m, ...]."""
     return values[torch.arange(len(index), device=index.device)[:, None], index]
-
-
-def _forbid(scores: Tensor, token: int) -> Tensor:
-    """The scores with `token` impossible in every row."""
-    scores = scores.clone()
-    scores[:, token] = float("-inf")
-    return scores
 
 
 def _rows_of(groups: Tensor, size: int) -> Tensor:

@@ -1,34 +1,34 @@
 """What users hold: load and save a model folder, caption, embed, match."""
 
-import json
-import os
-import shutil
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vlp.config import DecodingConfig, ModelConfig, Precision, from_dict, to_dict
-from vlp.data.shards import BadSampleError, decode_image
-from vlp.data.tokenizer import CaptionTokenizer, load_tokenizer
-from vlp.data.transforms import clean_caption, evaluation_image
+from vlp.config import DecodingConfig, ModelConfig, Precision, to_dict
+from vlp.convert.files import find_folder, read_json
+from vlp.convert.read import read_source
+from vlp.data.images import ImageLike, as_list, load_image
+from vlp.data.tokenizer import CaptionTokenizer
+from vlp.data.transforms import clean_caption
 from vlp.errors import UserError
 from vlp.generation import Decoder, check_decoding, generate
+from vlp.model_folder import is_ours, read_model, save_model
 from vlp.models.blip import Blip
 from vlp.models.med import ImageMemory, SelfAttentionCache, Side
 from vlp.precision import compute_dtype
 
-ImageLike = str | Path | Image.Image | Tensor
-
-FORMAT = "vlp-blip-1"
 TEXT_TOKENS = 35  # BLIP's limit in retrieval; longer texts are cut
+ANSWERS = DecodingConfig(beams=3, repetition_penalty=1.0, min_length=1, max_length=10)
+
+
+log = logging.getLogger("vlp")
 
 
 class Match(NamedTuple):
@@ -38,6 +38,14 @@ class Match(NamedTuple):
     itm: Tensor
 
 
+class Caption(NamedTuple):
+    """A caption, and what it was worth to the model: the sum of its tokens' log-probabilities, in nats."""
+
+    text: str
+    log_probability: float
+    tokens: int  # after the prompt, the end token included
+
+
 class Model:
     """A BLIP model with its tokenizer, ready for images and texts as people have them.
 
@@ -45,8 +53,13 @@ class Model:
     image size. Results do not depend on what else is in a batch, but for rounding, and lie on the CPU.
     """
 
-    def __init__(self, blip: Blip, tokenizer: CaptionTokenizer, precision: Precision = "auto"):
-        """Wrap a network; it stays where it is and is put in evaluation mode only during calls."""
+    def __init__(self, blip: Blip, tokenizer: CaptionTokenizer, precision: Precision = "auto", card: str = ""):
+        """Wrap a network; it stays where it is and is put in evaluation mode only during calls.
+
+        Args:
+            card: what is known of it: what it learned from and how, what it scored.
+        """
+        self.card = card
         self.blip = blip
         self.tokenizer = tokenizer
         self.config: ModelConfig = blip.config
@@ -71,15 +84,19 @@ class Model:
         seed: int = 0,
         num_captions: int = 1,
         batch_size: int = 32,
+        prompts: Sequence[str] | None = None,
+        details: bool = False,
         **settings: Any,
-    ) -> list[str] | list[list[str]]:
-        """Captions of images.
+    ) -> list[str] | list[list[str]] | list[Caption] | list[list[Caption]]:
+        """Captions of images (paper, section 3.2: the image-grounded text decoder).
 
         Args:
             images: one or several.
             decoding: how; None means the defaults of `DecodingConfig`.
             keys: one an image; a sampled caption depends on `seed` and the image's key alone. None: "0", "1", ...
-            num_captions: captions an image.
+            num_captions: captions an image; the image is encoded and projected once for all of them.
+            prompts: what the caption of each image begins with, in the place of the one `prompt` for all.
+            details: give `Caption`s, with log-probabilities, in the place of texts.
             settings: fields of `DecodingConfig` to change, such as `beams=3` or `prompt="a picture of"`.
 
         Returns:
@@ -89,19 +106,64 @@ class Model:
             UserError: an image is unreadable or a setting out of range.
         """
         decoding = _with_settings(decoding, settings)
-        images = _as_list(images)
+        images = as_list(images)
         keys = [str(number) for number in range(len(images))] if keys is None else list(keys)
         if len(keys) != len(images):
             raise UserError(f"caption needs one key an image: there are {len(images)} images and {len(keys)} keys.")
-        captions: list[list[str]] = []
-        for start in range(0, len(images), batch_size):
-            tokens = self.encode_images(self.load_images(images[start : start + batch_size]))
-            captions += self.caption_tokens(tokens, decoding, keys[start : start + batch_size], seed, num_captions)
+        starts = [decoding.prompt] * len(images) if prompts is None else list(prompts)
+        if len(starts) != len(images):
+            raise UserError(f"caption needs one prompt an image: {len(images)} images and {len(starts)} prompts.")
+        found: dict[int, list[Caption]] = {}
+        for prompt in dict.fromkeys(starts):  # those that begin alike go together
+            rows = [row for row, start in enumerate(starts) if start == prompt]
+            how = replace(decoding, prompt=prompt)
+            for first in range(0, len(rows), batch_size):
+                here = rows[first : first + batch_size]
+                tokens = self.encode_images(self.load_images([images[row] for row in here]))
+                made = self.caption_tokens(tokens, how, [keys[row] for row in here], seed, num_captions)
+                found.update(zip(here, made, strict=True))
+        captions = [found[row] if details else [one.text for one in found[row]] for row in range(len(images))]
         return captions if num_captions > 1 else [texts[0] for texts in captions]
+
+    def answer(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        questions: str | Sequence[str],
+        decoding: DecodingConfig | None = None,
+        batch_size: int = 32,
+        **settings: Any,
+    ) -> list[str]:
+        """Answers to questions about images, by a model trained for that (paper, section 5.3).
+
+        The question is read against the image, and the decoder looks at the question's states, not at the image.
+
+        Args:
+            images, questions: as many of both, or one image for all questions.
+            decoding: how; None is beam search with 3 beams and 1 to 10 tokens.
+            settings: fields of `DecodingConfig` to change.
+
+        Raises:
+            UserError: the numbers do not go together, or an image is unreadable.
+        """
+        images, questions = as_list(images), [questions] if isinstance(questions, str) else list(questions)
+        images = images * len(questions) if len(images) == 1 else images
+        if len(images) != len(questions):
+            raise UserError(f"answer needs a question an image: {len(images)} images, {len(questions)} questions.")
+        decoding = _with_settings(decoding or ANSWERS, settings)
+        answers: dict[int, str] = {}
+        lengths = [len(self.tokenizer.prompt_ids(clean_caption(question))) for question in questions]
+        for length in sorted(set(lengths)):  # questions of one length need no padding, which the decoder would see
+            rows = [row for row, one in enumerate(lengths) if one == length]
+            for first in range(0, len(rows), batch_size):
+                here = rows[first : first + batch_size]
+                states = self._question_states([images[row] for row in here], [questions[row] for row in here])
+                made = self.caption_tokens(states, decoding, [str(row) for row in here])
+                answers.update((row, texts[0].text) for row, texts in zip(here, made, strict=True))
+        return [answers[row] for row in range(len(questions))]
 
     def embed_images(self, images: ImageLike | Sequence[ImageLike], batch_size: int = 32) -> Tensor:
         """Unit vectors float32 [images, embed_dim] in the space that images and texts share."""
-        images = _as_list(images)
+        images = as_list(images)
         vectors = [torch.empty(0, self.config.embed_dim)]
         for start in range(0, len(images), batch_size):
             tokens = self.encode_images(self.load_images(images[start : start + batch_size]))
@@ -127,7 +189,7 @@ class Model:
         Raises:
             UserError: the numbers do not go together, or an image is unreadable.
         """
-        images = _as_list(images)
+        images = as_list(images)
         texts = [texts] if isinstance(texts, str) else list(texts)
         if len(images) == 1 and len(texts) > 1:
             tokens = self.encode_images(self.load_images(images))
@@ -148,7 +210,18 @@ class Model:
 
     def save(self, folder: str | Path, card: str = "") -> None:
         """Write the model folder; see `save_model`."""
-        save_model(self.blip, self.tokenizer, folder, card)
+        save_model(self.blip, self.tokenizer, folder, card or self.card)
+
+    def push_to_hub(self, name: str, private: bool = False) -> str:
+        """Upload the model folder, its card included, to the hub as `name` ("owner/model"); returns its address."""
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        with TemporaryDirectory() as folder:
+            self.save(Path(folder) / "model")
+            address = api.create_repo(name, private=private, exist_ok=True)
+            api.upload_folder(repo_id=name, folder_path=Path(folder) / "model")
+        return str(address)
 
     # What follows works on images already encoded, for callers with several texts an image.
 
@@ -216,7 +289,7 @@ class Model:
         keys: Sequence[str],
         seed: int = 0,
         num_captions: int = 1,
-    ) -> list[list[str]]:
+    ) -> list[list[Caption]]:
         """Captions of images that are encoded already; arguments as in `caption`. A list an image."""
         prompt = self.tokenizer.prompt_ids(decoding.prompt)
         check_decoding(decoding, len(prompt), num_captions)
@@ -227,9 +300,18 @@ class Model:
         with self.inference():
             decoder = self._decoder(image_tokens, decoding.max_length)
             groups = generate(
-                decoder, prompt, self.tokenizer.sep_id, decoding, list(keys), seed, num_captions, self.device
+                decoder,
+                prompt,
+                self.tokenizer.sep_id,
+                decoding,
+                list(keys),
+                seed,
+                num_captions,
+                self.device,
+                [self.tokenizer.prompt_ids(words)[1:] for words in decoding.banned_words],
             )
-        return [[self.tokenizer.decode(text.ids) for text in group] for group in groups]
+        decode = self.tokenizer.decode
+        return [[Caption(decode(one.ids), one.log_probability, len(one.ids)) for one in group] for group in groups]
 
     def text_ids(self, texts: Sequence[str], first: str) -> tuple[Tensor, Tensor]:
         """Cleaned texts as ids int64 and mask bool [texts, tokens] on the device, beginning with the token `first`."""
@@ -248,6 +330,14 @@ class Model:
         finally:
             self.blip.train(training)
 
+    def _question_states(self, images: Sequence[ImageLike], questions: Sequence[str]) -> Tensor:
+        """The states of questions of one length that were read against their images: [questions, tokens, width]."""
+        memory = self.project(self.encode_images(self.load_images(images)))
+        texts = [clean_caption(question) for question in questions]
+        ids, mask = self.tokenizer.encode(texts, self.text_tokens, first="[ENC]", multiple=1)
+        with self.inference():
+            return self.blip.text_tower.match(ids.to(self.device), mask.to(self.device), memory)
+
     def _decoder(self, image_tokens: Tensor, max_length: int) -> Decoder:
         memory = self.blip.text_tower.project_image(image_tokens, "decoder")
         past = SelfAttentionCache(max_length)
@@ -265,102 +355,36 @@ class Model:
         return Decoder(step, select)
 
 
-def load_model(path: str | Path, device: str | torch.device | None = None, precision: Precision = "auto") -> Model:
-    """Load a model folder. Nothing is unpickled, and every weight must be there and fit.
+def load_model(
+    source: str | Path,
+    device: str | torch.device | None = None,
+    precision: Precision = "auto",
+    dtype: torch.dtype | None = None,
+) -> Model:
+    """Load a model. Nothing is unpickled, and every weight must be there and fit.
 
     Args:
-        path: a folder that `save_model` wrote.
+        source: a model folder, here or on the hub; or a `transformers` BLIP, which is converted on the way (parts
+            that it lacks are named in the log; `vlp convert` makes a folder of it).
         device: None takes the first GPU where there is one, else the CPU.
-        precision: of the computation; the weights stay float32.
+        precision: of the computation, on weights in float32; "auto" is bf16 where the device multiplies it.
+        dtype: of the weights and so of the computation, in the place of `precision`.
 
     Raises:
-        UserError: the folder is not a model or does not fit together; one sentence says what is wrong.
+        UserError: it is not a model or does not fit together; one sentence says what is wrong.
     """
-    folder = Path(path)
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder} is not a model folder: it has no {name}.")
-    config = _read_config(folder)
-    tokenizer = load_tokenizer(str(folder))
-    if len(tokenizer) != config.text_tower.vocabulary:
-        raise UserError(
-            f"{folder} does not fit together: the tokenizer has {len(tokenizer)} words and "
-            f"config.json says {config.text_tower.vocabulary}."
-        )
-    blip = Blip(config)
-    try:
-        blip.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
-    except SafetensorError as error:
-        raise UserError(f"{folder}/model.safetensors cannot be read: {error}.") from None
-    except RuntimeError as error:
-        problem = " ".join(str(error).split("\n\t")[-1].split())
-        raise UserError(f"{folder}/model.safetensors does not fit its config.json: {problem}") from None
-    blip.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
-    return Model(blip, tokenizer, precision)
-
-
-def save_model(blip: Blip, tokenizer: CaptionTokenizer, folder: str | Path, card: str = "") -> None:
-    """Write a model folder: config.json, model.safetensors, tokenizer files and README.md.
-
-    It is written under another name and renamed, so the folder is complete or absent.
-
-    Args:
-        card: text of README.md: what the model is, what it learned from, how good it is.
-
-    Raises:
-        UserError: the folder exists and is not empty.
-    """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists already; choose another name or remove it.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.parent / f".{folder.name}.tmp-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        config = {"format": FORMAT, "model": to_dict(blip.config)}
-        (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        weights = {name: value.detach().cpu().contiguous() for name, value in blip.state_dict().items()}
-        save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
-        tokenizer.save(str(temporary))
-        (temporary / "README.md").write_text(card or f"# {folder.name}\n\nA vision-language model made with vlp.\n")
-        os.replace(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def load_image(image: ImageLike, size: int) -> Tensor:
-    """One image as the model takes it: [3, size, size], uint8, or float as it was given.
-
-    Raises:
-        UserError: a path does not lead to an image, or a tensor has the wrong shape.
-    """
-    if isinstance(image, Tensor):
-        if tuple(image.shape) != (3, size, size) or not (image.dtype == torch.uint8 or image.is_floating_point()):
-            raise UserError(
-                f"A tensor image must be uint8 or float [3, {size}, {size}], not {image.dtype} {list(image.shape)}."
-            )
-        return image
-    if isinstance(image, Image.Image):
-        return torch.as_tensor(evaluation_image(image.convert("RGB"), size))
-    try:
-        picture = decode_image(Path(image).read_bytes(), shortest=size)
-    except OSError as error:
-        raise UserError(f"{image} cannot be read: {error.strerror or error}.") from None
-    except BadSampleError as error:
-        raise UserError(f"{image} is not an image that can be used: {error.reason}.") from None
-    return torch.as_tensor(evaluation_image(picture, size))
-
-
-def _read_config(folder: Path) -> ModelConfig:
-    try:
-        values = json.loads((folder / "config.json").read_text())
-    except ValueError:
-        raise UserError(f"{folder}/config.json is not readable as JSON.") from None
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise UserError(f"{folder} is not a model folder: its config.json does not say format {FORMAT}.")
-    return from_dict(ModelConfig, values.get("model"))
+    folder = find_folder(str(source))
+    theirs = folder.is_dir() and not is_ours(folder) and read_json(folder / "config.json").get("model_type") == "blip"
+    if theirs:
+        found = read_source(str(folder))
+        blip, tokenizer = found.blip, found.tokenizer
+        log.info("%s is converted; it lacks %s", source, "; ".join(found.started) or "nothing")
+    else:
+        blip, tokenizer = read_model(folder)
+    blip.to(device=device or ("cuda" if torch.cuda.is_available() else "cpu"), dtype=dtype)
+    card = folder / "README.md"
+    text = card.read_text() if card.is_file() else ""
+    return Model(blip, tokenizer, "fp32" if dtype else precision, text)
 
 
 def _with_settings(decoding: DecodingConfig | None, settings: dict[str, Any]) -> DecodingConfig:
@@ -369,10 +393,3 @@ def _with_settings(decoding: DecodingConfig | None, settings: dict[str, Any]) ->
     except TypeError:
         unknown = ", ".join(sorted(set(settings) - set(to_dict(DecodingConfig()))))
         raise UserError(f"There is no decoding setting {unknown}.") from None
-
-
-def _as_list(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
-    """One image or several as a list; a tensor of four dimensions holds several."""
-    if isinstance(images, (str, Path, Image.Image)) or (isinstance(images, Tensor) and images.ndim == 3):
-        return [images]
-    return list(images)

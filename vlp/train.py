@@ -27,7 +27,8 @@ from vlp.distributed import all_sum, barrier, is_main, rank, world_size
 from vlp.errors import UserError, WorkError
 from vlp.evaluate import evaluate_captioning, evaluate_retrieval
 from vlp.log import Progress, RunLog, read_log
-from vlp.model import Model, load_model, save_model
+from vlp.model import Model, load_model
+from vlp.model_folder import save_model
 from vlp.models.blip import Blip
 from vlp.optim import build_optimizer, learning_rate
 from vlp.plateau import PlateauWatch
@@ -129,7 +130,11 @@ def build_model(config: RunConfig) -> tuple[Blip, CaptionTokenizer]:
     """The network and its tokenizer: those of `start_from`, or new ones."""
     if config.start_from:
         started = load_model(config.start_from, device="cpu")
+        if config.image_size:
+            started.blip.resize_images(config.image_size)
         return started.blip.train(), started.tokenizer
+    if config.image_size:
+        raise UserError("image_size is for start_from; a new model's is model.image_encoder.image_size.")
     if not config.tokenizer:
         raise UserError("Set tokenizer to a tokenizer folder (`vlp tokenizer` makes one), or start_from to a model.")
     tokenizer = load_tokenizer(config.tokenizer)
@@ -207,6 +212,7 @@ def _train(
             if stopping:
                 raise WorkError(f"Stopped at step {step}; go on from there with --resume.")
             if config.evaluate_every and step % config.evaluate_every == 0 and step < schedule.steps:
+                paused = time.monotonic()
                 if is_main():
                     scores = validate(config, task.model, tokenizer)
                     log.write({"step": step, **scores})
@@ -214,6 +220,7 @@ def _train(
                         "  ".join([f"step {step}", *(f"{name} {value:.3f}" for name, value in scores.items())])
                     )
                 barrier()
+                window.started += time.monotonic() - paused  # rates are those of training
     return record
 
 

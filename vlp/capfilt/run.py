@@ -1,5 +1,6 @@
 """CapFilt whole: score the shards, then select (paper, section 3.3)."""
 
+from collections import Counter
 from dataclasses import asdict
 from datetime import timedelta
 
@@ -10,6 +11,7 @@ from vlp.capfilt.score import ScoreCounts, score_shards
 from vlp.capfilt.select import select
 from vlp.config import CapFiltConfig
 from vlp.data.shards import expand_shards, index_shard, prepare_output
+from vlp.distributed import gather_objects
 from vlp.errors import UserError
 from vlp.log import Progress
 
@@ -17,7 +19,11 @@ PATIENCE = timedelta(days=7)  # how long a process waits for the slowest
 
 
 def score(config: CapFiltConfig) -> ScoreCounts:
-    """Score this process's share of the shards, showing progress; `accelerate launch` decides how many there are."""
+    """Score this process's share of the shards, showing progress; `accelerate launch` decides how many there are.
+
+    Returns:
+        The counts of all processes together, in each of them.
+    """
     for name in ("shards", "filter"):
         if not getattr(config, name):
             raise UserError(f"CapFilt needs {name}: set it in the config or on the command line.")
@@ -25,7 +31,7 @@ def score(config: CapFiltConfig) -> ScoreCounts:
     part = (state.process_index, state.num_processes)
     total = sum(len(index_shard(shard).keys) for shard in expand_shards(config.shards)[part[0] :: part[1]])
     with Progress("images", total, quiet=not state.is_main_process) as progress:
-        return score_shards(
+        mine = score_shards(
             config.shards,
             config.captioner,
             config.filter,
@@ -38,6 +44,14 @@ def score(config: CapFiltConfig) -> ScoreCounts:
             state.device,
             progress.add,
         )
+    return _together(gather_objects(mine))
+
+
+def _together(parts: list[ScoreCounts]) -> ScoreCounts:
+    """The counts of all processes."""
+    bad = sum((Counter(part.bad) for part in parts), Counter())
+    names = ("shards", "skipped_shards", "images", "texts")
+    return ScoreCounts(**{name: sum(getattr(part, name) for part in parts) for name in names}, bad=dict(bad))
 
 
 def run_capfilt(config: CapFiltConfig) -> dict:

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 
 import torch
@@ -20,13 +20,13 @@ Progress = Callable[[str, int], None]  # (what is being done, how many images we
 
 @dataclass
 class ScoreCounts:
-    """What a call of `score_shards` did in this process."""
+    """What was scored: by a call of `score_shards` in its process, or by all processes together."""
 
     shards: int = 0
     skipped_shards: int = 0  # finished before
     images: int = 0
     texts: int = 0
-    bad: dict[str, int] | None = None  # by reason
+    bad: dict[str, int] = field(default_factory=dict)  # by reason
 
 
 @dataclass
@@ -124,8 +124,7 @@ def _decode(batch: list[Sample], sizes: list[int], bad: BadSamples) -> tuple[lis
         try:
             image = decode_image(sample.image, shortest=max(sizes))
         except BadSampleError as error:
-            bad.seen(-1)  # it was counted as good when its bytes were read
-            bad.add(BadSample(sample.shard, sample.key, error.reason))
+            bad.add(BadSample(sample.shard, sample.key, error.reason), counted=True)
             continue
         kept.append(sample)
         pictures.append([torch.as_tensor(evaluation_image(image, size)) for size in sizes])
@@ -143,7 +142,7 @@ def _score_batch(
         seen = tokens if captioner is judge else captioner.encode_images(pictures[captioner.image_size])
         keys = [f"{os.path.basename(shard)}/{sample.key}" for sample in samples]
         for own, captions in zip(texts, captioner.caption_tokens(seen, decoding, keys, seed), strict=True):
-            own += [(caption, "synthetic") for caption in captions]
+            own += [(caption.text, "synthetic") for caption in captions]
     flat = [(row, text, source) for row, own in enumerate(texts) for text, source in own]
     even = len({len(own) for own in texts}) == 1
     index = None if even else torch.tensor([row for row, _, _ in flat])

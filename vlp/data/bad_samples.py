@@ -61,8 +61,11 @@ class BadSamples:
         if self.total >= SHARE_IS_JUDGED_FROM:
             self.finish()
 
-    def add(self, bad: BadSample) -> None:
+    def add(self, bad: BadSample, counted: bool = False) -> None:
         """Count a bad sample, and name it unless its reason has been named often enough.
+
+        Args:
+            counted: whether it was counted as good before, when its bytes were read.
 
         Raises:
             WorkError: the share of bad ones is above the limit.
@@ -72,7 +75,7 @@ class BadSamples:
             log.warning("skipped %s %s: %s", bad.shard, bad.key, bad.reason)
         elif self.counts[bad.reason] == NAMED_PER_REASON + 1:
             log.warning("more samples with %r: from now on they are only counted", bad.reason)
-        self.seen()
+        self.seen(0 if counted else 1)
 
     def finish(self) -> None:
         """Judge the share whatever the number of samples; for the end of the work.

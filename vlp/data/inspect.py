@@ -33,7 +33,7 @@ def inspect_shards(shards: str | list[str]) -> dict:
         try:
             picture = decode_image(sample.image)
         except BadSampleError as error:
-            bad.add(BadSample(sample.shard, sample.key, error.reason))
+            bad.add(BadSample(sample.shard, sample.key, error.reason), counted=True)
             continue
         samples += 1
         sizes[f"{picture.width}x{picture.height}"] += 1

@@ -91,13 +91,13 @@ def wrong_text(kind: str, objects: list[dict], relation: str | None, other: str,
     if kind == "advert":
         return rng.choice(ADVERTS)
     changed = [dict(thing) for thing in objects]
-    attribute = rng.choice(
-        ("colour", "colour", "shape", "size", "relation") if relation else ("colour", "shape", "size")
-    )
-    if attribute == "relation":
+    tables = {"colour": COLOURS, "shape": SHAPES, "size": SIZES}
+    # Whatever the caption says is as likely to be changed as anything else that it says.
+    said = [(thing, attribute) for thing in changed for attribute in tables] + ([(None, None)] if relation else [])
+    thing, attribute = rng.choice(said)
+    if thing is None:
         return describe(changed, INVERSE[relation], rng)
-    table = {"colour": COLOURS, "shape": SHAPES, "size": SIZES}[attribute]
-    thing = rng.choice(changed)
+    table = tables[attribute]
     thing[attribute] = rng.choice([value for value in table if value != thing[attribute]])
     return describe(changed, relation, rng)
 

@@ -18,6 +18,7 @@ from vlp.errors import UserError
 
 FirstToken = Literal["[CLS]", "[ENC]", "[DEC]"]
 BERT_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+BERT_ROLES = dict(zip(("pad", "unk", "cls", "sep", "mask"), BERT_SPECIALS, strict=True))
 BLIP_SPECIALS = ["[DEC]", "[ENC]"]  # last in the vocabulary, in this order
 MOST_CAPTIONS = 1_000_000
 
@@ -29,15 +30,23 @@ class CaptionTokenizer:
         pad_id, cls_id, sep_id, enc_id, dec_id: ids of the special tokens.
     """
 
-    def __init__(self, tokenizer: Tokenizer):
-        """Raises UserError when a special token is missing."""
-        missing = [token for token in BERT_SPECIALS + BLIP_SPECIALS if tokenizer.token_to_id(token) is None]
+    def __init__(self, tokenizer: Tokenizer, roles: dict[str, str] | None = None):
+        """Wrap a tokenizer.
+
+        Args:
+            roles: which token is pad, unk, cls, sep and mask; None: BERT's.
+
+        Raises:
+            UserError: a special token is missing.
+        """
+        self.roles = roles or BERT_ROLES
+        missing = [token for token in [*self.roles.values(), *BLIP_SPECIALS] if tokenizer.token_to_id(token) is None]
         if missing:
             raise UserError(f"The tokenizer lacks the special tokens {', '.join(missing)}.")
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self.tokenizer = tokenizer
-        self.pad_id, _, self.cls_id, self.sep_id, _ = map(tokenizer.token_to_id, BERT_SPECIALS)
+        self.pad_id, self.cls_id, self.sep_id = (tokenizer.token_to_id(self.roles[r]) for r in ("pad", "cls", "sep"))
         self.dec_id, self.enc_id = map(tokenizer.token_to_id, BLIP_SPECIALS)
 
     def __len__(self) -> int:
@@ -56,7 +65,7 @@ class CaptionTokenizer:
         Returns:
             ids int64 and mask bool (True: a token), both [texts, tokens].
         """
-        first_id = self.tokenizer.token_to_id(first)
+        first_id = {"[CLS]": self.cls_id, "[ENC]": self.enc_id, "[DEC]": self.dec_id}[first]
         encoded = self.tokenizer.encode_batch(texts, add_special_tokens=False)
         rows = [[first_id, *one.ids[: max_tokens - 2], self.sep_id] for one in encoded]
         length = -(-max(map(len, rows), default=1) // multiple) * multiple
@@ -82,11 +91,7 @@ class CaptionTokenizer:
         (path / "vocab.txt").write_text("".join(f"{word}\n" for word, _ in words))
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "pad_token": "[PAD]",
-            "unk_token": "[UNK]",
-            "cls_token": "[CLS]",
-            "sep_token": "[SEP]",
-            "mask_token": "[MASK]",
+            **{f"{role}_token": token for role, token in self.roles.items()},
             "bos_token": "[DEC]",
             "extra_special_tokens": ["[ENC]"],
             "clean_up_tokenization_spaces": False,
@@ -107,7 +112,17 @@ def load_tokenizer(folder: str) -> CaptionTokenizer:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises this very class
         raise UserError(f"{path} is not readable as a tokenizer: {error}.") from None
-    return CaptionTokenizer(tokenizer)
+    return CaptionTokenizer(tokenizer, _read_roles(path.with_name("tokenizer_config.json")))
+
+
+def _read_roles(path: Path) -> dict[str, str]:
+    """Which token has which role, BERT's where the file does not say."""
+    try:
+        said = json.loads(path.read_text())
+    except (OSError, ValueError):
+        said = {}
+    tokens = {role: said.get(f"{role}_token") for role in BERT_ROLES} if isinstance(said, dict) else {}
+    return {**BERT_ROLES, **{role: token for role, token in tokens.items() if isinstance(token, str)}}
 
 
 def train_tokenizer(captions: Iterable[str], size: int, min_frequency: int = 2) -> CaptionTokenizer:

@@ -1,11 +1,13 @@
 """One BLIP model: an image encoder, the text tower and the heads. No losses, no tokenizer."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlp.config import ModelConfig
-from vlp.models.image_encoder import ImageEncoder
+from vlp.models.image_encoder import ImageEncoder, resize_positions
 from vlp.models.med import ImageMemory, LanguageHead, SelfAttentionCache, TextTower
 
 
@@ -64,6 +66,13 @@ class Blip(nn.Module):
     def word_logits(self, hidden: Tensor) -> Tensor:
         """Decoder states [..., width] -> vocabulary logits [..., vocabulary]."""
         return self.language_head(hidden, self.text_tower.embeddings.side("decoder").words.weight)
+
+    def resize_images(self, image_size: int) -> None:
+        """Take images of another size from now on, in pixels; position embeddings are interpolated."""
+        image = replace(self.config.image_encoder, image_size=image_size)
+        device = self.log_temperature.device
+        self.image_encoder = resize_positions(self.image_encoder, image).to(device)
+        self.config = replace(self.config, image_encoder=image)
 
     def checkpoint_activations(self) -> None:
         """Recompute blocks in the backward pass: less memory, about a third more work."""

@@ -4,12 +4,14 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from timm.layers import QuickGELU, resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vlp.config import ImageEncoderConfig
 from vlp.errors import UserError
 from vlp.models.attention import use_fused_kernel
+from vlp.models.initialise import initialise
 
 # BLIP normalises with the means and deviations of CLIP (Radford et al. 2021), in units of full brightness.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -55,13 +57,13 @@ class ImageEncoder(nn.Module):
 
 
 def build_vit(config: ImageEncoderConfig) -> VisionTransformer:
-    """A pre-norm ViT with a class token (Dosovitskiy et al. 2021), as BLIP uses it."""
+    """A ViT with a class token (Dosovitskiy et al. 2021), as BLIP uses it."""
     if config.image_size % config.patch_size:
         raise UserError(
             f"model.image_encoder.image_size ({config.image_size}) must be a multiple of "
             f"its patch_size ({config.patch_size})."
         )
-    return VisionTransformer(
+    tower = VisionTransformer(
         img_size=config.image_size,
         patch_size=config.patch_size,
         embed_dim=config.width,
@@ -70,8 +72,27 @@ def build_vit(config: ImageEncoderConfig) -> VisionTransformer:
         drop_path_rate=config.drop_path,
         num_classes=0,
         global_pool="",
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        mlp_ratio=(config.feed_forward or 4 * config.width) / config.width,
+        norm_layer=partial(nn.LayerNorm, eps=config.norm_eps),
+        pre_norm=config.pre_norm,
+        act_layer={"gelu": nn.GELU, "quick_gelu": QuickGELU}[config.activation],
     )
+    initialise(tower, config.width)
+    return tower
+
+
+def resize_positions(encoder: ImageEncoder, config: ImageEncoderConfig) -> ImageEncoder:
+    """The encoder for images of another size, its position embeddings interpolated (bicubic, as timm does it).
+
+    Args:
+        config: the encoder's own, but for `image_size`.
+    """
+    resized = ImageEncoder(config)
+    state = encoder.state_dict()
+    grid = config.image_size // config.patch_size
+    state["tower.pos_embed"] = resample_abs_pos_embed(state["tower.pos_embed"].float(), [grid, grid])
+    resized.load_state_dict(state)
+    return resized
 
 
 BUILDERS: dict[str, Callable[[ImageEncoderConfig], nn.Module]] = {

@@ -18,9 +18,9 @@ from torch.utils.checkpoint import checkpoint
 from vlp.config import Sharing, TextTowerConfig
 from vlp.errors import UserError
 from vlp.models.attention import attend
+from vlp.models.initialise import initialise
 
 Side = Literal["encoder", "decoder"]
-NORM_EPS = 1e-12
 
 
 @dataclass
@@ -73,7 +73,7 @@ class SelfAttention(nn.Module):
         self.dropout = config.dropout
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.out = nn.Linear(config.width, config.width)
-        self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
 
     def forward(
         self, x: Tensor, bias: Tensor | None, cache: SelfAttentionCache | None = None, layer: int = 0
@@ -99,7 +99,7 @@ class CrossAttention(nn.Module):
         self.query = nn.Linear(config.width, config.width)
         self.key_value = nn.Linear(image_width, 2 * config.width)
         self.out = nn.Linear(config.width, config.width)
-        self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
 
     def project(self, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
         """[images, tokens, image width] -> keys and values, each [images, heads, tokens, head_dim]."""
@@ -130,7 +130,7 @@ class FeedForward(nn.Module):
         self.dropout = config.dropout
         self.up = nn.Linear(config.width, config.feed_forward)
         self.down = nn.Linear(config.feed_forward, config.width)
-        self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """[texts, tokens, width] -> the same shape."""
@@ -146,7 +146,7 @@ class Embeddings(nn.Module):
         self.dropout = config.dropout
         self.words = nn.Embedding(config.vocabulary, config.width)
         self.positions = nn.Embedding(config.positions, config.width)
-        self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
 
     def forward(self, ids: Tensor, start: int = 0) -> Tensor:
         """ids [texts, tokens], the first at position `start` -> [texts, tokens, width]."""
@@ -169,7 +169,7 @@ class Layer(nn.Module):
 
     def __init__(self, config: TextTowerConfig, image_width: int):
         super().__init__()
-        shared = _shared_parts(config.sharing)
+        shared = shared_parts(config.sharing)
         self.self_attention = Both(lambda: SelfAttention(config), "self_attention" in shared)
         self.cross_attention = Both(lambda: CrossAttention(config, image_width), "cross_attention" in shared)
         self.feed_forward = Both(lambda: FeedForward(config), "feed_forward" in shared)
@@ -201,9 +201,9 @@ class TextTower(nn.Module):
             raise UserError(f"model.text_tower.width ({config.width}) must be a multiple of heads ({config.heads}).")
         self.config = config
         self.checkpointing = False
-        self.embeddings = Both(lambda: Embeddings(config), "embeddings" in _shared_parts(config.sharing))
+        self.embeddings = Both(lambda: Embeddings(config), "embeddings" in shared_parts(config.sharing))
         self.layers = nn.ModuleList(Layer(config, image_width) for _ in range(config.layers))
-        self.apply(_initialise)
+        initialise(self, config.width)
 
     def project_image(self, image_tokens: Tensor, side: Side = "encoder") -> ImageMemory:
         """Keys and values of images for all layers, computed once for all the texts that meet them.
@@ -219,7 +219,7 @@ class TextTower(nn.Module):
     @property
     def shares_memory(self) -> bool:
         """Whether `match` and `decode` read the same image memory."""
-        return "cross_attention" in _shared_parts(self.config.sharing)
+        return "cross_attention" in shared_parts(self.config.sharing)
 
     def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Text alone, both directions: ids int64, mask bool (True: token) [texts, tokens] -> [texts, tokens, width]."""
@@ -303,16 +303,16 @@ class LanguageHead(nn.Module):
     def __init__(self, config: TextTowerConfig):
         super().__init__()
         self.transform = nn.Linear(config.width, config.width)
-        self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.bias = nn.Parameter(torch.zeros(config.vocabulary))
-        self.apply(_initialise)
+        initialise(self, config.width)
 
     def forward(self, hidden: Tensor, words: Tensor) -> Tensor:
         """hidden [..., width], words [vocabulary, width] (the word embeddings) -> logits [..., vocabulary]."""
         return F.linear(self.norm(F.gelu(self.transform(hidden))), words, self.bias)
 
 
-def _shared_parts(sharing: Sharing) -> set[str]:
+def shared_parts(sharing: Sharing) -> set[str]:
     """What one module serves for both encoder and decoder (paper, Table 3)."""
     everything = {"embeddings", "self_attention", "cross_attention", "feed_forward"}
     return {
@@ -332,11 +332,3 @@ def _causal_bias(start: int, tokens: int, device: torch.device) -> Tensor:
     """float [1, 1, tokens, start + tokens]: -inf where a key comes after its query."""
     bias = torch.full((tokens, start + tokens), float("-inf"), device=device)
     return bias.triu(start + 1)[None, None]
-
-
-def _initialise(module: nn.Module) -> None:
-    """BERT's initialisation: normal with deviation 0.02, biases zero."""
-    if isinstance(module, (nn.Linear, nn.Embedding)):
-        nn.init.normal_(module.weight, std=0.02)
-    if isinstance(module, nn.Linear) and module.bias is not None:
-        nn.init.zeros_(module.bias)

@@ -1,0 +1,210 @@
+"""BLIP as `transformers` and the original code store it: settings from theirs, weights by the tables."""
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vlp.config import ImageEncoderConfig, ModelConfig, Sharing, TextTowerConfig
+from vlp.errors import UserError
+from vlp.models.blip import Blip
+from vlp.models.convert import LANGUAGE_HEAD, Table, blip_image_table, carry, prefixed, text_table, timm_image_table
+
+HEADS: Table = {"image_projection": ("vision_proj",), "text_projection": ("text_proj",), "itm_head": ("itm_head",)}
+HEAD_WIDTH = 64  # of every BLIP; a .pth does not say it
+# Of a .pth: what only training needs, and buffers that hold no weight.
+NOT_THE_MODEL = re.compile(r"(_m\.|queue|ptr|position_ids$|cls\.predictions\.decoder\.)")
+
+
+@dataclass
+class Carried:
+    """Settings and weights in our names; `started` and `left` as in `Source`."""
+
+    config: ModelConfig
+    state: dict[str, Tensor]
+    started: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+
+def transformers_table(kind: str, config: ModelConfig) -> Table:
+    """Our names to those of the `transformers` class for "captioning", "retrieval", "vqa" or "features" (BlipModel)."""
+    layers, sharing = config.text_tower.layers, config.text_tower.sharing
+    encoder = text_table(layers, "encoder", sharing)
+    decoder = text_table(layers, "decoder", sharing)
+    image = prefixed(blip_image_table(config.image_encoder.layers), "image_encoder.tower.", "vision_model.")
+    head = prefixed(LANGUAGE_HEAD, "language_head.", "text_decoder.cls.predictions.")
+    if kind == "captioning":
+        return image | prefixed(decoder, "text_tower.", "text_decoder.bert.") | head
+    if kind == "retrieval":
+        return image | prefixed(encoder, "text_tower.", "text_encoder.") | HEADS
+    if kind == "features":
+        projections = {"image_projection": ("visual_projection",), "text_projection": ("text_projection",)}
+        return image | prefixed(encoder, "text_tower.", "text_model.") | projections
+    both = prefixed(decoder, "text_tower.", "text_decoder.bert.") | prefixed(encoder, "text_tower.", "text_encoder.")
+    return image | both | head
+
+
+def from_transformers(folder: Path, weights: dict[str, Tensor]) -> Carried:
+    """A `transformers` BLIP folder.
+
+    Raises:
+        UserError: its settings are not readable, or it is no BLIP that is known.
+    """
+    from transformers import BlipConfig
+
+    try:
+        theirs = BlipConfig.from_pretrained(folder)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{folder}/config.json is not readable as BLIP's: {str(error).splitlines()[0]}.") from None
+    text, vision = theirs.text_config, theirs.vision_config
+    kind = _kind(weights, folder)
+    config = ModelConfig(
+        ImageEncoderConfig(
+            image_size=vision.image_size,
+            patch_size=vision.patch_size,
+            width=vision.hidden_size,
+            layers=vision.num_hidden_layers,
+            heads=vision.num_attention_heads,
+            feed_forward=vision.intermediate_size,
+            norm_eps=vision.layer_norm_eps,
+            activation=vision.hidden_act,
+        ),
+        TextTowerConfig(
+            vocabulary=text.vocab_size,
+            width=text.hidden_size,
+            layers=text.num_hidden_layers,
+            heads=text.num_attention_heads,
+            feed_forward=text.intermediate_size,
+            positions=text.max_position_embeddings,
+            dropout=0.1,
+            norm_eps=text.layer_norm_eps,
+            sharing="nothing" if kind == "vqa" else "all_but_self_attention",
+        ),
+        embed_dim=theirs.projection_dim if kind == "features" else theirs.image_text_hidden_size,
+    )
+    table = transformers_table(kind, config)
+    carried = _carry(config, table, weights)
+    if kind == "features":  # cosines there are multiplied by exp(logit_scale), and projected without a bias
+        carried.state["log_temperature"] = -weights["logit_scale"].float()
+        for name in ("image_projection.bias", "text_projection.bias"):
+            carried.state[name] = torch.zeros(config.embed_dim)
+        carried.left = [name for name in carried.left if name != "logit_scale"]
+    return carried
+
+
+def from_original(weights: dict[str, Tensor], path: str) -> Carried:
+    """A .pth of the original code: pretraining, captioning, retrieval, VQA or NLVR2.
+
+    Raises:
+        UserError: it is no such checkpoint.
+    """
+    if "visual_encoder.pos_embed" not in weights:
+        raise UserError(f"{path} is no checkpoint of BLIP: it has no visual_encoder.pos_embed.")
+    weights = {_first_of_two(name): tensor for name, tensor in weights.items()}
+    encodes = any(name.startswith("text_encoder.embeddings.") for name in weights)
+    decodes = any(name.startswith("text_decoder.bert.embeddings.") for name in weights)
+    if not (encodes or decodes):
+        raise UserError(f"{path} is no checkpoint of BLIP: it has neither text_encoder nor text_decoder.")
+    heads = "itm_head.weight" in weights
+    sharing: Sharing = "nothing" if encodes and decodes and not heads else "all_but_self_attention"
+    config = _original_config(weights, "text_encoder." if encodes else "text_decoder.bert.", sharing)
+    layers = config.text_tower.layers
+    table = prefixed(timm_image_table(config.image_encoder.layers), "image_encoder.tower.", "visual_encoder.")
+    if decodes:
+        table |= prefixed(text_table(layers, "decoder", sharing), "text_tower.", "text_decoder.bert.")
+        table |= prefixed(LANGUAGE_HEAD, "language_head.", "text_decoder.cls.predictions.")
+    if encodes:
+        table |= prefixed(text_table(layers, "encoder", sharing), "text_tower.", "text_encoder.") | HEADS
+    carried = _carry(config, table, weights)
+    if "temp" in weights:
+        carried.state["log_temperature"] = weights["temp"].float().log().reshape(())
+        carried.left = [name for name in carried.left if name != "temp"]
+    return carried
+
+
+def _original_config(weights: dict[str, Tensor], text: str, sharing: Sharing) -> ModelConfig:
+    """Settings from the shapes of the weights."""
+    projection = weights["visual_encoder.patch_embed.proj.weight"]
+    width, patch = projection.shape[0], projection.shape[-1]
+    words = weights[f"{text}embeddings.word_embeddings.weight"]
+    up = weights[f"{text}encoder.layer.0.intermediate.dense.weight"]
+    positions = weights["visual_encoder.pos_embed"].shape[1]
+    side = math.isqrt(positions - 1)
+    if side * side != positions - 1:
+        raise UserError(f"The checkpoint's {positions - 1} patches are no square grid; BLIP's images are square.")
+    return ModelConfig(
+        ImageEncoderConfig(
+            image_size=side * patch,
+            patch_size=patch,
+            width=width,
+            layers=_count(weights, r"visual_encoder\.blocks\.(\d+)\."),
+            heads=max(width // HEAD_WIDTH, 1),
+            feed_forward=weights["visual_encoder.blocks.0.mlp.fc1.weight"].shape[0],
+        ),
+        TextTowerConfig(
+            vocabulary=words.shape[0],
+            width=words.shape[1],
+            layers=_count(weights, re.escape(text) + r"encoder\.layer\.(\d+)\."),
+            heads=max(words.shape[1] // HEAD_WIDTH, 1),
+            feed_forward=up.shape[0],
+            positions=weights[f"{text}embeddings.position_embeddings.weight"].shape[0],
+            sharing=sharing,
+        ),
+        embed_dim=weights["vision_proj.weight"].shape[0] if "vision_proj.weight" in weights else 256,
+    )
+
+
+def _carry(config: ModelConfig, table: Table, weights: dict[str, Tensor]) -> Carried:
+    """The weights in our names, and the names of those that found no place."""
+    with torch.device("meta"):
+        expected = list(Blip(config).state_dict())
+    state = carry(table, weights, expected)
+    used = {source for name in state for source in _names(table, name)}
+    left = [name for name in weights.keys() - used if not (NOT_THE_MODEL.search(name) or _tied(name, weights))]
+    return Carried(config, state, left=group_names(sorted(left)))
+
+
+def _tied(name: str, weights: dict[str, Tensor]) -> bool:
+    """Whether a weight of the original's decoder is its encoder's over again."""
+    encoder = weights.get(name.replace("text_decoder.bert.", "text_encoder."))
+    return name.startswith("text_decoder.bert.") and encoder is not None and torch.equal(encoder, weights[name])
+
+
+def group_names(names: Iterable[str]) -> list[str]:
+    """Names of weights as names of modules, numbers as *, each once."""
+    return list(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name).rpartition(".")[0] or name for name in names))
+
+
+def _names(table: Table, name: str) -> list[str]:
+    if name in table:
+        return list(table[name])
+    module, _, parameter = name.rpartition(".")
+    return [f"{one}.{parameter}" for one in table[module]]
+
+
+def _kind(weights: dict[str, Tensor], folder: Path) -> str:
+    """Which of the `transformers` classes a folder is of, by what it holds."""
+    heads = {name.split(".")[0] for name in weights}
+    for kind, needed in (
+        ("vqa", {"text_encoder", "text_decoder"}),
+        ("captioning", {"text_decoder"}),
+        ("retrieval", {"text_encoder", "itm_head"}),
+        ("features", {"text_model", "visual_projection"}),
+    ):
+        if needed <= heads:
+            return kind
+    raise UserError(f"{folder} holds no BLIP that is known: its parts are {', '.join(sorted(heads))}.")
+
+
+def _first_of_two(name: str) -> str:
+    """NLVR2 has two cross-attentions a layer; the first takes the place of ours, the second is left behind."""
+    return name.replace("crossattention.self0.", "crossattention.self.").replace("output.dense0.", "output.dense.")
+
+
+def _count(weights: dict[str, Tensor], pattern: str) -> int:
+    numbers = [int(match[1]) for match in (re.match(pattern, name) for name in weights) if match]
+    return max(numbers) + 1 if numbers else 0

@@ -1,0 +1,115 @@
+"""Weights and settings of other projects' files and hub names, read without running anything that they hold."""
+
+import json
+import pickle
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vlp.errors import UserError
+
+WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin", "*.json", "*.txt", "*.model")
+
+
+def find_folder(source: str) -> Path:
+    """A local folder as it is; a hub name as the folder that its files were fetched to.
+
+    Raises:
+        UserError: there is no such folder, and no such name on the hub or no way to it.
+    """
+    path = Path(source)
+    if path.exists():
+        return path
+    if source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise UserError(f"{source} is not a model folder: there is no such path.")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=list(WEIGHT_FILES)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
+        raise UserError(
+            f"{source} is not a model folder here, nor a model that could be fetched from the hub."
+        ) from None
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object.
+
+    Raises:
+        UserError: it is missing or something else.
+    """
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path.parent} is not a model folder: it has no {path.name}.") from None
+    except (ValueError, OSError):
+        values = None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is not readable as a JSON object.")
+    return values
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a `transformers` folder, in one file or several: safetensors, or else a .bin without code.
+
+    Raises:
+        UserError: there are none, or a file is broken or incomplete.
+    """
+    for single, index in (
+        ("model.safetensors", "model.safetensors.index.json"),
+        ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+    ):
+        if (folder / single).is_file():
+            names = [single]
+        elif (folder / index).is_file():
+            names = sorted(set(read_json(folder / index).get("weight_map", {}).values()))
+        else:
+            continue
+        weights: dict[str, Tensor] = {}
+        for name in names:
+            path = folder / Path(name).name  # a file name, whatever the index says
+            weights |= read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
+        return weights
+    raise UserError(f"{folder} is not a model folder: it has no model.safetensors and no pytorch_model.bin.")
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file.
+
+    Raises:
+        UserError: it is missing, or cut short, as when a download stopped.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read; it may be half a download ({_first_line(error)}).") from None
+
+
+def read_pickle(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .pth or .bin, under "model" where they stand there. Nothing but tensors and numbers is loaded.
+
+    Raises:
+        UserError: it is missing or broken, holds something else, or would have to run code.
+    """
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path} holds more than tensors and numbers, and loading it would run code; save its state dict alone."
+        ) from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"{path} cannot be read as a checkpoint ({_first_line(error)}).") from None
+    for key in ("model", "state_dict"):
+        if isinstance(values, dict) and isinstance(values.get(key), dict):
+            values = values[key]
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no state dict.")
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].strip().rstrip(".")

@@ -1,0 +1,220 @@
+"""Text towers of the BERT family and image encoders of timm, transformers and open_clip."""
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vlp.config import ImageEncoderConfig, ModelConfig, TextTowerConfig
+from vlp.convert.blip import Carried, group_names
+from vlp.convert.files import find_folder, read_json, read_pickle, read_safetensors, read_weights
+from vlp.errors import UserError
+from vlp.models.convert import (
+    Table,
+    blip_image_table,
+    carry,
+    clip_image_table,
+    prefixed,
+    text_table,
+    vit_image_table,
+)
+from vlp.models.image_encoder import build_vit
+
+IMAGE_PREFIXES = ("timm:", "open_clip:")
+WORDS = "embeddings.word_embeddings.weight"
+# Where a masked language model keeps its head: BERT's names, then RoBERTa's.
+MASKED_HEADS = (
+    {
+        "transform": ("cls.predictions.transform.dense",),
+        "norm": ("cls.predictions.transform.LayerNorm",),
+        "bias": ("cls.predictions.bias",),
+    },
+    {"transform": ("lm_head.dense",), "norm": ("lm_head.layer_norm",), "bias": ("lm_head.bias",)},
+)
+
+
+def text_tower(folder: Path, weights: dict[str, Tensor]) -> Carried:
+    """A BERT-family encoder as both sides of a text tower, behind a ViT-B/16 of new weights.
+
+    Token types, which BLIP does not have, are added to the positions: every text is of type 0. RoBERTa's positions
+    begin behind its padding token's.
+
+    Raises:
+        UserError: it is no such encoder.
+    """
+    facts = read_json(folder / "config.json")
+    weights = {name.replace("LayerNorm.gamma", "LayerNorm.weight"): tensor for name, tensor in weights.items()}
+    weights = {name.replace("LayerNorm.beta", "LayerNorm.bias"): tensor for name, tensor in weights.items()}
+    prefix = next((name.removesuffix(WORDS) for name in weights if name.endswith(WORDS)), None)
+    if prefix is None:
+        raise UserError(f"{folder} holds no text encoder of the BERT family: it has no {WORDS}.")
+    if facts.get("position_embedding_type", "absolute") != "absolute":
+        raise UserError(f"{folder} has relative positions, which BLIP's text tower has not.")
+    used = {f"{prefix}embeddings.token_type_embeddings.weight"}
+    places = weights[f"{prefix}embeddings.position_embeddings.weight"]
+    if facts["model_type"] != "bert":
+        places = places[facts.get("pad_token_id", 1) + 1 :]
+    types = weights.get(f"{prefix}embeddings.token_type_embeddings.weight")
+    weights[f"{prefix}embeddings.position_embeddings.weight"] = places if types is None else places + types[0]
+    try:
+        config = ModelConfig(
+            ImageEncoderConfig(),
+            TextTowerConfig(
+                vocabulary=len(weights[f"{prefix}{WORDS}"]),
+                width=facts["hidden_size"],
+                layers=facts["num_hidden_layers"],
+                heads=facts["num_attention_heads"],
+                feed_forward=facts["intermediate_size"],
+                positions=len(places),
+                norm_eps=facts.get("layer_norm_eps", 1e-12),
+            ),
+        )
+    except KeyError as error:
+        raise UserError(f"{folder}/config.json does not say {error}.") from None
+    if facts.get("hidden_act", "gelu") != "gelu":
+        raise UserError(f"{folder} has the activation {facts['hidden_act']!r}; the text tower's is gelu.")
+    side = text_table(config.text_tower.layers, "encoder", config.text_tower.sharing, cross_attention=False)
+    table: Table = prefixed(side, "text_tower.", prefix)
+    for head in MASKED_HEADS:
+        if head["bias"][0] in weights:
+            table |= prefixed(head, "language_head.", "")
+    state, left = _carry(table, weights, used)
+    return Carried(config, state, left=left)
+
+
+def is_image_source(source: str) -> bool:
+    """Whether a source names an image encoder by its library."""
+    return source.startswith(IMAGE_PREFIXES)
+
+
+def image_tower(source: str) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
+    """An image encoder: its settings and its weights in our names.
+
+    Args:
+        source: "timm:NAME" or "timm:NAME,FILE", "open_clip:NAME,PRETRAINED" (a tag or a file), or a `transformers`
+            ViT's folder or hub name.
+
+    Raises:
+        UserError: it cannot be had, or it is built otherwise than a ViT with a class token.
+    """
+    if source.startswith("timm:"):
+        return _from_timm(source.removeprefix("timm:"))
+    if source.startswith("open_clip:"):
+        return _from_open_clip(source.removeprefix("open_clip:"))
+    folder = find_folder(source)
+    facts, weights = read_json(folder / "config.json"), read_weights(folder)
+    facts = facts.get("vision_config", facts)
+    kind = facts.get("model_type")
+    if kind not in ("vit", "deit", "blip_vision_model"):
+        raise UserError(f"{source} is of the kind {kind!r}, not a ViT; name CLIP's by open_clip:NAME,PRETRAINED.")
+    make = blip_image_table if kind == "blip_vision_model" else vit_image_table
+    prefix = next((p for p in ("", "vit.", "deit.", "vision_model.") if f"{p}{_class_token(make)}" in weights), None)
+    if prefix is None:
+        raise UserError(f"{source} holds no class token; the image encoder needs one.")
+    config = ImageEncoderConfig(
+        image_size=facts["image_size"],
+        patch_size=facts["patch_size"],
+        width=facts["hidden_size"],
+        layers=facts["num_hidden_layers"],
+        heads=facts["num_attention_heads"],
+        feed_forward=facts["intermediate_size"],
+        norm_eps=facts.get("layer_norm_eps", 1e-12),
+    )
+    table = prefixed(make(config.layers), "", prefix)
+    return config, _all_of(config, carry(table, weights, build_vit(config).state_dict()), source)
+
+
+def _from_timm(name: str) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
+    import timm
+    from timm.models.vision_transformer import VisionTransformer
+
+    name, _, file = name.partition(",")
+    try:
+        model = timm.create_model(name, pretrained=not file, num_classes=0)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise UserError(f"timm has no model {name} to give: {str(error).splitlines()[0]}.") from None
+    if not isinstance(model, VisionTransformer):
+        raise UserError(f"timm's {name} is a {type(model).__name__}, not a ViT; only ViTs serve as image encoder.")
+    block = model.blocks[0]
+    config = ImageEncoderConfig(
+        image_size=model.patch_embed.img_size[0],
+        patch_size=model.patch_embed.patch_size[0],
+        width=model.embed_dim,
+        layers=len(model.blocks),
+        heads=block.attn.num_heads,
+        feed_forward=block.mlp.fc1.out_features,
+        norm_eps=block.norm1.eps,
+        pre_norm=not isinstance(model.norm_pre, nn.Identity),
+        activation="quick_gelu" if type(block.mlp.act).__name__ == "QuickGELU" else "gelu",
+    )
+    state = model.state_dict()
+    if file:
+        path = Path(file)
+        given = read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
+        state = {key: value for key, value in given.items() if not key.startswith(("head.", "fc_norm."))}
+    return config, _all_of(config, state, f"timm:{name}")
+
+
+def _from_open_clip(name: str) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
+    import open_clip
+    from open_clip.transformer import VisionTransformer
+
+    name, _, pretrained = name.partition(",")
+    try:
+        tower = open_clip.create_model(name, pretrained=pretrained or None).visual
+    except (RuntimeError, OSError, ValueError) as error:
+        raise UserError(f"open_clip has no model {name} to give: {str(error).splitlines()[0]}.") from None
+    if not isinstance(tower, VisionTransformer):
+        raise UserError(f"open_clip's {name} has a {type(tower).__name__}, not a ViT; only ViTs serve here.")
+    block = tower.transformer.resblocks[0]
+    config = ImageEncoderConfig(
+        image_size=tower.image_size[0],
+        patch_size=tower.patch_size[0],
+        width=tower.class_embedding.shape[0],
+        layers=len(tower.transformer.resblocks),
+        heads=block.attn.num_heads,
+        feed_forward=block.mlp.c_fc.out_features,
+        norm_eps=block.ln_1.eps,
+        pre_norm=not isinstance(tower.ln_pre, nn.Identity),
+        activation="quick_gelu" if type(block.mlp.gelu).__name__ == "QuickGELU" else "gelu",
+    )
+    weights = tower.state_dict()
+    weights["class_embedding"] = weights["class_embedding"].view(1, 1, -1)
+    weights["positional_embedding"] = weights["positional_embedding"][None]
+    state = carry(clip_image_table(config.layers), weights, build_vit(config).state_dict())
+    if not config.pre_norm:  # CLIP's patches have no bias
+        state["patch_embed.proj.bias"] = torch.zeros(config.width)
+    return config, _all_of(config, state, f"open_clip:{name}")
+
+
+def _all_of(config: ImageEncoderConfig, state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The weights, when they are exactly those of our ViT.
+
+    Raises:
+        UserError: some are missing, of another shape or too many.
+    """
+    with torch.device("meta"):
+        ours = {name: tensor.shape for name, tensor in build_vit(config).state_dict().items()}
+    given = {name: tensor.shape for name, tensor in state.items()}
+    wrong = [name for name in ours.keys() | given.keys() if ours.get(name) != given.get(name)]
+    if wrong:
+        raise UserError(f"{source} is built otherwise than our ViT, in {', '.join(sorted(wrong)[:5])}.")
+    side = math.isqrt(state["pos_embed"].shape[1] - 1)
+    if side * side != state["pos_embed"].shape[1] - 1:
+        raise UserError(f"{source} has no square grid of patches; images are square here.")
+    return state
+
+
+def _carry(table: Table, weights: dict[str, Tensor], used: set[str]) -> tuple[dict[str, Tensor], list[str]]:
+    """All that the table names and the weights hold, and what is left of the weights."""
+    expected = [f"{name}.{kind}" for name in table for kind in ("weight", "bias")] + list(table)
+    state = carry(table, weights, expected)
+    for name in state:
+        module, _, parameter = name.rpartition(".")
+        used |= set(table.get(name, ())) | {f"{one}.{parameter}" for one in table.get(module, ())}
+    return state, group_names(name for name in weights if name not in used and not name.endswith("position_ids"))
+
+
+def _class_token(make: object) -> str:
+    return "embeddings.class_embedding" if make is blip_image_table else "embeddings.cls_token"

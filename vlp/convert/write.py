@@ -1,0 +1,104 @@
+"""Our networks as `transformers` folders, which its own classes load with nothing missing and nothing unexpected."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+from vlp.config import ModelConfig
+from vlp.convert.blip import group_names, transformers_table
+from vlp.data.tokenizer import CaptionTokenizer
+from vlp.errors import UserError
+from vlp.models.blip import Blip
+from vlp.models.convert import carry_back
+from vlp.models.image_encoder import DEVIATION, MEAN
+
+Kind = Literal["captioning", "retrieval", "vqa"]
+CLASSES = {
+    "captioning": "BlipForConditionalGeneration",
+    "retrieval": "BlipForImageTextRetrieval",
+    "vqa": "BlipForQuestionAnswering",
+}
+
+
+def write_transformers(blip: Blip, tokenizer: CaptionTokenizer, folder: str | Path, kind: Kind) -> list[str]:
+    """Write a folder that `from_pretrained` of the class for `kind` and `BlipProcessor` load.
+
+    Returns:
+        The parts of ours that the class has no place for.
+
+    Raises:
+        UserError: the folder exists, or the network is built as no BLIP of `transformers` is.
+    """
+    import transformers
+
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists already; choose another name or remove it.")
+    config = _their_config(blip.config, tokenizer)
+    table = transformers_table(kind, blip.config)
+    theirs = getattr(transformers, CLASSES[kind])(config).eval()
+    missing, unexpected = theirs.load_state_dict(carry_back(table, blip.state_dict()), strict=False)
+    tied = ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias")
+    missing = [name for name in missing if not name.endswith(tied)]
+    if missing or unexpected:
+        raise UserError(f"transformers' {CLASSES[kind]} does not fit this network: {[*missing, *unexpected][:5]}.")
+    theirs.tie_weights()
+    size = {"height": config.vision_config.image_size, "width": config.vision_config.image_size}
+    images = transformers.BlipImageProcessor(size=size, image_mean=list(MEAN), image_std=list(DEVIATION))
+    temporary = folder.parent / f".{folder.name}.tmp-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        tokenizer.save(str(temporary))
+        words = transformers.AutoTokenizer.from_pretrained(str(temporary))
+        theirs.save_pretrained(temporary)
+        transformers.BlipProcessor(images, words).save_pretrained(temporary)
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return _left_behind(blip, table)
+
+
+def _their_config(config: ModelConfig, tokenizer: CaptionTokenizer) -> Any:
+    """BlipConfig of a network of ours."""
+    from transformers import BlipConfig
+
+    image, text = config.image_encoder, config.text_tower
+    if image.pre_norm:
+        raise UserError("transformers' BLIP has no norm before the first block of its image encoder; this model has.")
+    return BlipConfig(
+        text_config={
+            "vocab_size": text.vocabulary,
+            "hidden_size": text.width,
+            "encoder_hidden_size": image.width,
+            "intermediate_size": text.feed_forward,
+            "num_hidden_layers": text.layers,
+            "num_attention_heads": text.heads,
+            "max_position_embeddings": text.positions,
+            "layer_norm_eps": text.norm_eps,
+            "bos_token_id": tokenizer.dec_id,
+            "pad_token_id": tokenizer.pad_id,
+            "sep_token_id": tokenizer.sep_id,
+            "eos_token_id": tokenizer.sep_id,
+        },
+        vision_config={
+            "hidden_size": image.width,
+            "intermediate_size": image.feed_forward or 4 * image.width,
+            "num_hidden_layers": image.layers,
+            "num_attention_heads": image.heads,
+            "image_size": image.image_size,
+            "patch_size": image.patch_size,
+            "layer_norm_eps": image.norm_eps,
+            "hidden_act": image.activation,
+        },
+        image_text_hidden_size=config.embed_dim,
+        projection_dim=config.embed_dim,
+    )
+
+
+def _left_behind(blip: Blip, table: dict) -> list[str]:
+    """Parameters that the table does not name, as modules."""
+    left = [name for name in blip.state_dict() if name not in table and name.rpartition(".")[0] not in table]
+    return group_names(left)
