@@ -8,10 +8,13 @@ import transformers
 from transformers import BlipConfig, BlipTextModel
 
 from vlp.config import DecodingConfig
+from vlp.convert.blip import from_config, transformers_table
 from vlp.convert.command import from_ours, to_ours
 from vlp.data.tokenizer import load_tokenizer
 from vlp.errors import UserError
 from vlp.model import Model, load_model
+from vlp.models.blip import Blip
+from vlp.models.convert import carry
 
 CLASSES = {
     "captioning": transformers.BlipForConditionalGeneration,
@@ -235,3 +238,145 @@ def test_sources_that_do_not_fit_write_nothing(both, tmp_path):
         (tmp_path / name).unlink()
     assert set(tmp_path.iterdir()) == before
     assert isinstance(theirs.text_decoder.bert, BlipTextModel)
+
+
+WIDE = {"width": 128, "layers": 2, "heads": 2, "image_size": 32, "patch": 16}  # the original's heads are 64 wide
+ORIGINAL_NAMES = [
+    ("vision_model.embeddings.class_embedding", "visual_encoder.cls_token"),
+    ("vision_model.embeddings.position_embedding", "visual_encoder.pos_embed"),
+    ("vision_model.embeddings.patch_embedding", "visual_encoder.patch_embed.proj"),
+    ("vision_model.post_layernorm", "visual_encoder.norm"),
+    ("vision_model.encoder.layers", "visual_encoder.blocks"),
+    ("self_attn.projection", "attn.proj"),
+    ("self_attn", "attn"),
+    ("layer_norm", "norm"),
+]
+
+
+def as_original(state):
+    """A state dict of `transformers`' BLIP by the names of the original code."""
+    renamed = {}
+    for name, weight in state.items():
+        for theirs, original in ORIGINAL_NAMES if name.startswith("vision_model") else []:
+            name = name.replace(theirs, original)
+        renamed[name] = weight
+    return renamed
+
+
+@pytest.fixture
+def original(tokenizer_folder, tmp_path):
+    """Writes a checkpoint as the original code does, converts it, and gives our model and the command's lines."""
+
+    def make(state):
+        training = {"temp": torch.tensor(0.04), "image_queue": torch.zeros(4, 5), "ptr_queue": torch.zeros(1)}
+        training |= {
+            "visual_encoder_m.cls_token": torch.zeros(1),
+            "text_encoder.embeddings.position_ids": torch.arange(3),
+        }
+        torch.save({"model": {**state, **training}, "epoch": 3}, tmp_path / "blip.pth")
+        lines = to_ours(str(tmp_path / "blip.pth"), str(tmp_path / "ours"), tokenizer=str(tokenizer_folder))
+        model = load_model(tmp_path / "ours", device="cpu", precision="fp32")
+        model.blip.image_encoder.tower.apply(_eps_of_transformers)
+        assert model.blip.temperature.item() == pytest.approx(0.04)
+        return model, lines
+
+    return make
+
+
+def _eps_of_transformers(module):
+    if isinstance(module, torch.nn.LayerNorm):
+        module.eps = 1e-5  # the original's is 1e-6
+
+
+def test_an_original_retrieval_checkpoint(original, tokenizer_folder):
+    theirs = make_theirs("retrieval", load_tokenizer(str(tokenizer_folder)), **WIDE)
+    ours, lines = original(as_original(theirs.state_dict()))
+    images = pictures(ours, len(TEXTS))
+    ids, mask = ids_of(ours, TEXTS, "[ENC]")
+    with torch.no_grad():
+        logits = theirs(pixel_values=images, input_ids=ids, attention_mask=mask, use_itm_head=True)[0]
+    torch.testing.assert_close(ours.match(images, TEXTS).itm, logits.softmax(1)[:, 1], atol=1e-4, rtol=1e-4)
+    assert not [line for line in lines if line.startswith("left behind")], lines
+
+
+def test_an_original_captioning_checkpoint(original, tokenizer_folder):
+    theirs = make_theirs("captioning", load_tokenizer(str(tokenizer_folder)), **WIDE)
+    ours, lines = original(as_original(theirs.state_dict()))
+    images = pictures(ours, 8)
+    expected = theirs.generate(pixel_values=images, num_beams=3, max_length=12)
+    texts = [ours.tokenizer.decode(row.tolist()) for row in expected]
+    assert ours.caption(images, beams=3, max_length=12, min_length=0, repetition_penalty=1.0) == texts
+    assert not [line for line in lines if line.startswith("left behind")], lines
+
+
+def test_an_original_vqa_checkpoint(original, tokenizer_folder):
+    theirs = make_theirs("vqa", load_tokenizer(str(tokenizer_folder)), **WIDE)
+    ours, _ = original(as_original(theirs.state_dict()))
+    assert ours.config.text_tower.sharing == "nothing"
+    images = pictures(ours, 4)
+    for image in images:
+        ids, mask = ours.tokenizer.encode(["is it red"], 30, first="[ENC]", multiple=1)
+        made = theirs.generate(input_ids=ids, attention_mask=mask.long(), pixel_values=image[None], max_length=8)
+        answer = ours.answer([image], ["is it red"], beams=1, max_length=8, min_length=0)
+        assert answer == [ours.tokenizer.decode(made[0].tolist())]
+
+
+def test_an_original_pretraining_checkpoint_has_both_sides(original, tokenizer_folder):
+    tokenizer = load_tokenizer(str(tokenizer_folder))
+    retrieval = make_theirs("retrieval", tokenizer, **WIDE)
+    captioning = make_theirs("captioning", tokenizer, **WIDE)
+    captioning.vision_model.load_state_dict(retrieval.vision_model.state_dict())
+    encoder = retrieval.text_encoder.state_dict()  # all but self-attention is shared
+    shared = {name: weight for name, weight in encoder.items() if ".attention." not in name}
+    captioning.text_decoder.bert.load_state_dict(shared, strict=False)
+    captioning.tie_weights()
+    state = {**as_original(captioning.state_dict()), **as_original(retrieval.state_dict())}
+    ours, lines = original(state)
+    assert not lines, lines
+    images = pictures(ours, 8)
+    expected = captioning.generate(pixel_values=images, num_beams=1, max_length=12, do_sample=False)
+    texts = [ours.tokenizer.decode(row.tolist()) for row in expected]
+    assert ours.caption(images, beams=1, max_length=12, min_length=0, repetition_penalty=1.0) == texts
+    with torch.no_grad():
+        ids, mask = ids_of(ours, ["a bar"] * 8, "[ENC]")
+        logits = retrieval(pixel_values=images, input_ids=ids, attention_mask=mask, use_itm_head=True)[0]
+    torch.testing.assert_close(ours.match(images, "a bar").itm, logits.softmax(1)[:, 1], atol=1e-4, rtol=1e-4)
+
+
+def test_an_original_nlvr_checkpoint_names_what_it_leaves(original, tokenizer_folder):
+    theirs = make_theirs("retrieval", load_tokenizer(str(tokenizer_folder)), **WIDE)
+    state = {}
+    for name, weight in as_original(theirs.state_dict()).items():
+        if name.startswith(("itm_head", "vision_proj", "text_proj")):
+            continue
+        if "crossattention.self." in name or "crossattention.output.dense." in name:
+            state[name.replace("self.", "self0.").replace("dense.", "dense0.")] = weight
+            state[name.replace("self.", "self1.").replace("dense.", "dense1.")] = weight + 1
+        else:
+            state[name] = weight
+    ours, lines = original({**state, "cls_head.0.weight": torch.zeros(2, 2)})
+    first = theirs.text_encoder.encoder.layer[1].crossattention.self.query.weight
+    assert torch.equal(ours.blip.text_tower.layers[1].cross_attention["shared"].query.weight, first)
+    left = {line.removeprefix("left behind: ") for line in lines if line.startswith("left behind")}
+    assert "cls_head.*" in {name.replace(".0", ".*") for name in left}
+    assert "text_encoder.encoder.layer.*.crossattention.self1.query" in left
+
+
+def test_base_size_is_theirs(tokenizer_folder):
+    """ViT-B/16 and BERT-base: image tokens and LM logits, once."""
+    tokenizer = load_tokenizer(str(tokenizer_folder))
+    theirs = make_theirs("captioning", tokenizer, width=768, layers=12, heads=12, image_size=224, patch=16)
+    redraw(theirs, 0.03)
+    config = from_config(theirs.config)
+    state = carry(transformers_table("captioning", config), theirs.state_dict(), Blip(config).state_dict())
+    blip = Blip(config).eval()
+    blip.load_state_dict(state, strict=False)
+    torch.manual_seed(0)
+    images, ids = torch.randn(2, 3, 224, 224), torch.randint(5, len(tokenizer), (2, 9))
+    with torch.no_grad():
+        expected = theirs(pixel_values=images, input_ids=ids)
+        tokens = blip.encode_images(images)
+        logits = blip.caption_logits(ids, None, blip.text_tower.project_image(tokens, "decoder"))
+    assert logits.std() > 0.05
+    torch.testing.assert_close(tokens, expected.image_embeds, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits, expected.logits, atol=1e-4, rtol=1e-4)

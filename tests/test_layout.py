@@ -38,8 +38,9 @@ ALLOWED = {
     "capfilt": BUILDING | {"tasks", "model"},
     "report": {"errors", "config", "data"},
     "demo": BUILDING | {"model", "evaluate", "train", "capfilt", "report"},
-    "cli": BUILDING | {"launch", "model", "search", "evaluate", "train", "capfilt", "report", "demo"},
+    "cli": BUILDING | {"bench", "launch", "model", "search", "evaluate", "train", "capfilt", "report", "demo"},
     "launch": {"errors"},
+    "bench": BUILDING | {"model"},
     "__main__": {"cli"},
     "__init__": BUILDING | {"model"},
 }

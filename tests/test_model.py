@@ -10,7 +10,8 @@ from tiny_model import SIZE, make_images, make_model
 
 from vlp.config import DecodingConfig
 from vlp.errors import UserError
-from vlp.model import Model, load_model
+from vlp.generation import generate
+from vlp.model import Model, caption_decoder, load_model
 from vlp.model_folder import save_model
 
 SAMPLING = DecodingConfig(top_p=0.95, min_length=4, max_length=14)
@@ -91,7 +92,7 @@ def test_folders_that_are_no_models(model, tmp_path):
     (folder / "config.json").write_text(json.dumps(changed))
     with pytest.raises(UserError, match="does not fit"):
         load_model(folder)
-    for text, sentence in [("{", "JSON"), ('{"model_type": "bert"}', "format"), ("[1]", "format")]:
+    for text, sentence in [("{", "JSON"), ('{"model_type": "bert"}', "format"), ("[1]", "JSON")]:
         (folder / "config.json").write_text(text)
         with pytest.raises(UserError, match=sentence):
             load_model(folder)
@@ -223,3 +224,82 @@ def test_senseless_calls_are_refused(model):
     for settings in ({"top_p": 2.0}, {"beem": 3}, {"max_length": 1000}, {"keys": ["a", "b"]}, {"num_captions": 0}):
         with pytest.raises(UserError):
             model.caption(image, **settings)
+
+
+def test_each_image_may_have_its_own_prompt(model):
+    images = make_images(4)
+    prompts = ["a red", "the large", "a red", ""]
+    keys = ["k0", "k1", "k2", "k3"]
+    together = model.caption(images, SAMPLING, keys, prompts=prompts)
+    alone = [model.caption([images[i]], SAMPLING, [keys[i]], prompt=prompts[i])[0] for i in range(4)]
+    assert together == alone
+    with pytest.raises(UserError, match="one prompt an image"):
+        model.caption(images, SAMPLING, prompts=["a"])
+
+
+def generated(model, images, decoding, banned=()):
+    """What `generate` gives for images: ids, which texts of random word pieces cannot be turned back into."""
+    with model.inference():
+        decoder = caption_decoder(model.blip, model.blip.encode_images(images), decoding.max_length)
+        keys = [str(row) for row in range(len(images))]
+        made = generate(decoder, [model.tokenizer.dec_id], model.tokenizer.sep_id, decoding, keys, banned=list(banned))
+    return [one for (one,) in made]
+
+
+@pytest.mark.parametrize("how", [{"top_p": 0.95}, {"beams": 1}, {"beams": 3}])
+def test_details_hold_the_log_probability_of_the_text(model, how):
+    images = make_images(3)
+    plain = DecodingConfig(**{"repetition_penalty": 1.0, "min_length": 0, "max_length": 12, **how})
+    made = generated(model, images, plain)
+    for image, one, caption in zip(images, made, model.caption(images, plain, details=True), strict=True):
+        assert caption == (model.tokenizer.decode(one.ids), one.log_probability, len(one.ids))
+        ids = torch.tensor([[model.tokenizer.dec_id, *one.ids]])
+        with model.inference():
+            memory = model.blip.text_tower.project_image(model.blip.encode_images(image[None]), "decoder")
+            logits = model.blip.caption_logits(ids, None, memory)[0, :-1].log_softmax(dim=-1)
+        assert one.log_probability == pytest.approx(logits.gather(1, ids[0, 1:, None]).sum().item(), abs=1e-3)
+
+
+@pytest.mark.parametrize("how", [{"top_p": 1.0, "temperature": 2.0}, {"beams": 1}, {"beams": 4}])
+def test_bans_hold(model, how):
+    images = make_images(6)
+    settings = {"repetition_penalty": 1.0, "min_length": 12, "max_length": 20, **how}
+    free = [one.ids for one in generated(model, images, DecodingConfig(**settings))]
+    pairs = [tuple(ids[i : i + 2]) for ids in free for i in range(len(ids) - 1)]
+    word, pair = free[0][3], max(set(pairs), key=pairs.count)
+    for one in generated(model, images, DecodingConfig(**settings), banned=[[word], list(pair)]):
+        assert word not in one.ids and pair not in zip(one.ids, one.ids[1:], strict=False)
+    for size in (1, 2, 3):
+        for one in generated(model, images, DecodingConfig(**settings, no_repeat_ngram=size)):
+            ids = [model.tokenizer.dec_id, *one.ids]
+            grams = [tuple(ids[i : i + size]) for i in range(len(ids) - size + 1)]
+            assert len(grams) == len(set(grams))
+    assert "red" not in " ".join(model.caption(images, **settings, banned_words=["red"])).split()
+
+
+def test_weights_in_bf16(model, tmp_path):
+    model.save(tmp_path / "model")
+    half = load_model(tmp_path / "model", device="cpu", dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in half.blip.parameters()} == {torch.bfloat16}
+    images = make_images(4)
+    cosines = (half.embed_images(images) * model.embed_images(images)).sum(dim=1)
+    assert cosines.min() > 0.99
+    assert len(half.caption(images, beams=3)) == 4
+
+
+def test_a_hub_push_sends_a_whole_folder(model, monkeypatch):
+    import huggingface_hub
+
+    sent = {}
+
+    class Hub:
+        def create_repo(self, name, private, exist_ok):
+            return f"hub/{name}"
+
+        def upload_folder(self, repo_id, folder_path):
+            sent[repo_id] = load_model(folder_path, device="cpu", precision="fp32")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    assert model.push_to_hub("me/mine") == "hub/me/mine"
+    images = make_images(2)
+    assert torch.equal(sent["me/mine"].embed_images(images), model.embed_images(images))

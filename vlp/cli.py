@@ -291,6 +291,23 @@ def match(model: str, image: str, text: str, as_json: Json = False) -> None:
     _print({"itc": result.itc.item(), "itm": result.itm.item()}, as_json)
 
 
+@app.command()
+def bench(
+    what: Annotated[Literal["caption", "rerank"], typer.Argument(help="What to measure.")],
+    size: Annotated[Literal["base", "small"], typer.Option(help="ViT-B/16 and BERT-base, or 192 wide.")] = "base",
+    precision: Annotated[Literal["bf16", "fp32"], typer.Option(help="Of weights and computation.")] = "bf16",
+    batch: Annotated[int, typer.Option(help="Images at once.")] = 8,
+    peers: Annotated[bool, typer.Option(help="Also measure the peer, in turns.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure a part, and its peer in turns with it. Example: vlp bench caption --peers --precision fp32"""
+    from vlp.bench.command import as_table
+    from vlp.bench.command import bench as run
+
+    lines = run(what, size, precision, batch, peers)
+    print(json.dumps([vars(line) for line in lines]) if as_json else as_table(lines))
+
+
 Out = Annotated[str | None, typer.Option("--out", help="Also write the numbers to this JSON file.")]
 
 

@@ -222,7 +222,12 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def save_config(config: Any, path: str | Path) -> None:
     """Write a config as YAML, every key included."""
-    Path(path).write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+    Path(path).write_text(as_yaml(config))
+
+
+def as_yaml(config: Any) -> str:
+    """A config as YAML, every key included."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
 
 
 def _assign(values: dict[str, Any], override: str) -> None:

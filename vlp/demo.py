@@ -62,12 +62,12 @@ class DemoSizes:
 
 
 FULL = DemoSizes(
-    human=8000,
+    human=5000,
     web=16000,
     held_out=500,
-    pretrain_steps=1500,
+    pretrain_steps=1400,
     captioner_steps=1200,
-    filter_steps=700,
+    filter_steps=600,
     warmup_steps=100,
     batch_size=64,
 )

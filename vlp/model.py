@@ -298,7 +298,7 @@ class Model:
                 f"decoding: max_length must be at most {self.config.text_tower.positions}, the model's limit."
             )
         with self.inference():
-            decoder = self._decoder(image_tokens, decoding.max_length)
+            decoder = caption_decoder(self.blip, image_tokens, decoding.max_length)
             groups = generate(
                 decoder,
                 prompt,
@@ -338,21 +338,23 @@ class Model:
         with self.inference():
             return self.blip.text_tower.match(ids.to(self.device), mask.to(self.device), memory)
 
-    def _decoder(self, image_tokens: Tensor, max_length: int) -> Decoder:
-        memory = self.blip.text_tower.project_image(image_tokens, "decoder")
-        past = SelfAttentionCache(max_length)
 
-        def step(new: Tensor) -> Tensor:
-            hidden = self.blip.text_tower.decode(new, None, memory, cache=past)  # [rows, new, width]
-            return self.blip.word_logits(hidden[:, -1])
+def caption_decoder(blip: Blip, image_tokens: Tensor, max_length: int) -> Decoder:
+    """What `generate` needs of a network: its decoder against images [images, tokens, width], projected once."""
+    memory = blip.text_tower.project_image(image_tokens, "decoder")
+    past = SelfAttentionCache(max_length)
 
-        def select(rows: Tensor, groups: Tensor | None) -> None:
-            nonlocal memory
-            past.select(rows)
-            if groups is not None:
-                memory = memory.select(groups)
+    def step(new: Tensor) -> Tensor:
+        hidden = blip.text_tower.decode(new, None, memory, cache=past)  # [rows, new, width]
+        return blip.word_logits(hidden[:, -1])
 
-        return Decoder(step, select)
+    def select(rows: Tensor, groups: Tensor | None) -> None:
+        nonlocal memory
+        past.select(rows)
+        if groups is not None:
+            memory = memory.select(groups)
+
+    return Decoder(step, select)
 
 
 def load_model(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vlp.allocator import keep_freed_memory
 from vlp.checkpoint import Progress as Standing
 from vlp.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from vlp.config import RunConfig, save_config
+from vlp.config import RunConfig, as_yaml, save_config
 from vlp.data.loader import TrainingLoader
 from vlp.data.shards import prepare_output
 from vlp.data.tokenizer import CaptionTokenizer, load_tokenizer
@@ -333,13 +333,14 @@ def _memory_gib() -> float:
 
 
 def _card(config: RunConfig, results: dict, loader: TrainingLoader) -> str:
-    """The model card: what it learned from, how, and what it scored."""
+    """The model card: what it learned from, by which command and settings, and what it scored."""
     sources = "\n".join(f"- `{source.shards}` (weight {source.weight:g})" for source in config.data.sources)
     numbers = "\n".join(f"| {name} | {value:.4g} |" for name, value in results.items())
     origin = f"starting from `{config.start_from}`" if config.start_from else "from random weights"
+    command = "pretrain" if config.task == "pretrain" else "finetune"
     return (
         f"# {Path(config.output).name}\n\nA BLIP-style vision-language model, trained with `vlp` ({config.task}), "
-        f"{origin}, on {loader.epoch_size} samples an epoch:\n\n{sources}\n\nSeed {config.seed}, "
-        f"{config.batch_size} samples a step; the run's `config.yaml` repeats it.\n\n"
-        f"| measure | at the end |\n| --- | --- |\n{numbers}\n"
+        f"{origin}, on {loader.epoch_size} samples an epoch:\n\n{sources}\n\n"
+        f"| measure | at the end |\n| --- | --- |\n{numbers}\n\n"
+        f"`vlp {command} config.yaml` trains it again, config.yaml being:\n\n```yaml\n{as_yaml(config)}```\n"
     )

@@ -3,8 +3,9 @@
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from vlp.config import ImageEncoderConfig, ModelConfig, Sharing, TextTowerConfig
 from vlp.errors import UserError
 from vlp.models.blip import Blip
 from vlp.models.convert import LANGUAGE_HEAD, Table, blip_image_table, carry, prefixed, text_table, timm_image_table
+
+if TYPE_CHECKING:
+    from transformers import BlipConfig
 
 HEADS: Table = {"image_projection": ("vision_proj",), "text_projection": ("text_proj",), "itm_head": ("itm_head",)}
 HEAD_WIDTH = 64  # of every BLIP; a .pth does not say it
@@ -60,9 +64,30 @@ def from_transformers(folder: Path, weights: dict[str, Tensor]) -> Carried:
         theirs = BlipConfig.from_pretrained(folder)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{folder}/config.json is not readable as BLIP's: {str(error).splitlines()[0]}.") from None
-    text, vision = theirs.text_config, theirs.vision_config
     kind = _kind(weights, folder)
-    config = ModelConfig(
+    config = from_config(theirs, "nothing" if kind == "vqa" else "all_but_self_attention")
+    if kind == "features":
+        config = replace(config, embed_dim=theirs.projection_dim)
+    table = transformers_table(kind, config)
+    carried = _carry(config, table, weights)
+    if kind == "features":  # cosines there are multiplied by exp(logit_scale), and projected without a bias
+        carried.state["log_temperature"] = -weights["logit_scale"].float()
+        for name in ("image_projection.bias", "text_projection.bias"):
+            carried.state[name] = torch.zeros(config.embed_dim)
+        carried.left = [name for name in carried.left if name != "logit_scale"]
+    return carried
+
+
+def from_config(theirs: "BlipConfig", sharing: Sharing = "all_but_self_attention") -> ModelConfig:
+    """Our settings from `transformers`' BlipConfig.
+
+    Raises:
+        UserError: it has activations that ours has not.
+    """
+    text, vision = theirs.text_config, theirs.vision_config
+    if text.hidden_act != "gelu" or vision.hidden_act not in ("gelu", "quick_gelu"):
+        raise UserError(f"The activations {text.hidden_act} and {vision.hidden_act} are not known here; gelu is.")
+    return ModelConfig(
         ImageEncoderConfig(
             image_size=vision.image_size,
             patch_size=vision.patch_size,
@@ -80,20 +105,11 @@ def from_transformers(folder: Path, weights: dict[str, Tensor]) -> Carried:
             heads=text.num_attention_heads,
             feed_forward=text.intermediate_size,
             positions=text.max_position_embeddings,
-            dropout=0.1,
             norm_eps=text.layer_norm_eps,
-            sharing="nothing" if kind == "vqa" else "all_but_self_attention",
+            sharing=sharing,
         ),
-        embed_dim=theirs.projection_dim if kind == "features" else theirs.image_text_hidden_size,
+        embed_dim=theirs.image_text_hidden_size,
     )
-    table = transformers_table(kind, config)
-    carried = _carry(config, table, weights)
-    if kind == "features":  # cosines there are multiplied by exp(logit_scale), and projected without a bias
-        carried.state["log_temperature"] = -weights["logit_scale"].float()
-        for name in ("image_projection.bias", "text_projection.bias"):
-            carried.state[name] = torch.zeros(config.embed_dim)
-        carried.left = [name for name in carried.left if name != "logit_scale"]
-    return carried
 
 
 def from_original(weights: dict[str, Tensor], path: str) -> Carried:
@@ -105,8 +121,8 @@ def from_original(weights: dict[str, Tensor], path: str) -> Carried:
     if "visual_encoder.pos_embed" not in weights:
         raise UserError(f"{path} is no checkpoint of BLIP: it has no visual_encoder.pos_embed.")
     weights = {_first_of_two(name): tensor for name, tensor in weights.items()}
-    encodes = any(name.startswith("text_encoder.embeddings.") for name in weights)
-    decodes = any(name.startswith("text_decoder.bert.embeddings.") for name in weights)
+    encodes = "text_encoder.embeddings.word_embeddings.weight" in weights
+    decodes = "text_decoder.bert.embeddings.word_embeddings.weight" in weights
     if not (encodes or decodes):
         raise UserError(f"{path} is no checkpoint of BLIP: it has neither text_encoder nor text_decoder.")
     heads = "itm_head.weight" in weights

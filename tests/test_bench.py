@@ -1,0 +1,34 @@
+"""Benchmarks: they run ours and the peer, and what they print adds up."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from vlp.bench import command
+from vlp.bench.caption import Size
+from vlp.bench.timing import compare
+from vlp.cli import app
+
+TINY = Size(width=32, layers=1, heads=2, image_size=32, vocabulary=60)
+
+
+@pytest.mark.parametrize("what", sorted(command.BENCHES))
+def test_lines_hold_ours_and_the_peer(what, monkeypatch):
+    monkeypatch.setitem(command.SIZES, "small", TINY)
+    arguments = ["bench", what, "--size", "small", "--precision", "fp32", "--batch", "2", "--json"]
+    result = CliRunner().invoke(app, [*arguments, "--peers"])
+    assert result.exit_code == 0, result.output
+    for line in json.loads(result.stdout.splitlines()[-1]):
+        assert line["ratio"] == pytest.approx(line["ours"] / line["peer"], rel=1e-6)
+        assert line["peak_memory_gib"] > 0.01 and 0 < line["share_of_matmul_rate"] < 1
+    alone = CliRunner().invoke(app, arguments)
+    assert {line["peer"] for line in json.loads(alone.stdout.splitlines()[-1])} == {None}
+    assert "captions/s" in command.as_table([]) or "ours" in command.as_table([])
+
+
+def test_a_ratio_is_how_many_times_as_fast(monkeypatch):
+    import time
+
+    line = compare("naps", "naps/s", 1, "fp32", lambda: time.sleep(0.01), lambda: lambda: time.sleep(0.03), repeats=5)
+    assert 2 < line.ratio < 4.5 and 50 < line.ours <= 100

@@ -1,0 +1,94 @@
+"""Captions a second: nucleus sampling and beam search at a forced length, beside `transformers`' BLIP."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vlp.bench.timing import Measured, Work, compare, device
+from vlp.config import DecodingConfig, ImageEncoderConfig, ModelConfig, TextTowerConfig
+from vlp.generation import generate
+from vlp.model import caption_decoder
+from vlp.models.blip import Blip
+
+LENGTH = 20  # tokens of every caption, the first one counted
+END = 3  # the id of [SEP] in these untrained models
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the models of a benchmark are."""
+
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    image_size: int = 224
+    vocabulary: int = 30_524
+
+    def config(self) -> ModelConfig:
+        """Ours, at this size."""
+        image = ImageEncoderConfig(
+            image_size=self.image_size, width=self.width, layers=self.layers, heads=self.heads, norm_eps=1e-5
+        )
+        text = TextTowerConfig(
+            self.vocabulary, self.width, self.layers, self.heads, 4 * self.width, positions=64, dropout=0.0
+        )
+        return ModelConfig(image, text)
+
+    def theirs(self) -> Any:
+        """`transformers`' BlipConfig at this size."""
+        from transformers import BlipConfig
+
+        both = {
+            "hidden_size": self.width,
+            "intermediate_size": 4 * self.width,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+        }
+        ids = {"bos_token_id": self.vocabulary - 2, "sep_token_id": END, "eos_token_id": END, "pad_token_id": 0}
+        text = {**both, **ids, "encoder_hidden_size": self.width, "vocab_size": self.vocabulary}
+        return BlipConfig(text_config=text, vision_config={**both, "image_size": self.image_size})
+
+
+SMALL = Size(192, 4, 3, 128, 4096)
+BASE = Size()
+
+
+def bench_caption(size: Size, precision: str, batch: int, peers: bool) -> list[Measured]:
+    """Nucleus and beam captions of one batch of images, encoding included; five captions an image against one."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    torch.manual_seed(0)
+    blip = Blip(size.config()).to(device=device(), dtype=dtype).eval()
+    images = torch.randint(0, 256, (batch, 3, size.image_size, size.image_size), dtype=torch.uint8, device=device())
+    lines = []
+    for name, beams, captions in (("nucleus", 0, 1), ("beam 3", 3, 1), ("nucleus, 5 an image", 0, 5)):
+        decoding = DecodingConfig(beams=beams, min_length=LENGTH, max_length=LENGTH, repetition_penalty=1.0)
+
+        def ours(decoding: DecodingConfig = decoding, captions: int = captions) -> None:
+            _captions(blip, images, decoding, captions)
+
+        def make_peer(beams: int = beams, captions: int = captions) -> Work:
+            return _transformers(size, images, dtype, beams, captions)
+
+        what = f"caption {name}"
+        lines.append(compare(what, "captions/s", batch * captions, precision, ours, make_peer if peers else None))
+    return lines
+
+
+def _captions(blip: Blip, images: torch.Tensor, decoding: DecodingConfig, captions: int) -> None:
+    vocabulary = blip.config.text_tower.vocabulary
+    with torch.no_grad():
+        decoder = caption_decoder(blip, blip.encode_images(images), decoding.max_length)
+        keys = [str(row) for row in range(len(images))]
+        generate(decoder, [vocabulary - 2], END, decoding, keys, 0, captions, images.device)
+
+
+def _transformers(size: Size, images: torch.Tensor, dtype: torch.dtype, beams: int, captions: int) -> Work:
+    """Their captions, at their best: weights in the precision of the computation, not autocast."""
+    from transformers import BlipForConditionalGeneration
+
+    theirs = BlipForConditionalGeneration(size.theirs()).to(device=images.device, dtype=dtype).eval()
+    pixels = (images.float() / 127.5 - 1).to(dtype)
+    length = {"min_length": LENGTH, "max_length": LENGTH, "num_return_sequences": captions}
+    how = {"num_beams": beams, "do_sample": False} if beams else {"do_sample": True, "top_p": 0.9, "top_k": 0}
+    return lambda: theirs.generate(pixel_values=pixels, **how, **length)

@@ -1,0 +1,49 @@
+"""ITM pairs a second of texts against images that are encoded already, beside `transformers`' BLIP."""
+
+import torch
+
+from vlp.bench.caption import Size
+from vlp.bench.timing import Measured, Work, compare, device
+from vlp.models.blip import Blip
+
+TEXTS, TOKENS = 64, 16  # texts an image, tokens a text
+
+
+def bench_rerank(size: Size, precision: str, images: int, peers: bool) -> list[Measured]:
+    """`images` x 64 pairs."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    torch.manual_seed(0)
+    blip = Blip(size.config()).to(device=device(), dtype=dtype).eval()
+    patches = (size.image_size // 16) ** 2 + 1
+    tokens = torch.randn(images, patches, size.width, device=device(), dtype=dtype)
+    ids = torch.randint(5, size.vocabulary, (TEXTS, TOKENS), device=device())
+    mask = torch.ones_like(ids, dtype=torch.bool)
+
+    def ours() -> None:
+        with torch.no_grad():
+            for one in range(images):
+                memory = blip.text_tower.project_image(tokens[one : one + 1])
+                blip.match_logits(ids, mask, memory)
+
+    def make_peer() -> Work:
+        return _transformers(size, tokens, ids)
+
+    peer = make_peer if peers else None
+    return [compare("ITM, 64 texts an image", "pairs/s", images * TEXTS, precision, ours, peer)]
+
+
+def _transformers(size: Size, tokens: torch.Tensor, ids: torch.Tensor) -> Work:
+    from transformers import BlipForImageTextRetrieval
+
+    theirs = BlipForImageTextRetrieval(size.theirs()).to(device=tokens.device, dtype=tokens.dtype).eval()
+    mask = torch.ones_like(ids)
+
+    def work() -> None:
+        with torch.no_grad():
+            for one in range(len(tokens)):
+                states = theirs.text_encoder(
+                    input_ids=ids, attention_mask=mask, encoder_hidden_states=tokens[one].expand(len(ids), -1, -1)
+                ).last_hidden_state
+                theirs.itm_head(states[:, 0])
+
+    return work
