@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,8 +11,17 @@ from torch import Tensor
 
 from vlp.config import ImageEncoderConfig, ModelConfig, Sharing, TextTowerConfig
 from vlp.errors import UserError
-from vlp.models.blip import Blip
-from vlp.models.convert import LANGUAGE_HEAD, Table, blip_image_table, carry, prefixed, text_table, timm_image_table
+from vlp.models.convert import (
+    LANGUAGE_HEAD,
+    Table,
+    blip_image_table,
+    carry,
+    count_layers,
+    group_names,
+    prefixed,
+    text_table,
+    timm_image_table,
+)
 
 if TYPE_CHECKING:
     from transformers import BlipConfig
@@ -144,29 +152,16 @@ def from_original(weights: dict[str, Tensor], path: str) -> Carried:
 
 def _original_config(weights: dict[str, Tensor], text: str, sharing: Sharing) -> ModelConfig:
     """Settings from the shapes of the weights."""
-    projection = weights["visual_encoder.patch_embed.proj.weight"]
-    width, patch = projection.shape[0], projection.shape[-1]
+    image = {name.removeprefix("visual_encoder."): weight for name, weight in weights.items()}
     words = weights[f"{text}embeddings.word_embeddings.weight"]
-    up = weights[f"{text}encoder.layer.0.intermediate.dense.weight"]
-    positions = weights["visual_encoder.pos_embed"].shape[1]
-    side = math.isqrt(positions - 1)
-    if side * side != positions - 1:
-        raise UserError(f"The checkpoint's {positions - 1} patches are no square grid; BLIP's images are square.")
     return ModelConfig(
-        ImageEncoderConfig(
-            image_size=side * patch,
-            patch_size=patch,
-            width=width,
-            layers=_count(weights, r"visual_encoder\.blocks\.(\d+)\."),
-            heads=max(width // HEAD_WIDTH, 1),
-            feed_forward=weights["visual_encoder.blocks.0.mlp.fc1.weight"].shape[0],
-        ),
+        vit_config(image, heads=max(image["cls_token"].shape[-1] // HEAD_WIDTH, 1)),
         TextTowerConfig(
             vocabulary=words.shape[0],
             width=words.shape[1],
-            layers=_count(weights, re.escape(text) + r"encoder\.layer\.(\d+)\."),
+            layers=count_layers(weights, f"{text}encoder.layer."),
             heads=max(words.shape[1] // HEAD_WIDTH, 1),
-            feed_forward=up.shape[0],
+            feed_forward=weights[f"{text}encoder.layer.0.intermediate.dense.weight"].shape[0],
             positions=weights[f"{text}embeddings.position_embeddings.weight"].shape[0],
             sharing=sharing,
         ),
@@ -174,12 +169,37 @@ def _original_config(weights: dict[str, Tensor], text: str, sharing: Sharing) ->
     )
 
 
+def vit_config(
+    state: dict[str, Tensor], heads: int, norm_eps: float = 1e-6, activation: str = "gelu"
+) -> ImageEncoderConfig:
+    """Settings of a ViT from its weights in our names, and from what weights do not say.
+
+    Raises:
+        UserError: the patches are no square grid, or the activation is unknown.
+    """
+    width, _, patch, _ = state["patch_embed.proj.weight"].shape
+    places = state["pos_embed"].shape[1] - 1
+    side = math.isqrt(places)
+    if side * side != places:
+        raise UserError(f"The {places} patches of pos_embed are no square grid; images are square here.")
+    if activation not in ("gelu", "quick_gelu"):
+        raise UserError(f"The image encoder's activation is {activation}; gelu and quick_gelu are known.")
+    return ImageEncoderConfig(
+        image_size=side * patch,
+        patch_size=patch,
+        width=width,
+        layers=count_layers(state, "blocks."),
+        heads=heads,
+        feed_forward=state["blocks.0.mlp.fc1.weight"].shape[0],
+        norm_eps=norm_eps,
+        pre_norm="norm_pre.weight" in state,
+        activation=activation,
+    )
+
+
 def _carry(config: ModelConfig, table: Table, weights: dict[str, Tensor]) -> Carried:
     """The weights in our names, and the names of those that found no place."""
-    with torch.device("meta"):
-        expected = list(Blip(config).state_dict())
-    state = carry(table, weights, expected)
-    used = {source for name in state for source in _names(table, name)}
+    state, used = carry(table, weights)
     left = [name for name in weights.keys() - used if not (NOT_THE_MODEL.search(name) or _tied(name, weights))]
     return Carried(config, state, left=group_names(sorted(left)))
 
@@ -188,18 +208,6 @@ def _tied(name: str, weights: dict[str, Tensor]) -> bool:
     """Whether a weight of the original's decoder is its encoder's over again."""
     encoder = weights.get(name.replace("text_decoder.bert.", "text_encoder."))
     return name.startswith("text_decoder.bert.") and encoder is not None and torch.equal(encoder, weights[name])
-
-
-def group_names(names: Iterable[str]) -> list[str]:
-    """Names of weights as names of modules, numbers as *, each once."""
-    return list(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name).rpartition(".")[0] or name for name in names))
-
-
-def _names(table: Table, name: str) -> list[str]:
-    if name in table:
-        return list(table[name])
-    module, _, parameter = name.rpartition(".")
-    return [f"{one}.{parameter}" for one in table[module]]
 
 
 def _kind(weights: dict[str, Tensor], folder: Path) -> str:
@@ -219,8 +227,3 @@ def _kind(weights: dict[str, Tensor], folder: Path) -> str:
 def _first_of_two(name: str) -> str:
     """NLVR2 has two cross-attentions a layer; the first takes the place of ours, the second is left behind."""
     return name.replace("crossattention.self0.", "crossattention.self.").replace("output.dense0.", "output.dense.")
-
-
-def _count(weights: dict[str, Tensor], pattern: str) -> int:
-    numbers = [int(match[1]) for match in (re.match(pattern, name) for name in weights) if match]
-    return max(numbers) + 1 if numbers else 0

@@ -1,13 +1,12 @@
 """Text towers of the BERT family and image encoders of timm, transformers and open_clip."""
 
-import math
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from vlp.config import ImageEncoderConfig, ModelConfig, TextTowerConfig
-from vlp.convert.blip import Carried, group_names
+from vlp.convert.blip import Carried, vit_config
 from vlp.convert.files import find_folder, read_json, read_pickle, read_safetensors, read_weights
 from vlp.errors import UserError
 from vlp.models.convert import (
@@ -15,6 +14,8 @@ from vlp.models.convert import (
     blip_image_table,
     carry,
     clip_image_table,
+    count_layers,
+    group_names,
     prefixed,
     text_table,
     vit_image_table,
@@ -51,7 +52,6 @@ def text_tower(folder: Path, weights: dict[str, Tensor]) -> Carried:
         raise UserError(f"{folder} holds no text encoder of the BERT family: it has no {WORDS}.")
     if facts.get("position_embedding_type", "absolute") != "absolute":
         raise UserError(f"{folder} has relative positions, which BLIP's text tower has not.")
-    used = {f"{prefix}embeddings.token_type_embeddings.weight"}
     places = weights[f"{prefix}embeddings.position_embeddings.weight"]
     if facts["model_type"] != "bert":
         places = places[facts.get("pad_token_id", 1) + 1 :]
@@ -79,8 +79,10 @@ def text_tower(folder: Path, weights: dict[str, Tensor]) -> Carried:
     for head in MASKED_HEADS:
         if head["bias"][0] in weights:
             table |= prefixed(head, "language_head.", "")
-    state, left = _carry(table, weights, used)
-    return Carried(config, state, left=left)
+    state, used = carry(table, weights)
+    used |= {f"{prefix}embeddings.token_type_embeddings.weight"}
+    left = [name for name in weights if name not in used and not name.endswith("position_ids")]
+    return Carried(config, state, left=group_names(left))
 
 
 def is_image_source(source: str) -> bool:
@@ -108,21 +110,17 @@ def image_tower(source: str) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
     kind = facts.get("model_type")
     if kind not in ("vit", "deit", "blip_vision_model"):
         raise UserError(f"{source} is of the kind {kind!r}, not a ViT; name CLIP's by open_clip:NAME,PRETRAINED.")
-    make = blip_image_table if kind == "blip_vision_model" else vit_image_table
-    prefix = next((p for p in ("", "vit.", "deit.", "vision_model.") if f"{p}{_class_token(make)}" in weights), None)
+    make, layers, token = (
+        (blip_image_table, "encoder.layers.", "class_embedding")
+        if kind == "blip_vision_model"
+        else (vit_image_table, "encoder.layer.", "cls_token")
+    )
+    prefix = next((p for p in ("", "vit.", "deit.", "vision_model.") if f"{p}embeddings.{token}" in weights), None)
     if prefix is None:
         raise UserError(f"{source} holds no class token; the image encoder needs one.")
-    config = ImageEncoderConfig(
-        image_size=facts["image_size"],
-        patch_size=facts["patch_size"],
-        width=facts["hidden_size"],
-        layers=facts["num_hidden_layers"],
-        heads=facts["num_attention_heads"],
-        feed_forward=facts["intermediate_size"],
-        norm_eps=facts.get("layer_norm_eps", 1e-12),
-    )
-    table = prefixed(make(config.layers), "", prefix)
-    return config, _all_of(config, carry(table, weights, build_vit(config).state_dict()), source)
+    state, _ = carry(prefixed(make(count_layers(weights, prefix + layers)), "", prefix), weights)
+    eps, activation = facts.get("layer_norm_eps", 1e-12), facts.get("hidden_act", "gelu")
+    return _whole(vit_config(state, facts["num_attention_heads"], eps, activation), state, source)
 
 
 def _from_timm(name: str) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
@@ -136,24 +134,14 @@ def _from_timm(name: str) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
         raise UserError(f"timm has no model {name} to give: {str(error).splitlines()[0]}.") from None
     if not isinstance(model, VisionTransformer):
         raise UserError(f"timm's {name} is a {type(model).__name__}, not a ViT; only ViTs serve as image encoder.")
-    block = model.blocks[0]
-    config = ImageEncoderConfig(
-        image_size=model.patch_embed.img_size[0],
-        patch_size=model.patch_embed.patch_size[0],
-        width=model.embed_dim,
-        layers=len(model.blocks),
-        heads=block.attn.num_heads,
-        feed_forward=block.mlp.fc1.out_features,
-        norm_eps=block.norm1.eps,
-        pre_norm=not isinstance(model.norm_pre, nn.Identity),
-        activation="quick_gelu" if type(block.mlp.act).__name__ == "QuickGELU" else "gelu",
-    )
     state = model.state_dict()
     if file:
         path = Path(file)
         given = read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
         state = {key: value for key, value in given.items() if not key.startswith(("head.", "fc_norm."))}
-    return config, _all_of(config, state, f"timm:{name}")
+    block = model.blocks[0]
+    config = vit_config(state, block.attn.num_heads, block.norm1.eps, _activation(block.mlp.act))
+    return _whole(config, state, f"timm:{name}")
 
 
 def _from_open_clip(name: str) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
@@ -167,29 +155,25 @@ def _from_open_clip(name: str) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
         raise UserError(f"open_clip has no model {name} to give: {str(error).splitlines()[0]}.") from None
     if not isinstance(tower, VisionTransformer):
         raise UserError(f"open_clip's {name} has a {type(tower).__name__}, not a ViT; only ViTs serve here.")
-    block = tower.transformer.resblocks[0]
-    config = ImageEncoderConfig(
-        image_size=tower.image_size[0],
-        patch_size=tower.patch_size[0],
-        width=tower.class_embedding.shape[0],
-        layers=len(tower.transformer.resblocks),
-        heads=block.attn.num_heads,
-        feed_forward=block.mlp.c_fc.out_features,
-        norm_eps=block.ln_1.eps,
-        pre_norm=not isinstance(tower.ln_pre, nn.Identity),
-        activation="quick_gelu" if type(block.mlp.gelu).__name__ == "QuickGELU" else "gelu",
-    )
     weights = tower.state_dict()
     weights["class_embedding"] = weights["class_embedding"].view(1, 1, -1)
     weights["positional_embedding"] = weights["positional_embedding"][None]
-    state = carry(clip_image_table(config.layers), weights, build_vit(config).state_dict())
-    if not config.pre_norm:  # CLIP's patches have no bias
-        state["patch_embed.proj.bias"] = torch.zeros(config.width)
-    return config, _all_of(config, state, f"open_clip:{name}")
+    state, _ = carry(clip_image_table(count_layers(weights, "transformer.resblocks.")), weights)
+    if "norm_pre.weight" not in state:  # CLIP's patches have no bias
+        state["patch_embed.proj.bias"] = torch.zeros_like(state["norm.bias"])
+    block = tower.transformer.resblocks[0]
+    config = vit_config(state, block.attn.num_heads, block.ln_1.eps, _activation(block.mlp.gelu))
+    return _whole(config, state, f"open_clip:{name}")
 
 
-def _all_of(config: ImageEncoderConfig, state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-    """The weights, when they are exactly those of our ViT.
+def _activation(module: nn.Module) -> str:
+    return "quick_gelu" if type(module).__name__ == "QuickGELU" else type(module).__name__.lower()
+
+
+def _whole(
+    config: ImageEncoderConfig, state: dict[str, Tensor], source: str
+) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
+    """Settings and weights, when the weights are exactly those of our ViT.
 
     Raises:
         UserError: some are missing, of another shape or too many.
@@ -200,21 +184,4 @@ def _all_of(config: ImageEncoderConfig, state: dict[str, Tensor], source: str) -
     wrong = [name for name in ours.keys() | given.keys() if ours.get(name) != given.get(name)]
     if wrong:
         raise UserError(f"{source} is built otherwise than our ViT, in {', '.join(sorted(wrong)[:5])}.")
-    side = math.isqrt(state["pos_embed"].shape[1] - 1)
-    if side * side != state["pos_embed"].shape[1] - 1:
-        raise UserError(f"{source} has no square grid of patches; images are square here.")
-    return state
-
-
-def _carry(table: Table, weights: dict[str, Tensor], used: set[str]) -> tuple[dict[str, Tensor], list[str]]:
-    """All that the table names and the weights hold, and what is left of the weights."""
-    expected = [f"{name}.{kind}" for name in table for kind in ("weight", "bias")] + list(table)
-    state = carry(table, weights, expected)
-    for name in state:
-        module, _, parameter = name.rpartition(".")
-        used |= set(table.get(name, ())) | {f"{one}.{parameter}" for one in table.get(module, ())}
-    return state, group_names(name for name in weights if name not in used and not name.endswith("position_ids"))
-
-
-def _class_token(make: object) -> str:
-    return "embeddings.class_embedding" if make is blip_image_table else "embeddings.cls_token"
+    return config, state

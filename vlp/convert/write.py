@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vlp.config import ModelConfig
-from vlp.convert.blip import group_names, transformers_table
+from vlp.convert.blip import transformers_table
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.errors import UserError
 from vlp.models.blip import Blip
-from vlp.models.convert import carry_back
+from vlp.models.convert import carry_back, group_names
 from vlp.models.image_encoder import DEVIATION, MEAN
 
 Kind = Literal["captioning", "retrieval", "vqa"]
@@ -38,7 +38,8 @@ def write_transformers(blip: Blip, tokenizer: CaptionTokenizer, folder: str | Pa
     config = _their_config(blip.config, tokenizer)
     table = transformers_table(kind, blip.config)
     theirs = getattr(transformers, CLASSES[kind])(config).eval()
-    missing, unexpected = theirs.load_state_dict(carry_back(table, blip.state_dict()), strict=False)
+    weights, used = carry_back(table, blip.state_dict())
+    missing, unexpected = theirs.load_state_dict(weights, strict=False)
     tied = ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias")
     missing = [name for name in missing if not name.endswith(tied)]
     if missing or unexpected:
@@ -58,7 +59,7 @@ def write_transformers(blip: Blip, tokenizer: CaptionTokenizer, folder: str | Pa
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    return _left_behind(blip, table)
+    return group_names(name for name in blip.state_dict() if name not in used)
 
 
 def _their_config(config: ModelConfig, tokenizer: CaptionTokenizer) -> Any:
@@ -96,9 +97,3 @@ def _their_config(config: ModelConfig, tokenizer: CaptionTokenizer) -> Any:
         image_text_hidden_size=config.embed_dim,
         projection_dim=config.embed_dim,
     )
-
-
-def _left_behind(blip: Blip, table: dict) -> list[str]:
-    """Parameters that the table does not name, as modules."""
-    left = [name for name in blip.state_dict() if name not in table and name.rpartition(".")[0] not in table]
-    return group_names(left)

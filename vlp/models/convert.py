@@ -4,6 +4,7 @@ A table maps one of our names to the names there whose tensors, one below the ot
 query, key and value in one matrix. Names are of modules (weight and bias both) or of single parameters.
 """
 
+import re
 from collections.abc import Iterable
 
 import torch
@@ -135,36 +136,40 @@ def prefixed(table: Table, ours: str, theirs: str) -> Table:
     return {ours + name: tuple(theirs + one for one in names) for name, names in table.items()}
 
 
-def carry(table: Table, state: State, expected: Iterable[str]) -> State:
-    """Our weights from theirs; what they lack is left out.
-
-    Args:
-        table: of modules or parameters.
-        state: theirs.
-        expected: the names of all our parameters.
-    """
+def carry(table: Table, state: State) -> tuple[State, set[str]]:
+    """Our weights from theirs, and the names of theirs that were used; what they lack is left out."""
     carried: State = {}
-    for name in expected:
-        sources = _sources(table, name)
-        if sources and all(source in state for source in sources):
-            parts = [state[source] for source in sources]
-            carried[name] = torch.cat(parts) if len(parts) > 1 else parts[0]
-    return carried
+    used: set[str] = set()
+    for module, sources in table.items():
+        for kind in ("", ".weight", ".bias"):
+            names = [source + kind for source in sources]
+            if all(name in state for name in names):
+                parts = [state[name] for name in names]
+                carried[module + kind] = torch.cat(parts) if len(parts) > 1 else parts[0]
+                used.update(names)
+    return carried, used
 
 
-def carry_back(table: Table, state: State) -> State:
-    """Their weights from ours: the inverse of `carry`."""
+def carry_back(table: Table, state: State) -> tuple[State, set[str]]:
+    """Their weights from ours, and the names of ours that were used: the inverse of `carry`."""
     carried: State = {}
-    for name, tensor in state.items():
-        sources = _sources(table, name)
-        parts = tensor.chunk(len(sources)) if len(sources) > 1 else [tensor]
-        carried |= {source: part.contiguous() for source, part in zip(sources, parts, strict=False)}
-    return carried
+    used: set[str] = set()
+    for module, sources in table.items():
+        for kind in ("", ".weight", ".bias"):
+            if module + kind in state:
+                tensor = state[module + kind]
+                parts = tensor.chunk(len(sources)) if len(sources) > 1 else [tensor]
+                carried |= {name + kind: part.contiguous() for name, part in zip(sources, parts, strict=True)}
+                used.add(module + kind)
+    return carried, used
 
 
-def _sources(table: Table, name: str) -> tuple[str, ...]:
-    """Their names for one of our parameters."""
-    if name in table:
-        return table[name]
-    module, _, parameter = name.rpartition(".")
-    return tuple(f"{one}.{parameter}" for one in table.get(module, ()))
+def count_layers(state: State, prefix: str) -> int:
+    """How many numbered modules there are after `prefix`."""
+    rests = [name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)]
+    return max((int(rest) + 1 for rest in rests if rest.isdigit()), default=0)
+
+
+def group_names(names: Iterable[str]) -> list[str]:
+    """Names of weights as names of modules, numbers as *, each once."""
+    return list(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name).rpartition(".")[0] or name for name in names))
