@@ -68,6 +68,15 @@ def test_the_way_from_scenes_to_captions(tmp_path, run_config):
     Image.new("RGB", (30, 30), "red").save(tmp_path / "red.png")
     out = vlp("caption", model, tmp_path / "red.png", "--max-length", 8, "--json")
     assert list(json.loads(out)) == [str(tmp_path / "red.png")]
+    several = ("--max-length", 8, "--beams", 0, "--num-captions", 3, "--ban", "red", "--json")
+    texts = json.loads(vlp("caption", model, tmp_path / "red.png", *several))[str(tmp_path / "red.png")]
+    assert len(texts) == 3 and all("red" not in text.split() for text in texts)
+    assert "BlipForConditionalGeneration" in vlp("convert", f"{tmp_path}/c/model", tmp_path / "theirs", "--to", "hf")
+    vlp("convert", tmp_path / "theirs", tmp_path / "back")
+    there, back = (
+        vlp("caption", folder, tmp_path / "red.png") for folder in (f"{tmp_path}/c/model", tmp_path / "back")
+    )
+    assert there == back
     hits = json.loads(vlp("search", model, tmp_path, "--query", "a red circle", "--rerank", 2, "--json"))
     assert {hit["name"] for hit in hits} >= {str(tmp_path / "red.png")}
     hits = json.loads(vlp("search", model, tmp_path / "web/*.tar", "--query", "a red circle", "--top", 5, "--json"))

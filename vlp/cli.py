@@ -236,6 +236,9 @@ def caption(
     prompt: str = "",
     min_length: int = 5,
     max_length: int = 20,
+    num_captions: Annotated[int, typer.Option(help="Captions an image.")] = 1,
+    no_repeat_ngram: Annotated[int, typer.Option(help="No so many tokens in a row occur twice; 0 allows it.")] = 0,
+    ban: Annotated[list[str] | None, typer.Option(help="A word that must not occur; repeatable.")] = None,
     seed: int = 0,
     as_json: Json = False,
 ) -> None:
@@ -248,15 +251,18 @@ def caption(
         repetition_penalty=repetition_penalty,
         min_length=min_length,
         max_length=max_length,
+        no_repeat_ngram=no_repeat_ngram,
+        banned_words=ban or [],
         prompt=prompt,
     )
     from vlp.model import load_model
 
-    texts = load_model(model).caption(images, decoding, keys=images, seed=seed)
+    made = load_model(model).caption(images, decoding, keys=images, seed=seed, num_captions=num_captions)
     if as_json:
-        print(json.dumps(dict(zip(images, texts, strict=True))))
-    else:
-        for image, text in zip(images, texts, strict=True):
+        print(json.dumps(dict(zip(images, made, strict=True))))
+        return
+    for image, texts in zip(images, made, strict=True):
+        for text in [texts] if isinstance(texts, str) else texts:
             print(f"{image}\t{text}")
 
 
@@ -293,7 +299,7 @@ def match(model: str, image: str, text: str, as_json: Json = False) -> None:
 
 @app.command()
 def bench(
-    what: Annotated[Literal["caption", "rerank"], typer.Argument(help="What to measure.")],
+    what: Annotated[Literal["attention", "caption", "rerank"], typer.Argument(help="What to measure.")],
     size: Annotated[Literal["base", "small"], typer.Option(help="ViT-B/16 and BERT-base, or 192 wide.")] = "base",
     precision: Annotated[Literal["bf16", "fp32"], typer.Option(help="Of weights and computation.")] = "bf16",
     batch: Annotated[int, typer.Option(help="Images at once.")] = 8,

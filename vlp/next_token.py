@@ -80,16 +80,26 @@ def forbid_sequence(scores: Tensor, tokens: Tensor, sequence: list[int]) -> Tens
 def cut_distribution(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
     """Probabilities [rows, vocabulary], zero outside the top-k and the nucleus (Holtzman et al. 2020), not rescaled.
 
-    The nucleus is the smallest set of most likely tokens whose probabilities sum to `top_p`.
+    The nucleus is the smallest set of most likely tokens whose probabilities sum to `top_p`; tokens as likely as the
+    last of it belong to it as well.
     """
-    probabilities = (logits / temperature).softmax(dim=-1)
-    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    probabilities = (logits.float() / temperature).softmax(dim=-1)
+    ordered = _descending(probabilities)
     if 0 < top_k < ordered.shape[1]:
-        ordered[:, top_k:] = 0
-        ordered = ordered / ordered.sum(dim=-1, keepdim=True)
+        least = ordered[:, top_k - 1 : top_k].clone()
+        total = ordered[:, :top_k].sum(dim=-1, keepdim=True)
+        probabilities = probabilities.masked_fill(probabilities < least, 0) / total
+        ordered = ordered[:, :top_k] / total
     before = ordered.cumsum(dim=-1) - ordered
-    ordered = ordered.masked_fill(before >= top_p, 0)
-    return torch.zeros_like(probabilities).scatter(1, order, ordered)
+    last = (before < top_p).sum(dim=-1, keepdim=True) - 1  # its place in the order
+    return probabilities.masked_fill(probabilities < ordered.gather(1, last), 0)
+
+
+def _descending(values: Tensor) -> Tensor:
+    """Each row from the largest down. On a CPU numpy sorts thirty times as fast as torch (benchmarks.md)."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(np.sort(values.numpy(), axis=-1)[:, ::-1].copy())
+    return values.sort(dim=-1, descending=True).values
 
 
 def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:

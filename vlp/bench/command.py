@@ -2,12 +2,13 @@
 
 from typing import Literal
 
+from vlp.bench.attention import bench_attention
 from vlp.bench.caption import BASE, SMALL, bench_caption
 from vlp.bench.rerank import bench_rerank
 from vlp.bench.timing import Measured
 
-What = Literal["caption", "rerank"]
-BENCHES = {"caption": bench_caption, "rerank": bench_rerank}
+What = Literal["attention", "caption", "rerank"]
+BENCHES = {"attention": bench_attention, "caption": bench_caption, "rerank": bench_rerank}
 SIZES = {"base": BASE, "small": SMALL}
 
 

@@ -40,7 +40,7 @@ def inspect_shards(shards: str | list[str]) -> dict:
         for caption in sample.captions:
             split = clean_caption(caption).split()
             lengths.append(len(split))
-            words.update(word for word in split if word not in STOP_WORDS)
+            words.update(word for word in split if word not in STOP_WORDS and any(map(str.isalnum, word)))
         place = len(pictures) if len(pictures) < PICTURES else rng.randrange(samples)  # reservoir sampling
         if place < PICTURES:
             picture.thumbnail((256, 256))

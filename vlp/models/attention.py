@@ -7,13 +7,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def use_fused_kernel(device: torch.device) -> bool:
-    """Whether PyTorch's fused attention is the faster choice on `device`.
+def use_fused_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether PyTorch's fused attention is the faster choice.
 
-    On CPU its backward pass at the short sequences of this field loses to two plain matrix products
-    (docs/benchmarks.md shows the measurement); on accelerators it wins and saves memory.
+    On a CPU in bf16 it loses to two plain matrix products, by six times for captions; in float32, and on
+    accelerators, it wins (`vlp bench attention` measures it, docs/benchmarks.md shows it).
     """
-    return device.type != "cpu"
+    return device.type != "cpu" or dtype != torch.bfloat16
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None, dropout: float = 0.0) -> Tensor:
@@ -28,8 +28,17 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
     Returns:
         [batch, heads, queries, head_dim], in the dtype of `value`.
     """
-    if use_fused_kernel(query.device):
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
+    kernel = fused_attention if use_fused_kernel(query.device, query.dtype) else plain_attention
+    return kernel(query, key, value, bias, dropout)
+
+
+def fused_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
+    """`attend` by PyTorch's own kernel."""
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
+
+
+def plain_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
+    """`attend` by two matrix products."""
     scores = (query * (1.0 / math.sqrt(query.shape[-1]))) @ key.transpose(-1, -2)  # [batch, heads, queries, keys]
     if bias is not None:
         scores = scores + bias

@@ -47,8 +47,10 @@ class ImageEncoder(nn.Module):
         """
         if images.dtype == torch.uint8:
             images = (images.to(self.mean.dtype) / 255 - self.mean) / self.deviation
+        device = images.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.mean.dtype
         for block in self.tower.blocks:  # the model may have moved since the last call
-            block.attn.fused_attn = use_fused_kernel(images.device)
+            block.attn.fused_attn = use_fused_kernel(images.device, dtype)
         return self.tower.forward_features(images)  # [batch, tokens, width]
 
     def checkpoint_activations(self) -> None:

@@ -105,7 +105,8 @@ class CrossAttention(nn.Module):
         """[images, tokens, image width] -> keys and values, each [images, heads, tokens, head_dim]."""
         images, tokens, _ = image_tokens.shape
         key_value = self.key_value(image_tokens).view(images, tokens, 2, self.heads, -1)
-        key, value = key_value.permute(2, 0, 3, 1, 4).unbind(0)
+        # In one piece, as every text and every token that meets it would else make its own copy.
+        key, value = key_value.permute(2, 0, 3, 1, 4).contiguous().unbind(0)
         return key, value
 
     def forward(self, x: Tensor, key: Tensor, value: Tensor, image_index: Tensor | None) -> Tensor:
