@@ -131,6 +131,27 @@ def test_a_timm_vit_sees_as_at_home(bert, tmp_path):
     torch.testing.assert_close(mine, theirs.forward_features(images).detach(), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "name", ["resnet10t", "test_convnext", "test_vit2", "vit_tiny_r_s16_p8_224", "test_efficientnet"]
+)
+def test_other_timm_towers_give_their_places_and_their_pooled_feature(bert, tmp_path, name):
+    torch.manual_seed(0)
+    theirs = timm.create_model(name, num_classes=0).eval()
+    torch.save(theirs.state_dict(), tmp_path / "tower.pth")
+    found = read_source(str(bert[0]), image=f"timm:{name},{tmp_path}/tower.pth")
+    images, mine = image_states(found, found.blip.config.image_encoder.image_size)
+    with torch.no_grad():
+        pooled, features = theirs(images), theirs.forward_features(images)
+    torch.testing.assert_close(mine[:, 0], pooled, atol=1e-4, rtol=1e-4)
+    places = features.flatten(2).transpose(1, 2) if features.ndim == 4 else features
+    torch.testing.assert_close(mine[:, -places.shape[1] :], places, atol=1e-4, rtol=1e-4)
+    found.blip.image_encoder.train()
+    tokens = found.blip.image_encoder(images).square().mean()
+    tokens.backward()
+    lacking = [n for n, p in found.blip.image_encoder.named_parameters() if p.grad is None]
+    assert not lacking, "every weight takes part, as DDP asks"
+
+
 @pytest.mark.parametrize("quick_gelu", [False, True])
 def test_an_open_clip_tower_sees_as_at_home(bert, tmp_path, quick_gelu):
     vision = {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8, "output_tokens": True}

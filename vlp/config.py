@@ -23,7 +23,7 @@ TaskName = Literal["pretrain", "captioning", "retrieval"]
 class ImageEncoderConfig:
     """The image tower; the defaults are ViT-B/16 at 224 pixels."""
 
-    name: str = "vit"
+    name: str = "vit"  # or timm:NAME, whose shape is timm's: only image_size, width and drop_path are read then
     image_size: int = 224
     patch_size: int = 16
     width: int = 768

@@ -1,4 +1,6 @@
-"""Attention, forward and backward, at the shapes of a pretraining step: the kernel that was chosen and the other."""
+"""Attention at the shapes of a pretraining step: the kernel that was chosen and the other."""
+
+from collections.abc import Callable
 
 import torch
 
@@ -12,16 +14,19 @@ TOKENS = 16  # of a caption
 def bench_attention(size: Size, precision: str, batch: int, peers: bool) -> list[Measured]:
     """Self-attention of image and text and cross-attention, `batch` rows a call; the peer is the kernel not chosen."""
     patches = (size.image_size // 16) ** 2 + 1
-    kernels = [plain_attention, fused_attention]
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    chosen, other = reversed(kernels) if use_fused_kernel(device(), dtype) else kernels
     lines = []
-    for name, queries, keys in (("image", patches, patches), ("text", TOKENS, TOKENS), ("cross", TOKENS, patches)):
-        lengths = (queries, keys, keys)
-        inputs = [_random(batch, size, length, dtype) for length in lengths]
-        ours, peer = _work(chosen, inputs), _work(other, inputs)
-        what = f"attention, {name} ({queries} x {keys}), {chosen.__name__}"
-        lines.append(compare(what, "rows/s", batch, precision, ours, (lambda peer=peer: peer) if peers else None, 25))
+    for gradients in (True, False):
+        kernels = [plain_attention, fused_attention]
+        with torch.set_grad_enabled(gradients):
+            chosen, other = reversed(kernels) if use_fused_kernel(device(), dtype) else kernels
+        for name, queries, keys in (("image", patches, patches), ("text", TOKENS, TOKENS), ("cross", TOKENS, patches)):
+            inputs = [_random(batch, size, length, dtype) for length in (queries, keys, keys)]
+            ours, peer = _work(chosen, inputs, gradients), _work(other, inputs, gradients)
+            way = "and backward" if gradients else "alone"
+            what = f"{chosen.__name__}, {name} ({queries} x {keys}), forward {way}"
+            make = (lambda peer=peer: peer) if peers else None
+            lines.append(compare(what, "rows/s", batch, precision, ours, make, repeats=25))
     return lines
 
 
@@ -30,8 +35,12 @@ def _random(batch: int, size: Size, length: int, dtype: torch.dtype) -> torch.Te
     return torch.randn(shape, device=device(), dtype=dtype, requires_grad=True)
 
 
-def _work(kernel: object, inputs: list[torch.Tensor]) -> Work:
+def _work(kernel: Callable[..., torch.Tensor], inputs: list[torch.Tensor], gradients: bool) -> Work:
     def work() -> None:
-        torch.autograd.grad(kernel(*inputs, None, 0.0).sum(), inputs)
+        if gradients:
+            torch.autograd.grad(kernel(*inputs, None, 0.0).sum(), inputs)
+        else:
+            with torch.no_grad():
+                kernel(*inputs, None, 0.0)
 
     return work

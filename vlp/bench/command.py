@@ -6,9 +6,10 @@ from vlp.bench.attention import bench_attention
 from vlp.bench.caption import BASE, SMALL, bench_caption
 from vlp.bench.rerank import bench_rerank
 from vlp.bench.timing import Measured
+from vlp.bench.train import bench_train
 
-What = Literal["attention", "caption", "rerank"]
-BENCHES = {"attention": bench_attention, "caption": bench_caption, "rerank": bench_rerank}
+What = Literal["attention", "caption", "rerank", "train"]
+BENCHES = {"attention": bench_attention, "caption": bench_caption, "rerank": bench_rerank, "train": bench_train}
 SIZES = {"base": BASE, "small": SMALL}
 
 

@@ -1,8 +1,10 @@
 """Text towers of the BERT family and image encoders of timm, transformers and open_clip."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vlp.config import ImageEncoderConfig, ModelConfig, TextTowerConfig
@@ -20,7 +22,8 @@ from vlp.models.convert import (
     text_table,
     vit_image_table,
 )
-from vlp.models.image_encoder import build_vit
+from vlp.models.image_encoder import BUILDERS, build_vit
+from vlp.models.timm_encoder import create_trunk
 
 IMAGE_PREFIXES = ("timm:", "open_clip:")
 WORDS = "embeddings.word_embeddings.weight"
@@ -124,37 +127,43 @@ def image_tower(source: str) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
 
 
 def _from_timm(name: str) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
-    import timm
-    from timm.models.vision_transformer import VisionTransformer
-
     name, _, file = name.partition(",")
-    try:
-        model = timm.create_model(name, pretrained=not file, num_classes=0)
-    except (RuntimeError, OSError, ValueError) as error:
-        raise UserError(f"timm has no model {name} to give: {str(error).splitlines()[0]}.") from None
-    if not isinstance(model, VisionTransformer):
-        raise UserError(f"timm's {name} is a {type(model).__name__}, not a ViT; only ViTs serve as image encoder.")
-    state = model.state_dict()
+    trunk = create_trunk(name, pretrained=not file)
+    state = trunk.state_dict()
     if file:
         path = Path(file)
         given = read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
-        state = {key: value for key, value in given.items() if not key.startswith(("head.", "fc_norm."))}
-    block = model.blocks[0]
-    config = vit_config(state, block.attn.num_heads, block.norm1.eps, _activation(block.mlp.act))
-    return _whole(config, state, f"timm:{name}")
+        state = {key: value for key, value in given.items() if key in state}
+    return _timm_config(name, trunk, state)
+
+
+def _timm_config(name: str, trunk: nn.Module, state: dict[str, Tensor]) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
+    """A timm model as our ViT where it is one, else as itself."""
+    if type(trunk) is VisionTransformer and trunk.cls_token is not None and trunk.num_prefix_tokens == 1:
+        block = trunk.blocks[0]
+        config = vit_config(state, block.attn.num_heads, block.norm1.eps, _activation(block.mlp.act))
+        if _shapes(build_vit, config) == {key: value.shape for key, value in state.items()}:
+            return config, state
+    size = trunk.pretrained_cfg["input_size"][-1]
+    config = ImageEncoderConfig(name=f"timm:{name}", image_size=size, width=trunk.num_features)
+    return _whole(config, {f"trunk.{key}": value for key, value in state.items()}, f"timm:{name}")
 
 
 def _from_open_clip(name: str) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
-    import open_clip
-    from open_clip.transformer import VisionTransformer
+    import open_clip  # takes seconds
 
     name, _, pretrained = name.partition(",")
     try:
         tower = open_clip.create_model(name, pretrained=pretrained or None).visual
     except (RuntimeError, OSError, ValueError) as error:
         raise UserError(f"open_clip has no model {name} to give: {str(error).splitlines()[0]}.") from None
-    if not isinstance(tower, VisionTransformer):
-        raise UserError(f"open_clip's {name} has a {type(tower).__name__}, not a ViT; only ViTs serve here.")
+    if hasattr(tower, "trunk"):  # one of timm's
+        inner = open_clip.get_model_config(name)["vision_cfg"]["timm_model_name"]
+        trunk = create_trunk(inner)
+        known = trunk.state_dict()
+        return _timm_config(inner, trunk, {k: v for k, v in tower.trunk.state_dict().items() if k in known})
+    if not isinstance(tower, open_clip.transformer.VisionTransformer):
+        raise UserError(f"open_clip's {name} has a {type(tower).__name__}; ViTs and towers of timm serve here.")
     weights = tower.state_dict()
     weights["class_embedding"] = weights["class_embedding"].view(1, 1, -1)
     weights["positional_embedding"] = weights["positional_embedding"][None]
@@ -178,10 +187,14 @@ def _whole(
     Raises:
         UserError: some are missing, of another shape or too many.
     """
-    with torch.device("meta"):
-        ours = {name: tensor.shape for name, tensor in build_vit(config).state_dict().items()}
+    ours = _shapes(BUILDERS[config.name.split(":")[0]], config)
     given = {name: tensor.shape for name, tensor in state.items()}
     wrong = [name for name in ours.keys() | given.keys() if ours.get(name) != given.get(name)]
     if wrong:
-        raise UserError(f"{source} is built otherwise than our ViT, in {', '.join(sorted(wrong)[:5])}.")
+        raise UserError(f"{source} is built otherwise than its settings say, in {', '.join(sorted(wrong)[:5])}.")
     return config, state
+
+
+def _shapes(build: Callable[[ImageEncoderConfig], nn.Module], config: ImageEncoderConfig) -> dict[str, torch.Size]:
+    with torch.device("meta"):
+        return {name: tensor.shape for name, tensor in build(config).state_dict().items()}

@@ -67,8 +67,8 @@ def _their_config(config: ModelConfig, tokenizer: CaptionTokenizer) -> Any:
     from transformers import BlipConfig
 
     image, text = config.image_encoder, config.text_tower
-    if image.pre_norm:
-        raise UserError("transformers' BLIP has no norm before the first block of its image encoder; this model has.")
+    if image.pre_norm or image.name != "vit":
+        raise UserError("transformers' BLIP has a plain ViT as its image encoder; this model has another one.")
     return BlipConfig(
         text_config={
             "vocab_size": text.vocabulary,

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 def use_fused_kernel(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether PyTorch's fused attention is the faster choice.
 
-    On a CPU in bf16 it loses to two plain matrix products, by six times for captions; in float32, and on
-    accelerators, it wins (`vlp bench attention` measures it, docs/benchmarks.md shows it).
+    With a backward pass, on a CPU, in bf16, it loses to two plain matrix products, by six times for captions;
+    elsewhere it wins (`vlp bench attention` measures it, docs/benchmarks.md shows it).
     """
-    return device.type != "cpu" or dtype != torch.bfloat16
+    return device.type != "cpu" or dtype != torch.bfloat16 or not torch.is_grad_enabled()
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None, dropout: float = 0.0) -> Tensor:

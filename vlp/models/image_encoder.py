@@ -12,6 +12,7 @@ from vlp.config import ImageEncoderConfig
 from vlp.errors import UserError
 from vlp.models.attention import use_fused_kernel
 from vlp.models.initialise import initialise
+from vlp.models.timm_encoder import build_timm
 
 # BLIP normalises with the means and deviations of CLIP (Radford et al. 2021), in units of full brightness.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -28,11 +29,12 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, config: ImageEncoderConfig):
         super().__init__()
-        if config.name not in BUILDERS:
-            raise UserError(f"Unknown image encoder {config.name!r}; choose one of {', '.join(BUILDERS)}.")
+        kind = config.name.split(":")[0]
+        if kind not in BUILDERS:
+            raise UserError(f"Unknown image encoder {config.name!r}; choose vit or timm:NAME.")
         self.width = config.width
         self.image_size = config.image_size
-        self.tower = BUILDERS[config.name](config)
+        self.tower = BUILDERS[kind](config)
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(DEVIATION).view(3, 1, 1), persistent=False)
 
@@ -49,9 +51,12 @@ class ImageEncoder(nn.Module):
             images = (images.to(self.mean.dtype) / 255 - self.mean) / self.deviation
         device = images.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.mean.dtype
-        for block in self.tower.blocks:  # the model may have moved since the last call
-            block.attn.fused_attn = use_fused_kernel(images.device, dtype)
+        for attention in self._attentions():  # the model may have moved since the last call
+            attention.fused_attn = use_fused_kernel(images.device, dtype)
         return self.tower.forward_features(images)  # [batch, tokens, width]
+
+    def _attentions(self) -> list[nn.Module]:
+        return [module for module in self.tower.modules() if hasattr(module, "fused_attn")]
 
     def checkpoint_activations(self) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
@@ -88,15 +93,23 @@ def resize_positions(encoder: ImageEncoder, config: ImageEncoderConfig) -> Image
 
     Args:
         config: the encoder's own, but for `image_size`.
+
+    Raises:
+        UserError: a tower of timm cannot take that size.
     """
     resized = ImageEncoder(config)
     state = encoder.state_dict()
-    grid = config.image_size // config.patch_size
-    state["tower.pos_embed"] = resample_abs_pos_embed(state["tower.pos_embed"].float(), [grid, grid])
-    resized.load_state_dict(state)
+    if config.name == "vit":
+        grid = config.image_size // config.patch_size
+        state["tower.pos_embed"] = resample_abs_pos_embed(state["tower.pos_embed"].float(), [grid, grid])
+    try:
+        resized.load_state_dict(state)
+    except RuntimeError:
+        raise UserError(f"{config.name} does not take images of {config.image_size} pixels with its weights.") from None
     return resized
 
 
 BUILDERS: dict[str, Callable[[ImageEncoderConfig], nn.Module]] = {
     "vit": build_vit,
+    "timm": build_timm,
 }

@@ -1,0 +1,67 @@
+"""Any image tower of timm as tokens: convolutional, windowed, or a transformer without a class token."""
+
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from vlp.config import ImageEncoderConfig
+from vlp.errors import UserError
+
+PREFIX = "timm:"
+
+
+class TimmTower(nn.Module):
+    """A timm model's features as tokens, its own pooled feature first, where BLIP has the class token."""
+
+    def __init__(self, trunk: nn.Module):
+        super().__init__()
+        self.trunk = trunk
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """[batch, 3, size, size] -> [batch, 1 + places, width]."""
+        features = self.trunk.forward_features(images)
+        summary = self.trunk.forward_head(features, pre_logits=True)  # [batch, width]
+        if features.ndim == 4 and features.shape[1] == summary.shape[1]:
+            features = features.permute(0, 2, 3, 1)  # channels first, as convolutions have them
+        return torch.cat([summary[:, None], features.flatten(1, -2)], dim=1)
+
+    def set_grad_checkpointing(self, enable: bool) -> None:
+        """Recompute stages in the backward pass."""
+        self.trunk.set_grad_checkpointing(enable)
+
+
+def build_timm(config: ImageEncoderConfig) -> TimmTower:
+    """The architecture that "timm:NAME" names, with new weights; its shape is timm's, `width` must be that.
+
+    Raises:
+        UserError: timm has no such model, or its width is another.
+    """
+    tower = TimmTower(create_trunk(config.name, config.image_size, drop_path_rate=config.drop_path))
+    if tower.trunk.num_features != config.width:
+        raise UserError(f"model.image_encoder.width is {config.width}; {config.name} has {tower.trunk.num_features}.")
+    return tower
+
+
+def create_trunk(name: str, image_size: int = 0, pretrained: bool = False, **settings: Any) -> nn.Module:
+    """timm's model "timm:NAME" without its classifier.
+
+    Args:
+        image_size: in pixels, for models that must know it; 0 is the model's own.
+
+    Raises:
+        UserError: timm has none, cannot fetch its weights, or its pooled feature is no token's size.
+    """
+    sized = {"img_size": image_size} if image_size else {}
+    name = name.removeprefix(PREFIX)
+    try:
+        try:
+            trunk = timm.create_model(name, pretrained=pretrained, num_classes=0, **settings, **sized)
+        except TypeError:  # convolutions take any size, and no argument for it
+            trunk = timm.create_model(name, pretrained=pretrained, num_classes=0, **settings)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise UserError(f"timm has no model {name} to give: {str(error).splitlines()[0]}.") from None
+    if getattr(trunk, "head_hidden_size", trunk.num_features) != trunk.num_features:
+        raise UserError(f"timm's {name} pools to {trunk.head_hidden_size} from {trunk.num_features}; choose another.")
+    return trunk
