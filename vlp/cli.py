@@ -45,7 +45,7 @@ def options(debug: Annotated[bool, typer.Option(help="Show tracebacks and every 
 @app.command()
 def demo(
     output: Annotated[str, typer.Argument(help="Folder for everything the demo makes.")] = "demo",
-    quick: Annotated[bool, typer.Option(help="A smoke test of two minutes.")] = False,
+    quick: Annotated[bool, typer.Option(help="A smoke test of a minute.")] = False,
     seed: int = 0,
 ) -> None:
     """The whole loop on synthetic scenes, with a report. Example: vlp demo runs/demo"""
