@@ -1,6 +1,5 @@
 """The model that users hold: folders on disk, images and texts as people have them, captions by key alone."""
 
-import copy
 import json
 import pickle
 
@@ -8,14 +7,12 @@ import pytest
 import torch
 from PIL import Image
 from tiny_model import SIZE, make_images, make_model
-from torch import nn
 
 from vlp.config import DecodingConfig
 from vlp.errors import UserError
 from vlp.generation import generate
 from vlp.model import Model, caption_decoder, load_model
 from vlp.model_folder import save_model
-from vlp.models.linear import InferenceLinear, speed_up_inference
 
 SAMPLING = DecodingConfig(top_p=0.95, min_length=4, max_length=14)
 
@@ -288,23 +285,6 @@ def test_weights_in_bf16(model, tmp_path):
     cosines = (half.embed_images(images) * model.embed_images(images)).sum(dim=1)
     assert cosines.min() > 0.99
     assert len(half.caption(images, beams=3)) == 4
-
-
-def test_fast_linear_layers_give_what_plain_ones_give():
-    torch.manual_seed(0)
-    for bias in (True, False):
-        plain = nn.Linear(48, 70, bias=bias).to(torch.bfloat16)
-        fast = nn.Sequential(copy.deepcopy(plain))
-        speed_up_inference(fast)
-        assert type(fast[0]) is InferenceLinear
-        for shape in [(1, 48), (5, 3, 48)]:
-            x = torch.randn(shape).to(torch.bfloat16)
-            with torch.no_grad():
-                torch.testing.assert_close(fast(x), plain(x), atol=2e-2, rtol=2e-2)
-            fast(x).sum().backward()  # as before where gradients are wanted
-    whole = nn.Sequential(nn.Linear(4, 4))
-    speed_up_inference(whole)
-    assert type(whole[0]) is nn.Linear  # float32 stays as it is
 
 
 def test_a_hub_push_sends_a_whole_folder(model, monkeypatch):

@@ -21,7 +21,6 @@ from vlp.errors import UserError
 from vlp.generation import Decoder, check_decoding, generate
 from vlp.model_folder import is_ours, read_model, save_model
 from vlp.models.blip import Blip
-from vlp.models.linear import speed_up_inference
 from vlp.models.med import ImageMemory, SelfAttentionCache, Side
 from vlp.precision import compute_dtype
 
@@ -385,7 +384,6 @@ def load_model(
     else:
         blip, tokenizer = read_model(folder)
     blip.to(device=device or ("cuda" if torch.cuda.is_available() else "cpu"), dtype=dtype)
-    speed_up_inference(blip)
     card = folder / "README.md"
     text = card.read_text() if card.is_file() else ""
     return Model(blip, tokenizer, "fp32" if dtype else precision, text)

@@ -18,9 +18,9 @@ def bench_attention(size: Size, precision: str, batch: int, peers: bool) -> list
     lines = []
     for gradients in (True, False):
         kernels = [plain_attention, fused_attention]
-        with torch.set_grad_enabled(gradients):
-            chosen, other = reversed(kernels) if use_fused_kernel(device(), dtype) else kernels
         for name, queries, keys in (("image", patches, patches), ("text", TOKENS, TOKENS), ("cross", TOKENS, patches)):
+            with torch.set_grad_enabled(gradients):
+                chosen, other = reversed(kernels) if use_fused_kernel(device(), dtype, queries) else kernels
             inputs = [_random(batch, size, length, dtype) for length in (queries, keys, keys)]
             ours, peer = _work(chosen, inputs, gradients), _work(other, inputs, gradients)
             way = "and backward" if gradients else "alone"

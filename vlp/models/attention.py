@@ -6,14 +6,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+LONG = 128  # queries; fewer are short
 
-def use_fused_kernel(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether PyTorch's fused attention is the faster choice.
 
-    With a backward pass, on a CPU, in bf16, it loses to two plain matrix products, by six times for captions;
-    elsewhere it wins (`vlp bench attention` measures it, docs/benchmarks.md shows it).
+def use_fused_kernel(device: torch.device, dtype: torch.dtype, queries: int) -> bool:
+    """Whether PyTorch's fused attention is the faster choice for so many queries.
+
+    On a CPU in bf16 it loses to two plain matrix products where gradients follow, by six times for captions, and where
+    the queries are few; elsewhere it wins (`vlp bench attention` measures it, docs/benchmarks.md shows it).
     """
-    return device.type != "cpu" or dtype != torch.bfloat16 or not torch.is_grad_enabled()
+    if device.type != "cpu" or dtype != torch.bfloat16:
+        return True
+    return queries >= LONG and not torch.is_grad_enabled()
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None, dropout: float = 0.0) -> Tensor:
@@ -28,7 +32,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
     Returns:
         [batch, heads, queries, head_dim], in the dtype of `value`.
     """
-    kernel = fused_attention if use_fused_kernel(query.device, query.dtype) else plain_attention
+    kernel = fused_attention if use_fused_kernel(query.device, query.dtype, query.shape[2]) else plain_attention
     return kernel(query, key, value, bias, dropout)
 
 

@@ -34,6 +34,7 @@ class ImageEncoder(nn.Module):
             raise UserError(f"Unknown image encoder {config.name!r}; choose vit or timm:NAME.")
         self.width = config.width
         self.image_size = config.image_size
+        self.places = (config.image_size // config.patch_size) ** 2
         self.tower = BUILDERS[kind](config)
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(DEVIATION).view(3, 1, 1), persistent=False)
@@ -52,7 +53,7 @@ class ImageEncoder(nn.Module):
         device = images.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.mean.dtype
         for attention in self._attentions():  # the model may have moved since the last call
-            attention.fused_attn = use_fused_kernel(images.device, dtype)
+            attention.fused_attn = use_fused_kernel(images.device, dtype, self.places)
         return self.tower.forward_features(images)  # [batch, tokens, width]
 
     def _attentions(self) -> list[nn.Module]:
