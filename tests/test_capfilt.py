@@ -17,9 +17,9 @@ from vlp.capfilt import score as scoring
 from vlp.capfilt.run import run_capfilt
 from vlp.capfilt.score import score_shards
 from vlp.capfilt.select import select
-from vlp.capfilt.tables import Scored, folder_hash, table_path, write_table
 from vlp.capfilt.truth import filter_quality
 from vlp.config import CapFiltConfig, DecodingConfig, save_config
+from vlp.data.score_tables import Scored, folder_hash, table_path, write_table
 from vlp.data.shards import BadSamples, ShardWriter, decode_image, expand_shards, iterate_samples, read_members
 from vlp.errors import UserError, WorkError
 from vlp.model import load_model

@@ -6,8 +6,8 @@ import json
 import pytest
 from PIL import Image
 
-from vlp.capfilt.tables import Scored, write_table
 from vlp.data.scenes import write_scenes
+from vlp.data.score_tables import Scored, write_table
 from vlp.data.shards import iterate_samples
 from vlp.report.curves import loss_curves
 from vlp.report.demo_page import write_demo_page

@@ -9,8 +9,8 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from vlp.capfilt.tables import Scored, folder_hash, is_finished, read_table, shard_stamp, write_table
 from vlp.config import DecodingConfig, Precision
+from vlp.data.score_tables import Scored, folder_hash, is_finished, read_table, shard_stamp, write_table
 from vlp.data.shards import BadSample, BadSampleError, BadSamples, Sample, decode_image, expand_shards, iterate_samples
 from vlp.data.transforms import evaluation_image
 from vlp.model import Model, load_model

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import fsspec
 
-from vlp.capfilt.tables import check_table, read_table
+from vlp.data.score_tables import check_table, read_table
 from vlp.data.shards import IMAGE_EXTENSIONS, ShardWriter, expand_shards, index_shard, prepare_output, read_members
 
 

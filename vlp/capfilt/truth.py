@@ -2,8 +2,8 @@
 
 import torch
 
-from vlp.capfilt.tables import read_table
 from vlp.data.scenes import caption_is_exact
+from vlp.data.score_tables import read_table
 from vlp.data.shards import expand_shards, iterate_samples
 from vlp.metrics import area_under_curve
 

@@ -11,31 +11,47 @@ import pyarrow.parquet as pq
 
 from vlp.errors import UserError
 
-SUFFIX = ".capfilt.parquet"
-VERSION = "1"
+NAME = "capfilt"  # of the tables that `vlp capfilt score` writes unless it is told another
+VERSION = "2"
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
-        ("source", pa.string()),  # "web" or "synthetic"
+        ("uid", pa.string()),  # of the image: `uid` of the sample's JSON (DataComp's), else sha256 of the encoded file
+        ("source", pa.string()),  # "web", "human" or "synthetic"
+        ("caption_id", pa.int32()),  # number of the text among those of its image and source
         ("text", pa.string()),
         ("itm", pa.float32()),  # probability of a match
         ("itc", pa.float32()),  # cosine of the embeddings
+        ("clip", pa.float32()),  # cosine by an external open_clip model; null where none was asked
+        ("nll", pa.float32()),  # mean negative log-likelihood a token under the captioner, in nats; null without one
+        ("tokens", pa.int32()),  # of the text in the filter's tokenizer, first and last not counted
+        ("width", pa.int32()),  # of the stored image, in pixels
+        ("height", pa.int32()),
+        ("decoding", pa.string()),  # how a synthetic text was made, JSON; null for others
     ]
 )
 
 
 @dataclass
 class Scored:
-    """One text of one image: a row of a table."""
+    """One text of one image: a row of a table; the fields are those of `SCHEMA`."""
 
     key: str
     source: str
     text: str
     itm: float
     itc: float
+    uid: str = ""
+    caption_id: int = 0
+    clip: float | None = None
+    nll: float | None = None
+    tokens: int = 0
+    width: int = 0
+    height: int = 0
+    decoding: str | None = None
 
 
-def table_path(shard: str) -> Path:
+def table_path(shard: str, name: str = NAME) -> Path:
     """Where the table of a shard lies: `00012.tar` -> `00012.capfilt.parquet`.
 
     Raises:
@@ -43,7 +59,7 @@ def table_path(shard: str) -> Path:
     """
     if "://" in shard:
         raise UserError(f"Score tables lie beside their shards, and {shard} is remote: copy or mount it first.")
-    return Path(shard.removesuffix(".tar") + SUFFIX)
+    return Path(f"{shard.removesuffix('.tar')}.{name}.parquet")
 
 
 def shard_stamp(shard: str) -> str:
@@ -61,7 +77,7 @@ def folder_hash(folder: str) -> str:
     return digest.hexdigest()
 
 
-def write_table(shard: str, rows: list[Scored], settings: dict[str, str], stamp: str = "") -> None:
+def write_table(shard: str, rows: list[Scored], settings: dict[str, str], stamp: str = "", name: str = NAME) -> None:
     """Write a shard's table whole: under another name, then renamed.
 
     Args:
@@ -70,7 +86,7 @@ def write_table(shard: str, rows: list[Scored], settings: dict[str, str], stamp:
     columns = {field.name: [getattr(row, field.name) for row in rows] for field in SCHEMA}
     metadata = {"vlp.capfilt": json.dumps({**settings, "shard": stamp or shard_stamp(shard), "version": VERSION})}
     table = pa.table(columns, schema=SCHEMA.with_metadata(metadata))
-    path = table_path(shard)
+    path = table_path(shard, name)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         pq.write_table(table, temporary)
@@ -79,28 +95,28 @@ def write_table(shard: str, rows: list[Scored], settings: dict[str, str], stamp:
         temporary.unlink(missing_ok=True)
 
 
-def is_finished(shard: str, settings: dict[str, str]) -> bool:
+def is_finished(shard: str, settings: dict[str, str], name: str = NAME) -> bool:
     """Whether the shard's table exists and was made with these settings from this very file."""
-    stored = read_settings(shard)
+    stored = read_settings(shard, name)
     return stored == {**settings, "shard": shard_stamp(shard), "version": VERSION}
 
 
-def read_settings(shard: str) -> dict[str, str] | None:
+def read_settings(shard: str, name: str = NAME) -> dict[str, str] | None:
     """What a shard's table was made with; None where there is no readable table."""
     try:
-        metadata = pq.read_schema(table_path(shard)).metadata or {}
+        metadata = pq.read_schema(table_path(shard, name)).metadata or {}
         return json.loads(metadata[b"vlp.capfilt"])
     except (OSError, KeyError, ValueError, pa.ArrowException):
         return None
 
 
-def check_table(shard: str) -> None:
+def check_table(shard: str, name: str = NAME) -> None:
     """Make sure, from its metadata alone, that a shard's table can be used.
 
     Raises:
         UserError: there is none, it is of another version, or the shard was changed after it was scored.
     """
-    settings = read_settings(shard)
+    settings = read_settings(shard, name)
     if settings is None:
         raise UserError(f"{shard} has no score table; run `vlp capfilt score` on it first.")
     if settings.get("version") != VERSION:
@@ -109,7 +125,7 @@ def check_table(shard: str) -> None:
         raise UserError(f"{shard} was changed after it was scored; score it again.")
 
 
-def read_table(shard: str) -> pa.Table:
+def read_table(shard: str, name: str = NAME) -> pa.Table:
     """A shard's table; raises what `check_table` does."""
-    check_table(shard)
-    return pq.read_table(table_path(shard))
+    check_table(shard, name)
+    return pq.read_table(table_path(shard, name))
