@@ -123,13 +123,13 @@ def test_an_undecodable_image_counts_once_in_the_share(web, models, tmp_path):
 
 
 def test_a_shard_rewritten_while_it_was_scored_is_not_finished(web, models, monkeypatch):
-    shard, real = expand_shards(web)[0], scoring._score_batch
+    shard, real = expand_shards(web)[0], scoring.score_batch
 
     def rewrite_meanwhile(*arguments):
         os.utime(shard, ns=(1, 1))
         return real(*arguments)
 
-    monkeypatch.setattr(scoring, "_score_batch", rewrite_meanwhile)
+    monkeypatch.setattr(scoring, "score_batch", rewrite_meanwhile)
     score_shards(shard, *models, DECODING)
     assert score_shards(shard, *models, DECODING).shards == 1
 

@@ -173,10 +173,12 @@ class CapFiltConfig:
 
     shards: str | list[str] = ""
     human: str | list[str] = ""  # clean shards that join the output as they are
-    captioner: str = ""
-    filter: str = ""
+    captioner: str | list[str] = ""  # model folders, or hf:NAME for an image-to-text model of transformers
+    filter: str | list[str] = ""  # model folders, or open_clip:NAME,PRETRAINED
     output: str = ""
+    name: str = "capfilt"  # of the score tables: SHARD.NAME.parquet
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    num_captions: int = 1  # an image and captioner
     threshold: float = 0.5  # a text stays when its ITM probability is at least this
     batch_size: int = 64
     precision: Precision = "auto"

@@ -5,6 +5,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,11 +21,11 @@ SCHEMA = pa.schema(
         ("source", pa.string()),  # "web", "human" or "synthetic"
         ("caption_id", pa.int32()),  # number of the text among those of its image and source
         ("text", pa.string()),
-        ("itm", pa.float32()),  # probability of a match
-        ("itc", pa.float32()),  # cosine of the embeddings
+        ("itm", pa.float32()),  # probability of a match, mean of the BLIP filters; null without one
+        ("itc", pa.float32()),  # cosine of the embeddings, mean of the BLIP filters; null without one
         ("clip", pa.float32()),  # cosine by an external open_clip model; null where none was asked
         ("nll", pa.float32()),  # mean negative log-likelihood a token under the captioner, in nats; null without one
-        ("tokens", pa.int32()),  # of the text in the filter's tokenizer, first and last not counted
+        ("tokens", pa.int32()),  # of the text in the filter's tokenizer, specials not counted; null without BLIP models
         ("width", pa.int32()),  # of the stored image, in pixels
         ("height", pa.int32()),
         ("decoding", pa.string()),  # how a synthetic text was made, JSON; null for others
@@ -39,13 +40,13 @@ class Scored:
     key: str
     source: str
     text: str
-    itm: float
-    itc: float
+    itm: float | None
+    itc: float | None
     uid: str = ""
     caption_id: int = 0
     clip: float | None = None
     nll: float | None = None
-    tokens: int = 0
+    tokens: int | None = None
     width: int = 0
     height: int = 0
     decoding: str | None = None
@@ -68,24 +69,38 @@ def shard_stamp(shard: str) -> str:
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
-def folder_hash(folder: str) -> str:
-    """A hash of what a model folder computes with: weights, config and tokenizer."""
+def folder_hash(folder: str | Path) -> str:
+    """A hash of what one of our model folders computes with: weights, config and tokenizer."""
+    return files_hash([Path(folder) / name for name in ("config.json", "model.safetensors", "tokenizer.json")])
+
+
+def files_hash(paths: list[Path]) -> str:
+    """A hash of files' contents, in the order given."""
     digest = hashlib.sha256()
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        with open(Path(folder) / name, "rb") as file:
+    for path in paths:
+        with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
 
-def write_table(shard: str, rows: list[Scored], settings: dict[str, str], stamp: str = "", name: str = NAME) -> None:
+def write_table(
+    shard: str,
+    rows: list[Scored],
+    settings: dict[str, str],
+    stamp: str = "",
+    name: str = NAME,
+    about: dict[str, Any] | None = None,
+) -> None:
     """Write a shard's table whole: under another name, then renamed.
 
     Args:
+        settings: what the rows follow from; a table with others is not finished.
         stamp: the shard's stamp from before it was read, so that a change while it was scored is noticed; "" is now.
+        about: what is said of the table beside that, such as the command that made it.
     """
     columns = {field.name: [getattr(row, field.name) for row in rows] for field in SCHEMA}
-    metadata = {"vlp.capfilt": json.dumps({**settings, "shard": stamp or shard_stamp(shard), "version": VERSION})}
-    table = pa.table(columns, schema=SCHEMA.with_metadata(metadata))
+    said = {**_identity(settings, stamp or shard_stamp(shard)), "about": about or {}}
+    table = pa.table(columns, schema=SCHEMA.with_metadata({"vlp.capfilt": json.dumps(said)}))
     path = table_path(shard, name)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
@@ -97,12 +112,13 @@ def write_table(shard: str, rows: list[Scored], settings: dict[str, str], stamp:
 
 def is_finished(shard: str, settings: dict[str, str], name: str = NAME) -> bool:
     """Whether the shard's table exists and was made with these settings from this very file."""
-    stored = read_settings(shard, name)
-    return stored == {**settings, "shard": shard_stamp(shard), "version": VERSION}
+    stored = read_settings(shard, name) or {}
+    return {key: stored[key] for key in stored if key != "about"} == _identity(settings, shard_stamp(shard))
 
 
-def read_settings(shard: str, name: str = NAME) -> dict[str, str] | None:
-    """What a shard's table was made with; None where there is no readable table."""
+def read_settings(shard: str, name: str = NAME) -> dict[str, Any] | None:
+    """What a shard's table was made with: the settings that its rows follow from, the shard's stamp under "shard",
+    the format's "version", and under "about" what only describes it. None where there is no readable table."""
     try:
         metadata = pq.read_schema(table_path(shard, name)).metadata or {}
         return json.loads(metadata[b"vlp.capfilt"])
@@ -129,3 +145,8 @@ def read_table(shard: str, name: str = NAME) -> pa.Table:
     """A shard's table; raises what `check_table` does."""
     check_table(shard, name)
     return pq.read_table(table_path(shard, name))
+
+
+def _identity(settings: dict[str, str], stamp: str) -> dict[str, str]:
+    """What decides whether a table is the one that is wanted."""
+    return {**settings, "shard": stamp, "version": VERSION}
