@@ -1,7 +1,5 @@
 """An open_clip model as a judge from outside: the cosine of images and texts."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,6 +13,7 @@ from vlp.errors import UserError
 from vlp.precision import compute_dtype
 
 TEXTS = 512  # encoded at once
+PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}  # in open_clip's words
 
 
 class ClipScorer:
@@ -43,14 +42,16 @@ class ClipScorer:
                 f"for {name}: {', '.join(tags) or 'none'}."
             )
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.dtype = compute_dtype(precision, self.device) or torch.float32
         try:
-            model, self.prepare_image = open_clip.create_model_from_pretrained(name, pretrained, device=self.device)
+            model, self.prepare_image = open_clip.create_model_from_pretrained(
+                name, pretrained, PRECISIONS[self.dtype], device=self.device
+            )
         except (RuntimeError, OSError, ValueError, SafetensorError) as error:
             problem = " ".join(str(error).split())[:200]
             raise UserError(f"open_clip:{source} cannot be loaded: {problem}.") from None
         self.model = model.eval()
         self.tokenizer = open_clip.get_tokenizer(name)
-        self.compute_dtype = compute_dtype(precision, self.device)
         weights = pretrained if pretrained in tags else files_hash([Path(pretrained)])
         self.identity = f"open_clip:{name},{weights}"
         size = model.visual.image_size
@@ -62,22 +63,16 @@ class ClipScorer:
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Prepared pictures [images, 3, size, size] -> unit vectors float32 [images, width]."""
-        with self._inference():
-            return F.normalize(self.model.encode_image(images.to(self.device)).float(), dim=-1)
+        with torch.no_grad():
+            return F.normalize(self.model.encode_image(images.to(self.device, self.dtype)).float(), dim=-1)
 
     def score(self, vectors: Tensor, texts: list[str], rows: list[int]) -> Tensor:
         """The cosine of each text, as it is written, and its image (`rows`, in `vectors`): float32 [texts], CPU."""
         cosines = [torch.empty(0)]
         for start in range(0, len(texts), TEXTS):
-            with self._inference():
+            with torch.no_grad():
                 ids = self.tokenizer(texts[start : start + TEXTS]).to(self.device)
                 encoded = F.normalize(self.model.encode_text(ids).float(), dim=-1)
             seen = vectors[torch.tensor(rows[start : start + TEXTS], device=self.device)]
             cosines.append((seen * encoded).sum(dim=-1).cpu())
         return torch.cat(cosines)
-
-    @contextmanager
-    def _inference(self) -> Iterator[None]:
-        on = self.compute_dtype is not None
-        with torch.no_grad(), torch.autocast(self.device.type, self.compute_dtype, enabled=on):
-            yield

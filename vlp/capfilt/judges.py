@@ -63,6 +63,7 @@ def load_judges(
     captioners, filters = as_list(captioner), as_list(filter)
     if not filters:
         raise UserError("CapFilt needs a filter: a model folder, or open_clip:NAME,PRETRAINED.")
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loaded: dict[str, Model | TransformersCaptioner | ClipScorer] = {}
     hashes: dict[str, str] = {}
     for name in [*captioners, *filters]:
@@ -76,14 +77,15 @@ def load_judges(
             loaded[place] = ClipScorer(name.removeprefix(OPEN_CLIP), device, precision)
             hashes[place] = loaded[place].identity
         else:
-            loaded[place] = load_model(name, device, precision)
+            # Weights in bf16 once, where they would be turned into it at every call.
+            dtype = torch.bfloat16 if compute_dtype(precision, device) == torch.bfloat16 else None
+            loaded[place] = load_model(name, device, precision, dtype)
             hashes[place] = _hash(find_folder(name))
     if any(isinstance(loaded[_place(name)], ClipScorer) for name in captioners):
         raise UserError("An open_clip model makes no captions; name it as a filter.")
     judging = [loaded[_place(name)] for name in filters]
     if any(isinstance(model, TransformersCaptioner) for model in judging):
         raise UserError("A captioner of transformers cannot filter; name a model folder or open_clip:NAME,PRETRAINED.")
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Judges(
         [loaded[_place(name)] for name in captioners],
         [model for model in judging if isinstance(model, Model)],

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import shlex
 import sys
@@ -18,8 +19,9 @@ from vlp.capfilt.encoded_images import EncodedImages, TextScores
 from vlp.capfilt.judges import Judges, load_judges
 from vlp.capfilt.pictures import Batch, read_batches
 from vlp.config import DecodingConfig, Precision
-from vlp.data.score_tables import NAME, Scored, is_finished, read_table, shard_stamp, write_table
-from vlp.data.shards import BadSamples, Sample, expand_shards
+from vlp.data.score_tables import NAME, Scored, is_finished, read_table, shard_state, write_table
+from vlp.data.shards import BadSample, BadSamples, Sample, expand_shards
+from vlp.data.transforms import clean_caption
 from vlp.model import Model
 
 Progress = Callable[[str, int], None]  # (what is being done, how many images were just finished)
@@ -45,11 +47,15 @@ class ScoreSettings:
 
 @dataclass
 class ShardCounts:
-    """What was scored of one shard."""
+    """What was scored of one shard.
+
+    Attributes:
+        bad: by reason, the samples that were left out, and as "empty caption" the captions that said nothing.
+    """
 
     images: int = 0
     texts: int = 0
-    bad: dict[str, int] = field(default_factory=dict)  # by reason
+    bad: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -115,19 +121,20 @@ def score_shard(shard: str, judges: Judges, settings: ScoreSettings, progress: P
     the seed, the shard's file name and the sample's key.
 
     Raises:
-        WorkError: more samples than `max_bad_share` are bad; no table is written then.
+        WorkError: more samples than `max_bad_share` are bad, or the table cannot be written; there is none then.
     """
     bad = BadSamples(settings.max_bad_share)
+    empty = BadSamples(math.inf)  # captions without a word, whose samples are as good as others
     counts, rows = ShardCounts(), []
-    stamp = shard_stamp(shard)
+    state = shard_state(shard)
     for batch in read_batches(shard, judges, settings.batch_size, bad):
-        rows += score_batch(batch, judges, settings, shard)
+        rows += score_batch(batch, judges, settings, shard, empty)
         counts.images += len(batch.samples)
         if progress:
             progress("score", len(batch.samples))
     bad.finish()
-    write_table(shard, rows, table_identity(judges, settings), stamp, settings.name, _about(judges, settings))
-    counts.texts, counts.bad = len(rows), dict(bad.counts)
+    write_table(shard, rows, table_identity(judges, settings), state, settings.name, _about(judges, settings))
+    counts.texts, counts.bad = len(rows), dict(bad.counts + empty.counts)
     return counts
 
 
@@ -142,8 +149,11 @@ def table_identity(judges: Judges, settings: ScoreSettings) -> dict[str, Any]:
     }
 
 
-def score_batch(batch: Batch, judges: Judges, settings: ScoreSettings, shard: str) -> list[Scored]:
-    """Caption a batch and score all its texts, image by image; each model encodes an image once."""
+def score_batch(batch: Batch, judges: Judges, settings: ScoreSettings, shard: str, empty: BadSamples) -> list[Scored]:
+    """Caption a batch and score all its texts, image by image; each model encodes an image once.
+
+    Captions without a word are given to `empty` and make no row.
+    """
     encoded = {model: EncodedImages(model, batch.uint8[model.image_size]) for model in judges.models}
     vectors = [scorer.encode_images(images) for scorer, images in zip(judges.clips, batch.clip, strict=True)]
     blank = [_blank(sample, size) for sample, size in zip(batch.samples, batch.sizes, strict=True)]
@@ -152,7 +162,8 @@ def score_batch(batch: Batch, judges: Judges, settings: ScoreSettings, shard: st
         for image, sample in enumerate(batch.samples)
         for text, source in zip(sample.captions, sample.sources, strict=True)
     ]
-    made = [(image, {**blank[image], **new}) for image, new in _captions(batch, encoded, judges, settings, shard)]
+    captions = _captions(batch, encoded, judges, settings, shard, empty)
+    made = [(image, {**blank[image], **caption}) for image, caption in captions]
     rows: list[tuple[int, Scored]] = []
     for texts in (given, made):  # apart, as each have a length and, mostly, a number an image of their own
         if texts:
@@ -178,7 +189,12 @@ def _blank(sample: Sample, size: tuple[int, int]) -> dict[str, Any]:
 
 
 def _captions(
-    batch: Batch, encoded: dict[Model, EncodedImages], judges: Judges, settings: ScoreSettings, shard: str
+    batch: Batch,
+    encoded: dict[Model, EncodedImages],
+    judges: Judges,
+    settings: ScoreSettings,
+    shard: str,
+    empty: BadSamples,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """All captioners' captions of each image, with the image's number."""
     keys = [f"{os.path.basename(shard)}/{sample.key}" for sample in batch.samples]
@@ -188,10 +204,13 @@ def _captions(
         for captioner in judges.captioners
     ]
     notes = [json.dumps({"captioner": number, **asdict(settings.decoding)}) for number in range(len(made))]
-    for image in range(len(keys)):
+    for image, sample in enumerate(batch.samples):
         for captions, note in zip(made, notes, strict=True):
             for text in captions[image]:
-                yield image, {"source": "synthetic", "text": text, "decoding": note}
+                if clean_caption(text):
+                    yield image, {"source": "synthetic", "text": text, "decoding": note}
+                else:
+                    empty.add(BadSample(shard, sample.key, "empty caption"), counted=True)
 
 
 def _judge(

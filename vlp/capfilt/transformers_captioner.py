@@ -1,16 +1,18 @@
 """Any image-to-text model of `transformers` as a captioner."""
 
-import hashlib
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from vlp.config import DecodingConfig, Precision
 from vlp.convert.files import find_folder
 from vlp.data.score_tables import files_hash
 from vlp.errors import UserError
 from vlp.generation import check_decoding
+from vlp.next_token import cut_distribution, draw, uniform_numbers
 from vlp.precision import compute_dtype
 
 READ = (".safetensors", ".json", ".txt", ".model", ".jinja")  # what a model is made of; never a pickle, never code
@@ -47,6 +49,7 @@ class TransformersCaptioner:
             raise UserError(f"hf:{source} is no image-to-text model that transformers can load: {problem}") from None
         self.model = model.to(self.device).eval()
         self.tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        self.tokenizer.padding_side = "left"  # new tokens follow the prompt
         self.identity = "hf:" + files_hash(sorted(file for file in folder.iterdir() if file.suffix in READ))
 
     def captions(
@@ -54,29 +57,16 @@ class TransformersCaptioner:
     ) -> list[list[str]]:
         """`number` captions an image, without the prompt.
 
-        The decoding means what it does elsewhere, but lengths count the new tokens alone. Beam search takes the images
-        together. Sampling takes them one by one, torch's generator started anew from the seed and the image's key, so
-        that a caption depends on these and on `number`, and on nothing else in the batch; other devices and versions of
-        torch draw other numbers.
+        The decoding means what it does elsewhere, but lengths count the new tokens alone, and a sampled caption depends
+        on the seed, the image's key and its own number.
         """
         check_decoding(decoding, 0, number)
-        if decoding.beams:
-            return self._generate(images, decoding, number)
-        made = []
-        cards = [self.device] if self.device.type == "cuda" else []
-        for image, key in zip(images, keys, strict=True):
-            with torch.random.fork_rng(cards):
-                digest = hashlib.blake2b(f"{seed}\0{key}".encode(), digest_size=7).digest()
-                torch.manual_seed(int.from_bytes(digest, "little"))
-                made += self._generate([image], decoding, number)
-        return made
-
-    def _generate(self, images: list[Image.Image], decoding: DecodingConfig, number: int) -> list[list[str]]:
         inputs = self._inputs(images, decoding.prompt)
         settings = {**generation_settings(decoding), "num_return_sequences": number}
         if decoding.banned_words:
-            words = self.tokenizer(decoding.banned_words, add_special_tokens=False).input_ids
-            settings["bad_words_ids"] = words
+            settings["bad_words_ids"] = self.tokenizer(decoding.banned_words, add_special_tokens=False).input_ids
+        if decoding.beams == 0:
+            settings["logits_processor"] = [DrawnToken(decoding, keys, seed, number)]
         start = ""
         if "input_ids" in inputs:
             start = self.tokenizer.decode(inputs["input_ids"][0], skip_special_tokens=True).strip()
@@ -87,13 +77,14 @@ class TransformersCaptioner:
         return [texts[i : i + number] for i in range(0, len(texts), number)]
 
     def _inputs(self, images: list[Image.Image], prompt: str) -> dict[str, Any]:
-        """What the model's `generate` takes: the same prompt for every image, so nothing is padded."""
+        """What the model's `generate` takes: the same prompt for every image."""
         if getattr(self.processor, "chat_template", None):
             content = [{"type": "image"}, {"type": "text", "text": prompt or QUESTION}]
             prompt = self.processor.apply_chat_template(
                 [{"role": "user", "content": content}], add_generation_prompt=True
             )
-        texts = {"text": [prompt] * len(images)} if prompt else {}
+        # Padding is for images that are as many tokens as they are large.
+        texts = {"text": [prompt] * len(images), "padding": True} if prompt else {}
         inputs = dict(self.processor(images=images, return_tensors="pt", **texts).to(self.device, self.model.dtype))
         if prompt and self.model.config.model_type == "git":  # its tokenizer ends the prompt, which must go on
             inputs["input_ids"] = inputs["input_ids"][:, :-1]
@@ -114,5 +105,26 @@ def generation_settings(decoding: DecodingConfig) -> dict[str, Any]:
     if decoding.beams > 1:
         settings |= {"length_penalty": decoding.length_penalty, "early_stopping": False}
     if decoding.beams == 0:
-        settings |= {"top_p": decoding.top_p, "top_k": decoding.top_k, "temperature": decoding.temperature}
+        settings |= {"top_p": 1.0, "top_k": 0, "temperature": 1.0}  # `DrawnToken` cuts the distribution
     return settings
+
+
+class DrawnToken:
+    """A logits processor that leaves `generate` no token but the one that our own sampling draws.
+
+    So a caption does not depend on the batch, on how many captions were asked for, or on torch's generator.
+    """
+
+    def __init__(self, decoding: DecodingConfig, keys: list[str], seed: int, number: int):
+        self.decoding = decoding
+        numbers = [uniform_numbers(seed, key, i, decoding.max_length) for key in keys for i in range(number)]
+        self.uniforms = torch.tensor(np.stack(numbers), dtype=torch.float32).clamp_(max=1 - 2**-24)
+        self.drawn = 0
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores [rows, vocabulary] -> 0 for the drawn token of each row, -inf for all others."""
+        decoding = self.decoding
+        probabilities = cut_distribution(scores, decoding.temperature, decoding.top_k, decoding.top_p)
+        chosen = draw(probabilities, self.uniforms[:, self.drawn].to(scores.device))
+        self.drawn += 1
+        return torch.full_like(scores, -torch.inf).scatter_(1, chosen[:, None], 0.0)

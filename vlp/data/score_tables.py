@@ -1,8 +1,10 @@
 """Score tables: one parquet file beside each shard, with every text of every image and what the filter says of it."""
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlp.errors import UserError
+from vlp.errors import UserError, WorkError
 
 NAME = "capfilt"  # of the tables that `vlp capfilt score` writes unless it is told another
 VERSION = "2"
+METADATA = "vlp.capfilt"  # the key in the file's metadata under which it is said, as JSON, how the table was made
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -64,9 +67,26 @@ def table_path(shard: str, name: str = NAME) -> Path:
 
 
 def shard_stamp(shard: str) -> str:
-    """Size and time of change of a shard: what a table remembers of the file it was made from."""
+    """Size and time of change of a shard, which tell quickly that it is the same file as before."""
     status = os.stat(shard)
     return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+def shard_state(shard: str) -> dict[str, str]:
+    """What a table remembers of the file it was made from: its stamp, and a hash of its content."""
+    return {"shard": shard_stamp(shard), "shard_sha256": files_hash([Path(shard)])}
+
+
+def is_same_shard(shard: str, state: dict[str, Any]) -> bool:
+    """Whether a shard is the file of which `state` (see `shard_state`) was taken.
+
+    The hash is only computed where the stamp is another one but the size is not, as with a copy.
+    """
+    stamp = shard_stamp(shard)
+    if state.get("shard") == stamp:
+        return True
+    same_size = str(state.get("shard")).split("-")[0] == stamp.split("-")[0]
+    return same_size and state.get("shard_sha256") == files_hash([Path(shard)])
 
 
 def folder_hash(folder: str | Path) -> str:
@@ -86,8 +106,8 @@ def files_hash(paths: list[Path]) -> str:
 def write_table(
     shard: str,
     rows: list[Scored],
-    settings: dict[str, str],
-    stamp: str = "",
+    settings: dict[str, Any],
+    state: dict[str, str] | None = None,
     name: str = NAME,
     about: dict[str, Any] | None = None,
 ) -> None:
@@ -95,39 +115,42 @@ def write_table(
 
     Args:
         settings: what the rows follow from; a table with others is not finished.
-        stamp: the shard's stamp from before it was read, so that a change while it was scored is noticed; "" is now.
+        state: the shard's `shard_state` from before it was read, so that a change while it was scored is noticed;
+            None is now.
         about: what is said of the table beside that, such as the command that made it.
+
+    Raises:
+        WorkError: the disk is full, or the table cannot be written for another reason.
     """
     columns = {field.name: [getattr(row, field.name) for row in rows] for field in SCHEMA}
-    said = {**_identity(settings, stamp or shard_stamp(shard)), "about": about or {}}
-    table = pa.table(columns, schema=SCHEMA.with_metadata({"vlp.capfilt": json.dumps(said)}))
-    path = table_path(shard, name)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        pq.write_table(table, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    said = {**settings, **(state or shard_state(shard)), "version": VERSION, "about": about or {}}
+    table = pa.table(columns, schema=SCHEMA.with_metadata({METADATA: json.dumps(said)}))
+    written = pa.BufferOutputStream()  # first in memory, so that its size is known
+    pq.write_table(table, written)
+    _write_whole(table_path(shard, name), written.getvalue())
 
 
-def is_finished(shard: str, settings: dict[str, str], name: str = NAME) -> bool:
-    """Whether the shard's table exists and was made with these settings from this very file."""
-    stored = read_settings(shard, name) or {}
-    return {key: stored[key] for key in stored if key != "about"} == _identity(settings, shard_stamp(shard))
+def is_finished(shard: str, settings: dict[str, Any], name: str = NAME) -> bool:
+    """Whether the shard's table exists and was made with these settings from this very content."""
+    stored = read_settings(shard, name)
+    if stored is None:
+        return False
+    made_with = {key: stored[key] for key in stored if key not in ("about", "shard", "shard_sha256")}
+    return made_with == {**settings, "version": VERSION} and is_same_shard(shard, stored)
 
 
 def read_settings(shard: str, name: str = NAME) -> dict[str, Any] | None:
-    """What a shard's table was made with: the settings that its rows follow from, the shard's stamp under "shard",
-    the format's "version", and under "about" what only describes it. None where there is no readable table."""
+    """What a shard's table was made with: the settings that its rows follow from, the shard's `shard_state`, the
+    format's "version", and under "about" what only describes it. None where there is no readable table."""
     try:
         metadata = pq.read_schema(table_path(shard, name)).metadata or {}
-        return json.loads(metadata[b"vlp.capfilt"])
+        return json.loads(metadata[METADATA.encode()])
     except (OSError, KeyError, ValueError, pa.ArrowException):
         return None
 
 
 def check_table(shard: str, name: str = NAME) -> None:
-    """Make sure, from its metadata alone, that a shard's table can be used.
+    """Make sure, without reading its rows, that a shard's table can be used.
 
     Raises:
         UserError: there is none, it is of another version, or the shard was changed after it was scored.
@@ -137,7 +160,7 @@ def check_table(shard: str, name: str = NAME) -> None:
         raise UserError(f"{shard} has no score table; run `vlp capfilt score` on it first.")
     if settings.get("version") != VERSION:
         raise UserError(f"The table of {shard} has version {settings.get('version')}, not {VERSION}; score it again.")
-    if settings["shard"] != shard_stamp(shard):
+    if not is_same_shard(shard, settings):
         raise UserError(f"{shard} was changed after it was scored; score it again.")
 
 
@@ -147,6 +170,19 @@ def read_table(shard: str, name: str = NAME) -> pa.Table:
     return pq.read_table(table_path(shard, name))
 
 
-def _identity(settings: dict[str, str], stamp: str) -> dict[str, str]:
-    """What decides whether a table is the one that is wanted."""
-    return {**settings, "shard": stamp, "version": VERSION}
+def _write_whole(path: Path, content: pa.Buffer) -> None:
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)  # so that what is free is what the next try has
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(path.parent).free
+            raise WorkError(
+                f"{path} needs {content.size:,} bytes and its disk has {free:,} free; make room and run again: "
+                "tables that are finished are kept."
+            ) from None
+        raise WorkError(f"{path} cannot be written: {error.strerror or error}.") from None
+    finally:
+        temporary.unlink(missing_ok=True)
