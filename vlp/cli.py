@@ -208,6 +208,20 @@ def capfilt_select(
     _print(vars(select(shards, output, human, threshold)), as_json)
 
 
+@capfilt_app.command("report")
+def capfilt_report(
+    scores: Annotated[list[str], typer.Option("--scores", help="Score tables: paths, globs or braces; repeatable.")],
+    output: Annotated[str, typer.Option("--out", help="The page to write.")] = "report.html",
+    failures: Annotated[str, typer.Option(help="JSON lines of the shards that were given up.")] = "",
+    seed: Annotated[int, typer.Option(help="Of the images and texts that are drawn.")] = 0,
+) -> None:
+    """Score tables to a page. Example: vlp capfilt report --scores 'web/*.capfilt.parquet' --out report.html"""
+    from vlp.report.capfilt_page import write_capfilt_report
+
+    write_capfilt_report(scores, output, failures, seed)
+    print(f"{output} is complete")
+
+
 @capfilt_app.command("run")
 def capfilt_run(config: str, overrides: Overrides = None) -> None:
     """Score and select. Example: vlp capfilt run configs/capfilt.yaml output=cleaned"""
