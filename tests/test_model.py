@@ -240,7 +240,8 @@ def test_each_image_may_have_its_own_prompt(model):
 def generated(model, images, decoding, banned=()):
     """What `generate` gives for images: ids, which texts of random word pieces cannot be turned back into."""
     with model.inference():
-        decoder = caption_decoder(model.blip, model.blip.encode_images(images), decoding.max_length)
+        memory = model.blip.text_tower.project_image(model.blip.encode_images(images), "decoder")
+        decoder = caption_decoder(model.blip, memory, decoding.max_length)
         keys = [str(row) for row in range(len(images))]
         made = generate(decoder, [model.tokenizer.dec_id], model.tokenizer.sep_id, decoding, keys, banned=list(banned))
     return [one for (one,) in made]

@@ -173,17 +173,18 @@ def _train(path: str, overrides: list[str] | None, resume: bool, tasks: set[str]
 @capfilt_app.command("score")
 def capfilt_score(
     shards: Shards,
-    filter: Annotated[str, typer.Option(help="Model folder that judges.")],
-    captioner: Annotated[
-        str, typer.Option(help="Model folder that captions; none: only the web texts are scored.")
-    ] = "",
+    filter: Annotated[list[str], typer.Option(help="Model folder, or open_clip:NAME,PRETRAINED; repeatable.")],
+    captioner: Annotated[list[str] | None, typer.Option(help="Model folder, or hf:NAME; repeatable.")] = None,
+    num_captions: Annotated[int, typer.Option(help="Captions an image and captioner.")] = 1,
+    name: Annotated[str, typer.Option(help="Of the tables: SHARD.NAME.parquet.")] = "capfilt",
     seed: int = 0,
     batch_size: int = 64,
     precision: Precision = "auto",
     settings: Annotated[list[str] | None, typer.Option("--set", help="decoding.top_p=0.95 and the like.")] = None,
 ) -> None:
-    """Write score tables. Example: vlp capfilt score --shards 'web/*.tar' --captioner C --filter F"""
-    given = {"captioner": captioner, "filter": filter, "seed": seed, "batch_size": batch_size, "precision": precision}
+    """Write score tables. Example: vlp capfilt score --shards 'web/*.tar' --captioner C --num-captions 4 --filter F"""
+    models = {"captioner": captioner or [], "filter": filter, "num_captions": num_captions, "name": name}
+    given = {**models, "seed": seed, "batch_size": batch_size, "precision": precision}
     config = _capfilt_config(None, settings, shards=shards, **given)
     from vlp.capfilt.run import score
     from vlp.distributed import is_main
@@ -205,6 +206,20 @@ def capfilt_select(
     from vlp.capfilt.select import select
 
     _print(vars(select(shards, output, human, threshold)), as_json)
+
+
+@capfilt_app.command("report")
+def capfilt_report(
+    scores: Annotated[list[str], typer.Option("--scores", help="Score tables: paths, globs or braces; repeatable.")],
+    output: Annotated[str, typer.Option("--out", help="The page to write.")] = "report.html",
+    failures: Annotated[str, typer.Option(help="JSON lines of the shards that were given up.")] = "",
+    seed: Annotated[int, typer.Option(help="Of the images and texts that are drawn.")] = 0,
+) -> None:
+    """Score tables to a page. Example: vlp capfilt report --scores 'web/*.capfilt.parquet' --out report.html"""
+    from vlp.report.capfilt_page import write_capfilt_report
+
+    write_capfilt_report(scores, output, failures, seed)
+    print(f"{output} is complete")
 
 
 @capfilt_app.command("run")

@@ -290,8 +290,9 @@ class Model:
         keys: Sequence[str],
         seed: int = 0,
         num_captions: int = 1,
+        memory: ImageMemory | None = None,
     ) -> list[list[Caption]]:
-        """Captions of images that are encoded already; arguments as in `caption`. A list an image."""
+        """Captions of images that are encoded (and projected: `memory`) already; as in `caption`. A list an image."""
         prompt = self.tokenizer.prompt_ids(decoding.prompt)
         check_decoding(decoding, len(prompt), num_captions)
         if decoding.max_length > self.config.text_tower.positions:
@@ -299,7 +300,8 @@ class Model:
                 f"decoding: max_length must be at most {self.config.text_tower.positions}, the model's limit."
             )
         with self.inference():
-            decoder = caption_decoder(self.blip, image_tokens, decoding.max_length)
+            memory = memory or self.project(image_tokens, "decoder")
+            decoder = caption_decoder(self.blip, memory, decoding.max_length)
             groups = generate(
                 decoder,
                 prompt,
@@ -340,9 +342,8 @@ class Model:
             return self.blip.text_tower.match(ids.to(self.device), mask.to(self.device), memory)
 
 
-def caption_decoder(blip: Blip, image_tokens: Tensor, max_length: int) -> Decoder:
-    """What `generate` needs of a network: its decoder against images [images, tokens, width], projected once."""
-    memory = blip.text_tower.project_image(image_tokens, "decoder")
+def caption_decoder(blip: Blip, memory: ImageMemory, max_length: int) -> Decoder:
+    """What `generate` needs of a network: its decoder against images that were projected once, for the decoder."""
     past = SelfAttentionCache(max_length)
 
     def step(new: Tensor) -> Tensor:

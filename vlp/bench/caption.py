@@ -80,7 +80,8 @@ def bench_caption(size: Size, precision: str, batch: int, peers: bool) -> list[M
 def _captions(blip: Blip, images: torch.Tensor, decoding: DecodingConfig, captions: int) -> None:
     vocabulary = blip.config.text_tower.vocabulary
     with torch.no_grad():
-        decoder = caption_decoder(blip, blip.encode_images(images), decoding.max_length)
+        memory = blip.text_tower.project_image(blip.encode_images(images), "decoder")
+        decoder = caption_decoder(blip, memory, decoding.max_length)
         keys = [str(row) for row in range(len(images))]
         generate(decoder, [vocabulary - 2], END, decoding, keys, 0, captions, images.device)
 

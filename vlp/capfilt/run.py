@@ -43,6 +43,8 @@ def score(config: CapFiltConfig) -> ScoreCounts:
             part,
             state.device,
             progress.add,
+            config.num_captions,
+            config.name,
         )
     return _together(gather_objects(mine))
 

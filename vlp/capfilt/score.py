@@ -1,21 +1,61 @@
-"""Score shards: caption every image, and ask the filter about its web texts and the new caption."""
+"""Score a shard: caption every image, and ask the judges about its own texts and the new captions."""
 
+import hashlib
 import json
+import math
 import os
+import shlex
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from itertools import islice
+from importlib.metadata import version
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from vlp.capfilt.encoded_images import EncodedImages, TextScores
+from vlp.capfilt.judges import Judges, load_judges
+from vlp.capfilt.pictures import Batch, read_batches
 from vlp.config import DecodingConfig, Precision
-from vlp.data.score_tables import Scored, folder_hash, is_finished, read_table, shard_stamp, write_table
-from vlp.data.shards import BadSample, BadSampleError, BadSamples, Sample, decode_image, expand_shards, iterate_samples
-from vlp.data.transforms import evaluation_image
-from vlp.model import Model, load_model
+from vlp.data.score_tables import NAME, Scored, is_finished, read_table, shard_state, write_table
+from vlp.data.shards import BadSample, BadSamples, Sample, expand_shards
+from vlp.data.transforms import clean_caption
+from vlp.model import Model
 
 Progress = Callable[[str, int], None]  # (what is being done, how many images were just finished)
+
+
+@dataclass
+class ScoreSettings:
+    """How shards are scored, beside the models.
+
+    Attributes:
+        num_captions: an image and captioner.
+        max_bad_share: a shard with a larger share of bad samples fails.
+        name: of the tables, as in `table_path`.
+    """
+
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    num_captions: int = 1
+    seed: int = 0
+    batch_size: int = 64
+    max_bad_share: float = 0.1
+    name: str = NAME
+
+
+@dataclass
+class ShardCounts:
+    """What was scored of one shard.
+
+    Attributes:
+        bad: by reason, the samples that were left out, and as "empty caption" the captions that said nothing.
+    """
+
+    images: int = 0
+    texts: int = 0
+    bad: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -29,18 +69,10 @@ class ScoreCounts:
     bad: dict[str, int] = field(default_factory=dict)  # by reason
 
 
-@dataclass
-class Judges:
-    """The models of a run; both may be one and the same object, whose image tokens then serve twice."""
-
-    captioner: Model | None
-    filter: Model
-
-
 def score_shards(
     shards: str | list[str],
-    captioner: str,
-    filter: str,
+    captioner: str | list[str],
+    filter: str | list[str],
     decoding: DecodingConfig,
     batch_size: int = 64,
     seed: int = 0,
@@ -49,105 +81,169 @@ def score_shards(
     part: tuple[int, int] = (0, 1),
     device: torch.device | None = None,
     progress: Progress | None = None,
+    num_captions: int = 1,
+    name: str = NAME,
 ) -> ScoreCounts:
     """Write the score table of every shard that has none made with these settings.
 
-    A table does not depend on which process makes it: batches stay within a shard, and a sampled caption depends on
-    the seed, the shard's file name and the sample's key.
-
     Args:
-        captioner: a model folder, or "" to score the web texts alone.
-        filter: a model folder; may be the captioner's.
+        captioner, filter: as in `load_judges`.
         part: (i, n): this process takes every n-th shard, from the i-th on.
 
     Raises:
-        UserError: no shard matches, or a folder is not a model.
-        WorkError: more samples than `max_bad_share` were bad.
+        UserError: no shard matches, or a name does not lead to a model.
+        WorkError: more samples of a shard than `max_bad_share` were bad.
     """
     paths = expand_shards(shards)
-    judges = _load_judges(captioner, filter, precision, device)
-    settings = {
-        "captioner": folder_hash(captioner) if captioner else "",
-        "filter": folder_hash(filter),
-        "decoding": json.dumps(asdict(decoding), sort_keys=True),
-        "seed": str(seed),
-        "precision": str(judges.filter.compute_dtype),
-        "batch_size": str(batch_size),
-    }
-    bad = BadSamples(max_bad_share)
-    counts = ScoreCounts()
+    judges = load_judges(captioner, filter, precision, device)
+    settings = ScoreSettings(decoding, num_captions, seed, batch_size, max_bad_share, name)
+    identity = table_identity(judges, settings)
+    counts, bad = ScoreCounts(), Counter()
     for shard in paths[part[0] :: part[1]]:
-        if is_finished(shard, settings):
+        if is_finished(shard, identity, name):
             counts.skipped_shards += 1
             if progress:
-                progress("score", len(set(read_table(shard)["key"].to_pylist())))
+                progress("score", len(set(read_table(shard, name)["key"].to_pylist())))
             continue
-        rows: list[Scored] = []
-        stamp = shard_stamp(shard)
-        for images, scored in _score_shard(shard, judges, decoding, batch_size, seed, bad):
-            rows += scored
-            counts.images += images
-            if progress:
-                progress("score", images)
-        write_table(shard, rows, settings, stamp)
+        done = score_shard(shard, judges, settings, progress)
         counts.shards += 1
-        counts.texts += len(rows)
-    bad.finish()
-    counts.bad = dict(bad.counts)
+        counts.images += done.images
+        counts.texts += done.texts
+        bad.update(done.bad)
+    counts.bad = dict(bad)
     return counts
 
 
-def _load_judges(captioner: str, filter: str, precision: Precision, device: torch.device | None) -> Judges:
-    judge = load_model(filter, device, precision)
-    if not captioner:
-        return Judges(None, judge)
-    same = os.path.realpath(captioner) == os.path.realpath(filter)
-    return Judges(judge if same else load_model(captioner, device, precision), judge)
+def score_shard(shard: str, judges: Judges, settings: ScoreSettings, progress: Progress | None = None) -> ShardCounts:
+    """Read a shard, score it and write its table whole.
+
+    A table does not depend on which process makes it: batches stay within the shard, and a sampled caption depends on
+    the seed, the shard's file name and the sample's key.
+
+    Raises:
+        WorkError: more samples than `max_bad_share` are bad, or the table cannot be written; there is none then.
+    """
+    bad = BadSamples(settings.max_bad_share)
+    empty = BadSamples(math.inf)  # captions without a word, whose samples are as good as others
+    counts, rows = ShardCounts(), []
+    state = shard_state(shard)
+    for batch in read_batches(shard, judges, settings.batch_size, bad):
+        rows += score_batch(batch, judges, settings, shard, empty)
+        counts.images += len(batch.samples)
+        if progress:
+            progress("score", len(batch.samples))
+    bad.finish()
+    write_table(shard, rows, table_identity(judges, settings), state, settings.name, _about(judges, settings))
+    counts.texts, counts.bad = len(rows), dict(bad.counts + empty.counts)
+    return counts
 
 
-def _score_shard(
-    shard: str, judges: Judges, decoding: DecodingConfig, batch_size: int, seed: int, bad: BadSamples
-) -> Iterator[tuple[int, list[Scored]]]:
-    """The rows of a shard, batch by batch, with the number of images in each."""
-    samples = iterate_samples([shard], bad)
-    while batch := list(islice(samples, batch_size)):
-        sizes = sorted({model.image_size for model in (judges.captioner, judges.filter) if model is not None})
-        kept, pictures = _decode(batch, sizes, bad)
-        if kept:
-            yield len(kept), _score_batch(kept, dict(zip(sizes, pictures, strict=True)), judges, decoding, seed, shard)
+def table_identity(judges: Judges, settings: ScoreSettings) -> dict[str, Any]:
+    """What the rows of a table follow from: a table made from another one of these is not finished."""
+    return {
+        **judges.identity,
+        "decoding": asdict(settings.decoding),
+        "num_captions": settings.num_captions,
+        "seed": settings.seed,
+        "batch_size": settings.batch_size,  # another one rounds otherwise
+    }
 
 
-def _decode(batch: list[Sample], sizes: list[int], bad: BadSamples) -> tuple[list[Sample], list[Tensor]]:
-    """The samples whose image is readable, and uint8 [samples, 3, size, size] for each size."""
-    kept, pictures = [], []
-    for sample in batch:
-        try:
-            image = decode_image(sample.image, shortest=max(sizes))
-        except BadSampleError as error:
-            bad.add(BadSample(sample.shard, sample.key, error.reason), counted=True)
-            continue
-        kept.append(sample)
-        pictures.append([torch.as_tensor(evaluation_image(image, size)) for size in sizes])
-    return kept, [torch.stack(column) for column in zip(*pictures, strict=True)]
+def score_batch(batch: Batch, judges: Judges, settings: ScoreSettings, shard: str, empty: BadSamples) -> list[Scored]:
+    """Caption a batch and score all its texts, image by image; each model encodes an image once.
 
-
-def _score_batch(
-    samples: list[Sample], pictures: dict[int, Tensor], judges: Judges, decoding: DecodingConfig, seed: int, shard: str
-) -> list[Scored]:
-    """Caption a batch and score all its texts; each model encodes an image once."""
-    judge, captioner = judges.filter, judges.captioner
-    tokens = judge.encode_images(pictures[judge.image_size])  # [images, tokens, width]
-    texts = [[(text, "web") for text in sample.captions] for sample in samples]
-    if captioner is not None:
-        seen = tokens if captioner is judge else captioner.encode_images(pictures[captioner.image_size])
-        keys = [f"{os.path.basename(shard)}/{sample.key}" for sample in samples]
-        for own, captions in zip(texts, captioner.caption_tokens(seen, decoding, keys, seed), strict=True):
-            own += [(caption.text, "synthetic") for caption in captions]
-    flat = [(row, text, source) for row, own in enumerate(texts) for text, source in own]
-    even = len({len(own) for own in texts}) == 1
-    index = None if even else torch.tensor([row for row, _, _ in flat])
-    match = judge.match_tokens(tokens, [text for _, text, _ in flat], index, batch_size=len(flat))
-    return [
-        Scored(samples[row].key, source, text, itm, itc)
-        for (row, text, source), itm, itc in zip(flat, match.itm.tolist(), match.itc.tolist(), strict=True)
+    Captions without a word are given to `empty` and make no row.
+    """
+    encoded = {model: EncodedImages(model, batch.uint8[model.image_size]) for model in judges.models}
+    vectors = [scorer.encode_images(images) for scorer, images in zip(judges.clips, batch.clip, strict=True)]
+    blank = [_blank(sample, size) for sample, size in zip(batch.samples, batch.sizes, strict=True)]
+    given = [
+        (image, {**blank[image], "source": source, "text": text})
+        for image, sample in enumerate(batch.samples)
+        for text, source in zip(sample.captions, sample.sources, strict=True)
     ]
+    captions = _captions(batch, encoded, judges, settings, shard, empty)
+    made = [(image, {**blank[image], **caption}) for image, caption in captions]
+    rows: list[tuple[int, Scored]] = []
+    for texts in (given, made):  # apart, as each have a length and, mostly, a number an image of their own
+        if texts:
+            images = [image for image, _ in texts]
+            columns = _judge([row["text"] for _, row in texts], images, encoded, vectors, judges, settings)
+            values = zip(*columns.values(), strict=True)
+            for (image, row), scores in zip(texts, values, strict=True):
+                rows.append((image, Scored(**row, **dict(zip(columns, scores, strict=True)))))
+    rows.sort(key=lambda pair: pair[0])
+    numbers: Counter[tuple[int, str]] = Counter()
+    for image, row in rows:
+        row.caption_id = numbers[image, row.source]
+        numbers[image, row.source] += 1
+    return [row for _, row in rows]
+
+
+def _blank(sample: Sample, size: tuple[int, int]) -> dict[str, Any]:
+    """What all rows of an image have in common."""
+    uid = sample.info.get("uid")
+    if not isinstance(uid, str) or not uid:
+        uid = hashlib.sha256(sample.image).hexdigest()
+    return {"key": sample.key, "uid": uid, "width": size[0], "height": size[1]}
+
+
+def _captions(
+    batch: Batch,
+    encoded: dict[Model, EncodedImages],
+    judges: Judges,
+    settings: ScoreSettings,
+    shard: str,
+    empty: BadSamples,
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """All captioners' captions of each image, with the image's number."""
+    keys = [f"{os.path.basename(shard)}/{sample.key}" for sample in batch.samples]
+    how = (settings.decoding, keys, settings.seed, settings.num_captions)
+    made = [
+        encoded[captioner].captions(*how) if captioner in encoded else captioner.captions(batch.whole, *how)
+        for captioner in judges.captioners
+    ]
+    notes = [json.dumps({"captioner": number, **asdict(settings.decoding)}) for number in range(len(made))]
+    for image, sample in enumerate(batch.samples):
+        for captions, note in zip(made, notes, strict=True):
+            for text in captions[image]:
+                if clean_caption(text):
+                    yield image, {"source": "synthetic", "text": text, "decoding": note}
+                else:
+                    empty.add(BadSample(shard, sample.key, "empty caption"), counted=True)
+
+
+def _judge(
+    texts: list[str],
+    images: list[int],
+    encoded: dict[Model, EncodedImages],
+    vectors: list[Tensor],
+    judges: Judges,
+    settings: ScoreSettings,
+) -> dict[str, list[float | int | None]]:
+    """The columns that models fill, each [texts]; `images` is the image of each text."""
+    prompt = settings.decoding.prompt
+    scores: list[TextScores] = [
+        seen.score(texts, images, model in judges.filters, prompt if model in judges.captioners else None)
+        for model, seen in encoded.items()
+    ]
+    clip = [scorer.score(seen, texts, images) for scorer, seen in zip(judges.clips, vectors, strict=True)]
+    columns = {
+        "itm": _mean([one.itm for one in scores]),
+        "itc": _mean([one.itc for one in scores]),
+        "nll": _mean([one.nll for one in scores]),
+        "clip": _mean(clip),
+        "tokens": scores[0].tokens if scores else None,
+    }
+    return {name: [None] * len(texts) if value is None else value.tolist() for name, value in columns.items()}
+
+
+def _mean(columns: list[Tensor | None]) -> Tensor | None:
+    """The mean of those that there are."""
+    present = [column for column in columns if column is not None]
+    return torch.stack(present).mean(dim=0) if present else None
+
+
+def _about(judges: Judges, settings: ScoreSettings) -> dict[str, Any]:
+    """What is said of a table beside what its rows follow from."""
+    return {"command": shlex.join(sys.argv), "vlp": version("vlp"), **judges.names, "settings": asdict(settings)}

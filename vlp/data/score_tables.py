@@ -1,18 +1,22 @@
 """Score tables: one parquet file beside each shard, with every text of every image and what the filter says of it."""
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlp.errors import UserError
+from vlp.errors import UserError, WorkError
 
 NAME = "capfilt"  # of the tables that `vlp capfilt score` writes unless it is told another
 VERSION = "2"
+METADATA = "vlp.capfilt"  # the key in the file's metadata under which it is said, as JSON, how the table was made
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -20,11 +24,11 @@ SCHEMA = pa.schema(
         ("source", pa.string()),  # "web", "human" or "synthetic"
         ("caption_id", pa.int32()),  # number of the text among those of its image and source
         ("text", pa.string()),
-        ("itm", pa.float32()),  # probability of a match
-        ("itc", pa.float32()),  # cosine of the embeddings
+        ("itm", pa.float32()),  # probability of a match, mean of the BLIP filters; null without one
+        ("itc", pa.float32()),  # cosine of the embeddings, mean of the BLIP filters; null without one
         ("clip", pa.float32()),  # cosine by an external open_clip model; null where none was asked
         ("nll", pa.float32()),  # mean negative log-likelihood a token under the captioner, in nats; null without one
-        ("tokens", pa.int32()),  # of the text in the filter's tokenizer, first and last not counted
+        ("tokens", pa.int32()),  # of the text in the filter's tokenizer, specials not counted; null without BLIP models
         ("width", pa.int32()),  # of the stored image, in pixels
         ("height", pa.int32()),
         ("decoding", pa.string()),  # how a synthetic text was made, JSON; null for others
@@ -39,13 +43,13 @@ class Scored:
     key: str
     source: str
     text: str
-    itm: float
-    itc: float
+    itm: float | None
+    itc: float | None
     uid: str = ""
     caption_id: int = 0
     clip: float | None = None
     nll: float | None = None
-    tokens: int = 0
+    tokens: int | None = None
     width: int = 0
     height: int = 0
     decoding: str | None = None
@@ -63,55 +67,90 @@ def table_path(shard: str, name: str = NAME) -> Path:
 
 
 def shard_stamp(shard: str) -> str:
-    """Size and time of change of a shard: what a table remembers of the file it was made from."""
+    """Size and time of change of a shard, which tell quickly that it is the same file as before."""
     status = os.stat(shard)
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
-def folder_hash(folder: str) -> str:
-    """A hash of what a model folder computes with: weights, config and tokenizer."""
+def shard_state(shard: str) -> dict[str, str]:
+    """What a table remembers of the file it was made from: its stamp, and a hash of its content."""
+    return {"shard": shard_stamp(shard), "shard_sha256": files_hash([Path(shard)])}
+
+
+def is_same_shard(shard: str, state: dict[str, Any]) -> bool:
+    """Whether a shard is the file of which `state` (see `shard_state`) was taken.
+
+    The hash is only computed where the stamp is another one but the size is not, as with a copy.
+    """
+    stamp = shard_stamp(shard)
+    if state.get("shard") == stamp:
+        return True
+    same_size = str(state.get("shard")).split("-")[0] == stamp.split("-")[0]
+    return same_size and state.get("shard_sha256") == files_hash([Path(shard)])
+
+
+def folder_hash(folder: str | Path) -> str:
+    """A hash of what one of our model folders computes with: weights, config and tokenizer."""
+    return files_hash([Path(folder) / name for name in ("config.json", "model.safetensors", "tokenizer.json")])
+
+
+def files_hash(paths: list[Path]) -> str:
+    """A hash of files' contents, in the order given."""
     digest = hashlib.sha256()
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        with open(Path(folder) / name, "rb") as file:
+    for path in paths:
+        with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
 
-def write_table(shard: str, rows: list[Scored], settings: dict[str, str], stamp: str = "", name: str = NAME) -> None:
+def write_table(
+    shard: str,
+    rows: list[Scored],
+    settings: dict[str, Any],
+    state: dict[str, str] | None = None,
+    name: str = NAME,
+    about: dict[str, Any] | None = None,
+) -> None:
     """Write a shard's table whole: under another name, then renamed.
 
     Args:
-        stamp: the shard's stamp from before it was read, so that a change while it was scored is noticed; "" is now.
+        settings: what the rows follow from; a table with others is not finished.
+        state: the shard's `shard_state` from before it was read, so that a change while it was scored is noticed;
+            None is now.
+        about: what is said of the table beside that, such as the command that made it.
+
+    Raises:
+        WorkError: the disk is full, or the table cannot be written for another reason.
     """
     columns = {field.name: [getattr(row, field.name) for row in rows] for field in SCHEMA}
-    metadata = {"vlp.capfilt": json.dumps({**settings, "shard": stamp or shard_stamp(shard), "version": VERSION})}
-    table = pa.table(columns, schema=SCHEMA.with_metadata(metadata))
-    path = table_path(shard, name)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        pq.write_table(table, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    said = {**settings, **(state or shard_state(shard)), "version": VERSION, "about": about or {}}
+    table = pa.table(columns, schema=SCHEMA.with_metadata({METADATA: json.dumps(said)}))
+    written = pa.BufferOutputStream()  # first in memory, so that its size is known
+    pq.write_table(table, written)
+    _write_whole(table_path(shard, name), written.getvalue())
 
 
-def is_finished(shard: str, settings: dict[str, str], name: str = NAME) -> bool:
-    """Whether the shard's table exists and was made with these settings from this very file."""
+def is_finished(shard: str, settings: dict[str, Any], name: str = NAME) -> bool:
+    """Whether the shard's table exists and was made with these settings from this very content."""
     stored = read_settings(shard, name)
-    return stored == {**settings, "shard": shard_stamp(shard), "version": VERSION}
+    if stored is None:
+        return False
+    made_with = {key: stored[key] for key in stored if key not in ("about", "shard", "shard_sha256")}
+    return made_with == {**settings, "version": VERSION} and is_same_shard(shard, stored)
 
 
-def read_settings(shard: str, name: str = NAME) -> dict[str, str] | None:
-    """What a shard's table was made with; None where there is no readable table."""
+def read_settings(shard: str, name: str = NAME) -> dict[str, Any] | None:
+    """What a shard's table was made with: the settings that its rows follow from, the shard's `shard_state`, the
+    format's "version", and under "about" what only describes it. None where there is no readable table."""
     try:
         metadata = pq.read_schema(table_path(shard, name)).metadata or {}
-        return json.loads(metadata[b"vlp.capfilt"])
+        return json.loads(metadata[METADATA.encode()])
     except (OSError, KeyError, ValueError, pa.ArrowException):
         return None
 
 
 def check_table(shard: str, name: str = NAME) -> None:
-    """Make sure, from its metadata alone, that a shard's table can be used.
+    """Make sure, without reading its rows, that a shard's table can be used.
 
     Raises:
         UserError: there is none, it is of another version, or the shard was changed after it was scored.
@@ -121,7 +160,7 @@ def check_table(shard: str, name: str = NAME) -> None:
         raise UserError(f"{shard} has no score table; run `vlp capfilt score` on it first.")
     if settings.get("version") != VERSION:
         raise UserError(f"The table of {shard} has version {settings.get('version')}, not {VERSION}; score it again.")
-    if settings["shard"] != shard_stamp(shard):
+    if not is_same_shard(shard, settings):
         raise UserError(f"{shard} was changed after it was scored; score it again.")
 
 
@@ -129,3 +168,21 @@ def read_table(shard: str, name: str = NAME) -> pa.Table:
     """A shard's table; raises what `check_table` does."""
     check_table(shard, name)
     return pq.read_table(table_path(shard, name))
+
+
+def _write_whole(path: Path, content: pa.Buffer) -> None:
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)  # so that what is free is what the next try has
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(path.parent).free
+            raise WorkError(
+                f"{path} needs {content.size:,} bytes and its disk has {free:,} free; make room and run again: "
+                "tables that are finished are kept."
+            ) from None
+        raise WorkError(f"{path} cannot be written: {error.strerror or error}.") from None
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ import tarfile
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO
 
 import fsspec
@@ -31,12 +31,14 @@ __all__ = [
     "expand_shards",
     "index_shard",
     "iterate_samples",
+    "open_image",
     "prepare_output",
     "read_members",
 ]
 
 MAX_PIXELS = 100_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # others may call programs, as EPS does
+BROKEN = (OSError, SyntaxError, ValueError, EOFError)  # what Pillow raises for broken files
 OPEN_FILES = 16  # shuffling moves between this many shards without opening one again
 
 
@@ -49,6 +51,7 @@ class Sample:
         text: the content of the txt member, None where there is none.
         captions: `captions` of the JSON where it has any, else the text; stripped, never empty.
         info: the JSON member, {} where there is none.
+        sources: where each caption comes from: "web" unless its entry in the JSON says "human" or "synthetic".
     """
 
     key: str
@@ -57,6 +60,7 @@ class Sample:
     text: str | None
     captions: list[str]
     info: dict
+    sources: list[str] = field(default_factory=list)
 
 
 class ShardReader:
@@ -119,14 +123,15 @@ def make_sample(key: str, shard: str, image: bytes, text: bytes | None, info: by
         words = None if text is None else text.decode("utf-8").strip()
     except UnicodeDecodeError:
         raise BadSampleError("text not UTF-8") from None
-    captions = _captions(facts) or ([words] if words else [])
+    said = _captions(facts) or ([(words, "web")] if words else [])
+    captions, sources = [text for text, _ in said], [source for _, source in said]
     if not captions:
         raise BadSampleError("no text" if text is None else "empty text")
     try:
         "".join(captions).encode()  # JSON can hold half of a surrogate pair
     except UnicodeEncodeError:
         raise BadSampleError("text not UTF-8") from None
-    return Sample(key, shard, image, words, captions, facts)
+    return Sample(key, shard, image, words, captions, facts, sources)
 
 
 def decode_image(data: bytes, shortest: int | None = None) -> Image.Image:
@@ -138,14 +143,8 @@ def decode_image(data: bytes, shortest: int | None = None) -> Image.Image:
     Raises:
         BadSampleError: it is no image, it is broken, or it has more than `MAX_PIXELS` pixels.
     """
-    if not data:
-        raise BadSampleError("zero bytes")
+    picture = open_image(data)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's warning of large images: the limit below is ours
-            picture = Image.open(io.BytesIO(data), formats=FORMATS)
-        if picture.width * picture.height > MAX_PIXELS:
-            raise BadSampleError("image too large")
         if shortest is not None:
             picture.draft("RGB", (shortest, shortest))
         if picture.mode == "P" and "transparency" in picture.info:
@@ -153,10 +152,29 @@ def decode_image(data: bytes, shortest: int | None = None) -> Image.Image:
         if picture.mode.startswith("I"):  # 16 bits a pixel
             picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
         return picture.convert("RGB")
+    except BROKEN:
+        raise BadSampleError("image undecodable") from None
+
+
+def open_image(data: bytes) -> Image.Image:
+    """A picture of which only the header was read: its `size` is that of the stored file, in pixels.
+
+    Raises:
+        BadSampleError: as `decode_image`, as far as the header tells.
+    """
+    if not data:
+        raise BadSampleError("zero bytes")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's warning of large images: the limit below is ours
+            picture = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
         raise BadSampleError("image too large") from None
-    except (OSError, SyntaxError, ValueError, EOFError):  # what Pillow raises for broken files
+    except BROKEN:
         raise BadSampleError("image undecodable") from None
+    if picture.width * picture.height > MAX_PIXELS:
+        raise BadSampleError("image too large")
+    return picture
 
 
 def iterate_samples(shards: str | list[str], bad: BadSamples | None = None) -> Iterator[Sample]:
@@ -204,10 +222,15 @@ def read_members(path: str) -> Iterator[tuple[str, dict[str, bytes]]]:
         yield key, members
 
 
-def _captions(facts: dict) -> list[str]:
-    """Texts of the JSON's `captions`: strings, or objects with a `text`."""
+def _captions(facts: dict) -> list[tuple[str, str]]:
+    """Texts and sources of the JSON's `captions`: strings, or objects with a `text` and perhaps a `source`."""
     listed = facts.get("captions")
     if not isinstance(listed, list):
         return []
-    texts = [entry.get("text") if isinstance(entry, dict) else entry for entry in listed]
-    return [text.strip() for text in texts if isinstance(text, str) and text.strip()]
+    entries = [entry if isinstance(entry, dict) else {"text": entry} for entry in listed]
+    texts = [(entry.get("text"), entry.get("source")) for entry in entries]
+    return [
+        (text.strip(), source if source in ("human", "synthetic") else "web")
+        for text, source in texts
+        if isinstance(text, str) and text.strip()
+    ]

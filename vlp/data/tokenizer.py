@@ -65,9 +65,18 @@ class CaptionTokenizer:
         Returns:
             ids int64 and mask bool (True: a token), both [texts, tokens].
         """
+        return self.pad(self.word_ids(texts), max_tokens, first, multiple)
+
+    def word_ids(self, texts: list[str]) -> list[list[int]]:
+        """The words of texts, without special tokens."""
+        return [one.ids for one in self.tokenizer.encode_batch(texts, add_special_tokens=False)]
+
+    def pad(
+        self, words: list[list[int]], max_tokens: int, first: FirstToken = "[CLS]", multiple: int = 8
+    ) -> tuple[Tensor, Tensor]:
+        """What `encode` does, for texts whose words are ids already."""
         first_id = {"[CLS]": self.cls_id, "[ENC]": self.enc_id, "[DEC]": self.dec_id}[first]
-        encoded = self.tokenizer.encode_batch(texts, add_special_tokens=False)
-        rows = [[first_id, *one.ids[: max_tokens - 2], self.sep_id] for one in encoded]
+        rows = [[first_id, *ids[: max_tokens - 2], self.sep_id] for ids in words]
         length = -(-max(map(len, rows), default=1) // multiple) * multiple
         padded = [row + [self.pad_id] * (length - len(row)) for row in rows]
         ids = torch.tensor(padded, dtype=torch.int64).reshape(-1, length)

@@ -1,0 +1,115 @@
+"""The models of a CapFilt run: captioners, filters and scorers from outside, each loaded once."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlp.capfilt.clip_scorer import ClipScorer
+from vlp.capfilt.transformers_captioner import READ, TransformersCaptioner
+from vlp.config import Precision
+from vlp.convert.files import find_folder
+from vlp.data.score_tables import files_hash, folder_hash
+from vlp.errors import UserError
+from vlp.model import Model, load_model
+from vlp.model_folder import is_ours
+from vlp.precision import compute_dtype
+
+TRANSFORMERS, OPEN_CLIP = "hf:", "open_clip:"
+
+
+@dataclass
+class Judges:
+    """The models of a run. A model that captions and filters is one and the same object, which sees an image once.
+
+    Attributes:
+        captioners: their captions are pooled; the likelihood of a text is the mean over the BLIP models among them.
+        filters: BLIP models, whose ITM and ITC are averaged; without one both are null.
+        clips: open_clip models, whose cosines are averaged.
+        identity: what of them decides a table's rows: hashes of their contents, and the precision.
+        names: as they were given.
+    """
+
+    captioners: list[Model | TransformersCaptioner]
+    filters: list[Model]
+    clips: list[ClipScorer]
+    identity: dict[str, Any]
+    names: dict[str, list[str]]
+
+    @property
+    def models(self) -> list[Model]:
+        """Every BLIP model once, filters first."""
+        models = [*self.filters, *(model for model in self.captioners if isinstance(model, Model))]
+        return list(dict.fromkeys(models))
+
+
+def load_judges(
+    captioner: str | list[str],
+    filter: str | list[str],
+    precision: Precision = "auto",
+    device: torch.device | None = None,
+) -> Judges:
+    """Load the models that are named.
+
+    Args:
+        captioner: model folders, or hf:NAME_OR_FOLDER for an image-to-text model of `transformers`; "" or []: none.
+        filter: model folders, or open_clip:NAME,PRETRAINED.
+
+    Raises:
+        UserError: there is no filter, or a name does not lead to a model of its kind.
+    """
+    captioners, filters = as_list(captioner), as_list(filter)
+    if not filters:
+        raise UserError("CapFilt needs a filter: a model folder, or open_clip:NAME,PRETRAINED.")
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    loaded: dict[str, Model | TransformersCaptioner | ClipScorer] = {}
+    hashes: dict[str, str] = {}
+    for name in [*captioners, *filters]:
+        place = _place(name)
+        if place in loaded:
+            continue
+        if name.startswith(TRANSFORMERS):
+            loaded[place] = TransformersCaptioner(name.removeprefix(TRANSFORMERS), device, precision)
+            hashes[place] = loaded[place].identity
+        elif name.startswith(OPEN_CLIP):
+            loaded[place] = ClipScorer(name.removeprefix(OPEN_CLIP), device, precision)
+            hashes[place] = loaded[place].identity
+        else:
+            # Weights in bf16 once, where they would be turned into it at every call.
+            dtype = torch.bfloat16 if compute_dtype(precision, device) == torch.bfloat16 else None
+            loaded[place] = load_model(name, device, precision, dtype)
+            hashes[place] = _hash(find_folder(name))
+    if any(isinstance(loaded[_place(name)], ClipScorer) for name in captioners):
+        raise UserError("An open_clip model makes no captions; name it as a filter.")
+    judging = [loaded[_place(name)] for name in filters]
+    if any(isinstance(model, TransformersCaptioner) for model in judging):
+        raise UserError("A captioner of transformers cannot filter; name a model folder or open_clip:NAME,PRETRAINED.")
+    return Judges(
+        [loaded[_place(name)] for name in captioners],
+        [model for model in judging if isinstance(model, Model)],
+        [model for model in judging if isinstance(model, ClipScorer)],
+        {
+            "captioner": [hashes[_place(name)] for name in captioners],
+            "filter": [hashes[_place(name)] for name in filters],
+            "precision": str(compute_dtype(precision, device)),
+        },
+        {"captioner": captioners, "filter": filters},
+    )
+
+
+def as_list(names: str | list[str]) -> list[str]:
+    """One name or several, empty ones left out."""
+    return [name for name in ([names] if isinstance(names, str) else names) if name]
+
+
+def _place(name: str) -> str:
+    """The same for every way to write the path of a folder."""
+    return name if name.startswith((TRANSFORMERS, OPEN_CLIP)) else os.path.realpath(name)
+
+
+def _hash(folder: Path) -> str:
+    if is_ours(folder):
+        return folder_hash(folder)
+    return files_hash(sorted(file for file in folder.iterdir() if file.suffix in READ))  # one that is converted
