@@ -100,6 +100,8 @@ def connect(spill: Path, memory: int = MOST_MEMORY) -> duckdb.DuckDBPyConnection
     fetches = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
     connection = duckdb.connect(config={**settings, **fetches})
     connection.execute("SET enable_progress_bar = false")
+    # It takes a parquet column without nan in its statistics, which never have one, for a column without nan.
+    connection.execute("SET disabled_optimizers = 'statistics_propagation'")
     return connection
 
 
@@ -130,7 +132,8 @@ def _texts(group: list[str], rules: Rules, others: dict[str, dict[str, str]]) ->
         columns = ", ".join([*keys, *(f'{sql} AS "{alias}"' for alias, sql in fields.items())])
         if numbers:
             files = _files([paths[shards[number]] for number in numbers])
-            other = f"SELECT {numbers}[file_index + 1] AS file_index, {columns} FROM {files}"
+            place = f"list_extract({numbers}::UBIGINT[], file_index::BIGINT + 1)"
+            other = f"SELECT {place} AS file_index, {columns} FROM {files}"
         else:
             files = _files(group)
             other = f"SELECT file_index, {columns} FROM {files} WHERE false"

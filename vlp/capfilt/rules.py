@@ -68,13 +68,15 @@ def parse_rules(text: str, others: Collection[str] = ()) -> Rules:
     Raises:
         UserError: the text is no expression of this language; the sentence says where.
     """
+    if not text.strip():
+        raise UserError("The rules are empty; write an expression, such as itm >= 0.5.")
     if len(text) > LONGEST:
         raise UserError(f"The rules have {len(text)} characters; {LONGEST} are allowed.")
     try:
         tree = ast.parse(f"(\n{text}\n)", mode="eval")  # brackets, so that rules may have several lines
         return _Compiler(others).compile(tree.body)
     except SyntaxError as error:
-        raise UserError(f"The rules {text!r} cannot be read: {error.msg}.") from None
+        raise UserError(f"The rules {text[:80]!r} cannot be read: {error.msg}.") from None
     except (RecursionError, MemoryError, ValueError):  # the last: null bytes
         raise UserError(f"The rules {text[:80]!r} cannot be read: they are nested too deeply or no text.") from None
 
