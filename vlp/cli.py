@@ -196,16 +196,20 @@ def capfilt_score(
 
 @capfilt_app.command("select")
 def capfilt_select(
-    shards: Shards,
-    output: Annotated[str, typer.Option("--out", help="Folder for the new shards.")],
-    human: Annotated[list[str] | None, typer.Option(help="Clean shards that join as they are.")] = None,
-    threshold: Annotated[float, typer.Option(help="ITM probability from which a text is kept.")] = 0.5,
+    rules: Annotated[str, typer.Argument(help="Which texts stay, as an expression; docs/capfilt.md has the language.")],
+    scores: Annotated[list[str], typer.Option(help="Score tables: paths and globs; repeatable.")],
+    output: Annotated[str, typer.Option("--out", help="Folder for new shards.")] = "",
+    uids: Annotated[str, typer.Option(help="File.npy for a uid list in DataComp's form.")] = "",
+    table: Annotated[str, typer.Option(help="File.parquet for the rows that stay.")] = "",
+    human: Annotated[list[str] | None, typer.Option(help="With --out: clean shards that join as they are.")] = None,
+    also: Annotated[list[str] | None, typer.Option(help="NAME=GLOB: tables that rules name as NAME.itm.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Score tables to new shards. Example: vlp capfilt select --shards 'web/*.tar' --out cleaned --threshold 0.5"""
-    from vlp.capfilt.select import select
+    """Choose texts. Example: vlp capfilt select 'itm >= 0.5 and best(1)' --scores 'web/*.capfilt.parquet' --out new"""
+    from vlp.capfilt.select import parse_also, select
 
-    _print(vars(select(shards, output, human, threshold)), as_json)
+    counts = select(scores, rules, output, uids, table, human, parse_also(also or []), quiet=as_json)
+    _print(vars(counts), as_json)
 
 
 @capfilt_app.command("report")

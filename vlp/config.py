@@ -212,7 +212,7 @@ class CapFiltConfig:
     name: str = "capfilt"  # of the score tables: SHARD.NAME.parquet
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     num_captions: int = 1  # an image and captioner
-    threshold: float = 0.5  # a text stays when its ITM probability is at least this
+    rules: str = "itm >= 0.5"  # which texts stay; vlp/capfilt/rules.py says the language
     batch_size: int = 64
     precision: Precision = "auto"
     seed: int = 0

@@ -7,9 +7,11 @@ from datetime import timedelta
 import torch
 from accelerate import PartialState
 
+from vlp.capfilt.rules import parse_rules
 from vlp.capfilt.score import ScoreCounts, score_shards
 from vlp.capfilt.select import select
 from vlp.config import CapFiltConfig
+from vlp.data.score_tables import table_path
 from vlp.data.shards import expand_shards, index_shard, prepare_output
 from vlp.distributed import gather_objects
 from vlp.errors import UserError
@@ -60,6 +62,7 @@ def run_capfilt(config: CapFiltConfig) -> dict:
     """Score, wait for the other processes, and let one of them select. Returns both counts."""
     if not config.output:
         raise UserError("CapFilt needs output: the folder for the new shards.")
+    parse_rules(config.rules)
     prepare_output(config.output)  # what select would refuse is refused before hours of scoring
     if config.human:
         expand_shards(config.human)
@@ -68,5 +71,6 @@ def run_capfilt(config: CapFiltConfig) -> dict:
     state.wait_for_everyone()
     selected = None
     if state.is_main_process:
-        selected = asdict(select(config.shards, config.output, config.human or None, config.threshold))
+        tables = [str(table_path(shard, config.name)) for shard in expand_shards(config.shards)]
+        selected = asdict(select(tables, config.rules, config.output, human=config.human or None))
     return {"scored": asdict(scored), "selected": selected}

@@ -33,18 +33,21 @@ def write_demo_page(root: Path) -> None:
             if key in results["noisy"]
         ],
         curves=Markup(loss_curves(logs)),
-        examples=_examples(root / "data" / "web", results["threshold"]),
+        examples=_examples(root / "data"),
     )
     write_page(page, root / "report.html")
 
 
-def _examples(folder: Path, threshold: float) -> list[dict]:
-    """Scenes of the first web shard with their texts and whether the filter keeps them; right and wrong web texts in
-    turn."""
-    shard = min(folder.glob("*.tar"))
+def _examples(data: Path) -> list[dict]:
+    """Scenes of the first web shard with their texts and whether they are in the first cleaned shard, which was made
+    from it; right and wrong web texts in turn."""
+    shard, cleaned = min((data / "web").glob("*.tar")), data / "cleaned" / "00000.tar"
+    samples = iterate_samples([str(cleaned)]) if cleaned.exists() else ()  # there is none when no text stayed
+    kept = {(one.key, text["source"], text["text"]) for one in samples for text in one.info["captions"]}
     texts: dict[str, list[dict]] = {}
     for row in pq.read_table(shard.with_suffix(".capfilt.parquet")).to_pylist():
-        texts.setdefault(row["key"], []).append({**row, "kept": row["itm"] >= threshold})
+        stays = (row["key"], row["source"], row["text"]) in kept
+        texts.setdefault(row["key"], []).append({**row, "kept": stays})
     by_truth: dict[bool, list[dict]] = {True: [], False: []}
     for sample in iterate_samples([str(shard)]):
         truth = sample.info["truth"]
