@@ -7,8 +7,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from vlp.bench import command
-from vlp.bench.caption import Size
+from vlp.bench import capfilt, command
+from vlp.bench.caption import LENGTH, Size
 from vlp.bench.timing import PACKED, compare
 from vlp.cli import app
 from vlp.errors import UserError
@@ -29,6 +29,17 @@ def test_lines_hold_ours_and_the_peer(what, monkeypatch):
     alone = CliRunner().invoke(app, arguments)
     assert {line["peer"] for line in json.loads(alone.stdout.splitlines()[-1])} == {None}
     assert "captions/s" in command.as_table([]) or "ours" in command.as_table([])
+
+
+def test_capfilt_scores_a_web_text_and_a_caption_of_every_image(monkeypatch):
+    made, real = [], capfilt.score_batch
+    monkeypatch.setattr(capfilt, "score_batch", lambda *given: made.append(real(*given)))
+    capfilt.bench_capfilt(Size(32, 1, 2, 32, 1000), "fp32", 3, False)
+    for rows in made:
+        assert [row.source for row in rows] == ["web", "synthetic"] * 3
+        assert None not in [value for row in rows for value in (row.itm, row.itc, row.nll)]
+        assert {row.tokens for row in rows[::2]} == {capfilt.WORDS}
+        assert min(row.tokens for row in rows[1::2]) >= LENGTH - 2  # one of them may be a special token
 
 
 def test_a_training_step_is_measured_without_a_peer(monkeypatch):

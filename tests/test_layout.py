@@ -40,7 +40,7 @@ ALLOWED = {
     "demo": BUILDING | {"model", "evaluate", "train", "capfilt", "report"},
     "cli": BUILDING | {"bench", "launch", "model", "search", "evaluate", "train", "capfilt", "report", "demo"},
     "launch": {"errors"},
-    "bench": BUILDING | {"model", "tasks"},
+    "bench": BUILDING | {"model", "tasks", "capfilt"},
     "__main__": {"cli"},
     "__init__": BUILDING | {"model"},
 }

@@ -12,10 +12,10 @@ WORDS = "a red blue green circle square star above below left of right the large
 SIZE = 32
 
 
-def make_model(precision="fp32", sharing="all_but_self_attention") -> Model:
+def make_model(precision="fp32", sharing="all_but_self_attention", seed=0, size=SIZE) -> Model:
     tokenizer = train_tokenizer([WORDS] * 3, size=200)
-    torch.manual_seed(0)
-    image = ImageEncoderConfig(image_size=SIZE, patch_size=16, width=32, layers=1, heads=2)
+    torch.manual_seed(seed)
+    image = ImageEncoderConfig(image_size=size, patch_size=16, width=32, layers=1, heads=2)
     text = TextTowerConfig(
         vocabulary=len(tokenizer), width=32, layers=2, heads=2, feed_forward=64, positions=48, sharing=sharing
     )

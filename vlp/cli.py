@@ -318,7 +318,9 @@ def match(model: str, image: str, text: str, as_json: Json = False) -> None:
 
 @app.command()
 def bench(
-    what: Annotated[Literal["attention", "caption", "rerank", "train"], typer.Argument(help="What to measure.")],
+    what: Annotated[
+        Literal["attention", "capfilt", "caption", "rerank", "train"], typer.Argument(help="What to measure.")
+    ],
     size: Annotated[Literal["base", "small"], typer.Option(help="ViT-B/16 and BERT-base, or 192 wide.")] = "base",
     precision: Annotated[Literal["bf16", "fp32"], typer.Option(help="Of weights and computation.")] = "bf16",
     batch: Annotated[int, typer.Option(help="Images at once.")] = 8,

@@ -3,13 +3,20 @@
 from typing import Literal
 
 from vlp.bench.attention import bench_attention
+from vlp.bench.capfilt import bench_capfilt
 from vlp.bench.caption import BASE, SMALL, bench_caption
 from vlp.bench.rerank import bench_rerank
 from vlp.bench.timing import Measured
 from vlp.bench.train import bench_train
 
-What = Literal["attention", "caption", "rerank", "train"]
-BENCHES = {"attention": bench_attention, "caption": bench_caption, "rerank": bench_rerank, "train": bench_train}
+What = Literal["attention", "capfilt", "caption", "rerank", "train"]
+BENCHES = {
+    "attention": bench_attention,
+    "capfilt": bench_capfilt,
+    "caption": bench_caption,
+    "rerank": bench_rerank,
+    "train": bench_train,
+}
 SIZES = {"base": BASE, "small": SMALL}
 
 

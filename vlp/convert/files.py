@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlp.errors import UserError
 
-WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin", "*.json", "*.txt", "*.model")
+WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin", "*.json", "*.txt", "*.model", "*.jinja")
 
 
 def find_folder(source: str) -> Path:
