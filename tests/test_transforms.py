@@ -1,5 +1,6 @@
 """Image and caption preprocessing."""
 
+import io
 import random
 
 import numpy as np
@@ -7,7 +8,14 @@ import pytest
 from PIL import Image
 
 from vlp.config import AugmentConfig
+from vlp.data.decode import EncodedImage
 from vlp.data.transforms import OPERATIONS, clean_caption, evaluation_image, training_image
+
+
+def encoded(picture: Image.Image, kind="PNG", **how) -> EncodedImage:
+    data = io.BytesIO()
+    picture.save(data, kind, **how)
+    return EncodedImage(data.getvalue())
 
 
 def photo(width=50, height=40) -> Image.Image:
@@ -15,7 +23,7 @@ def photo(width=50, height=40) -> Image.Image:
 
 
 def test_the_generator_decides_everything():
-    one, two, three = (training_image(photo(), 24, AugmentConfig(), random.Random(seed)) for seed in (1, 1, 2))
+    one, two, three = (training_image(encoded(photo()), 24, AugmentConfig(), random.Random(seed)) for seed in (1, 1, 2))
     assert one.shape == (3, 24, 24)
     assert one.dtype == np.uint8
     assert (one == two).all()
@@ -24,12 +32,12 @@ def test_the_generator_decides_everything():
 
 def test_without_augmentation_training_and_evaluation_agree():
     plain = AugmentConfig(crop_min=1.0, flip=False, operations=0)
-    assert (training_image(photo(), 24, plain, random.Random(0)) == evaluation_image(photo(), 24)).all()
+    assert (training_image(encoded(photo()), 24, plain, random.Random(0)) == evaluation_image(photo(), 24)).all()
 
 
 def test_flipping_is_a_mirror():
     flip = AugmentConfig(crop_min=1.0, flip=True, operations=0)
-    results = [training_image(photo(24, 24), 24, flip, random.Random(seed)) for seed in range(20)]
+    results = [training_image(encoded(photo(24, 24)), 24, flip, random.Random(seed)) for seed in range(20)]
     straight = evaluation_image(photo(24, 24), 24)
     mirrored = [(one == straight[:, :, ::-1]).all() for one in results]
     assert 3 < sum(mirrored) < 17

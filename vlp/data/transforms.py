@@ -5,9 +5,12 @@ import random
 import re
 
 import numpy as np
+import torch
 from PIL import Image, ImageEnhance, ImageOps
+from torch.nn.functional import interpolate
 
 from vlp.config import AugmentConfig
+from vlp.data.decode import EncodedImage, shrink_for
 
 ASPECT = (3 / 4, 4 / 3)
 GREY = (128, 128, 128)  # what shows where a picture was moved away
@@ -15,24 +18,38 @@ UNWANTED = re.compile(r"[.!\"()*#:;~]")  # BLIP drops these from captions
 SPACES = re.compile(r"\s{2,}")
 
 
-def training_image(image: Image.Image, size: int, augment: AugmentConfig, rng: random.Random) -> np.ndarray:
-    """A random crop, flip and changes of a picture, as uint8 [3, size, size]; `rng` decides everything."""
-    box = _crop_box(image.width, image.height, augment, rng)
-    image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+def training_image(image: EncodedImage, size: int, augment: AugmentConfig, rng: random.Random) -> np.ndarray:
+    """A random crop, flip and changes of a picture, as uint8 [3, size, size]; `rng` decides everything.
+
+    The crop is drawn before anything is decoded, so that a JPEG is decoded no larger than the crop needs.
+
+    Raises:
+        BadSampleError: the image is broken.
+    """
+    left, top, right, bottom = _crop_box(image.width, image.height, augment, rng)
+    shrink = shrink_for(right - left, bottom - top, size)
+    # Pixels of the smaller picture that lie in the box, those at its edges counted.
+    part = slice(top // shrink, -(-bottom // shrink)), slice(left // shrink, -(-right // shrink))
+    pixels = _resize(image.pixels(shrink)[part], size)
     if augment.flip and rng.random() < 0.5:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        pixels = pixels.flip(1)
+    picture = None
     for _ in range(augment.operations):
         operation = rng.choice(OPERATIONS)
         if rng.random() < augment.probability:
-            image = operation(image, augment.magnitude / 10, rng)
-    return _to_array(image)
+            picture = operation(picture or Image.fromarray(pixels.numpy()), augment.magnitude / 10, rng)
+    return _planes(pixels if picture is None else torch.from_numpy(np.array(picture)))
 
 
-def evaluation_image(image: Image.Image, size: int) -> np.ndarray:
-    """The whole picture at the model's size, as uint8 [3, size, size]; BLIP does not keep the aspect ratio either."""
-    if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BICUBIC)
-    return _to_array(image)
+def evaluation_image(image: Image.Image | np.ndarray, size: int) -> np.ndarray:
+    """The whole picture at the model's size, as uint8 [3, size, size]; BLIP does not keep the aspect ratio either.
+
+    Args:
+        image: a picture, or its RGB pixels, uint8 [height, width, 3].
+    """
+    if isinstance(image, Image.Image):
+        image = np.array(image.convert("RGB"))
+    return _planes(_resize(image, size))
 
 
 def clean_caption(text: str, max_words: int = 50) -> str:
@@ -41,12 +58,24 @@ def clean_caption(text: str, max_words: int = 50) -> str:
     return " ".join(text.split(" ")[:max_words])
 
 
-def _to_array(image: Image.Image) -> np.ndarray:
-    return np.ascontiguousarray(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
+def _resize(pixels: np.ndarray, size: int) -> torch.Tensor:
+    """[height, width, 3] to [size, size, 3], bicubic and antialiased; uint8 in and out, as Pillow rounds."""
+    image = torch.from_numpy(np.ascontiguousarray(pixels))  # a crop in one piece: the fast kernel asks for that
+    if image.shape[:2] == (size, size):
+        return image
+    planes = image.permute(2, 0, 1)[None]
+    return interpolate(planes, (size, size), mode="bicubic", antialias=True)[0].permute(1, 2, 0).contiguous()
 
 
-def _crop_box(width: int, height: int, augment: AugmentConfig, rng: random.Random) -> tuple[float, float, float, float]:
-    """A random part of the area with a random aspect ratio (Szegedy et al. 2015); the whole when none fits."""
+def _planes(pixels: torch.Tensor) -> np.ndarray:
+    return pixels.permute(2, 0, 1).contiguous().numpy()
+
+
+def _crop_box(width: int, height: int, augment: AugmentConfig, rng: random.Random) -> tuple[int, int, int, int]:
+    """A random part of the area with a random aspect ratio (Szegedy et al. 2015); the whole when none fits.
+
+    Returns left, top, right and bottom in pixels.
+    """
     if augment.crop_min >= 1:
         return 0, 0, width, height
     for _ in range(10):
@@ -74,7 +103,9 @@ def _affine(a: float, b: float, c: float, d: float) -> object:
     def operation(image: Image.Image, strength: float, rng: random.Random) -> Image.Image:
         amount = rng.choice((-strength, strength))
         matrix = (1, a * amount, c * amount * image.width, b * amount, 1, d * amount * image.height)
-        return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=GREY)
+        whole = all(float(entry).is_integer() for entry in matrix)  # a shift by whole pixels: nothing to interpolate
+        kind = Image.Resampling.NEAREST if whole else Image.Resampling.BILINEAR
+        return image.transform(image.size, Image.Transform.AFFINE, matrix, kind, fillcolor=GREY)
 
     return operation
 
