@@ -3,19 +3,25 @@
 import math
 import random
 import re
+from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageOps
-from torch.nn.functional import interpolate
+from torch import Tensor
+from torch.nn import functional
 
 from vlp.config import AugmentConfig
 from vlp.data.decode import EncodedImage, shrink_for
 
 ASPECT = (3 / 4, 4 / 3)
-GREY = (128, 128, 128)  # what shows where a picture was moved away
+GREY = 128  # what shows where a picture was moved away
 UNWANTED = re.compile(r"[.!\"()*#:;~]")  # BLIP drops these from captions
 SPACES = re.compile(r"\s{2,}")
+
+# Pixels uint8 [height, width, 3], a strength from 0 to 1, and what decides directions.
+Operation = Callable[[Tensor, float, random.Random], Tensor]
 
 
 def training_image(image: EncodedImage, size: int, augment: AugmentConfig, rng: random.Random) -> np.ndarray:
@@ -28,17 +34,15 @@ def training_image(image: EncodedImage, size: int, augment: AugmentConfig, rng: 
     """
     left, top, right, bottom = _crop_box(image.width, image.height, augment, rng)
     shrink = shrink_for(right - left, bottom - top, size)
-    # Pixels of the smaller picture that lie in the box, those at its edges counted.
-    part = slice(top // shrink, -(-bottom // shrink)), slice(left // shrink, -(-right // shrink))
+    part = slice(round(top / shrink), round(bottom / shrink)), slice(round(left / shrink), round(right / shrink))
     pixels = _resize(image.pixels(shrink)[part], size)
     if augment.flip and rng.random() < 0.5:
         pixels = pixels.flip(1)
-    picture = None
     for _ in range(augment.operations):
         operation = rng.choice(OPERATIONS)
         if rng.random() < augment.probability:
-            picture = operation(picture or Image.fromarray(pixels.numpy()), augment.magnitude / 10, rng)
-    return _planes(pixels if picture is None else torch.from_numpy(np.array(picture)))
+            pixels = operation(pixels, augment.magnitude / 10, rng)
+    return _planes(pixels)
 
 
 def evaluation_image(image: Image.Image | np.ndarray, size: int) -> np.ndarray:
@@ -58,16 +62,16 @@ def clean_caption(text: str, max_words: int = 50) -> str:
     return " ".join(text.split(" ")[:max_words])
 
 
-def _resize(pixels: np.ndarray, size: int) -> torch.Tensor:
+def _resize(pixels: np.ndarray, size: int) -> Tensor:
     """[height, width, 3] to [size, size, 3], bicubic and antialiased; uint8 in and out, as Pillow rounds."""
     image = torch.from_numpy(np.ascontiguousarray(pixels))  # a crop in one piece: the fast kernel asks for that
     if image.shape[:2] == (size, size):
         return image
-    planes = image.permute(2, 0, 1)[None]
-    return interpolate(planes, (size, size), mode="bicubic", antialias=True)[0].permute(1, 2, 0).contiguous()
+    planes = image[None].permute(0, 3, 1, 2)
+    return functional.interpolate(planes, (size, size), mode="bicubic", antialias=True)[0].permute(1, 2, 0).contiguous()
 
 
-def _planes(pixels: torch.Tensor) -> np.ndarray:
+def _planes(pixels: Tensor) -> np.ndarray:
     return pixels.permute(2, 0, 1).contiguous().numpy()
 
 
@@ -88,42 +92,84 @@ def _crop_box(width: int, height: int, augment: AugmentConfig, rng: random.Rando
     return 0, 0, width, height
 
 
-def _enhance(kind: type) -> object:
+def _by_pillow(change: Callable[[Image.Image], Image.Image]) -> Operation:
+    """An operation whose strength does not matter."""
+
+    def operation(pixels: Tensor, strength: float, rng: random.Random) -> Tensor:
+        return torch.from_numpy(np.array(change(Image.fromarray(pixels.numpy()))))
+
+    return operation
+
+
+def _enhance(kind: type) -> Operation:
     """A colour operation: factor 0.1 at strength 0, 1 (no change) at 0.5, 1.9 at 1."""
 
-    def operation(image: Image.Image, strength: float, rng: random.Random) -> Image.Image:
-        return kind(image).enhance(1.8 * strength + 0.1)
+    def operation(pixels: Tensor, strength: float, rng: random.Random) -> Tensor:
+        if strength == 0.5:
+            return pixels
+        return _by_pillow(lambda picture: kind(picture).enhance(1.8 * strength + 0.1))(pixels, strength, rng)
 
     return operation
 
 
-def _affine(a: float, b: float, c: float, d: float) -> object:
-    """Shear (a, b: horizontal and vertical, at most 0.3) or translation (c, d: share of the size)."""
+def _shear(horizontal: float, vertical: float) -> Operation:
+    """Rows or columns moved by a share of their distance from the top or the left, at strength 1."""
 
-    def operation(image: Image.Image, strength: float, rng: random.Random) -> Image.Image:
+    def operation(pixels: Tensor, strength: float, rng: random.Random) -> Tensor:
         amount = rng.choice((-strength, strength))
-        matrix = (1, a * amount, c * amount * image.width, b * amount, 1, d * amount * image.height)
-        whole = all(float(entry).is_integer() for entry in matrix)  # a shift by whole pixels: nothing to interpolate
-        kind = Image.Resampling.NEAREST if whole else Image.Resampling.BILINEAR
-        return image.transform(image.size, Image.Transform.AFFINE, matrix, kind, fillcolor=GREY)
+        return _affine(pixels, (1, horizontal * amount, 0, vertical * amount, 1, 0))
 
     return operation
 
 
-def _rotate(image: Image.Image, strength: float, rng: random.Random) -> Image.Image:
-    return image.rotate(rng.choice((-30, 30)) * strength, Image.Resampling.BILINEAR, fillcolor=GREY)
+def _shift(horizontal: float, vertical: float) -> Operation:
+    """A translation by a share of the size, at strength 1."""
+
+    def operation(pixels: Tensor, strength: float, rng: random.Random) -> Tensor:
+        amount = rng.choice((-strength, strength))
+        down, right = vertical * amount * pixels.shape[0], horizontal * amount * pixels.shape[1]
+        if down == round(down) and right == round(right):  # whole pixels: nothing to interpolate
+            left, top = round(right), round(down)
+            return functional.pad(pixels, (0, 0, left, -left, top, -top), value=GREY)
+        return _affine(pixels, (1, 0, -right, 0, 1, -down))
+
+    return operation
+
+
+def _rotate(pixels: Tensor, strength: float, rng: random.Random) -> Tensor:
+    """By at most 30 degrees around the centre."""
+    angle = math.radians(rng.choice((-30, 30)) * strength)
+    cos, sin = math.cos(angle), math.sin(angle)
+    y, x = pixels.shape[0] / 2, pixels.shape[1] / 2
+    return _affine(pixels, (cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y))
+
+
+def _affine(pixels: Tensor, matrix: tuple[float, ...]) -> Tensor:
+    """Each pixel (x, y) from (a x + b y + c, d x + e y + f) of the picture, bilinear, grey outside."""
+    planes = pixels.permute(2, 0, 1)[None].float() - GREY  # beyond the picture is zero
+    moved = functional.grid_sample(planes, _grid(matrix, *pixels.shape[:2]), align_corners=False)
+    return (moved[0].permute(1, 2, 0) + (GREY + 0.5)).to(torch.uint8)
+
+
+@lru_cache(maxsize=16)  # a run draws from six
+def _grid(matrix: tuple[float, ...], height: int, width: int) -> Tensor:
+    """Where `grid_sample` looks: both axes from -1 to 1."""
+    a, b, c, d, e, f = matrix
+    b, d = b * height / width, d * width / height
+    theta = torch.tensor([[a, b, a + b - 1 + 2 * c / width], [d, e, d + e - 1 + 2 * f / height]])
+    return functional.affine_grid(theta[None], [1, 3, height, width], align_corners=False)
 
 
 # BLIP's list (its pretraining configuration), applied with RandAugment (Cubuk et al. 2020).
-OPERATIONS = [
-    lambda image, strength, rng: image,
-    lambda image, strength, rng: ImageOps.autocontrast(image),
-    lambda image, strength, rng: ImageOps.equalize(image),
+OPERATIONS: list[Operation] = [
+    lambda pixels, strength, rng: pixels,
+    _by_pillow(ImageOps.autocontrast),
+    _by_pillow(ImageOps.equalize),
     _enhance(ImageEnhance.Brightness),
     _enhance(ImageEnhance.Sharpness),
-    _affine(0.3, 0, 0, 0),
-    _affine(0, 0.3, 0, 0),
-    _affine(0, 0, 10 / 224, 0),  # 10 pixels at most, at BLIP's size
-    _affine(0, 0, 0, 10 / 224),
+    _shear(0.3, 0),
+    _shear(0, 0.3),
+    _shift(10 / 224, 0),  # 10 pixels at most, at BLIP's size
+    _shift(0, 10 / 224),
     _rotate,
 ]
