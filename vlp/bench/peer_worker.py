@@ -1,6 +1,7 @@
 """A peer's work, done once for each line "go" on stdin; run as a program, in an environment that need not have vlp.
 
-Each turn is answered by a line of JSON with `peak_memory_gib`; the first such line says that the peer is built.
+The first line on stdin is its settings as JSON. Each turn is answered by a line of JSON with `peak_memory_gib`; the
+first such line says that the peer is built.
 """
 
 import importlib.machinery
@@ -95,12 +96,12 @@ WORKS = {"lavis_train": lavis_train, "open_clip_train": open_clip_train, "lavis_
 
 
 def main() -> None:
-    """Build the peer that the settings (JSON, the first argument) name, and take turns; "check": only import LAVIS."""
+    """Build the peer that the settings name, and take turns; with an argument (check): only import LAVIS."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # peers print
-    if sys.argv[1] == "check":
+    if len(sys.argv) > 1:
         return _import_lavis()
-    settings = json.loads(sys.argv[1])
+    settings = json.loads(sys.stdin.readline())
     torch.manual_seed(0)
     torch.set_num_threads(settings["threads"])
     work = WORKS[settings["peer"]](settings)

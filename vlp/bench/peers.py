@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +37,17 @@ class PeerProcess:
         """
         self.name = peer
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the process)
-        arguments = [python, str(WORKER), json.dumps({"peer": peer, "threads": torch.get_num_threads(), **settings})]
         environment = {**os.environ, **KEEP_FREED_MEMORY, "HF_HUB_OFFLINE": "1"}
         environment.pop("PYTHONPATH", None)  # its packages are its own
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(
-            arguments, stdin=pipe, stdout=pipe, stderr=self.errors, text=True, env=environment, cwd=WORKER.parent.parent
+            [python, str(WORKER)], stdin=pipe, stdout=pipe, stderr=self.errors, text=True, env=environment
         )
         self.peak_memory_gib = 0.0
-        self._answer()
+        self._ask(json.dumps({"peer": peer, "threads": torch.get_num_threads(), **settings}))
 
     def __call__(self) -> None:
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-        self._answer()
+        self._ask("go")
 
     def __enter__(self) -> "PeerProcess":
         return self
@@ -62,7 +60,9 @@ class PeerProcess:
         self.process.communicate()  # closes its input, which is its sign
         self.errors.close()
 
-    def _answer(self) -> None:
+    def _ask(self, line: str) -> None:
+        with suppress(BrokenPipeError):  # it ended, and the answer says so
+            print(line, file=self.process.stdin, flush=True)
         line = self.process.stdout.readline()
         if not line:
             self.errors.seek(0)
