@@ -31,12 +31,13 @@ class EncodedImage:
         if not data:
             raise BadSampleError("zero bytes")
         self.data = data
+        self.picture: Image.Image | None = None  # opened by Pillow
         try:
             self.height, self.width, colours, _ = simplejpeg.decode_jpeg_header(data)
             self.fast = colours in FAST
         except ValueError:
-            self.width, self.height = _open(data).size
-            self.fast = False
+            self.picture, self.fast = _open(data), False
+            self.width, self.height = self.picture.size
         if self.width * self.height > MAX_PIXELS:
             raise BadSampleError("image too large")
 
@@ -52,7 +53,7 @@ class EncodedImage:
                 return simplejpeg.decode_jpeg(self.data, **(small if shrink > 1 else {}))
             except ValueError:
                 pass  # odd or broken: Pillow's judgement counts
-        picture = _convert(_open(self.data))
+        picture = _convert(self.picture or _open(self.data))
         return np.array(picture.reduce(shrink) if shrink > 1 else picture)
 
 
