@@ -1,14 +1,12 @@
 """Work that survives: whoever does it, whatever fails and whenever it is killed, the tables are the same."""
 
 import json
+import logging
 import multiprocessing
 import os
 import random
-import shlex
 import shutil
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import psutil
@@ -16,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from vlp.capfilt import work
 from vlp.capfilt.run import score
@@ -29,7 +28,6 @@ from vlp.errors import UserError, WorkError
 
 PROCESSES = multiprocessing.get_context("forkserver")  # processes that need not import torch again
 PROCESSES.set_forkserver_preload(["vlp.capfilt.run"])
-SCORE = "--num-captions 2 --batch-size 4 --precision fp32 --set decoding.max_length=10 --set decoding.min_length=3"
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +39,7 @@ def eight_shards(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def config(eight_shards, models, tmp_path) -> CapFiltConfig:
-    """What `SCORE` says, for a copy of the shards without tables."""
+    """For a copy of the shards without tables."""
     shutil.copytree(eight_shards, tmp_path / "web", ignore=shutil.ignore_patterns("*.parquet"))
     return CapFiltConfig(
         shards=str(tmp_path / "web" / "*.tar"),
@@ -69,15 +67,6 @@ def rows_of(shards: str) -> list[dict]:
 
 def tables(config: CapFiltConfig) -> list[Path]:
     return [table_path(shard) for shard in expand_shards(config.shards) if table_path(shard).exists()]
-
-
-def command(config: CapFiltConfig) -> list[str]:
-    where = ["--shards", config.shards, "--captioner", config.captioner, "--filter", config.filter]
-    return ["-m", "vlp", "capfilt", "score", *where, *shlex.split(SCORE)]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def start(target, *arguments, count: int = 1) -> list[multiprocessing.Process]:
@@ -250,34 +239,25 @@ def test_kills_at_any_moment_change_no_row(config, expected, tmp_path):
 
 
 def test_four_processes_change_no_row(config, expected):
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
-    done = subprocess.run(
-        [sys.executable, *launch, *command(config)], env=environment(), capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "Warning" not in done.stderr, done.stderr[-3000:]
+    assert finish(start(score, config, count=4)) == [0, 0, 0, 0]
     assert rows_of(config.shards) == expected
 
 
-def test_a_killed_process_is_started_again_and_changes_no_row(config, expected):
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--max_restarts", "1"]
-    run = subprocess.Popen(
-        [sys.executable, *launch, *command(config)], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    workers: list[psutil.Process] = []
-    while run.poll() is None and len(workers) < 2:
-        workers = [one for one in psutil.Process(run.pid).children(recursive=True) if _is_worker(one)]
-    while run.poll() is None and not tables(config):
-        pass
-    workers[1].kill()
-    said, _ = run.communicate(timeout=300)
-    assert run.returncode == 0, said.decode()[-3000:]
-    assert "Signal 9" in said.decode(), "the process was done before it was killed"
-    assert rows_of(config.shards) == expected
+def _launch(config: CapFiltConfig, restarts: int) -> None:
+    """What torchrun does, and accelerate's launcher through it."""
+    logging.disable()  # the launcher's own words
+    how = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "start_method": "fork"}
+    elastic_launch(LaunchConfig(1, 1, nproc_per_node=2, max_restarts=restarts, run_id="run", **how), score)(config)
 
 
-def _is_worker(process: psutil.Process) -> bool:
-    try:
-        return "LOCAL_RANK" in process.environ()
-    except psutil.Error:
-        return False
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_a_killed_process_ends_the_run_or_is_started_again_and_changes_no_row(config, expected, restarts):
+    (launcher,) = start(_launch, config, restarts)
+    while launcher.is_alive() and not tables(config):
+        launcher.join(0.001)
+    psutil.Process(launcher.pid).children()[1].kill()
+    assert finish([launcher]) == [0 if restarts else 1]
+    if restarts:
+        assert rows_of(config.shards) == expected
+    else:
+        assert len(tables(config)) < 8

@@ -39,9 +39,9 @@ def score(config: CapFiltConfig, part: str = "", failures: str = "") -> ScoreCou
     shards = every[number - 1 :: parts]
     tables = {shard: table_path(shard, config.name) for shard in shards}
     listed = Path(failures) if failures else failures_path(every, config.name, part)
-    state = join_processes()
+    device = join_processes()
     start_list(listed)
-    judges = load_judges(config.captioner, config.filter, config.precision, state.device)
+    judges = load_judges(config.captioner, config.filter, config.precision, device)
     settings = ScoreSettings(
         config.decoding, config.num_captions, config.seed, config.batch_size, config.max_bad_share, config.name
     )
