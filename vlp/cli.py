@@ -230,14 +230,15 @@ def capfilt_report(
 
 @capfilt_app.command("run")
 def capfilt_run(config: str, overrides: Overrides = None) -> None:
-    """Score and select. Example: vlp capfilt run configs/capfilt.yaml output=cleaned"""
+    """Score, select, report; in rounds, train too. Example: vlp capfilt run configs/capfilt.yaml output=cleaned"""
     settings = _capfilt_config(config, overrides)
+    from vlp.capfilt.rounds import flat, run_rounds
     from vlp.capfilt.run import run_capfilt
     from vlp.distributed import is_main
 
-    counts = run_capfilt(settings)
-    if is_main():
-        _print(counts, False)
+    for report in run_rounds(settings) if settings.rounds.count else [run_capfilt(settings)]:
+        if is_main():
+            _print(flat(report), False)
 
 
 def _capfilt_config(path: str | None, overrides: list[str] | None, **values: Any) -> CapFiltConfig:

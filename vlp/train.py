@@ -1,7 +1,6 @@
 """The only training loop, on accelerate: pretraining and every finetuning."""
 
 import json
-import os
 import signal
 import time
 from collections import defaultdict
@@ -26,6 +25,7 @@ from vlp.data.tokenizer import CaptionTokenizer, load_tokenizer
 from vlp.distributed import all_sum, barrier, is_main, join_processes, rank, world_size
 from vlp.errors import UserError, WorkError
 from vlp.evaluate import evaluate_captioning, evaluate_retrieval
+from vlp.files import write_json
 from vlp.log import Progress, RunLog, read_log
 from vlp.model import Model, load_model
 from vlp.model_folder import save_model
@@ -90,9 +90,7 @@ def run(config: RunConfig, resume: bool = False) -> dict:
     results = {**last, **validate(config, task.model, tokenizer)} if is_main() else last
     if is_main():
         save_model(task.model, tokenizer, output / "model", _card(config, results, loader))
-        temporary = finished.with_name(f".{finished.name}.tmp")
-        temporary.write_text(json.dumps(results, indent=2) + "\n")
-        os.replace(temporary, finished)
+        write_json(finished, results)
     barrier()
     return results
 

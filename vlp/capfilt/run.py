@@ -1,7 +1,5 @@
-"""CapFilt whole: score the shards, then select (paper, section 3.3)."""
+"""CapFilt whole: score the shards, select (paper, section 3.3), and report."""
 
-import glob
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,6 +13,8 @@ from vlp.data.score_tables import is_finished, table_path
 from vlp.data.shards import expand_shards, prepare_output
 from vlp.distributed import is_main, join_processes
 from vlp.errors import UserError
+from vlp.files import remove_leftovers
+from vlp.report.capfilt_page import write_capfilt_report
 
 
 def score(config: CapFiltConfig, part: str = "", failures: str = "") -> ScoreCounts:
@@ -60,14 +60,12 @@ def failures_path(shards: list[str], name: str, part: str = "") -> Path:
     return Path(shards[0]).parent / f"{name}-failures{part}.jsonl"
 
 
-def remove_leftovers(path: Path) -> None:
-    """Remove what killed processes have left of a file or a folder under its temporary names."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.tmp-*"):
-        shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
-
-
 def run_capfilt(config: CapFiltConfig) -> dict:
-    """Score, and let the first process select when the others are done. Returns both counts; {} in other processes."""
+    """Score; when all processes are done, the first one selects and writes OUTPUT/report.html.
+
+    Returns:
+        The counts of both in the first process, {} in the others.
+    """
     if not config.output:
         raise UserError("CapFilt needs output: the folder for the new shards.")
     parse_rules(config.rules)
@@ -80,4 +78,5 @@ def run_capfilt(config: CapFiltConfig) -> dict:
     remove_leftovers(Path(config.output))
     tables = [str(table_path(shard, config.name)) for shard in dict.fromkeys(expand_shards(config.shards))]
     selected = select(tables, config.rules, config.output, human=config.human or None)
+    write_capfilt_report(tables, f"{config.output}/report.html", seed=config.seed)
     return {"scored": asdict(scored), "selected": asdict(selected)}

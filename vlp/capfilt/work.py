@@ -3,7 +3,6 @@
 import itertools
 import json
 import logging
-import os
 import re
 import tarfile
 import time
@@ -19,6 +18,7 @@ from vlp.capfilt.score import Progress, ScoreCounts, ShardCounts
 from vlp.data.shards import index_shard
 from vlp.distributed import is_main, rank, restarts, world_size
 from vlp.errors import UserError, WorkError
+from vlp.files import write_whole
 from vlp.log import Progress as ProgressBar
 
 TRIES = 3
@@ -236,9 +236,7 @@ def _report(failures: list[dict], shards: int, listed: Path) -> None:
     """
     if not failures:
         return
-    temporary = listed.with_name(f".{listed.name}.tmp-{os.getpid()}")
-    temporary.write_text("".join(json.dumps(one) + "\n" for one in failures))
-    os.replace(temporary, listed)
+    write_whole(listed, "".join(json.dumps(one) + "\n" for one in failures))
     raise WorkError(_sentence(failures, listed, f" of {shards}"))
 
 
