@@ -3,13 +3,16 @@
 import json
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from vlp.bench import capfilt, command
 from vlp.bench.caption import LENGTH, Size
-from vlp.bench.timing import compare
+from vlp.bench.timing import PACKED, compare
 from vlp.cli import app
 from vlp.errors import UserError
+from vlp.models.packed import PackedLinear
 
 TINY = Size(width=32, layers=1, heads=2, image_size=32, vocabulary=60)
 
@@ -52,3 +55,14 @@ def test_a_ratio_is_how_many_times_as_fast(monkeypatch):
 
     line = compare("naps", "naps/s", 1, "fp32", lambda: time.sleep(0.01), lambda: lambda: time.sleep(0.03), repeats=5)
     assert 2 < line.ratio < 4.5 and 50 < line.ours <= 100
+
+
+@torch.no_grad()
+def test_packed_products_count_as_many_operations_as_plain_ones():
+    linear = torch.nn.Linear(48, 80)
+    counted = []
+    for layer in (linear, PackedLinear(linear)):
+        with FlopCounterMode(display=False, custom_mapping=PACKED) as counter:
+            layer(torch.randn(2, 3, 48))
+        counted.append(counter.get_total_flops())
+    assert counted == [2 * 6 * 48 * 80] * 2

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from vlp.capfilt import score as scoring
 from vlp.capfilt.run import run_capfilt
@@ -27,36 +26,15 @@ from vlp.model import load_model
 DECODING = DecodingConfig(max_length=10, min_length=3)
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory, tokenizer_folder):
-    """Folders of two tiny random models that take different image sizes."""
-    from vlp.config import ImageEncoderConfig, ModelConfig, TextTowerConfig
-    from vlp.data.tokenizer import load_tokenizer
-    from vlp.model_folder import save_model
-    from vlp.models.blip import Blip
-
-    tokenizer = load_tokenizer(str(tokenizer_folder))
-    folders = []
-    for name, size in (("captioner", 24), ("filter", 32)):
-        torch.manual_seed(size)
-        image = ImageEncoderConfig(image_size=size, patch_size=8, width=32, layers=1, heads=2)
-        text = TextTowerConfig(
-            vocabulary=len(tokenizer), width=32, layers=2, heads=2, feed_forward=64, positions=40, dropout=0.0
-        )
-        blip = Blip(ModelConfig(image, text, embed_dim=16))
-        with torch.no_grad():
-            for parameter in blip.parameters():
-                parameter.add_(torch.randn_like(parameter), alpha=0.1)
-        folders.append(str(tmp_path_factory.mktemp("models") / name))
-        save_model(blip, tokenizer, folders[-1])
-    return folders
-
-
 @pytest.fixture
 def web(web_scenes, tmp_path):
     """A copy of the web shards, for tables of its own."""
     shutil.copytree(web_scenes, tmp_path / "web")
     return str(tmp_path / "web" / "*.tar")
+
+
+def tables_of(pattern):
+    return [str(table_path(shard)) for shard in expand_shards(pattern)]
 
 
 def rows_of(pattern):
@@ -100,7 +78,7 @@ def test_finished_shards_are_skipped_and_other_settings_are_scored_again(web, mo
     assert [row["text"] for row in rows_of(web)] != [row["text"] for row in first]
     rewrite(expand_shards(web)[0])
     with pytest.raises(UserError, match="changed after it was scored"):
-        select(web, "out")
+        select(tables_of(web), output="out")
     assert score_shards(web, *models, DECODING, seed=4).shards == 1
 
 
@@ -179,7 +157,7 @@ def test_processes_and_kills_change_no_row(web, models, tmp_path):
         captioner=models[0],
         filter=models[1],
         decoding=DECODING,
-        threshold=0.0,
+        rules="itm >= 0",
         precision="fp32",
         batch_size=4,
     )
@@ -223,9 +201,10 @@ def test_selection_keeps_members_and_chosen_texts(tmp_path, web, scenes):
             rows += [Scored(sample.key, source, text, itm, 0.0) for text, source, itm in texts]
             believed[(shard, sample.key)] = [{"text": t, "source": s} for t, s, itm in texts if itm >= 0.5]
         write_table(shard, rows, {})
-    counts = select(web, str(tmp_path / "out"), human=f"{scenes}/*.tar", threshold=0.5)
+    counts = select(tables_of(web), "itm >= 0.5", str(tmp_path / "out"), human=f"{scenes}/*.tar")
     assert (counts.images, counts.dropped_images, counts.human_images) == (45, 15, 87)
-    assert (counts.kept_web_texts, counts.kept_synthetic_texts) == (30, 30)
+    assert counts.texts == {"web": 60, "synthetic": 60}
+    assert counts.kept_texts == {"web": 30, "synthetic": 30}
     shards = expand_shards(str(tmp_path / "out/*.tar"))
     assert len(shards) == 3 + 5
     for old, new in zip(expand_shards(web), shards[:3], strict=True):
@@ -241,15 +220,16 @@ def test_selection_keeps_members_and_chosen_texts(tmp_path, web, scenes):
     for old, new in zip(expand_shards(f"{scenes}/*.tar"), shards[3:], strict=True):
         assert Path(old).read_bytes() == Path(new).read_bytes()
     with pytest.raises(UserError, match="exists already"):
-        select(web, str(tmp_path / "out"))
+        select(tables_of(web), output=str(tmp_path / "out"))
 
 
 def test_an_empty_text_is_never_chosen(web, tmp_path):
     shard = expand_shards(web)[0]
     key = next(iterate_samples([shard])).key
     write_table(shard, [Scored(key, "web", "wrong", 0.1, 0.0), Scored(key, "synthetic", " ", 0.9, 0.0)], {})
-    counts = select(shard, str(tmp_path / "out"))
-    assert (counts.images, counts.kept_synthetic_texts) == (0, 0)
+    counts = select(tables_of(shard), output=str(tmp_path / "out"))
+    assert (counts.images, counts.dropped_images, counts.kept_texts) == (0, 1, {})
+    assert counts.texts == {"web": 1, "synthetic": 1}
 
 
 def test_the_truth_measures_the_filter(web):
@@ -283,16 +263,16 @@ def test_what_select_would_refuse_is_refused_before_scoring(web, models, tmp_pat
     config = CapFiltConfig(shards=web, captioner=models[0], filter=models[1], output=str(tmp_path / "full"))
     with pytest.raises(UserError, match="exists already"):
         run_capfilt(config)
-    config.output, config.human = str(tmp_path / "out"), str(tmp_path / "none*.tar")
+    config.output, config.rules = str(tmp_path / "out"), "itn >= 0.5"
+    with pytest.raises(UserError, match="did you mean itm"):
+        run_capfilt(config)
+    config.rules, config.human = "itm >= 0.5", str(tmp_path / "none*.tar")
     with pytest.raises(UserError, match="No shard matches"):
         run_capfilt(config)
     assert not any(table_path(shard).exists() for shard in expand_shards(web))
 
 
 def test_wrong_calls(web, models, tmp_path):
-    with pytest.raises(UserError, match="has no score table"):
-        select(web, str(tmp_path / "out"))
-    assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="not a model folder"):
         score_shards(web, str(tmp_path), models[1], DECODING)
     with pytest.raises(UserError, match="No shard matches"):

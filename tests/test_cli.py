@@ -53,12 +53,11 @@ def test_the_way_from_scenes_to_captions(tmp_path, run_config):
         vlp(
             "capfilt",
             "select",
-            "--shards",
-            tmp_path / "web/*.tar",
+            "itm >= 0",
+            "--scores",
+            tmp_path / "web/*.capfilt.parquet",
             "--out",
             tmp_path / "new",
-            "--threshold",
-            0,
             "--json",
         )
     )
@@ -101,7 +100,10 @@ def test_mistakes_are_one_sentence(tmp_path, capsys, monkeypatch, run_config, sc
     assert "not a model folder" in fail("caption", tmp_path, tmp_path / "x.png")
     assert "exists already" in fail("data", "scenes", scenes)
     assert "exists already" in fail("pretrain", tmp_path / "run.yaml", f"output={scenes}")
-    assert "has no score table" in fail("capfilt", "select", "--shards", f"{scenes}/*.tar", "--out", tmp_path / "o")
+    select = ("capfilt", "select", "itm >= 0.5", "--scores")
+    assert "No score table matches" in fail(*select, f"{scenes}/*.capfilt.parquet", "--out", tmp_path / "o")
+    assert "is not a score table" in fail(*select, f"{scenes}/*.tar", "--out", tmp_path / "o")
+    assert "--also takes NAME=GLOB" in fail(*select, "x", "--out", tmp_path / "o", "--also", "if=x.parquet")
     assert "needs filter" in fail("capfilt", "score", "--shards", f"{scenes}/*.tar", "--filter", "")
 
 

@@ -33,7 +33,7 @@ def test_a_saved_model_is_the_same_model(model, tmp_path):
         assert torch.equal(value, loaded.blip.state_dict()[name])
     images = make_images(3)
     assert loaded.caption(images, SAMPLING) == model.caption(images, SAMPLING)
-    assert torch.equal(loaded.embed_images(images), model.embed_images(images))
+    torch.testing.assert_close(loaded.embed_images(images), model.embed_images(images))  # not to the bit: packed
     assert [path.name for path in folder.parent.iterdir()] == ["model"]  # nothing temporary is left
     with pytest.raises(UserError, match="exists already"):
         model.save(folder)
@@ -303,4 +303,4 @@ def test_a_hub_push_sends_a_whole_folder(model, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
     assert model.push_to_hub("me/mine") == "hub/me/mine"
     images = make_images(2)
-    assert torch.equal(sent["me/mine"].embed_images(images), model.embed_images(images))
+    torch.testing.assert_close(sent["me/mine"].embed_images(images), model.embed_images(images))

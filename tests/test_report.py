@@ -8,7 +8,7 @@ from PIL import Image
 
 from vlp.data.scenes import write_scenes
 from vlp.data.score_tables import Scored, write_table
-from vlp.data.shards import iterate_samples
+from vlp.data.shards import ShardWriter, iterate_samples
 from vlp.report.curves import loss_curves
 from vlp.report.demo_page import write_demo_page
 from vlp.report.sheets import contact_sheet
@@ -44,7 +44,7 @@ def test_the_demo_page_is_whole_and_loads_nothing(tmp_path):
         ("filter_auc", "web_texts_kept_right", "web_texts_kept_wrong", "synthetic_kept", "synthetic_exact"), 0.75
     )
     results = {"noisy": scores, "bootstrapped": {**scores, "t2i_r1": 0.375}, **quality}
-    results |= {"synthetic_kept_exact": float("nan"), "seed": 0, "quick": False, "seconds": 12.0, "threshold": 0.5}
+    results |= {"synthetic_kept_exact": float("nan"), "seed": 0, "quick": False, "seconds": 12.0}
     (tmp_path / "report.json").write_text(json.dumps(results))
     for name in ("noisy", "bootstrapped"):
         write_log(tmp_path / name / "log.jsonl")
@@ -55,6 +55,11 @@ def test_the_demo_page_is_whole_and_loads_nothing(tmp_path):
         for one in iterate_samples([shard])
     ]
     write_table(shard, rows, {})
+    with ShardWriter(str(tmp_path / "data/cleaned")) as writer:
+        for one in iterate_samples(shard):
+            if one.info["truth"]["text_right"]:
+                info = {"captions": [{"text": one.text, "source": "web"}]}
+                writer.write(one.key, one.image, "png", one.text, info)
     write_demo_page(tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "+12.5" in page

@@ -180,6 +180,8 @@ def capfilt_score(
     seed: int = 0,
     batch_size: int = 64,
     precision: Precision = "auto",
+    part: Annotated[str, typer.Option(help="Score only this part of the shards: 3/16 is the third of 16.")] = "",
+    failures: Annotated[str, typer.Option(help="List of shards that failed; '' puts it beside the tables.")] = "",
     settings: Annotated[list[str] | None, typer.Option("--set", help="decoding.top_p=0.95 and the like.")] = None,
 ) -> None:
     """Write score tables. Example: vlp capfilt score --shards 'web/*.tar' --captioner C --num-captions 4 --filter F"""
@@ -189,23 +191,41 @@ def capfilt_score(
     from vlp.capfilt.run import score
     from vlp.distributed import is_main
 
-    counts = score(config)
+    counts = score(config, part, failures)
     if is_main():
         _print(vars(counts), False)
 
 
 @capfilt_app.command("select")
 def capfilt_select(
-    shards: Shards,
-    output: Annotated[str, typer.Option("--out", help="Folder for the new shards.")],
-    human: Annotated[list[str] | None, typer.Option(help="Clean shards that join as they are.")] = None,
-    threshold: Annotated[float, typer.Option(help="ITM probability from which a text is kept.")] = 0.5,
+    rules: Annotated[str, typer.Argument(help="Which texts stay, as an expression; docs/capfilt.md has the language.")],
+    scores: Annotated[list[str], typer.Option(help="Score tables: paths and globs; repeatable.")],
+    output: Annotated[str, typer.Option("--out", help="Folder for new shards.")] = "",
+    uids: Annotated[str, typer.Option(help="File.npy for a uid list in DataComp's form.")] = "",
+    table: Annotated[str, typer.Option(help="File.parquet for the rows that stay.")] = "",
+    human: Annotated[list[str] | None, typer.Option(help="With --out: clean shards that join as they are.")] = None,
+    also: Annotated[list[str] | None, typer.Option(help="NAME=GLOB: tables that rules name as NAME.itm.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Score tables to new shards. Example: vlp capfilt select --shards 'web/*.tar' --out cleaned --threshold 0.5"""
-    from vlp.capfilt.select import select
+    """Choose texts. Example: vlp capfilt select 'itm >= 0.5 and best(1)' --scores 'web/*.capfilt.parquet' --out new"""
+    from vlp.capfilt.select import parse_also, select
 
-    _print(vars(select(shards, output, human, threshold)), as_json)
+    counts = select(scores, rules, output, uids, table, human, parse_also(also or []), quiet=as_json)
+    _print(vars(counts), as_json)
+
+
+@capfilt_app.command("report")
+def capfilt_report(
+    scores: Annotated[list[str], typer.Option("--scores", help="Score tables: paths, globs or braces; repeatable.")],
+    output: Annotated[str, typer.Option("--out", help="The page to write.")] = "report.html",
+    failures: Annotated[str, typer.Option(help="JSON lines of the shards that were given up.")] = "",
+    seed: Annotated[int, typer.Option(help="Of the images and texts that are drawn.")] = 0,
+) -> None:
+    """Score tables to a page. Example: vlp capfilt report --scores 'web/*.capfilt.parquet' --out report.html"""
+    from vlp.report.capfilt_page import write_capfilt_report
+
+    write_capfilt_report(scores, output, failures, seed)
+    print(f"{output} is complete")
 
 
 @capfilt_app.command("run")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ Config = TypeVar("Config")
 Sharing = Literal["all", "all_but_cross_attention", "all_but_self_attention", "nothing"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 TaskName = Literal["pretrain", "captioning", "retrieval"]
+ScoreName = Literal["itm", "itc", "clip"]
 
 
 @dataclass
@@ -61,11 +63,42 @@ class ModelConfig:
 
 
 @dataclass
+class TextChoiceConfig:
+    """How a sample's text is drawn from the score tables beside the shards; docs/capfilt.md tells it in full.
+
+    `web`, `human` and `synthetic` are the chances of each source; those that an image has no text of are left out and
+    the others rescaled.
+    """
+
+    table: str = "capfilt"  # NAME of the tables: 00012.tar has its texts in 00012.NAME.parquet
+    web: float = 0.5
+    human: float = 0.5
+    synthetic: float = 0.5
+    score: ScoreName = "itm"  # what floor, fallback and sampling read
+    floor: float | None = None  # no text that scores below this is used
+    fallback: float | None = None  # no web text that scores below this is used: a synthetic one takes its place
+    sampling: float = 0.0  # temperature of drawing by score among an image's texts of a source; 0: all are alike
+
+    def __post_init__(self) -> None:
+        chances = {"web": self.web, "human": self.human, "synthetic": self.synthetic}
+        for name, value in {**chances, "sampling": self.sampling}.items():
+            if not 0 <= value < math.inf:
+                raise UserError(f"texts.{name} must be a number that is not negative, not {value}.")
+        if not any(chances.values()):
+            raise UserError("texts: web, human and synthetic are all 0, so no text could be drawn; raise one of them.")
+        if not self.table:
+            raise UserError(
+                "texts.table must name the score tables; to draw from the shards' own texts, set texts: null."
+            )
+
+
+@dataclass
 class SourceConfig:
     """One set of shards. Each of its samples is seen `weight` times an epoch."""
 
     shards: str | list[str] = ""
     weight: float = 1.0
+    texts: TextChoiceConfig | None = None  # none: any of the sample's own captions
 
 
 @dataclass
@@ -179,7 +212,7 @@ class CapFiltConfig:
     name: str = "capfilt"  # of the score tables: SHARD.NAME.parquet
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     num_captions: int = 1  # an image and captioner
-    threshold: float = 0.5  # a text stays when its ITM probability is at least this
+    rules: str = "itm >= 0.5"  # which texts stay; vlp/capfilt/rules.py says the language
     batch_size: int = 64
     precision: Precision = "auto"
     seed: int = 0
@@ -281,6 +314,8 @@ def _convert_section(kind: Any, value: Any, name: str) -> Any:
 
 def _convert_union(kind: Any, value: Any, name: str) -> Any:
     for choice in typing.get_args(kind):
+        if dataclasses.is_dataclass(choice) and value is not None:
+            return _convert_section(choice, value, name)  # which says better what is wrong
         try:
             return _convert(choice, value, name)
         except UserError:

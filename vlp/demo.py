@@ -35,7 +35,7 @@ from vlp.report.demo_page import write_demo_page
 from vlp.train import run
 
 WRONG = 0.4  # share of wrong web texts
-THRESHOLD = 0.5  # ITM probability from which the filter keeps a text (the paper's)
+RULES = "itm >= 0.5"  # which texts the filter keeps (the paper's rule)
 # Cropping and flipping would make captions of places untrue, colour changes those of colours.
 PLAIN = AugmentConfig(crop_min=1.0, crop_max=1.0, flip=False, operations=0)
 GREEDY = DecodingConfig(beams=1, repetition_penalty=1.0, min_length=4, max_length=24)
@@ -111,7 +111,7 @@ def run_demo(output: str, quick: bool = False, seed: int = 0) -> dict:
     with _stage(root, "scores on held-out scenes"):
         scores = {
             **{name: _score(root, name) for name in ("noisy", "bootstrapped")},
-            **filter_quality(_shards(root, "web"), THRESHOLD),
+            **filter_quality(_shards(root, "web"), RULES),
         }
     results = {**scores, "seed": seed, "quick": quick, "seconds": sum(_seconds(root).values())}
     _write_json(root / "report.json", results)
@@ -257,7 +257,7 @@ def _capfilt(root: Path, seed: int) -> None:
         filter=str(root / "filter"),
         output=str(root / "data" / "cleaned"),
         decoding=NUCLEUS,
-        threshold=THRESHOLD,
+        rules=RULES,
         batch_size=128,
         seed=seed,
     )

@@ -22,6 +22,7 @@ from vlp.generation import Decoder, check_decoding, generate
 from vlp.model_folder import is_ours, read_model, save_model
 from vlp.models.blip import Blip
 from vlp.models.med import ImageMemory, SelfAttentionCache, Side
+from vlp.models.packed import pack_linears
 from vlp.precision import compute_dtype
 
 TEXT_TOKENS = 35  # BLIP's limit in retrieval; longer texts are cut
@@ -385,6 +386,7 @@ def load_model(
     else:
         blip, tokenizer = read_model(folder)
     blip.to(device=device or ("cuda" if torch.cuda.is_available() else "cpu"), dtype=dtype)
+    pack_linears(blip)
     card = folder / "README.md"
     text = card.read_text() if card.is_file() else ""
     return Model(blip, tokenizer, "fp32" if dtype else precision, text)

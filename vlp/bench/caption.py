@@ -10,6 +10,7 @@ from vlp.config import DecodingConfig, ImageEncoderConfig, ModelConfig, TextTowe
 from vlp.generation import generate
 from vlp.model import caption_decoder
 from vlp.models.blip import Blip
+from vlp.models.packed import pack_linears
 
 LENGTH = 20  # tokens of every caption, the first one counted
 END = 3  # the id of [SEP] in these untrained models
@@ -59,6 +60,7 @@ def bench_caption(size: Size, precision: str, batch: int, peers: bool) -> list[M
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     torch.manual_seed(0)
     blip = Blip(size.config()).to(device=device(), dtype=dtype).eval()
+    pack_linears(blip)
     images = torch.randint(0, 256, (batch, 3, size.image_size, size.image_size), dtype=torch.uint8, device=device())
     lines = []
     for name, beams, captions in (("nucleus", 0, 1), ("beam 3", 3, 1), ("nucleus, 5 an image", 0, 5)):

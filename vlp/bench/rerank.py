@@ -5,6 +5,7 @@ import torch
 from vlp.bench.caption import Size
 from vlp.bench.timing import Measured, Work, compare, device
 from vlp.models.blip import Blip
+from vlp.models.packed import pack_linears
 
 TEXTS, TOKENS = 64, 16  # texts an image, tokens a text
 
@@ -14,6 +15,7 @@ def bench_rerank(size: Size, precision: str, images: int, peers: bool) -> list[M
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     torch.manual_seed(0)
     blip = Blip(size.config()).to(device=device(), dtype=dtype).eval()
+    pack_linears(blip)
     patches = (size.image_size // 16) ** 2 + 1
     tokens = torch.randn(images, patches, size.width, device=device(), dtype=dtype)
     ids = torch.randint(5, size.vocabulary, (TEXTS, TOKENS), device=device())

@@ -1,109 +1,171 @@
-"""Select: score tables to new shards that keep the texts the filter believes."""
+"""Select: the texts that satisfy rules, as new shards, as a uid list or as one table."""
 
 import json
 import os
 import shutil
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from keyword import iskeyword
 from pathlib import Path
 
 import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from vlp.data.score_tables import check_table, read_table
+from vlp.capfilt.choose import choose, find_tables, shard_and_name
+from vlp.capfilt.rules import parse_rules
+from vlp.capfilt.uids import write_uids
+from vlp.data.score_tables import SCHEMA, check_table
 from vlp.data.shards import IMAGE_EXTENSIONS, ShardWriter, expand_shards, index_shard, prepare_output, read_members
+from vlp.errors import UserError
+from vlp.log import Progress
+
+Chosen = Iterator[tuple[str, np.ndarray]]  # what `choose` yields
 
 
 @dataclass
 class SelectCounts:
-    """What `select` kept."""
+    """What `select` kept; texts by source."""
 
-    images: int = 0  # written, human ones not counted
-    dropped_images: int = 0  # no text was believed
-    web_texts: int = 0
-    kept_web_texts: int = 0
-    synthetic_texts: int = 0
-    kept_synthetic_texts: int = 0
-    human_images: int = 0
+    images: int = 0  # with a text that stays; human shards not counted
+    dropped_images: int = 0  # no text stays
+    texts: dict[str, int] = field(default_factory=dict)
+    kept_texts: dict[str, int] = field(default_factory=dict)
+    human_images: int = 0  # of the shards that joined as they are
 
 
 def select(
-    shards: str | list[str],
-    output: str,
+    scores: str | list[str],
+    rules: str = "itm >= 0.5",
+    output: str = "",
+    uids: str = "",
+    table: str = "",
     human: str | list[str] | None = None,
-    threshold: float = 0.5,
+    also: dict[str, str | list[str]] | None = None,
+    quiet: bool = False,
 ) -> SelectCounts:
-    """Write new shards with the texts whose ITM probability is at least `threshold`.
+    """Write what the rules choose, in one of three forms; it appears when it is complete.
 
-    Each scored shard becomes one new shard (so keys stay unique in it); its samples keep all members and fields, get
-    the chosen texts as `captions` in their JSON, and the first of them as their text. An image without a chosen text
-    is left out. Human shards follow byte for byte. The output folder appears when it is complete.
+    Args:
+        scores: score tables, as paths and globs.
+        rules: an expression; `vlp/capfilt/rules.py` says the language.
+        output: a folder for new shards, one for each table (so keys stay unique in it). Samples keep all members and
+            fields, get the chosen texts as `captions` in their JSON, and the first of them as their text. An image
+            without a chosen text is left out.
+        uids: a .npy for the list of the images that stay, as DataComp's resharder reads it.
+        table: a .parquet for the rows that stay, with their shard.
+        human: with `output`, shards that follow byte for byte.
+        also: other tables by name, whose columns the rules may name.
 
     Raises:
-        UserError: a shard has no table or was changed since, or the output exists.
+        UserError: rules that cannot be read, a missing table, a shard that was changed since it was scored (with
+            `output`), or a target that exists.
     """
-    paths = expand_shards(shards)
+    targets = [target for target in (output, uids, table) if target]
+    if len(targets) != 1 or (human and not output):
+        raise UserError("Name one target: --out for shards (--human goes with it), --uids or --table.")
+    others = {name: find_tables(patterns) for name, patterns in (also or {}).items()}
+    compiled = parse_rules(rules, others)
+    tables = find_tables(scores)
     clean = expand_shards(human) if human else []
-    for shard in paths:  # all tables are there before anything is written
-        check_table(shard)
-    prepare_output(output)
-    temporary = Path(output).parent / f".{Path(output).name}.tmp-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    counts = SelectCounts()
+    for path in tables if output else []:  # all shards are there before anything is written
+        check_table(*shard_and_name(path))
+    target = Path(targets[0])
+    prepare_output(str(target))
+    workplace = target.parent / f".{target.name}.tmp-{os.getpid()}"
+    shutil.rmtree(workplace, ignore_errors=True)
+    workplace.mkdir(parents=True)
+    result, counts = workplace / "result", SelectCounts()
     try:
-        for number, shard in enumerate(paths):
-            believed = _believed(read_table(shard).to_pylist(), threshold, counts)
-            with ShardWriter(str(temporary), samples_per_shard=10**9, first=number) as writer:
-                for key, members in read_members(shard):
-                    _write_chosen(writer, key, members, believed, counts)
-        for number, shard in enumerate(clean, start=len(paths)):
-            with fsspec.open(shard, "rb") as source, open(temporary / f"{number:05d}.tar", "wb") as target:
-                shutil.copyfileobj(source, target)
-            counts.human_images += len(index_shard(shard).keys)
-        if Path(output).exists():
-            Path(output).rmdir()
-        os.replace(temporary, output)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        with Progress("tables", len(tables), quiet=quiet) as progress:
+            chosen = _reported(choose(tables, compiled, others, workplace / "spill"), progress)
+            if output:
+                _write_shards(result, chosen, clean, counts)
+            elif uids:
+                write_uids(result, _chosen_uids(chosen, counts), workplace / "spill")
+            else:
+                _write_table(result, chosen, counts)
+        if target.is_dir():
+            target.rmdir()
+        os.replace(result, target)
+    finally:
+        shutil.rmtree(workplace, ignore_errors=True)
     return counts
 
 
-def _believed(rows: list[dict], threshold: float, counts: SelectCounts) -> dict[str, list[dict[str, str]]]:
-    """The chosen texts of each key."""
-    chosen: dict[str, list[dict[str, str]]] = defaultdict(list)
-    for row in rows:
-        kept = row["itm"] >= threshold and bool(row["text"].strip())  # a captioner may have said nothing
-        if row["source"] == "web":
-            counts.web_texts += 1
-            counts.kept_web_texts += kept
-        else:
-            counts.synthetic_texts += 1
-            counts.kept_synthetic_texts += kept
-        if kept:
-            chosen[row["key"]].append({"text": row["text"], "source": row["source"]})
-    return chosen
+def parse_also(given: list[str]) -> dict[str, list[str]]:
+    """`NAME=GLOB` of the command line, by name; a name may come several times.
+
+    Raises:
+        UserError: one is not of this form.
+    """
+    also: dict[str, list[str]] = {}
+    for one in given:
+        name, _, pattern = one.partition("=")
+        if not name.isidentifier() or iskeyword(name) or not pattern:
+            raise UserError(f"--also takes NAME=GLOB, such as other='web/*.other.parquet', not {one!r}.")
+        also.setdefault(name, []).append(pattern)
+    return also
 
 
-def _write_chosen(
-    writer: ShardWriter, key: str, members: dict[str, bytes], believed: dict[str, list[dict]], counts: SelectCounts
-) -> None:
-    texts, extension = believed.get(key), _image_extension(members)
-    if not texts or not extension:
-        counts.dropped_images += 1
-        return
+def _reported(chosen: Chosen, progress: Progress) -> Chosen:
+    for one in chosen:
+        yield one
+        progress.add("select")
+
+
+def _read(path: str, rows: np.ndarray, columns: list[str], counts: SelectCounts) -> pa.Table:
+    """Columns of the rows that stay; counts them and the others."""
+    table = pq.read_table(path, columns=list({"key": 0, "source": 0} | dict.fromkeys(columns)))
+    kept = table.take(pa.array(rows))
+    _add(counts.texts, table["source"])
+    _add(counts.kept_texts, kept["source"])
+    images = pc.count_distinct(kept["key"]).as_py()
+    counts.images += images
+    counts.dropped_images += pc.count_distinct(table["key"]).as_py() - images
+    return kept.select(columns)
+
+
+def _add(counts: dict[str, int], sources: pa.ChunkedArray) -> None:
+    for one in pc.value_counts(sources).to_pylist():
+        counts[one["values"]] = counts.get(one["values"], 0) + one["counts"]
+
+
+def _chosen_uids(chosen: Chosen, counts: SelectCounts) -> Iterator[pa.ChunkedArray]:
+    for path, rows in chosen:
+        yield _read(path, rows, ["uid"], counts)["uid"]
+
+
+def _write_table(result: Path, chosen: Chosen, counts: SelectCounts) -> None:
+    schema = SCHEMA.append(pa.field("shard", pa.string()))
+    with pq.ParquetWriter(result, schema) as writer:
+        for path, rows in chosen:
+            kept = _read(path, rows, SCHEMA.names, counts)
+            shards = pa.array([shard_and_name(path)[0]] * len(kept), pa.string())
+            writer.write_table(kept.append_column("shard", shards).cast(schema))
+
+
+def _write_shards(result: Path, chosen: Chosen, clean: list[str], counts: SelectCounts) -> None:
+    number = -1
+    for number, (path, rows) in enumerate(chosen):
+        texts: dict[str, list[dict[str, str]]] = defaultdict(list)
+        for row in _read(path, rows, ["key", "text", "source"], counts).to_pylist():
+            texts[row.pop("key")].append(row)
+        with ShardWriter(str(result), samples_per_shard=10**9, first=number) as writer:
+            for key, members in read_members(shard_and_name(path)[0]):
+                if key in texts:
+                    _write_sample(writer, key, members, texts[key])
+    for place, shard in enumerate(clean, start=number + 1):
+        with fsspec.open(shard, "rb") as source, open(result / f"{place:05d}.tar", "wb") as target:
+            shutil.copyfileobj(source, target)
+        counts.human_images += len(index_shard(shard).keys)
+
+
+def _write_sample(writer: ShardWriter, key: str, members: dict[str, bytes], texts: list[dict[str, str]]) -> None:
+    extension = next(name for name in members if name in IMAGE_EXTENSIONS)  # a sample without an image has no score
     others = {name: data for name, data in members.items() if name not in (extension, "txt", "json")}
-    info = {**_json(members), "captions": texts}
+    info = {**json.loads(members.get("json") or b"{}"), "captions": texts}  # neither has one whose JSON is broken
     writer.write(key, members[extension], extension, texts[0]["text"], info, others)
-    counts.images += 1
-
-
-def _image_extension(members: dict[str, bytes]) -> str | None:
-    return next((name for name in members if name in IMAGE_EXTENSIONS), None)
-
-
-def _json(members: dict[str, bytes]) -> dict:
-    try:
-        info = json.loads(members.get("json", b"{}"))
-    except ValueError:
-        return {}
-    return info if isinstance(info, dict) else {}

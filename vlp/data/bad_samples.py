@@ -18,6 +18,9 @@ BAD_REASONS = (
     "empty text",
     "text not UTF-8",
     "bad json",
+    "not in its score table",
+    "no text chosen",
+    "unreadable score table",
 )
 NAMED_PER_REASON = 5
 SHARE_IS_JUDGED_FROM = 100  # samples; the first few may be bad by chance

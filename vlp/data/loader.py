@@ -15,18 +15,20 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vlp.config import AugmentConfig, DataConfig
+from vlp.config import AugmentConfig, DataConfig, TextChoiceConfig
 from vlp.data.order import SampleOrder
 from vlp.data.shards import (
     BadSample,
     BadSampleError,
     BadSamples,
+    Sample,
     ShardIndex,
     ShardReader,
     decode_image,
     expand_shards,
     index_shard,
 )
+from vlp.data.texts import TextReader, check_texts, choose_text
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.data.transforms import clean_caption, evaluation_image, training_image
 from vlp.errors import UserError
@@ -85,13 +87,22 @@ class _Chunk:
 class _Decoder(Dataset):
     """Runs in the workers: sample numbers to decoded images and texts."""
 
-    def __init__(self, indexes: list[ShardIndex], size: int, augment: AugmentConfig | None, seed: int):
+    def __init__(
+        self,
+        indexes: list[ShardIndex],
+        size: int,
+        augment: AugmentConfig | None,
+        seed: int,
+        choices: list[TextChoiceConfig | None],
+    ):
         self.indexes = indexes
+        self.choices = choices  # of each shard; None: its own captions
         self.ends = np.cumsum([len(index.keys) for index in indexes])
         self.size = size
         self.augment = augment  # None: evaluation
         self.seed = seed
         self.reader: ShardReader | None = None  # opened in the worker
+        self.texts = TextReader()
 
     def __getitem__(self, places: tuple[np.ndarray, np.ndarray, np.ndarray]) -> _Chunk:
         self.reader = self.reader or ShardReader()
@@ -103,7 +114,7 @@ class _Decoder(Dataset):
             row = number - (int(self.ends[shard]) - len(index.keys))
             try:
                 sample = self.reader.read(index, row)
-                captions = self._captions(sample.captions, position)
+                captions = sample.captions if self.augment is None else [self._caption(shard, row, sample, position)]
                 images.append(self._image(sample.image, position))
             except BadSampleError as error:
                 chunk.bad.append(BadSample(index.path, index.keys[row], error.reason))
@@ -118,14 +129,15 @@ class _Decoder(Dataset):
             chunk.images = torch.from_numpy(np.stack(images))
         return chunk
 
-    def _captions(self, captions: list[str], position: int) -> list[str]:
-        if self.augment is None:
-            return captions
-        usable = [caption for caption in captions if clean_caption(caption)]
+    def _caption(self, shard: int, row: int, sample: Sample, position: int) -> str:
+        rng = random.Random(f"caption {self.seed} {position}")  # by its place in the stream, whoever draws it
+        choice = self.choices[shard]
+        if choice is not None:
+            return choose_text(self.texts.read(self.indexes[shard], row, choice), choice, rng)
+        usable = [caption for caption in sample.captions if clean_caption(caption)]
         if not usable:  # nothing but punctuation
             raise BadSampleError("empty text")
-        # Drawn by its place in the stream, whoever draws it.
-        return [random.Random(f"caption {self.seed} {position}").choice(usable)]
+        return rng.choice(usable)
 
     def _image(self, data: bytes, position: int) -> np.ndarray:
         if self.augment is None:
@@ -157,7 +169,8 @@ class TrainingLoader:
             prompt: words put before every caption.
 
         Raises:
-            UserError: no shard matches, none has a sample, or the batch cannot be shared out.
+            UserError: no shard matches, none has a sample, one lacks the score table that its source draws from, or the
+                batch cannot be shared out.
         """
         if batch_size % world:
             raise UserError(f"A batch of {batch_size} cannot be shared out over {world} processes; make it a multiple.")
@@ -167,13 +180,18 @@ class TrainingLoader:
             raise UserError("data.sources: a weight must not be negative.")
         self.data, self.tokenizer, self.prompt = data, tokenizer, prompt
         self.batch, self.rank, self.world = batch_size // world, rank, world
-        sources = [[index_shard(path) for path in expand_shards(source.shards)] for source in data.sources]
+        paths = [expand_shards(source.shards) for source in data.sources]
+        for source, shards in zip(data.sources, paths, strict=True):
+            if source.texts is not None:
+                check_texts(shards, source.texts)
+        sources = [[index_shard(path) for path in shards] for shards in paths]
+        choices = [source.texts for source, shards in zip(data.sources, paths, strict=True) for _ in shards]
         indexes = [index for source in sources for index in source]
         counts = [[len(index.keys) for index in source] for source in sources]
         self.order = SampleOrder(counts, [source.weight for source in data.sources], data.shuffle_buffer, seed)
         if self.order.epoch_size == 0:
             raise UserError("The shards of data.sources hold no sample.")
-        self.decoder = _Decoder(indexes, image_size, data.augment, seed)
+        self.decoder = _Decoder(indexes, image_size, data.augment, seed, choices)
         self.listed = BadSamples(data.max_bad_share)  # bad already by the headers
         self.listed.total = sum(map(sum, counts))
         for bad in (bad for index in indexes for bad in index.bad):
@@ -259,7 +277,7 @@ def evaluation_batches(
     numbers = np.arange(total if limit is None else min(limit, total))
     starts = range(rank * batch_size, len(numbers), world * batch_size)
     parts = [numbers[start : start + batch_size] for start in starts]
-    decoder = _Decoder(indexes, image_size, None, seed=0)
+    decoder = _Decoder(indexes, image_size, None, 0, [None] * len(indexes))
     for chunk in _chunks(decoder, iter([(part, part, part) for part in parts]), workers):
         if bad is not None:
             bad.seen(len(chunk.keys))

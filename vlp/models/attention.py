@@ -6,18 +6,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-LONG = 128  # queries; fewer are short
+LONG = 768  # queries; from here on a matrix of all scores costs more than it saves
+MANY = 64  # queries; from here on turning the keys pays
 
 
 def use_fused_kernel(device: torch.device, dtype: torch.dtype, queries: int) -> bool:
     """Whether PyTorch's fused attention is the faster choice for so many queries.
 
-    On a CPU in bf16 it loses to two plain matrix products where gradients follow, by six times for captions, and where
-    the queries are few; elsewhere it wins (`vlp bench attention` measures it, docs/benchmarks.md shows it).
+    On a CPU in bf16 it loses to two plain matrix products, most of all for short texts and where gradients follow;
+    elsewhere it wins (`vlp bench attention` measures it, docs/benchmarks.md shows it).
     """
-    if device.type != "cpu" or dtype != torch.bfloat16:
-        return True
-    return queries >= LONG and not torch.is_grad_enabled()
+    return device.type != "cpu" or dtype != torch.bfloat16 or queries > LONG
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None, dropout: float = 0.0) -> Tensor:
@@ -43,10 +42,13 @@ def fused_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | No
 
 def plain_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
     """`attend` by two matrix products."""
-    scores = (query * (1.0 / math.sqrt(query.shape[-1]))) @ key.transpose(-1, -2)  # [batch, heads, queries, keys]
+    # In one piece each, keys already turned: the product of views is three times as slow where queries are many.
+    query, value = (query * (1.0 / math.sqrt(query.shape[-1]))).contiguous(), value.contiguous()
+    key = key.transpose(-1, -2)  # [batch, heads, head_dim, keys]
+    scores = query @ (key.contiguous() if query.shape[2] >= MANY else key)  # [batch, heads, queries, keys]
     if bias is not None:
         scores = scores + bias
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
+    weights = scores.softmax(dim=-1)  # computed in float32 whatever goes in and comes out
     if dropout > 0:
         weights = F.dropout(weights, dropout)
     return weights @ value

@@ -2,15 +2,16 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import torch
-from timm.layers import QuickGELU, resample_abs_pos_embed
+from timm.layers import Attention, QuickGELU, resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vlp.config import ImageEncoderConfig
 from vlp.errors import UserError
-from vlp.models.attention import use_fused_kernel
+from vlp.models.attention import attend
 from vlp.models.initialise import initialise
 from vlp.models.timm_encoder import build_timm
 
@@ -34,7 +35,6 @@ class ImageEncoder(nn.Module):
             raise UserError(f"Unknown image encoder {config.name!r}; choose vit or timm:NAME.")
         self.width = config.width
         self.image_size = config.image_size
-        self.places = (config.image_size // config.patch_size) ** 2
         self.tower = BUILDERS[kind](config)
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(DEVIATION).view(3, 1, 1), persistent=False)
@@ -50,18 +50,22 @@ class ImageEncoder(nn.Module):
         """
         if images.dtype == torch.uint8:
             images = (images.to(self.mean.dtype) / 255 - self.mean) / self.deviation
-        device = images.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.mean.dtype
-        for attention in self._attentions():  # the model may have moved since the last call
-            attention.fused_attn = use_fused_kernel(images.device, dtype, self.places)
         return self.tower.forward_features(images)  # [batch, tokens, width]
-
-    def _attentions(self) -> list[nn.Module]:
-        return [module for module in self.tower.modules() if hasattr(module, "fused_attn")]
 
     def checkpoint_activations(self) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
         self.tower.set_grad_checkpointing(True)
+
+
+class ImageAttention(Attention):
+    """timm's attention, computed by the kernel that is fastest here; its parameters are timm's."""
+
+    def forward(self, x: Tensor, attn_mask: None = None, is_causal: Literal[False] = False) -> Tensor:
+        """[batch, tokens, width] -> the same shape."""
+        batch, tokens, _ = x.shape
+        qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, self.head_dim)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [batch, heads, tokens, head_dim]
+        return self.proj(attend(query, key, value).transpose(1, 2).reshape(batch, tokens, -1))
 
 
 def build_vit(config: ImageEncoderConfig) -> VisionTransformer:
@@ -84,6 +88,7 @@ def build_vit(config: ImageEncoderConfig) -> VisionTransformer:
         norm_layer=partial(nn.LayerNorm, eps=config.norm_eps),
         pre_norm=config.pre_norm,
         act_layer={"gelu": nn.GELU, "quick_gelu": QuickGELU}[config.activation],
+        attn_layer=ImageAttention,
     )
     initialise(tower, config.width)
     return tower

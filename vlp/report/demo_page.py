@@ -1,18 +1,15 @@
 """The demo's page: what the loop gained, how it was learned, and what the filter said, in one HTML file."""
 
-import base64
 import io
 import json
-import os
-from importlib.resources import files
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from vlp.data.shards import decode_image, iterate_samples
 from vlp.report.curves import loss_curves
+from vlp.report.page import data_uri, render, write_page
 
 EXAMPLES = 12
 ROWS = (  # (name on the page, key in report.json)
@@ -36,35 +33,31 @@ def write_demo_page(root: Path) -> None:
             if key in results["noisy"]
         ],
         curves=Markup(loss_curves(logs)),
-        examples=_examples(root / "data" / "web", results["threshold"]),
+        examples=_examples(root / "data"),
     )
-    temporary = root / f".report.html.tmp-{os.getpid()}"
-    temporary.write_text(page)
-    os.replace(temporary, root / "report.html")
+    write_page(page, root / "report.html")
 
 
-def render(template: str, **values: object) -> str:
-    """One of this folder's templates, filled; every name must be given."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["percent"] = lambda value: "–" if value != value else f"{100 * value:.1f}%"
-    environment.filters["points"] = lambda value: f"{100 * value:+.1f}"
-    return environment.from_string((files("vlp.report") / template).read_text()).render(**values)
-
-
-def _examples(folder: Path, threshold: float) -> list[dict]:
-    """Scenes of the first web shard with their texts and whether the filter keeps them; right and wrong web texts in
-    turn."""
-    shard = min(folder.glob("*.tar"))
+def _examples(data: Path) -> list[dict]:
+    """Scenes of the first web shard with their texts and whether they are in the first cleaned shard, which was made
+    from it; right and wrong web texts in turn."""
+    shard, cleaned = min((data / "web").glob("*.tar")), data / "cleaned" / "00000.tar"
+    samples = iterate_samples([str(cleaned)]) if cleaned.exists() else ()  # there is none when no text stayed
+    kept = {(one.key, text["source"], text["text"]) for one in samples for text in one.info["captions"]}
     texts: dict[str, list[dict]] = {}
     for row in pq.read_table(shard.with_suffix(".capfilt.parquet")).to_pylist():
-        texts.setdefault(row["key"], []).append({**row, "kept": row["itm"] >= threshold})
+        stays = (row["key"], row["source"], row["text"]) in kept
+        texts.setdefault(row["key"], []).append({**row, "kept": stays})
     by_truth: dict[bool, list[dict]] = {True: [], False: []}
     for sample in iterate_samples([str(shard)]):
         truth = sample.info["truth"]
         picture = io.BytesIO()
         decode_image(sample.image).save(picture, "PNG")
-        image = f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"
-        example = {"image": image, "texts": texts.get(sample.key, []), "wrong_kind": truth["wrong_kind"]}
+        example = {
+            "image": data_uri(picture.getvalue(), "png"),
+            "texts": texts.get(sample.key, []),
+            "wrong_kind": truth["wrong_kind"],
+        }
         by_truth[truth["text_right"]].append(example)
         if min(map(len, by_truth.values())) >= EXAMPLES // 2:
             break

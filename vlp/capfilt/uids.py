@@ -1,0 +1,54 @@
+"""DataComp's uid lists: which images stay, as its resharder reads them."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vlp.capfilt.choose import connect
+from vlp.errors import UserError
+
+DIGITS = 32  # of a uid: two numbers of 64 bits; a sha256 is cut to its first ones
+PAIRS_AT_ONCE = 1_000_000
+
+
+def write_uids(path: Path, uids: Iterable[pa.ChunkedArray], spill: Path) -> None:
+    """Write a uid list: a .npy of dtype `u8,u8`, sorted, each uid once; sorting goes to disk when memory is short.
+
+    Args:
+        uids: strings of at least 32 hexadecimal digits.
+        spill: a folder for temporary files.
+
+    Raises:
+        UserError: a uid is not of this form.
+    """
+    with connect(spill) as connection:
+        connection.execute("CREATE TABLE uids (high UBIGINT, low UBIGINT)")
+        for one in uids:
+            high, low = uid_numbers(one).T
+            connection.register("part", pa.table({"high": high, "low": low}))
+            connection.execute("INSERT INTO uids SELECT DISTINCT high, low FROM part")
+        connection.execute("CREATE TABLE sorted AS SELECT DISTINCT high, low FROM uids")
+        (count,) = connection.execute("SELECT count(*) FROM sorted").fetchone()
+        reader = connection.execute("SELECT high, low FROM sorted ORDER BY high, low").to_arrow_reader(PAIRS_AT_ONCE)
+        with open(path, "wb") as file:
+            header = {"descr": np.dtype("u8,u8").descr, "fortran_order": False, "shape": (count,)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for batch in reader:
+                file.write(np.stack([column.to_numpy() for column in batch.columns], axis=1).tobytes())
+
+
+def uid_numbers(uids: pa.ChunkedArray) -> np.ndarray:
+    """The two numbers of each uid, uint64 [uids, 2]: its first 16 hexadecimal digits and the 16 after them.
+
+    Raises:
+        UserError: a uid has fewer digits or another letter among them.
+    """
+    right = pc.match_substring_regex(uids, "^[0-9a-fA-F]{32}")
+    if not pc.all(right, min_count=0).as_py():
+        (first, *_) = uids.filter(pc.invert(right)).to_pylist()
+        raise UserError(f"The uid {first!r} does not begin with {DIGITS} hexadecimal digits, as a uid list needs.")
+    text = "".join(pc.utf8_slice_codeunits(uids, 0, DIGITS).to_pylist())
+    return np.frombuffer(bytes.fromhex(text), dtype=">u8").astype(np.uint64).reshape(-1, 2)

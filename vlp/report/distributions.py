@@ -1,0 +1,75 @@
+"""Histograms and threshold curves as SVG, a colour a source; for white pages."""
+
+import io
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.ticker import PercentFormatter
+
+from vlp.report.score_statistics import Histogram, Kept
+
+COLOURS = {"web": "#c8500a", "human": "#00805d", "synthetic": "#1f5fa8", "images": "#5a6472"}
+INK, LINE = "#3c424d", "#c9cdd4"
+STYLE = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
+    "axes.edgecolor": LINE,
+}
+
+
+def histogram_svg(histogram: Histogram, label: str, ticks: dict[float, str] | None = None) -> str:
+    """An SVG of a histogram, each source as shares of its own texts.
+
+    Args:
+        label: of the horizontal axis.
+        ticks: places and words for it, where numbers would not do.
+    """
+    with pyplot.rc_context(STYLE):
+        panel = _panel(label)
+        for name, counts in histogram.counts.items():
+            width = (histogram.high - histogram.low) / len(counts)
+            edges = [histogram.low + width * number for number in range(len(counts) + 1)]
+            shares = [count / sum(counts) for count in counts]
+            panel.stairs(shares, edges, fill=True, color=COLOURS[name], alpha=0.14)
+            panel.stairs(shares, edges, color=COLOURS[name], linewidth=1.4)
+        panel.set_ylim(0)
+        if ticks:
+            panel.set_xticks(list(ticks), list(ticks.values()))
+        return _svg(panel)
+
+
+def kept_svg(kept: Kept, label: str) -> str:
+    """An SVG of the share of each source's texts that a threshold keeps."""
+    with pyplot.rc_context(STYLE):
+        panel = _panel(label)
+        for name, counts in kept.counts.items():
+            if counts[0]:
+                shares = [count / counts[0] for count in counts]
+                panel.plot(kept.thresholds, shares, color=COLOURS[name], linewidth=1.8)
+        panel.set_ylim(0, 1.02)
+        return _svg(panel)
+
+
+def _panel(label: str) -> Axes:
+    _, panel = pyplot.subplots(figsize=(4.2, 2.5))
+    panel.spines[["top", "right", "left"]].set_visible(False)
+    panel.tick_params(length=0)
+    panel.grid(axis="y", color=LINE, linewidth=0.5)
+    panel.set_axisbelow(True)
+    panel.set_xlabel(label)
+    panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    panel.margins(x=0.01)
+    return panel
+
+
+def _svg(panel: Axes) -> str:
+    data = io.StringIO()
+    panel.figure.tight_layout()
+    panel.figure.savefig(data, format="svg", transparent=True, metadata={"Date": None})
+    pyplot.close(panel.figure)
+    return data.getvalue()[data.getvalue().index("<svg") :]

@@ -1,0 +1,30 @@
+"""Fills a template of this folder and writes a page whole."""
+
+import base64
+import os
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+
+
+def render(template: str, **values: object) -> str:
+    """One of this folder's templates, filled; every name must be given. Whatever is no Markup is escaped."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["percent"] = lambda value: "–" if value is None or value != value else f"{100 * value:.1f}%"
+    environment.filters["points"] = lambda value: f"{100 * value:+.1f}"
+    environment.filters["number"] = lambda value, digits=3: "–" if value is None else f"{value:,.{digits}f}"
+    return environment.from_string((files("vlp.report") / template).read_text("utf-8")).render(**values)
+
+
+def write_page(page: str, path: str | Path) -> None:
+    """Write a page under another name, then rename it."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary.write_text(page, "utf-8")
+    os.replace(temporary, path)
+
+
+def data_uri(picture: bytes, kind: str) -> str:
+    """An encoded picture ("png", "jpeg") as an address that needs no file."""
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
