@@ -12,9 +12,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from tests.scoring import score_shards
 from vlp.capfilt import score as scoring
 from vlp.capfilt.run import run_capfilt
-from vlp.capfilt.score import score_shards
 from vlp.capfilt.select import select
 from vlp.capfilt.truth import filter_quality
 from vlp.config import CapFiltConfig, DecodingConfig, save_config

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from vlp.capfilt.judges import load_judges
+from vlp.capfilt.judges import as_list, load_judges
 from vlp.capfilt.rules import parse_rules
 from vlp.capfilt.score import Progress, ScoreCounts, ScoreSettings, ShardCounts, score_shard, table_identity
 from vlp.capfilt.select import select
@@ -32,7 +32,7 @@ def score(config: CapFiltConfig, part: str = "", failures: str = "") -> ScoreCou
         WorkError: shards were given up, or a process died.
     """
     for name in ("shards", "filter"):
-        if not getattr(config, name):
+        if not as_list(getattr(config, name)):
             raise UserError(f"CapFilt needs {name}: set it in the config or on the command line.")
     number, parts = parse_part(part)
     every = list(dict.fromkeys(expand_shards(config.shards)))

@@ -17,7 +17,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 from vlp.capfilt.score import Progress, ScoreCounts, ShardCounts
 from vlp.data.shards import index_shard
 from vlp.distributed import is_main, rank, restarts, world_size
-from vlp.errors import UserError, WorkError
+from vlp.errors import FullDiskError, UserError, WorkError
 from vlp.files import write_whole
 from vlp.log import Progress as ProgressBar
 
@@ -153,8 +153,8 @@ def _handed_out(board: "_Board", shards: list[str], again: list[tuple[str, int]]
 
 
 def _is_fatal(error: Exception) -> bool:
-    """Whether the process can do nothing more: its store is gone, or its GPU no longer answers."""
-    return isinstance(error, dist.DistError) or "CUDA error" in str(error)
+    """Whether the process can do nothing more: its store is gone, its disk is full or its GPU no longer answers."""
+    return isinstance(error, (dist.DistError, FullDiskError)) or "CUDA error" in str(error)
 
 
 class _Board:
