@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from tiny_model import make_images, make_model
 
-from vlp import evaluate
+from vlp import evaluate, retrieval
 from vlp.config import DecodingConfig
 from vlp.data.transforms import clean_caption
 from vlp.errors import UserError
@@ -86,7 +86,7 @@ def test_images_are_projected_once(model, monkeypatch):
     monkeypatch.setattr(
         model, "project", lambda tokens, side="encoder": calls.append(len(tokens)) or project(tokens, side)
     )
-    monkeypatch.setattr(evaluate, "TEXTS_AT_ONCE", 2)
+    monkeypatch.setattr(retrieval, "TEXTS_AT_ONCE", 2)
     evaluate.evaluate_retrieval(model, "", rerank=5)
     assert calls == [1] * len(TEXTS)
 

@@ -34,7 +34,8 @@ ALLOWED = {
     "tasks": BUILDING,
     "model": BUILDING | {"convert", "model_folder"},
     "search": BUILDING | {"model"},
-    "evaluate": BUILDING | {"tasks", "model"},
+    "retrieval": BUILDING | {"model"},
+    "evaluate": BUILDING | {"tasks", "model", "retrieval"},
     "train": BUILDING | {"tasks", "model", "evaluate"},
     "capfilt": BUILDING | {"tasks", "model", "train", "report"},
     "report": {"errors", "config", "data"},
@@ -80,7 +81,7 @@ def test_files_and_functions_stay_short():
 
 def test_the_package_stays_small():
     lines = sum(len(path.read_text().splitlines()) for path in FILES)
-    assert lines < 10_000  # eight thousand for the loop alone; conversion and benchmarks came on top
+    assert lines < 13_000  # four thousand for the loop; CapFilt as a tool, conversion and benchmarks came on top
 
 
 def test_public_functions_are_typed():

@@ -2,9 +2,19 @@
 
 import math
 
+import pytest
 import torch
 
-from vlp.losses import contrastive_loss, contrastive_targets, draw_hard_negatives, language_loss, matching_loss
+from vlp.losses import (
+    contrastive_loss,
+    contrastive_targets,
+    draw_hard_negatives,
+    language_loss,
+    matching_loss,
+    uniform_noise,
+)
+from vlp.tasks import contrast as contrast_module
+from vlp.tasks.contrast import Columns, Rows
 
 
 def test_contrastive_loss_equals_a_plain_loop():
@@ -68,3 +78,35 @@ def test_language_loss_equals_the_formula_of_label_smoothing():
     smooth = torch.full((5, 11), smoothing / 11)
     smooth[torch.arange(5), targets] += 1 - smoothing
     torch.testing.assert_close(language_loss(logits, targets, smoothing), -(smooth * log_p).sum())
+
+
+def test_noise_belongs_to_the_pair_and_is_uniform():
+    rows = torch.arange(500)
+    noise = uniform_noise(7, rows, 400)
+    assert torch.equal(uniform_noise(7, rows[123:125], 400), noise[123:125])
+    assert not torch.equal(uniform_noise(8, rows, 400), noise)
+    assert noise.min() >= 0 and noise.max() < 1 and len(noise.unique()) > 190_000
+    assert torch.histc(noise, 50, 0, 1) == pytest.approx(torch.full((50,), 4000.0), abs=320)  # five deviations
+    for neighbours in (noise[1:] * noise[:-1], noise[:, 1:] * noise[:, :-1]):
+        assert neighbours.mean() == pytest.approx(0.25, abs=0.003)
+
+
+@pytest.mark.parametrize("same_image", [False, True])
+def test_rows_in_parts_equal_rows_at_once(same_image, monkeypatch):
+    torch.manual_seed(0)
+    features, twin, columns = (torch.randn(many, 6).requires_grad_(many == 11) for many in (11, 11, 30))
+    temperature = torch.tensor(0.5, requires_grad=True)
+    image_hashes, text_hashes = torch.randint(8, (30,)), torch.randint(15, (16,))
+    rows = Rows(features, twin.detach(), torch.arange(3, 14), image_hashes[3:14], text_hashes[3:14])
+    present = torch.arange(30) < 25
+    results = []
+    for at_once in (256, 4):
+        monkeypatch.setattr(contrast_module, "ROWS_AT_ONCE", at_once)
+        loss, drawn, found = contrast_module.contrast(
+            rows, Columns(columns, present, image_hashes, text_hashes), temperature, 0.4, same_image, 5
+        )
+        results.append((loss, drawn, found, *torch.autograd.grad(loss, (features, temperature))))
+    for once, parts in zip(*results, strict=True):
+        torch.testing.assert_close(once, parts)
+    _, drawn, found, *_ = results[0]
+    assert (text_hashes[drawn] != text_hashes[3:14])[found].all()

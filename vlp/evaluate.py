@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,35 +14,13 @@ from vlp.data.loader import EvaluationBatch, evaluation_batches
 from vlp.data.scenes import caption_is_exact
 from vlp.data.transforms import clean_caption
 from vlp.errors import UserError
-from vlp.metrics import area_under_curve, best_ranks, captioning_scores, recall_at_k
+from vlp.metrics import area_under_curve, captioning_scores, recall_at_k
 from vlp.model import Model
-
-Progress = Callable[[str, int], None]  # (what is being done, how many items were just finished)
+from vlp.retrieval import Gallery, Progress, rank_candidates, rerank_by_matching
 
 KS = (1, 5, 10)
-TEXTS_AT_ONCE = 256  # texts of one image that are matched in one call
-BEHIND = 1e4  # what keeps the texts that were not re-ranked behind those that were; scores lie within a few tens
 
 log = logging.getLogger("vlp")
-
-
-@dataclass
-class Gallery:
-    """The images and texts of a retrieval test.
-
-    Attributes:
-        image_tokens: encoded images, one CPU tensor [batch, tokens, width] a batch.
-        image_vectors: float32 [images, embed_dim].
-        texts: different texts, each once.
-        relevant: bool [images, texts]: the text is a caption of the image.
-        weights: int64 [texts]: how many captions read like this.
-    """
-
-    image_tokens: list[Tensor]
-    image_vectors: Tensor
-    texts: list[str]
-    relevant: Tensor
-    weights: Tensor
 
 
 @dataclass
@@ -78,13 +56,17 @@ def evaluate_retrieval(
     """
     gallery = collect_gallery(model, shards, batch_size, limit, workers, keep_tokens=rerank > 0, progress=progress)
     text_vectors = model.embed_texts(gallery.texts, batch_size=4 * batch_size)
-    cosines = gallery.image_vectors @ text_vectors.T  # [images, texts]
-    recalls = _recalls(cosines, cosines.T, gallery)
+    images, texts = gallery.image_vectors.to(model.device), text_vectors.to(model.device)
+    for_images = rank_candidates(images, texts, gallery.right, rerank)
+    by_text = gallery.right.flip(1)
+    by_text = by_text[by_text[:, 0].argsort(stable=True)]
+    for_texts = rank_candidates(texts, images, by_text, rerank)
+    recalls = _recalls(for_images.ranks, for_texts.ranks, gallery)
     results = {f"itc_{name}": value for name, value in recalls.items()}
     if rerank > 0:
-        image_scores, text_scores = rerank_scores(model, gallery, cosines, rerank, progress)
-        recalls = _recalls(image_scores, text_scores.T, gallery)
-    return {**recalls, **results, "images": len(cosines), "texts": len(gallery.texts)}
+        ranks = rerank_by_matching(model, gallery, text_vectors, for_images, for_texts, progress)
+        recalls = _recalls(*ranks, gallery)
+    return {**recalls, **results, "images": len(images), "texts": len(gallery.texts)}
 
 
 def collect_gallery(
@@ -113,51 +95,10 @@ def collect_gallery(
         _report(progress, "encode images", len(encoded))
     counts = Counter(text for texts in captions for text in texts)
     place = {text: number for number, text in enumerate(counts)}
-    relevant = torch.zeros(len(captions), len(place), dtype=torch.bool)
-    for image, texts in enumerate(captions):
-        relevant[image, [place[text] for text in texts]] = True
-    if not relevant.numel() or not relevant.any(dim=1).all():
+    if not captions or not all(captions):
         raise UserError("Retrieval needs images that have captions; there are none in these shards.")
-    return Gallery(tokens, torch.cat(vectors), list(place), relevant, torch.tensor(list(counts.values())))
-
-
-def rerank_scores(
-    model: Model, gallery: Gallery, cosines: Tensor, best: int, progress: Progress | None = None
-) -> tuple[Tensor, Tensor]:
-    """Scores after ITM has looked at the `best` candidates of every image and of every text.
-
-    It goes image by image: an image's memory is projected once, for all the texts that meet it in either direction.
-
-    Args:
-        cosines: float32 [images, texts].
-
-    Returns:
-        Two float64 [images, texts], one for ranking the texts of each image, one for ranking the images of each text:
-        ITM logit of "match" + cosine for the candidates, the rest behind them in the order of ITC.
-    """
-    for_images = _best(cosines, best)  # bool [images, texts]
-    for_texts = _best(cosines.T, best).T
-    ids, mask = model.text_ids(gallery.texts, "[ENC]")
-    lengths = mask.sum(dim=1)
-    scores = cosines.double() - BEHIND
-    by_image, by_text = scores, scores.clone()
-    row = 0
-    for batch in gallery.image_tokens:
-        for image_tokens in batch:
-            memory = model.project(image_tokens[None].to(model.device))
-            chosen = (for_images[row] | for_texts[row]).nonzero()[:, 0]
-            logits = []
-            for part in chosen.to(ids.device).split(TEXTS_AT_ONCE):
-                longest = int(lengths[part].max())
-                logits.append(model.match_logits(ids[part, :longest], mask[part, :longest], memory)[:, 1])
-            fine = torch.zeros(cosines.shape[1], dtype=torch.float64)
-            if logits:
-                fine[chosen] = torch.cat(logits).double() + cosines[row, chosen]
-            by_image[row] = torch.where(for_images[row], fine, by_image[row])
-            by_text[row] = torch.where(for_texts[row], fine, by_text[row])
-            row += 1
-        _report(progress, "re-rank", len(batch))
-    return by_image, by_text
+    right = [(image, number) for image, texts in enumerate(captions) for number in sorted({place[t] for t in texts})]
+    return Gallery(tokens, torch.cat(vectors), list(place), torch.tensor(right), torch.tensor(list(counts.values())))
 
 
 def evaluate_captioning(
@@ -277,18 +218,9 @@ def _batches(
     return evaluation_batches(shards, model.image_size, batch_size, workers, limit=limit)
 
 
-def _recalls(image_scores: Tensor, text_scores: Tensor, gallery: Gallery) -> dict[str, float]:
-    """Recalls of scores [images, texts] and [texts, images]."""
-    image_ranks = best_ranks(image_scores, gallery.relevant)
-    text_ranks = best_ranks(text_scores, gallery.relevant.T)
+def _recalls(image_ranks: Tensor, text_ranks: Tensor, gallery: Gallery) -> dict[str, float]:
     results = {f"i2t_r{k}": recall_at_k(image_ranks, k) for k in KS}
     return results | {f"t2i_r{k}": recall_at_k(text_ranks, k, gallery.weights) for k in KS}
-
-
-def _best(scores: Tensor, k: int) -> Tensor:
-    """bool of the same shape: the k best of each row."""
-    best = scores.topk(min(k, scores.shape[1]), dim=1).indices
-    return torch.zeros(scores.shape, dtype=torch.bool).scatter_(1, best, True)
 
 
 def _report(progress: Progress | None, what: str, count: int) -> None:

@@ -48,6 +48,23 @@ def draw_hard_negatives(similarities: Tensor, forbidden: Tensor, noise: Tensor) 
     return scores.argmax(dim=1), ~forbidden.all(dim=1)
 
 
+def uniform_noise(seed: int, rows: Tensor, columns: int) -> Tensor:
+    """Numbers that look drawn from [0, 1): float32 [rows, columns], by seed, row and column alone.
+
+    However the rows are split among processes or calls, a pair has the same number (the mixing function of
+    splitmix64; Steele et al. 2014).
+
+    Args:
+        rows: int64 [rows], their numbers.
+    """
+    pairs = rows[:, None] * columns + torch.arange(columns, device=rows.device)
+    x = pairs + (seed * 0x9E3779B97F4A7C15 + 0x2545F4914F6CDD1D) % 2**63  # int64 wraps round, as it should
+    # Shifts keep the sign here, which mixes as well.
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x = (x ^ (x >> shift)) * (factor - 2**64)
+    return ((x ^ (x >> 31)) & (2**24 - 1)) / 2**24
+
+
 def matching_loss(logits: Tensor, labels: Tensor, counted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """ITM over image-text pairs.
 

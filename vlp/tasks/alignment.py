@@ -8,11 +8,13 @@ from torch import Tensor, nn
 from vlp.config import ObjectiveConfig
 from vlp.data.loader import Batch
 from vlp.distributed import all_sum, gather, gather_texts, gather_with_gradient, rank, world_size
-from vlp.losses import contrastive_loss, contrastive_targets, draw_hard_negatives, matching_loss
+from vlp.losses import matching_loss
 from vlp.models.blip import Blip
 from vlp.models.med import ImageMemory
 from vlp.models.momentum import FeatureQueue, MomentumTwin
+from vlp.tasks.contrast import Columns, Rows, contrast
 
+Negatives = tuple[Tensor, Tensor]  # columns of the batch int64 [local], and which rows have one, bool [local]
 TEMPERATURE_RANGE = (0.001, 0.5)
 
 
@@ -55,10 +57,8 @@ class Alignment(nn.Module):
             memory: their image memory for matching.
             same_image: whether all captions of an image count as its positives (retrieval), not the batch's pair alone.
         """
-        images = model.embed_image_tokens(image_tokens)  # [local, embed_dim]
-        texts = model.embed_texts(batch.text_ids, batch.text_mask)
-        itc, to_text, to_image = self._contrast(model, batch, images, texts, same_image)
-        logits, counted = self._match(model, batch, image_tokens, memory, to_text, to_image)
+        itc, hard_texts, hard_images = self._contrast(model, batch, image_tokens, same_image)
+        logits, counted = self._match(model, batch, image_tokens, memory, hard_texts, hard_images)
         labels = (torch.arange(len(logits), device=logits.device) < len(batch.text_ids)).long()  # positives come first
         total, right, pairs = matching_loss(logits, labels, counted)
         pairs = all_sum(pairs).clamp(min=1)
@@ -72,33 +72,34 @@ class Alignment(nn.Module):
         }
 
     def _contrast(
-        self, model: Blip, batch: Batch, images: Tensor, texts: Tensor, same_image: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """ITC, and its similarities of local rows to the global batch [local, global], image to text and back."""
-        local = len(images)
+        self, model: Blip, batch: Batch, image_tokens: Tensor, same_image: bool
+    ) -> tuple[Tensor, Negatives, Negatives]:
+        """ITC; a hard text for each image, and a hard image for each text."""
+        images = model.embed_image_tokens(image_tokens)  # [local, embed_dim]
+        texts = model.embed_texts(batch.text_ids, batch.text_mask)
         twin_images, twin_texts = self.twin.embed(batch.images, batch.text_ids, batch.text_mask)
-        all_images, all_texts, hashes = gather(twin_images), gather(twin_texts), gather(batch.image_hashes)
-        columns_images = torch.cat([all_images, self.queue.images])  # [global + queue, embed_dim]
-        columns_texts = torch.cat([all_texts, self.queue.texts])
-        present = torch.cat([torch.ones_like(hashes, dtype=torch.bool), self.queue.filled])
-        own = torch.arange(local, device=hashes.device) + rank() * local
-        positives = torch.arange(len(present), device=hashes.device) == own[:, None]  # [local, global + queue]
-        if same_image:
-            positives = batch.image_hashes[:, None] == torch.cat([hashes, self.queue.image_hashes])
-        positives = positives & present
+        all_images, all_texts = gather(twin_images), gather(twin_texts)
+        image_hashes, text_hashes = gather(batch.image_hashes), gather(batch.text_hashes)
+        present = torch.cat([torch.ones_like(image_hashes, dtype=torch.bool), self.queue.filled])
+        hashes = torch.cat([image_hashes, self.queue.image_hashes])
+        own = torch.arange(len(images), device=images.device) + rank() * len(images)
 
-        def side(rows: Tensor, twin_rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-            similarities = (rows @ columns.T / model.temperature).masked_fill(~present, float("-inf"))
-            with torch.no_grad():
-                twin = (twin_rows @ columns.T / model.temperature).masked_fill(~present, float("-inf"))
-                targets = contrastive_targets(twin, positives, self.alpha)
-            return contrastive_loss(similarities, targets), similarities[:, : len(hashes)].detach()
+        def side(rows: Tensor, twin: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            self.draws += 1
+            return contrast(
+                Rows(rows, twin, own, batch.image_hashes, batch.text_hashes),
+                Columns(columns, present, hashes, text_hashes),
+                model.temperature,
+                self.alpha,
+                same_image,
+                self.seed * 1_000_000_007 + self.draws,
+            )
 
         with torch.autocast(images.device.type, enabled=False):
-            image_loss, to_text = side(images, twin_images, columns_texts)
-            text_loss, to_image = side(texts, twin_texts, columns_images)
-        self.queue.push(all_images, all_texts, hashes)
-        return (image_loss + text_loss) / 2, to_text, to_image
+            image_loss, *hard_texts = side(images, twin_images, torch.cat([all_texts, self.queue.texts]))
+            text_loss, *hard_images = side(texts, twin_texts, torch.cat([all_images, self.queue.images]))
+        self.queue.push(all_images, all_texts, image_hashes)
+        return (image_loss + text_loss) / 2, tuple(hard_texts), tuple(hard_images)
 
     def _match(
         self,
@@ -106,15 +107,12 @@ class Alignment(nn.Module):
         batch: Batch,
         image_tokens: Tensor,
         memory: ImageMemory,
-        to_text: Tensor,
-        to_image: Tensor,
+        hard_texts: Negatives,
+        hard_images: Negatives,
     ) -> tuple[Tensor, Tensor]:
         """ITM logits [3 local, 2] (own pairs, a hard text for each image, a hard image for each text), which count."""
         local = len(batch.text_ids)
-        forbidden = self._equal_pairs(batch)
-        hard_text, has_text = draw_hard_negatives(to_text, forbidden, self._noise(to_text))
-        hard_image, has_image = draw_hard_negatives(to_image, forbidden, self._noise(to_image))
-
+        (hard_text, has_text), (hard_image, has_image) = hard_texts, hard_images
         ids, mask = batch.text_ids.clone(), batch.text_mask
         ids[:, 0] = self.enc_id
         all_ids, all_mask = gather_texts(ids, mask)
@@ -132,16 +130,3 @@ class Alignment(nn.Module):
         other_image = model.match_logits(ids, mask, other)
         logits = torch.cat([own_image[:, 0], own_image[:, 1], other_image])
         return logits, torch.cat([torch.ones_like(has_text), has_text, has_image])
-
-    def _equal_pairs(self, batch: Batch) -> Tensor:
-        """bool [local, global]: True where two samples have one image or one caption, so neither is a negative."""
-        texts, images = gather(batch.text_hashes), gather(batch.image_hashes)
-        return (batch.text_hashes[:, None] == texts) | (batch.image_hashes[:, None] == images)
-
-    def _noise(self, similarities: Tensor) -> Tensor:
-        """Uniform noise [local, global], the same for a pair however many ranks there are."""
-        local, everyone = similarities.shape
-        self.draws += 1
-        generator = torch.Generator(similarities.device).manual_seed(self.seed * 1_000_000_007 + self.draws)
-        noise = torch.rand(everyone, everyone, generator=generator, device=similarities.device)
-        return noise[rank() * local :][:local]
