@@ -46,6 +46,31 @@ def tokenizer_folder(tmp_path_factory, scenes) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def models(tmp_path_factory, tokenizer_folder) -> list[str]:
+    """Folders of two tiny random models that take different image sizes."""
+    from vlp.config import ImageEncoderConfig, ModelConfig, TextTowerConfig
+    from vlp.data.tokenizer import load_tokenizer
+    from vlp.model_folder import save_model
+    from vlp.models.blip import Blip
+
+    tokenizer = load_tokenizer(str(tokenizer_folder))
+    folders = []
+    for name, size in (("captioner", 24), ("filter", 32)):
+        torch.manual_seed(size)
+        image = ImageEncoderConfig(image_size=size, patch_size=8, width=32, layers=1, heads=2)
+        text = TextTowerConfig(
+            vocabulary=len(tokenizer), width=32, layers=2, heads=2, feed_forward=64, positions=40, dropout=0.0
+        )
+        blip = Blip(ModelConfig(image, text, embed_dim=16))
+        with torch.no_grad():
+            for parameter in blip.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        folders.append(str(tmp_path_factory.mktemp("models") / name))
+        save_model(blip, tokenizer, folders[-1])
+    return folders
+
+
 @pytest.fixture
 def run_config(tmp_path, scenes, tokenizer_folder):
     """A function that makes the config of a tiny run; keyword arguments are `key=value` overrides."""

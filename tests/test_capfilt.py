@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 
+from tests.scoring import score_shards
 from vlp.capfilt import score as scoring
 from vlp.capfilt.run import run_capfilt
-from vlp.capfilt.score import score_shards
 from vlp.capfilt.select import select
 from vlp.capfilt.truth import filter_quality
 from vlp.config import CapFiltConfig, DecodingConfig, save_config
@@ -25,31 +24,6 @@ from vlp.errors import UserError, WorkError
 from vlp.model import load_model
 
 DECODING = DecodingConfig(max_length=10, min_length=3)
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory, tokenizer_folder):
-    """Folders of two tiny random models that take different image sizes."""
-    from vlp.config import ImageEncoderConfig, ModelConfig, TextTowerConfig
-    from vlp.data.tokenizer import load_tokenizer
-    from vlp.model_folder import save_model
-    from vlp.models.blip import Blip
-
-    tokenizer = load_tokenizer(str(tokenizer_folder))
-    folders = []
-    for name, size in (("captioner", 24), ("filter", 32)):
-        torch.manual_seed(size)
-        image = ImageEncoderConfig(image_size=size, patch_size=8, width=32, layers=1, heads=2)
-        text = TextTowerConfig(
-            vocabulary=len(tokenizer), width=32, layers=2, heads=2, feed_forward=64, positions=40, dropout=0.0
-        )
-        blip = Blip(ModelConfig(image, text, embed_dim=16))
-        with torch.no_grad():
-            for parameter in blip.parameters():
-                parameter.add_(torch.randn_like(parameter), alpha=0.1)
-        folders.append(str(tmp_path_factory.mktemp("models") / name))
-        save_model(blip, tokenizer, folders[-1])
-    return folders
 
 
 @pytest.fixture

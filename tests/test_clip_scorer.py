@@ -9,11 +9,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.scoring import score_shards
 from tests.test_score import DECODING, rows_of, write_shard
 from tests.tiny_model import make_model
 from vlp.capfilt.clip_scorer import ClipScorer
 from vlp.capfilt.judges import load_judges
-from vlp.capfilt.score import ScoreSettings, score_shard, score_shards
+from vlp.capfilt.score import ScoreSettings, score_shard
 from vlp.data.score_tables import read_settings, table_path
 from vlp.data.shards import decode_image, iterate_samples
 from vlp.errors import UserError

@@ -8,6 +8,7 @@ FILES = sorted((ROOT / "vlp").rglob("*.py"))
 LEAVES = {
     "errors",
     "config",
+    "files",
     "precision",
     "distributed",
     "losses",
@@ -19,7 +20,7 @@ LEAVES = {
     "allocator",
     "next_token",
 }
-BASE = {"errors", "config", "precision", "distributed", "next_token"}
+BASE = {"errors", "config", "files", "precision", "distributed", "next_token"}
 DATA_AND_MODELS = {"data", "models"}
 BUILDING = LEAVES | DATA_AND_MODELS | {"checkpoint", "convert", "model_folder"}
 # What each room may import, beside itself.
@@ -36,7 +37,7 @@ ALLOWED = {
     "retrieval": BUILDING | {"model"},
     "evaluate": BUILDING | {"tasks", "model", "retrieval"},
     "train": BUILDING | {"tasks", "model", "evaluate"},
-    "capfilt": BUILDING | {"tasks", "model"},
+    "capfilt": BUILDING | {"tasks", "model", "train", "report"},
     "report": {"errors", "config", "data"},
     "demo": BUILDING | {"model", "evaluate", "train", "capfilt", "report"},
     "cli": BUILDING | {"bench", "launch", "model", "search", "evaluate", "train", "capfilt", "report", "demo"},

@@ -21,10 +21,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from tests.scoring import score_shards
 from tests.test_score import noise, rows_of, write_shard
 from tests.tiny_model import WORDS, make_model
 from vlp.capfilt.judges import load_judges
-from vlp.capfilt.score import score_shards
 from vlp.capfilt.transformers_captioner import TransformersCaptioner
 from vlp.config import DecodingConfig
 from vlp.data.tokenizer import train_tokenizer

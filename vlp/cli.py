@@ -180,6 +180,8 @@ def capfilt_score(
     seed: int = 0,
     batch_size: int = 64,
     precision: Precision = "auto",
+    part: Annotated[str, typer.Option(help="Score only this part of the shards: 3/16 is the third of 16.")] = "",
+    failures: Annotated[str, typer.Option(help="List of shards that failed; '' puts it beside the tables.")] = "",
     settings: Annotated[list[str] | None, typer.Option("--set", help="decoding.top_p=0.95 and the like.")] = None,
 ) -> None:
     """Write score tables. Example: vlp capfilt score --shards 'web/*.tar' --captioner C --num-captions 4 --filter F"""
@@ -189,7 +191,7 @@ def capfilt_score(
     from vlp.capfilt.run import score
     from vlp.distributed import is_main
 
-    counts = score(config)
+    counts = score(config, part, failures)
     if is_main():
         _print(vars(counts), False)
 
@@ -228,14 +230,15 @@ def capfilt_report(
 
 @capfilt_app.command("run")
 def capfilt_run(config: str, overrides: Overrides = None) -> None:
-    """Score and select. Example: vlp capfilt run configs/capfilt.yaml output=cleaned"""
+    """Score, select, report; in rounds, train too. Example: vlp capfilt run configs/capfilt.yaml output=cleaned"""
     settings = _capfilt_config(config, overrides)
+    from vlp.capfilt.rounds import flat, run_rounds
     from vlp.capfilt.run import run_capfilt
     from vlp.distributed import is_main
 
-    counts = run_capfilt(settings)
-    if is_main():
-        _print(counts, False)
+    for report in run_rounds(settings) if settings.rounds.count else [run_capfilt(settings)]:
+        if is_main():
+            _print(flat(report), False)
 
 
 def _capfilt_config(path: str | None, overrides: list[str] | None, **values: Any) -> CapFiltConfig:

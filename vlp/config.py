@@ -201,6 +201,20 @@ class DecodingConfig:
 
 
 @dataclass
+class RoundsConfig:
+    """CapFilt several times over; each training is a YAML file or stands here whole.
+
+    The rounds say where a training writes and what a finetuning starts from. Without `data.sources` it learns from
+    `human`; pretraining learns from the selected shards as well.
+    """
+
+    count: int = 0  # 0: score and select once, and train nothing
+    pretrain: str | RunConfig = ""
+    captioner: str | RunConfig = ""
+    filter: str | RunConfig = ""
+
+
+@dataclass
 class CapFiltConfig:
     """Caption and filter shards: what `vlp capfilt run` does."""
 
@@ -217,6 +231,7 @@ class CapFiltConfig:
     precision: Precision = "auto"
     seed: int = 0
     max_bad_share: float = 0.1
+    rounds: RoundsConfig = field(default_factory=RoundsConfig)
 
 
 def load_config(kind: type[Config], path: str | Path | None, overrides: list[str] | None = None) -> Config:

@@ -30,6 +30,7 @@ from vlp.data.tokenizer import train_tokenizer
 from vlp.data.transforms import clean_caption
 from vlp.errors import UserError
 from vlp.evaluate import evaluate_captioning, evaluate_retrieval
+from vlp.files import write_json
 from vlp.model import load_model
 from vlp.report.demo_page import write_demo_page
 from vlp.train import run
@@ -114,7 +115,7 @@ def run_demo(output: str, quick: bool = False, seed: int = 0) -> dict:
             **filter_quality(_shards(root, "web"), RULES),
         }
     results = {**scores, "seed": seed, "quick": quick, "seconds": sum(_seconds(root).values())}
-    _write_json(root / "report.json", results)
+    write_json(root / "report.json", results)
     write_demo_page(root)
     print(f"Done in {results['seconds'] / 60:.1f} minutes: {root / 'report.html'}")
     return results
@@ -130,7 +131,7 @@ def _claim(root: Path, settings: dict) -> None:
     if root.exists() and any(root.iterdir()):
         raise UserError(f"{root} exists and is not a demo's; choose another folder.")
     root.mkdir(parents=True, exist_ok=True)
-    _write_json(mark, settings)
+    write_json(mark, settings)
 
 
 @contextmanager
@@ -143,7 +144,7 @@ def _stage(root: Path, name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        _write_json(root / "seconds.json", {**before, name: before.get(name, 0.0) + time.monotonic() - started})
+        write_json(root / "seconds.json", {**before, name: before.get(name, 0.0) + time.monotonic() - started})
 
 
 def _seconds(root: Path) -> dict[str, float]:
@@ -261,7 +262,7 @@ def _capfilt(root: Path, seed: int) -> None:
         batch_size=128,
         seed=seed,
     )
-    _write_json(root / "capfilt.json", run_capfilt(config))
+    write_json(root / "capfilt.json", run_capfilt(config))
 
 
 def _score(root: Path, name: str) -> dict[str, float]:
@@ -271,11 +272,5 @@ def _score(root: Path, name: str) -> dict[str, float]:
         return json.loads(path.read_text())
     model, held_out = load_model(root / name / "model"), _shards(root, "held-out")
     scores = {**evaluate_retrieval(model, held_out, rerank=16), **evaluate_captioning(model, held_out, GREEDY)}
-    _write_json(path, scores)
+    write_json(path, scores)
     return scores
-
-
-def _write_json(path: Path, values: dict) -> None:
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
-    os.replace(temporary, path)

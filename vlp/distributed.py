@@ -1,10 +1,36 @@
 """What processes of one run share: plain torch.distributed, and nothing at all when there is one process."""
 
+import os
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+PATIENCE = timedelta(days=7)  # how long a process waits for the slowest
+
+
+def restarts() -> int:
+    """How often the launcher has started the processes of this run again (`--max_restarts`)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def join_processes() -> torch.device:
+    """Meet the other processes that a launcher started, where there are any; returns this one's device.
+
+    The launcher keeps its store when it starts processes again, and in it the addresses of the dead. So those started
+    again meet under a prefix of their own.
+    """
+    from accelerate import PartialState  # takes a second
+
+    cuda = torch.cuda.is_available()
+    if restarts() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and not dist.is_initialized():
+        store, number, processes = next(dist.rendezvous("env://", timeout=PATIENCE))
+        store = dist.PrefixStore(f"start-{restarts()}", store)
+        backend = "nccl" if cuda else "gloo"
+        dist.init_process_group(backend, store=store, rank=number, world_size=processes, timeout=PATIENCE)
+    return PartialState(cpu=not cuda, timeout=PATIENCE).device
 
 
 def world_size() -> int:

@@ -7,3 +7,7 @@ class UserError(Exception):
 
 class WorkError(Exception):
     """The call was right but the work could not be finished (a full disk, too many bad samples). Exit code 1."""
+
+
+class FullDiskError(WorkError):
+    """No more can be written: to go on with other work would be in vain."""

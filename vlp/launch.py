@@ -23,20 +23,24 @@ def start_missing_processes(arguments: list[str]) -> None:
     alone = os.environ.get("ACCELERATE_USE_CPU") == "True" and not any(name in os.environ for name in STARTED)
     if not alone or "MASTER_PORT" not in os.environ:  # accelerate sets a port when it was asked for more than one
         return
-    count = _processes_asked_for()
-    if count is None:
+    asked = _asked_for()
+    if asked is None:
         raise UserError(
             "accelerate started one process of several; start them with "
             f"torchrun --nproc-per-node N -m vlp {' '.join(arguments)}."
         )
     del os.environ["MASTER_PORT"]
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m", "vlp", *arguments]
+    processes, restarts = asked
+    launch = ["--standalone", "--nproc-per-node", str(processes), "--max-restarts", str(restarts)]
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, *command])
+    os.execv(sys.executable, [sys.executable, "-m", "torch.distributed.run", *launch, "-m", "vlp", *arguments])
 
 
-def _processes_asked_for() -> int | None:
-    """`--num_processes` of the accelerate launcher that started this process; None where it cannot be read."""
+def _asked_for() -> tuple[int, int] | None:
+    """`--num_processes` and `--max_restarts` of the accelerate launcher that started this process.
+
+    None where the processes are of several machines, or cannot be read.
+    """
     import psutil
     from accelerate.commands.launch import launch_command_parser
 
@@ -47,5 +51,6 @@ def _processes_asked_for() -> int | None:
     for place, word in enumerate(words):
         if word in ("launch", "accelerate.commands.launch") or word.endswith("accelerate-launch"):
             asked, _ = launch_command_parser().parse_known_args(words[place + 1 :])
-            return asked.num_processes if (asked.num_machines or 1) == 1 else None
+            several = (asked.num_machines or 1) > 1 or asked.num_processes is None
+            return None if several else (asked.num_processes, asked.max_restarts or 0)
     return None

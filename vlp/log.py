@@ -40,7 +40,7 @@ class Progress:
         self.done += count
         if self.bar:
             note = f"{self.rate():.1f} {self.unit}/s"
-            self.bar.update(self.row, completed=self.done, note=note, description=what or self.unit)
+            self.bar.update(self.row, completed=self.done, total=self.total, note=note, description=what or self.unit)
 
     def add(self, what: str = "", count: int = 1) -> None:
         """Count finished work; `what` names the stage. Prints a line now and then where there is no bar."""

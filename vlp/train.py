@@ -1,7 +1,6 @@
 """The only training loop, on accelerate: pretraining and every finetuning."""
 
 import json
-import os
 import signal
 import time
 from collections import defaultdict
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import Tensor, nn
@@ -23,9 +22,10 @@ from vlp.config import RunConfig, as_yaml, save_config
 from vlp.data.loader import TrainingLoader
 from vlp.data.shards import prepare_output
 from vlp.data.tokenizer import CaptionTokenizer, load_tokenizer
-from vlp.distributed import all_sum, barrier, is_main, rank, world_size
+from vlp.distributed import all_sum, barrier, is_main, join_processes, rank, world_size
 from vlp.errors import UserError, WorkError
 from vlp.evaluate import evaluate_captioning, evaluate_retrieval
+from vlp.files import write_json
 from vlp.log import Progress, RunLog, read_log
 from vlp.model import Model, load_model
 from vlp.model_folder import save_model
@@ -90,9 +90,7 @@ def run(config: RunConfig, resume: bool = False) -> dict:
     results = {**last, **validate(config, task.model, tokenizer)} if is_main() else last
     if is_main():
         save_model(task.model, tokenizer, output / "model", _card(config, results, loader))
-        temporary = finished.with_name(f".{finished.name}.tmp")
-        temporary.write_text(json.dumps(results, indent=2) + "\n")
-        os.replace(temporary, finished)
+        write_json(finished, results)
     barrier()
     return results
 
@@ -112,7 +110,7 @@ def start(config: RunConfig, resume: bool) -> Accelerator:
     cpu = not torch.cuda.is_available()
     if cpu:
         keep_freed_memory()
-    dtype = compute_dtype(config.precision, PartialState(cpu=cpu).device)
+    dtype = compute_dtype(config.precision, join_processes())
     if dtype == torch.float16 and cpu:
         raise UserError("precision fp16 needs a GPU; use bf16 or fp32 on a CPU.")
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision

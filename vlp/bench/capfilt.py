@@ -24,7 +24,7 @@ WORDS = 14  # of a web text
 def bench_capfilt(size: Size, precision: str, batch: int, peers: bool) -> list[Measured]:
     """One batch of pictures in memory: captions by one model, ITM, ITC and likelihoods of all texts by it and another.
 
-    The peer makes the captions and the ITM of all texts, but neither ITC nor likelihoods.
+    Of the peers one makes the captions and the ITM of all texts alone, the other fills the same columns as ours.
     """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     torch.manual_seed(0)
@@ -41,11 +41,16 @@ def bench_capfilt(size: Size, precision: str, batch: int, peers: bool) -> list[M
     def ours() -> None:
         score_batch(pictures, judges, settings, "bench.tar", empty)
 
-    def make_peer() -> Work:
-        return _transformers(size, images.to(device()), texts, tokenizer.tokenizer, dtype)
+    lines = []
+    for what, every in (("peer without ITC, likelihoods", False), ("peer with every column", True)):
 
-    what = "score: caption, 2 texts an image"
-    return [compare(what, "images/s", batch, precision, ours, make_peer if peers else None)]
+        def make_peer(every: bool = every) -> Work:
+            return _transformers(size, images.to(device()), texts, tokenizer.tokenizer, dtype, every)
+
+        if peers or every:
+            what = f"score, 2 texts an image{', ' + what if peers else ''}"
+            lines.append(compare(what, "images/s", batch, precision, ours, make_peer if peers else None))
+    return lines
 
 
 def _judges(size: Size, tokenizer: CaptionTokenizer, precision: str) -> Judges:
@@ -68,8 +73,14 @@ def _tokenizer(vocabulary: int) -> CaptionTokenizer:
     return CaptionTokenizer(tokenizer)
 
 
-def _transformers(size: Size, images: Tensor, texts: list[str], tokenizer: Tokenizer, dtype: torch.dtype) -> Work:
-    """As their documentation has it, each model from the pixels; weights in the precision of the computation."""
+def _transformers(
+    size: Size, images: Tensor, texts: list[str], tokenizer: Tokenizer, dtype: torch.dtype, every: bool
+) -> Work:
+    """As their documentation has it, each call from the pixels; weights in the precision of the computation.
+
+    Args:
+        every: also ITC and likelihoods.
+    """
     from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval, PreTrainedTokenizerFast
 
     captioner = BlipForConditionalGeneration(size.theirs()).to(device=images.device, dtype=dtype).eval()
@@ -85,5 +96,8 @@ def _transformers(size: Size, images: Tensor, texts: list[str], tokenizer: Token
             for some in (texts, words.batch_decode(ids, skip_special_tokens=True)):
                 inputs = words(some, padding=True, return_token_type_ids=False, return_tensors="pt").to(images.device)
                 judge(**inputs, pixel_values=pixels, use_itm_head=True).itm_score.softmax(dim=-1)
+                if every:
+                    judge(**inputs, pixel_values=pixels, use_itm_head=False)
+                    captioner(**inputs, pixel_values=pixels, labels=inputs["input_ids"])
 
     return work

@@ -11,7 +11,7 @@ import psutil
 import pyarrow.parquet as pq
 
 from vlp.capfilt.rules import SPACES, Rules, Top, quote
-from vlp.data.score_tables import VERSION, read_settings, shard_stamp, table_path
+from vlp.data.score_tables import VERSION, is_same_shard, read_settings, table_path
 from vlp.data.shards import expand_shards
 from vlp.errors import UserError
 
@@ -171,6 +171,6 @@ def _duplicates_table(shard: str) -> str:
     settings = read_settings(shard, "duplicates")
     if settings is None:
         raise UserError(f"{shard} has no table of duplicates; run `vlp capfilt duplicates` on all shards first.")
-    if Path(shard).exists() and settings["shard"] != shard_stamp(shard):
+    if Path(shard).exists() and not is_same_shard(shard, settings):
         raise UserError(f"{shard} was changed since its duplicates were found; run `vlp capfilt duplicates` again.")
     return str(table_path(shard, "duplicates"))

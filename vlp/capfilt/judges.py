@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,36 +62,23 @@ def load_judges(
     captioners, filters = as_list(captioner), as_list(filter)
     if not filters:
         raise UserError("CapFilt needs a filter: a model folder, or open_clip:NAME,PRETRAINED.")
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    loaded: dict[str, Model | TransformersCaptioner | ClipScorer] = {}
-    hashes: dict[str, str] = {}
-    for name in [*captioners, *filters]:
-        place = _place(name)
-        if place in loaded:
-            continue
-        if name.startswith(TRANSFORMERS):
-            loaded[place] = TransformersCaptioner(name.removeprefix(TRANSFORMERS), device, precision)
-            hashes[place] = loaded[place].identity
-        elif name.startswith(OPEN_CLIP):
-            loaded[place] = ClipScorer(name.removeprefix(OPEN_CLIP), device, precision)
-            hashes[place] = loaded[place].identity
-        else:
-            # Weights in bf16 once, where they would be turned into it at every call.
-            dtype = torch.bfloat16 if compute_dtype(precision, device) == torch.bfloat16 else None
-            loaded[place] = load_model(name, device, precision, dtype)
-            hashes[place] = _hash(find_folder(name))
-    if any(isinstance(loaded[_place(name)], ClipScorer) for name in captioners):
+    if any(name.startswith(OPEN_CLIP) for name in captioners):
         raise UserError("An open_clip model makes no captions; name it as a filter.")
-    judging = [loaded[_place(name)] for name in filters]
-    if any(isinstance(model, TransformersCaptioner) for model in judging):
+    if any(name.startswith(TRANSFORMERS) for name in filters):
         raise UserError("A captioner of transformers cannot filter; name a model folder or open_clip:NAME,PRETRAINED.")
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    loaded: dict[str, tuple[Model | TransformersCaptioner | ClipScorer, str]] = {}
+    for name in [*captioners, *filters]:
+        if _place(name) not in loaded:
+            loaded[_place(name)] = _load(name, device, precision)
+    making, judging = ([loaded[_place(name)] for name in names] for names in (captioners, filters))
     return Judges(
-        [loaded[_place(name)] for name in captioners],
-        [model for model in judging if isinstance(model, Model)],
-        [model for model in judging if isinstance(model, ClipScorer)],
+        [model for model, _ in making],
+        [model for model, _ in judging if isinstance(model, Model)],
+        [model for model, _ in judging if isinstance(model, ClipScorer)],
         {
-            "captioner": [hashes[_place(name)] for name in captioners],
-            "filter": [hashes[_place(name)] for name in filters],
+            "captioner": [content for _, content in making],
+            "filter": [content for _, content in judging],
             "precision": str(compute_dtype(precision, device)),
         },
         {"captioner": captioners, "filter": filters},
@@ -109,7 +95,18 @@ def _place(name: str) -> str:
     return name if name.startswith((TRANSFORMERS, OPEN_CLIP)) else os.path.realpath(name)
 
 
-def _hash(folder: Path) -> str:
-    if is_ours(folder):
-        return folder_hash(folder)
-    return files_hash(sorted(file for file in folder.iterdir() if file.suffix in READ))  # one that is converted
+def _load(
+    name: str, device: torch.device, precision: Precision
+) -> tuple[Model | TransformersCaptioner | ClipScorer, str]:
+    """A model, and a hash of its content."""
+    if name.startswith(TRANSFORMERS):
+        captioner = TransformersCaptioner(name.removeprefix(TRANSFORMERS), device, precision)
+        return captioner, captioner.identity
+    if name.startswith(OPEN_CLIP):
+        scorer = ClipScorer(name.removeprefix(OPEN_CLIP), device, precision)
+        return scorer, scorer.identity
+    # Weights are bf16 from the start where they would be turned into it at every call.
+    dtype = torch.bfloat16 if compute_dtype(precision, device) == torch.bfloat16 else None
+    model, folder = load_model(name, device, precision, dtype), find_folder(name)
+    converted = sorted(file for file in folder.iterdir() if file.suffix in READ)
+    return model, folder_hash(folder) if is_ours(folder) else files_hash(converted)

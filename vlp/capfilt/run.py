@@ -1,65 +1,71 @@
-"""CapFilt whole: score the shards, then select (paper, section 3.3)."""
+"""CapFilt whole: score the shards, select (paper, section 3.3), and report."""
 
-from collections import Counter
 from dataclasses import asdict
-from datetime import timedelta
+from pathlib import Path
 
-import torch
-from accelerate import PartialState
-
+from vlp.capfilt.judges import as_list, load_judges
 from vlp.capfilt.rules import parse_rules
-from vlp.capfilt.score import ScoreCounts, score_shards
+from vlp.capfilt.score import Progress, ScoreCounts, ScoreSettings, ShardCounts, score_shard, table_identity
 from vlp.capfilt.select import select
+from vlp.capfilt.work import parse_part, start_list, work_off
 from vlp.config import CapFiltConfig
-from vlp.data.score_tables import table_path
-from vlp.data.shards import expand_shards, index_shard, prepare_output
-from vlp.distributed import gather_objects
+from vlp.data.score_tables import is_finished, table_path
+from vlp.data.shards import expand_shards, prepare_output
+from vlp.distributed import is_main, join_processes
 from vlp.errors import UserError
-from vlp.log import Progress
+from vlp.files import remove_leftovers
+from vlp.report.capfilt_page import write_capfilt_report
 
-PATIENCE = timedelta(days=7)  # how long a process waits for the slowest
 
+def score(config: CapFiltConfig, part: str = "", failures: str = "") -> ScoreCounts:
+    """Score the shards, together with the other processes that `accelerate launch` started, showing progress.
 
-def score(config: CapFiltConfig) -> ScoreCounts:
-    """Score this process's share of the shards, showing progress; `accelerate launch` decides how many there are.
+    Args:
+        part: as in `parse_part`; of the shards in order, this run takes every so many-th.
+        failures: where the list of shards goes that fail three times; "" is beside the tables (`failures_path`).
 
     Returns:
-        The counts of all processes together, in each of them.
+        The counts of all processes in the first of them, in each other its own.
+
+    Raises:
+        UserError: the config is wrong, no shard matches, or a name does not lead to a model.
+        WorkError: shards were given up, or a process died.
     """
     for name in ("shards", "filter"):
-        if not getattr(config, name):
+        if not as_list(getattr(config, name)):
             raise UserError(f"CapFilt needs {name}: set it in the config or on the command line.")
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
-    part = (state.process_index, state.num_processes)
-    total = sum(len(index_shard(shard).keys) for shard in expand_shards(config.shards)[part[0] :: part[1]])
-    with Progress("images", total, quiet=not state.is_main_process) as progress:
-        mine = score_shards(
-            config.shards,
-            config.captioner,
-            config.filter,
-            config.decoding,
-            config.batch_size,
-            config.seed,
-            config.precision,
-            config.max_bad_share,
-            part,
-            state.device,
-            progress.add,
-            config.num_captions,
-            config.name,
-        )
-    return _together(gather_objects(mine))
+    number, parts = parse_part(part)
+    every = list(dict.fromkeys(expand_shards(config.shards)))
+    shards = every[number - 1 :: parts]
+    tables = {shard: table_path(shard, config.name) for shard in shards}
+    listed = Path(failures) if failures else failures_path(every, config.name, part)
+    device = join_processes()
+    start_list(listed)
+    judges = load_judges(config.captioner, config.filter, config.precision, device)
+    settings = ScoreSettings(
+        config.decoding, config.num_captions, config.seed, config.batch_size, config.max_bad_share, config.name
+    )
+    identity = table_identity(judges, settings)
+
+    def score_one(shard: str, progress: Progress) -> ShardCounts:
+        remove_leftovers(tables[shard])
+        return score_shard(shard, judges, settings, progress)
+
+    return work_off(shards, score_one, lambda shard: is_finished(shard, identity, config.name), listed)
 
 
-def _together(parts: list[ScoreCounts]) -> ScoreCounts:
-    """The counts of all processes."""
-    bad = sum((Counter(part.bad) for part in parts), Counter())
-    names = ("shards", "skipped_shards", "images", "texts")
-    return ScoreCounts(**{name: sum(getattr(part, name) for part in parts) for name in names}, bad=dict(bad))
+def failures_path(shards: list[str], name: str, part: str = "") -> Path:
+    """Where the list of shards that were given up goes: beside the first of all, and apart for each part."""
+    part = f"-{part.replace('/', '-of-')}" if part else ""
+    return Path(shards[0]).parent / f"{name}-failures{part}.jsonl"
 
 
 def run_capfilt(config: CapFiltConfig) -> dict:
-    """Score, wait for the other processes, and let one of them select. Returns both counts."""
+    """Score; when all processes are done, the first one selects and writes OUTPUT/report.html.
+
+    Returns:
+        The counts of both in the first process, {} in the others.
+    """
     if not config.output:
         raise UserError("CapFilt needs output: the folder for the new shards.")
     parse_rules(config.rules)
@@ -67,10 +73,10 @@ def run_capfilt(config: CapFiltConfig) -> dict:
     if config.human:
         expand_shards(config.human)
     scored = score(config)
-    state = PartialState()
-    state.wait_for_everyone()
-    selected = None
-    if state.is_main_process:
-        tables = [str(table_path(shard, config.name)) for shard in expand_shards(config.shards)]
-        selected = asdict(select(tables, config.rules, config.output, human=config.human or None))
-    return {"scored": asdict(scored), "selected": selected}
+    if not is_main():
+        return {}
+    remove_leftovers(Path(config.output))
+    tables = [str(table_path(shard, config.name)) for shard in dict.fromkeys(expand_shards(config.shards))]
+    selected = select(tables, config.rules, config.output, human=config.human or None)
+    write_capfilt_report(tables, f"{config.output}/report.html", seed=config.seed)
+    return {"scored": asdict(scored), "selected": asdict(selected)}

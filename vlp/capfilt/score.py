@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from vlp.capfilt.encoded_images import EncodedImages, TextScores
-from vlp.capfilt.judges import Judges, load_judges
+from vlp.capfilt.judges import Judges
 from vlp.capfilt.pictures import Batch, read_batches
-from vlp.config import DecodingConfig, Precision
-from vlp.data.score_tables import NAME, Scored, is_finished, read_table, shard_state, write_table
-from vlp.data.shards import BadSample, BadSamples, Sample, expand_shards
+from vlp.config import DecodingConfig
+from vlp.data.score_tables import NAME, Scored, shard_state, write_table
+from vlp.data.shards import BadSample, BadSamples, Sample
 from vlp.data.transforms import clean_caption
 from vlp.model import Model
 
@@ -60,58 +60,13 @@ class ShardCounts:
 
 @dataclass
 class ScoreCounts:
-    """What was scored: by a call of `score_shards` in its process, or by all processes together."""
+    """What was scored: by a process of a run, or by all of them together."""
 
     shards: int = 0
     skipped_shards: int = 0  # finished before
     images: int = 0
     texts: int = 0
     bad: dict[str, int] = field(default_factory=dict)  # by reason
-
-
-def score_shards(
-    shards: str | list[str],
-    captioner: str | list[str],
-    filter: str | list[str],
-    decoding: DecodingConfig,
-    batch_size: int = 64,
-    seed: int = 0,
-    precision: Precision = "auto",
-    max_bad_share: float = 0.1,
-    part: tuple[int, int] = (0, 1),
-    device: torch.device | None = None,
-    progress: Progress | None = None,
-    num_captions: int = 1,
-    name: str = NAME,
-) -> ScoreCounts:
-    """Write the score table of every shard that has none made with these settings.
-
-    Args:
-        captioner, filter: as in `load_judges`.
-        part: (i, n): this process takes every n-th shard, from the i-th on.
-
-    Raises:
-        UserError: no shard matches, or a name does not lead to a model.
-        WorkError: more samples of a shard than `max_bad_share` were bad.
-    """
-    paths = expand_shards(shards)
-    judges = load_judges(captioner, filter, precision, device)
-    settings = ScoreSettings(decoding, num_captions, seed, batch_size, max_bad_share, name)
-    identity = table_identity(judges, settings)
-    counts, bad = ScoreCounts(), Counter()
-    for shard in paths[part[0] :: part[1]]:
-        if is_finished(shard, identity, name):
-            counts.skipped_shards += 1
-            if progress:
-                progress("score", len(set(read_table(shard, name)["key"].to_pylist())))
-            continue
-        done = score_shard(shard, judges, settings, progress)
-        counts.shards += 1
-        counts.images += done.images
-        counts.texts += done.texts
-        bad.update(done.bad)
-    counts.bad = dict(bad)
-    return counts
 
 
 def score_shard(shard: str, judges: Judges, settings: ScoreSettings, progress: Progress | None = None) -> ShardCounts:
@@ -133,8 +88,9 @@ def score_shard(shard: str, judges: Judges, settings: ScoreSettings, progress: P
         if progress:
             progress("score", len(batch.samples))
     bad.finish()
-    write_table(shard, rows, table_identity(judges, settings), state, settings.name, _about(judges, settings))
     counts.texts, counts.bad = len(rows), dict(bad.counts + empty.counts)
+    about = {**_about(judges, settings), "bad": counts.bad}
+    write_table(shard, rows, table_identity(judges, settings), state, settings.name, about)
     return counts
 
 

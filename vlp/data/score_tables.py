@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlp.errors import UserError, WorkError
+from vlp.errors import FullDiskError, UserError, WorkError
 
 NAME = "capfilt"  # of the tables that `vlp capfilt score` writes unless it is told another
 VERSION = "2"
@@ -74,7 +74,7 @@ def shard_stamp(shard: str) -> str:
 
 def shard_state(shard: str) -> dict[str, str]:
     """What a table remembers of the file it was made from: its stamp, and a hash of its content."""
-    return {"shard": shard_stamp(shard), "shard_sha256": files_hash([Path(shard)])}
+    return {"shard": shard_stamp(shard), "shard_sha256": _sha256(shard).hex()}
 
 
 def is_same_shard(shard: str, state: dict[str, Any]) -> bool:
@@ -86,7 +86,7 @@ def is_same_shard(shard: str, state: dict[str, Any]) -> bool:
     if state.get("shard") == stamp:
         return True
     same_size = str(state.get("shard")).split("-")[0] == stamp.split("-")[0]
-    return same_size and state.get("shard_sha256") == files_hash([Path(shard)])
+    return same_size and state.get("shard_sha256") == _sha256(shard).hex()
 
 
 def folder_hash(folder: str | Path) -> str:
@@ -96,11 +96,12 @@ def folder_hash(folder: str | Path) -> str:
 
 def files_hash(paths: list[Path]) -> str:
     """A hash of files' contents, in the order given."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+    return hashlib.sha256(b"".join(map(_sha256, paths))).hexdigest()
+
+
+def _sha256(path: str | Path) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def write_table(
@@ -120,7 +121,7 @@ def write_table(
         about: what is said of the table beside that, such as the command that made it.
 
     Raises:
-        WorkError: the disk is full, or the table cannot be written for another reason.
+        FullDiskError, WorkError: the disk is full; the table cannot be written for another reason.
     """
     columns = {field.name: [getattr(row, field.name) for row in rows] for field in SCHEMA}
     said = {**settings, **(state or shard_state(shard)), "version": VERSION, "about": about or {}}
@@ -179,7 +180,7 @@ def _write_whole(path: Path, content: pa.Buffer) -> None:
         temporary.unlink(missing_ok=True)  # so that what is free is what the next try has
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(path.parent).free
-            raise WorkError(
+            raise FullDiskError(
                 f"{path} needs {content.size:,} bytes and its disk has {free:,} free; make room and run again: "
                 "tables that are finished are kept."
             ) from None

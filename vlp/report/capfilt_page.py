@@ -9,7 +9,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from vlp.data.score_tables import VERSION, read_settings, shard_stamp
+from vlp.data.score_tables import VERSION, is_same_shard, read_settings
 from vlp.data.shards import BadSampleError, ShardIndex, ShardReader, decode_image, expand_shards, index_shard
 from vlp.errors import UserError
 from vlp.report import score_statistics as statistics
@@ -106,8 +106,8 @@ def _read_footers(paths: list[str]) -> _Tables:
             raise UserError(f"{path} is not a score table; `vlp capfilt score` writes them.")
         if said.pop("version", None) != VERSION:
             raise UserError(f"{path} is a score table of another version; score its shard again.")
-        stamp, about = said.pop("shard", None), said.pop("about", {})
-        shards[path] = shard if Path(shard).exists() and shard_stamp(shard) == stamp else None
+        state, about = {key: said.pop(key, "") for key in ("shard", "shard_sha256")}, said.pop("about", {})
+        shards[path] = shard if Path(shard).exists() and is_same_shard(shard, state) else None
         bad.update(about.pop("bad", {}))
         for key, value in {**said, **about}.items():
             counted[key][_plain(value)] += 1

@@ -141,10 +141,10 @@ def _histogram(
         high = low + bins * width
     elif low == high:
         high = low + 1
+    place = f"floor(({value} - $low) / ($high - $low) * $bins)"
     rows = connection.execute(
-        f"SELECT {group} AS name, floor(({value} - $low) / ($high - $low) * $bins) AS place, "
-        "greatest(least(place, $bins - 1), 0)::INT AS bin, count(*) "
-        f"FROM {table} WHERE {value} IS NOT NULL GROUP BY name, bin",
+        f"SELECT {group} AS name, greatest(least({place}, $bins - 1), 0)::INT AS bin, count(*) "
+        f"FROM {table} WHERE {value} IS NOT NULL GROUP BY ALL",
         {"low": float(low), "high": float(high), "bins": bins},
     ).fetchall()
     counts = {name: [0] * bins for name in (*SOURCES, "images") if any(row[0] == name for row in rows)}

@@ -1,0 +1,27 @@
+"""Files that appear whole or not at all, and what killed processes leave of them."""
+
+import glob
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+
+def write_whole(path: str | Path, text: str) -> None:
+    """Write a text file under a temporary name, then rename it."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def write_json(path: str | Path, values: Any) -> None:
+    """Write a JSON file, whole."""
+    write_whole(path, json.dumps(values, indent=2) + "\n")
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what killed processes have left of a file or a folder under its temporary names."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.tmp-*"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
