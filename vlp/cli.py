@@ -214,6 +214,23 @@ def capfilt_select(
     _print(vars(counts), as_json)
 
 
+@capfilt_app.command("duplicates")
+def capfilt_duplicates(
+    shards: Shards,
+    model: Annotated[str, typer.Option(help="Model folder whose image embeddings are compared.")],
+    against: Annotated[list[str] | None, typer.Option(help="Shards of evaluation sets; repeatable.")] = None,
+    above: Annotated[float, typer.Option(help="Cosine from which on images are near duplicates.")] = 0.95,
+    batch_size: int = 64,
+    precision: Precision = "auto",
+    as_json: Json = False,
+) -> None:
+    """Find duplicates. Example: vlp capfilt duplicates --shards 'web/*.tar' --model M --against 'coco-test/*.tar'"""
+    from vlp.capfilt.duplicates import find_duplicates
+
+    counts = find_duplicates(shards, model, against or [], above, batch_size, precision, quiet=as_json)
+    _print(vars(counts), as_json)
+
+
 @capfilt_app.command("report")
 def capfilt_report(
     scores: Annotated[list[str], typer.Option("--scores", help="Score tables: paths, globs or braces; repeatable.")],
