@@ -338,19 +338,20 @@ def match(model: str, image: str, text: str, as_json: Json = False) -> None:
 @app.command()
 def bench(
     what: Annotated[
-        Literal["attention", "capfilt", "caption", "rerank", "train"], typer.Argument(help="What to measure.")
+        Literal["attention", "capfilt", "caption", "rerank", "select", "train"], typer.Argument(help="What to measure.")
     ],
     size: Annotated[Literal["base", "small"], typer.Option(help="ViT-B/16 and BERT-base, or 192 wide.")] = "base",
     precision: Annotated[Literal["bf16", "fp32"], typer.Option(help="Of weights and computation.")] = "bf16",
     batch: Annotated[int, typer.Option(help="Images at once.")] = 8,
     peers: Annotated[bool, typer.Option(help="Also measure the peer, in turns.")] = False,
+    rows: Annotated[int, typer.Option(min=1, help="Texts that select chooses from.")] = 10_000_000,
     as_json: Json = False,
 ) -> None:
     """Measure a part, and its peer in turns with it. Example: vlp bench caption --peers --precision fp32"""
     from vlp.bench.command import as_table
     from vlp.bench.command import bench as run
 
-    lines = run(what, size, precision, batch, peers)
+    lines = run(what, size, precision, batch, peers, rows)
     print(json.dumps([vars(line) for line in lines]) if as_json else as_table(lines))
 
 

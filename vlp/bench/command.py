@@ -6,10 +6,11 @@ from vlp.bench.attention import bench_attention
 from vlp.bench.capfilt import bench_capfilt
 from vlp.bench.caption import BASE, SMALL, bench_caption
 from vlp.bench.rerank import bench_rerank
+from vlp.bench.select import bench_select
 from vlp.bench.timing import Measured
 from vlp.bench.train import bench_train
 
-What = Literal["attention", "capfilt", "caption", "rerank", "train"]
+What = Literal["attention", "capfilt", "caption", "rerank", "select", "train"]
 BENCHES = {
     "attention": bench_attention,
     "capfilt": bench_capfilt,
@@ -20,7 +21,7 @@ BENCHES = {
 SIZES = {"base": BASE, "small": SMALL}
 
 
-def bench(what: What, size: str, precision: str, batch: int, peers: bool) -> list[Measured]:
+def bench(what: What, size: str, precision: str, batch: int, peers: bool, rows: int = 10_000_000) -> list[Measured]:
     """Run a benchmark.
 
     Args:
@@ -28,7 +29,10 @@ def bench(what: What, size: str, precision: str, batch: int, peers: bool) -> lis
         precision: "fp32" or "bf16", of weights and computation, ours and the peer's.
         batch: images.
         peers: also measure the peer, in turns with ours.
+        rows: texts that `select` chooses from; all else is nothing to it.
     """
+    if what == "select":
+        return bench_select(rows)
     return BENCHES[what](SIZES[size], precision, batch, peers)
 
 
