@@ -5,6 +5,7 @@ import os
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from keyword import iskeyword
 from pathlib import Path
@@ -75,33 +76,37 @@ def select(
     clean = expand_shards(human) if human else []
     for path in tables:  # all that is wrong is said before anything is written
         _check_shard(path, needed=bool(output))
-    target = Path(targets[0])
+    target, counts = Path(targets[0]), SelectCounts()
     prepare_output(str(target))
+    with _appearing(target) as result, Progress("tables", len(tables), quiet=quiet) as progress:
+        spill = result.with_name("spill")
+        chosen = _reported(choose(tables, compiled, others, spill), progress)
+        if output:
+            _write_shards(result, chosen, clean, counts)
+        elif uids:
+            write_uids(result, _chosen_uids(chosen, counts), spill)
+        else:
+            _write_table(result, chosen, counts)
+    return counts
+
+
+@contextmanager
+def _appearing(target: Path) -> Iterator[Path]:
+    """A path to write to, which becomes the target at the end; beside it there is room for temporary files."""
     workplace = target.parent / f".{target.name}.tmp"
-    result, counts = workplace / "result", SelectCounts()
     try:
         if workplace.exists():  # of a call that was killed
             shutil.rmtree(workplace)
         workplace.mkdir(parents=True)
-        with Progress("tables", len(tables), quiet=quiet) as progress:
-            chosen = _reported(choose(tables, compiled, others, workplace / "spill"), progress)
-            if output:
-                _write_shards(result, chosen, clean, counts)
-            elif uids:
-                write_uids(result, _chosen_uids(chosen, counts), workplace / "spill")
-            else:
-                _write_table(result, chosen, counts)
+        yield workplace / "result"
         if target.is_dir():
             target.rmdir()
-        os.replace(result, target)
+        os.replace(workplace / "result", target)
     except (OSError, duckdb.IOException, duckdb.OutOfMemoryException) as error:
         said = (getattr(error, "strerror", None) or str(error)).splitlines()[0]
-        raise WorkError(
-            f"{target} cannot be written: {said}; make room, or choose another place, and run again."
-        ) from None
+        raise WorkError(f"{target} cannot be written: {said}; make room, or name another place.") from None
     finally:
         shutil.rmtree(workplace, ignore_errors=True)
-    return counts
 
 
 def parse_also(given: list[str]) -> dict[str, list[str]]:
