@@ -45,6 +45,14 @@ def test_capfilt_scores_a_web_text_and_a_caption_of_every_image(monkeypatch):
         assert min(row.tokens for row in rows[1::2]) >= LENGTH - 2  # one of them may be a special token
 
 
+def test_selecting_is_measured_by_rows():
+    lines = json.loads(
+        CliRunner().invoke(app, ["bench", "select", "--rows", "30001", "--json"]).stdout.splitlines()[-1]
+    )
+    assert [line["what"].split()[-1] for line in lines] == ["uids", "table"]
+    assert all(line["ours"] > 100 and line["peak_memory_gib"] > 0.01 for line in lines)
+
+
 def test_a_peer_of_a_process_of_its_own_tells_its_memory(monkeypatch):
     monkeypatch.setitem(command.SIZES, "small", TINY)
     lines = command.bench("clip", "small", "fp32", 2, peers=True, repeats=1)

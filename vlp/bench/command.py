@@ -8,10 +8,11 @@ from vlp.bench.caption import BASE, SMALL, bench_caption
 from vlp.bench.clip import bench_clip
 from vlp.bench.data import bench_data
 from vlp.bench.rerank import bench_rerank
+from vlp.bench.select import bench_select
 from vlp.bench.timing import Measured
 from vlp.bench.train import bench_train
 
-What = Literal["attention", "capfilt", "caption", "clip", "data", "rerank", "train"]
+What = Literal["attention", "capfilt", "caption", "clip", "data", "rerank", "select", "train"]
 STEPS = {"clip": bench_clip, "train": bench_train}
 PARTS = {
     "attention": bench_attention,
@@ -23,7 +24,14 @@ SIZES = {"base": BASE, "small": SMALL}
 
 
 def bench(
-    what: What, size: str, precision: str, batch: int, peers: bool, repeats: int = 5, shards: str = ""
+    what: What,
+    size: str,
+    precision: str,
+    batch: int,
+    peers: bool,
+    repeats: int = 5,
+    shards: str = "",
+    rows: int = 10_000_000,
 ) -> list[Measured]:
     """Run a benchmark.
 
@@ -34,10 +42,13 @@ def bench(
         peers: also measure the peer, in turns with ours.
         repeats: turns of `clip`, `data` and `train`; medians count.
         shards: what `data` reads; empty: made pictures.
+        rows: texts that `select` chooses from; all else but it is nothing to it.
 
     Raises:
         UserError: a peer's environment is missing.
     """
+    if what == "select":
+        return bench_select(rows)
     if what == "data":
         return bench_data(SIZES[size], batch, peers, repeats, shards)
     if what in STEPS:
