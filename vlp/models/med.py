@@ -19,6 +19,7 @@ from vlp.config import Sharing, TextTowerConfig
 from vlp.errors import UserError
 from vlp.models.attention import attend
 from vlp.models.initialise import initialise
+from vlp.models.unpadded import Unpadded, without_padding
 
 Side = Literal["encoder", "decoder"]
 
@@ -76,16 +77,27 @@ class SelfAttention(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
 
     def forward(
-        self, x: Tensor, bias: Tensor | None, cache: SelfAttentionCache | None = None, layer: int = 0
+        self,
+        x: Tensor,
+        bias: Tensor | None,
+        cache: SelfAttentionCache | None = None,
+        layer: int = 0,
+        unpadded: Unpadded | None = None,
     ) -> Tensor:
-        """[texts, tokens, width] -> the same shape; `bias` [texts or 1, 1, tokens, keys]."""
-        texts, tokens, width = x.shape
-        qkv = self.qkv(x).view(texts, tokens, 3, self.heads, width // self.heads)
+        """[texts, tokens, width], or [kept, width] of `unpadded` -> the same shape; `bias` [texts or 1, 1, tokens,
+        keys]."""
+        qkv = self.qkv(x)
+        if unpadded is not None:
+            qkv = unpadded.put_back(qkv)
+        texts, tokens, _ = qkv.shape
+        qkv = qkv.view(texts, tokens, 3, self.heads, -1)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [texts, heads, tokens, head_dim]
         if cache is not None:
             key, value = cache.append(layer, key, value)
         dropout = self.dropout if self.training else 0.0
-        y = attend(query, key, value, bias, dropout).transpose(1, 2).reshape(texts, tokens, width)
+        y = attend(query, key, value, bias, dropout).transpose(1, 2).flatten(2)  # [texts, tokens, width]
+        if unpadded is not None:
+            y = unpadded.remove(y)
         return self.norm(x + F.dropout(self.out(y), dropout))
 
 
@@ -109,17 +121,25 @@ class CrossAttention(nn.Module):
         key, value = key_value.permute(2, 0, 3, 1, 4).contiguous().unbind(0)
         return key, value
 
-    def forward(self, x: Tensor, key: Tensor, value: Tensor, image_index: Tensor | None) -> Tensor:
-        """[texts, tokens, width] against the memory of one layer; `image_index` as in `TextTower.match`."""
-        texts, tokens, width = x.shape
+    def forward(
+        self, x: Tensor, key: Tensor, value: Tensor, image_index: Tensor | None, unpadded: Unpadded | None = None
+    ) -> Tensor:
+        """[texts, tokens, width], or [kept, width] of `unpadded`, against the memory of one layer; `image_index` as in
+        `TextTower.match`."""
+        query = self.query(x)
+        if unpadded is not None:
+            query = unpadded.put_back(query)
+        texts, tokens, width = query.shape
         if image_index is not None:
             key, value = key.index_select(0, image_index), value.index_select(0, image_index)
         images, heads, _, head_dim = key.shape
         # The texts of one image stand side by side as one long row of queries, so its keys are never copied.
-        query = self.query(x).view(images, texts // images * tokens, heads, head_dim).transpose(1, 2)
+        query = query.view(images, texts // images * tokens, heads, head_dim).transpose(1, 2)
         dropout = self.dropout if self.training else 0.0
         y = attend(query, key, value, dropout=dropout)  # [images, heads, texts an image x tokens, head_dim]
         y = y.transpose(1, 2).reshape(texts, tokens, width)
+        if unpadded is not None:
+            y = unpadded.remove(y)
         return self.norm(x + F.dropout(self.out(y), dropout))
 
 
@@ -134,7 +154,7 @@ class FeedForward(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[texts, tokens, width] -> the same shape."""
+        """[..., width] -> the same shape."""
         y = self.down(F.gelu(self.up(x)))
         return self.norm(x + F.dropout(y, self.dropout, self.training))
 
@@ -185,11 +205,13 @@ class Layer(nn.Module):
         image_index: Tensor | None = None,
         cache: SelfAttentionCache | None = None,
         number: int = 0,
+        unpadded: Unpadded | None = None,
     ) -> Tensor:
-        """[texts, tokens, width] -> the same shape; without `key` the cross-attention is left out."""
-        x = self.self_attention.side(side)(x, bias, cache, number)
+        """[texts, tokens, width], or [kept, width] of `unpadded` -> the same shape; without `key` the cross-attention
+        is left out."""
+        x = self.self_attention.side(side)(x, bias, cache, number, unpadded)
         if key is not None:
-            x = self.cross_attention.side(side)(x, key, value, image_index)
+            x = self.cross_attention.side(side)(x, key, value, image_index, unpadded)
         return self.feed_forward.side(side)(x)
 
 
@@ -224,7 +246,7 @@ class TextTower(nn.Module):
 
     def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Text alone, both directions: ids int64, mask bool (True: token) [texts, tokens] -> [texts, tokens, width]."""
-        return self._run(ids, "encoder", _padding_bias(mask))
+        return self._run(ids, mask, "encoder", _padding_bias(mask))
 
     def match(self, ids: Tensor, mask: Tensor, memory: ImageMemory, image_index: Tensor | None = None) -> Tensor:
         """Text against images, both directions.
@@ -238,7 +260,7 @@ class TextTower(nn.Module):
         Returns:
             [texts, tokens, width].
         """
-        return self._run(ids, "encoder", _padding_bias(mask), memory, image_index)
+        return self._run(ids, mask, "encoder", _padding_bias(mask), memory, image_index)
 
     def decode(
         self,
@@ -263,9 +285,9 @@ class TextTower(nn.Module):
         bias = _causal_bias(start, ids.shape[1], ids.device)
         if mask is not None:
             bias = bias + _padding_bias(mask)
-        hidden = self._run(
-            ids, "decoder", bias if ids.shape[1] > 1 or mask is not None else None, memory, image_index, cache
-        )
+        if ids.shape[1] == 1 and mask is None:  # one token may look at all before it
+            bias = None
+        hidden = self._run(ids, mask, "decoder", bias, memory, image_index, cache)
         if cache is not None:
             cache.length += ids.shape[1]
         return hidden
@@ -273,6 +295,7 @@ class TextTower(nn.Module):
     def _run(
         self,
         ids: Tensor,
+        mask: Tensor | None,
         side: Side,
         bias: Tensor | None,
         memory: ImageMemory | None = None,
@@ -280,17 +303,20 @@ class TextTower(nn.Module):
         cache: SelfAttentionCache | None = None,
     ) -> Tensor:
         x = self.embeddings.side(side)(ids, cache.length if cache is not None else 0)
+        unpadded = without_padding(mask) if cache is None else None
+        if unpadded is not None:
+            x = unpadded.remove(x)
         if bias is not None:
             bias = bias.to(self._compute_dtype(x))
         for number, layer in enumerate(self.layers):
             key = memory.keys[number] if memory is not None else None
             value = memory.values[number] if memory is not None else None
-            arguments = (x, side, bias, key, value, image_index, cache, number)
+            arguments = (x, side, bias, key, value, image_index, cache, number, unpadded)
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(layer, *arguments, use_reentrant=False)
             else:
                 x = layer(*arguments)
-        return x
+        return x if unpadded is None else unpadded.put_back(x)
 
     @staticmethod
     def _compute_dtype(x: Tensor) -> torch.dtype:
