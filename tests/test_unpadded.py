@@ -1,0 +1,58 @@
+"""Leaving the padding out changes no number, and no gradient."""
+
+import pytest
+import torch
+
+from vlp.config import TextTowerConfig
+from vlp.models import med
+from vlp.models.unpadded import without_padding
+
+LENGTHS = torch.tensor([3, 9, 1, 5])
+
+
+@pytest.fixture
+def tower():
+    torch.manual_seed(0)
+    tower = med.TextTower(TextTowerConfig(60, width=32, layers=2, heads=2, feed_forward=64, dropout=0.0), 24)
+    with torch.no_grad():  # larger weights, so that tokens matter
+        for parameter in tower.parameters():
+            parameter.mul_(4)
+    return tower
+
+
+def test_rows_leave_and_come_back():
+    mask = torch.arange(9) < LENGTHS[:, None]
+    unpadded = without_padding(mask)
+    x = torch.randn(4, 9, 5, dtype=torch.float64, requires_grad=True)
+    kept = unpadded.remove(x)
+    assert torch.equal(kept, x[mask])
+    assert torch.equal(unpadded.put_back(kept), x * mask[:, :, None])
+    assert torch.autograd.gradcheck(lambda x: unpadded.put_back(unpadded.remove(x).sin()), (x,))
+    assert without_padding(torch.ones(4, 9, dtype=torch.bool)) is None and without_padding(None) is None
+
+
+@pytest.mark.parametrize("use", ["encode", "match", "decode"])
+def test_the_text_tower_gives_the_same(tower, use, monkeypatch):
+    ids = torch.randint(5, 60, (4, 9))
+    mask = torch.arange(9) < LENGTHS[:, None]
+    image_tokens = torch.randn(2, 7, 24, requires_grad=True)
+    weights = torch.randn(4, 9, 32) * mask[:, :, None]
+    seen = []
+    monkeypatch.setattr(med.FeedForward, "forward", record(seen, med.FeedForward.forward))
+    results = []
+    for leave_out in (True, False):
+        if not leave_out:
+            monkeypatch.setattr(med, "without_padding", lambda mask: None)
+        memory = () if use == "encode" else (tower.project_image(image_tokens, "decoder"),)
+        hidden = getattr(tower, use)(ids, mask, *memory)
+        wanted = list(tower.parameters()) + ([] if use == "encode" else [image_tokens])
+        gradients = torch.autograd.grad((hidden * weights).sum(), wanted, allow_unused=True)
+        results.append((hidden * mask[:, :, None], *(one for one in gradients if one is not None)))
+    assert seen[:2] == [(18, 32)] * 2 and seen[2:] == [(4, 9, 32)] * 2
+    assert len(results[0]) > 20
+    for ours, plain in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5 * plain.detach().abs().max().item())
+
+
+def record(shapes, forward):
+    return lambda self, x: shapes.append(tuple(x.shape)) or forward(self, x)
