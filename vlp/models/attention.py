@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vlp.models.dropout import dropout
+
 LONG = 768  # queries; from here on a matrix of all scores costs more than it saves
 MANY = 64  # queries; from here on turning the keys pays
 
@@ -19,28 +21,28 @@ def use_fused_kernel(device: torch.device, dtype: torch.dtype, queries: int) -> 
     return device.type != "cpu" or dtype != torch.bfloat16 or queries > LONG
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None, dropout: float = 0.0) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None, dropping: float = 0.0) -> Tensor:
     """softmax(query key^T / sqrt(head_dim) + bias) value (Vaswani et al. 2017, equation 1).
 
     Args:
         query: [batch, heads, queries, head_dim].
         key, value: [batch, heads, keys, head_dim].
         bias: added to the scores, broadcastable to [batch, heads, queries, keys]; -inf forbids a pair.
-        dropout: probability of dropping an attention weight; pass 0 outside training.
+        dropping: probability of dropping an attention weight; pass 0 outside training.
 
     Returns:
         [batch, heads, queries, head_dim], in the dtype of `value`.
     """
     kernel = fused_attention if use_fused_kernel(query.device, query.dtype, query.shape[2]) else plain_attention
-    return kernel(query, key, value, bias, dropout)
+    return kernel(query, key, value, bias, dropping)
 
 
-def fused_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
+def fused_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropping: float) -> Tensor:
     """`attend` by PyTorch's own kernel."""
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropping)
 
 
-def plain_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
+def plain_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropping: float) -> Tensor:
     """`attend` by two matrix products."""
     # In one piece each, keys already turned: the product of views is three times as slow where queries are many.
     query, value = (query * (1.0 / math.sqrt(query.shape[-1]))).contiguous(), value.contiguous()
@@ -49,6 +51,4 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | No
     if bias is not None:
         scores = scores + bias
     weights = scores.softmax(dim=-1)  # computed in float32 whatever goes in and comes out
-    if dropout > 0:
-        weights = F.dropout(weights, dropout)
-    return weights @ value
+    return dropout(weights, dropping) @ value

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from vlp.config import Sharing, TextTowerConfig
 from vlp.errors import UserError
 from vlp.models.attention import attend
+from vlp.models.dropout import dropout
 from vlp.models.initialise import initialise
 from vlp.models.unpadded import Unpadded, without_padding
 
@@ -94,11 +95,11 @@ class SelfAttention(nn.Module):
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [texts, heads, tokens, head_dim]
         if cache is not None:
             key, value = cache.append(layer, key, value)
-        dropout = self.dropout if self.training else 0.0
-        y = attend(query, key, value, bias, dropout).transpose(1, 2).flatten(2)  # [texts, tokens, width]
+        y = attend(query, key, value, bias, self.dropout if self.training else 0.0)
+        y = y.transpose(1, 2).flatten(2)  # [texts, tokens, width]
         if unpadded is not None:
             y = unpadded.remove(y)
-        return self.norm(x + F.dropout(self.out(y), dropout))
+        return self.norm(x + dropout(self.out(y), self.dropout, self.training))
 
 
 class CrossAttention(nn.Module):
@@ -135,12 +136,12 @@ class CrossAttention(nn.Module):
         images, heads, _, head_dim = key.shape
         # The texts of one image stand side by side as one long row of queries, so its keys are never copied.
         query = query.view(images, texts // images * tokens, heads, head_dim).transpose(1, 2)
-        dropout = self.dropout if self.training else 0.0
-        y = attend(query, key, value, dropout=dropout)  # [images, heads, texts an image x tokens, head_dim]
+        # [images, heads, texts an image x tokens, head_dim]
+        y = attend(query, key, value, dropping=self.dropout if self.training else 0.0)
         y = y.transpose(1, 2).reshape(texts, tokens, width)
         if unpadded is not None:
             y = unpadded.remove(y)
-        return self.norm(x + F.dropout(self.out(y), dropout))
+        return self.norm(x + dropout(self.out(y), self.dropout, self.training))
 
 
 class FeedForward(nn.Module):
@@ -156,7 +157,7 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> the same shape."""
         y = self.down(F.gelu(self.up(x)))
-        return self.norm(x + F.dropout(y, self.dropout, self.training))
+        return self.norm(x + dropout(y, self.dropout, self.training))
 
 
 class Embeddings(nn.Module):
@@ -172,7 +173,7 @@ class Embeddings(nn.Module):
     def forward(self, ids: Tensor, start: int = 0) -> Tensor:
         """ids [texts, tokens], the first at position `start` -> [texts, tokens, width]."""
         positions = self.positions.weight[start : start + ids.shape[1]]
-        return F.dropout(self.norm(self.words(ids) + positions), self.dropout, self.training)
+        return dropout(self.norm(self.words(ids) + positions), self.dropout, self.training)
 
 
 class Both(nn.ModuleDict):
