@@ -8,7 +8,7 @@ from vlp.bench.caption import BASE, SMALL, bench_caption
 from vlp.bench.clip import bench_clip
 from vlp.bench.data import bench_data
 from vlp.bench.rerank import bench_rerank
-from vlp.bench.select import bench_select
+from vlp.bench.selection import bench_select
 from vlp.bench.timing import Measured
 from vlp.bench.train import bench_train
 
