@@ -154,8 +154,10 @@ def test_a_rule_leaves_duplicates_out(sets, model, tmp_path):
     select(tables, "not duplicate", table=str(tmp_path / "kept.parquet"), quiet=True)
     kept = [f"{row['shard']}#{row['key']}" for row in pq.read_table(tmp_path / "kept.parquet").to_pylist()]
     assert kept == [name for name in names if name not in read_tables(shards)]
-    with open(expand_shards(shards)[1], "ab") as file:
+    changed = expand_shards(shards)[1]
+    with open(changed, "ab") as file:
         file.write(bytes(512))
+    write_table(changed, [Scored("0030", "web", "a text", 0.9, 0.0)], {})  # scored again
     with pytest.raises(UserError, match="was changed since its duplicates were found"):
         select(tables, "not duplicate", table=str(tmp_path / "again.parquet"), quiet=True)
 
