@@ -179,7 +179,8 @@ def test_selection_keeps_members_and_chosen_texts(tmp_path, web, scenes):
             believed[(shard, sample.key)] = [{"text": t, "source": s} for t, s, itm in texts if itm >= 0.5]
         write_table(shard, rows, {})
     counts = select(tables_of(web), "itm >= 0.5", str(tmp_path / "out"), human=f"{scenes}/*.tar")
-    assert (counts.images, counts.dropped_images, counts.human_images) == (45, 15, 87)
+    assert (counts.images, counts.human_images) == (45, 87)
+    assert counts.dropped_images == {"no text satisfies the rules": 15}
     assert counts.texts == {"web": 60, "synthetic": 60}
     assert counts.kept_texts == {"web": 30, "synthetic": 30}
     shards = expand_shards(str(tmp_path / "out/*.tar"))
@@ -203,10 +204,12 @@ def test_selection_keeps_members_and_chosen_texts(tmp_path, web, scenes):
 def test_an_empty_text_is_never_chosen(web, tmp_path):
     shard = expand_shards(web)[0]
     key = next(iterate_samples([shard])).key
-    write_table(shard, [Scored(key, "web", "wrong", 0.1, 0.0), Scored(key, "synthetic", " ", 0.9, 0.0)], {})
+    rows = [Scored(key, "web", "wrong", 0.1, 0.0), Scored(key, "synthetic", " ", 0.9, 0.0)]
+    write_table(shard, [*rows, Scored("other", "web", "\u00a0", 0.9, 0.0)], {})
     counts = select(tables_of(shard), output=str(tmp_path / "out"))
-    assert (counts.images, counts.dropped_images, counts.kept_texts) == (0, 1, {})
-    assert counts.texts == {"web": 1, "synthetic": 1}
+    assert (counts.images, counts.kept_texts) == (0, {})
+    assert counts.dropped_images == {"no text satisfies the rules": 1, "all texts are empty": 1, "not scored": 19}
+    assert counts.texts == {"web": 2, "synthetic": 1}
 
 
 def test_the_truth_measures_the_filter(web):

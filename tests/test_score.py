@@ -193,8 +193,10 @@ def test_each_model_sees_an_image_once(shard, folders, captioners, monkeypatch):
 
         model.blip.image_encoder.register_forward_hook(count)
         monkeypatch.setattr(model.blip.text_tower, "project_image", count_projection)
-    decoded, real = [], decode_image
-    monkeypatch.setattr(pictures, "decode_image", lambda data, **how: decoded.append(data) or real(data, **how))
+    decoded, real = [], pictures.EncodedImage.pixels
+    monkeypatch.setattr(
+        pictures.EncodedImage, "pixels", lambda image, *how: decoded.append(image.data) or real(image, *how)
+    )
     counts = score_shard(shard, judges, ScoreSettings(DECODING, num_captions=3, batch_size=2))
     assert counts.texts == 10 + 5 * 3 * len(captioners)
     assert len(decoded) == len(set(decoded)) == 5

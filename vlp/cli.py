@@ -214,6 +214,23 @@ def capfilt_select(
     _print(vars(counts), as_json)
 
 
+@capfilt_app.command("duplicates")
+def capfilt_duplicates(
+    shards: Shards,
+    model: Annotated[str, typer.Option(help="Model folder whose image embeddings are compared.")],
+    against: Annotated[list[str] | None, typer.Option(help="Shards of evaluation sets; repeatable.")] = None,
+    above: Annotated[float, typer.Option(help="Cosine from which on images are near duplicates.")] = 0.95,
+    batch_size: int = 64,
+    precision: Precision = "auto",
+    as_json: Json = False,
+) -> None:
+    """Find duplicates. Example: vlp capfilt duplicates --shards 'web/*.tar' --model M --against 'coco-test/*.tar'"""
+    from vlp.capfilt.duplicates import find_duplicates
+
+    counts = find_duplicates(shards, model, against or [], above, batch_size, precision, quiet=as_json)
+    _print(vars(counts), as_json)
+
+
 @capfilt_app.command("report")
 def capfilt_report(
     scores: Annotated[list[str], typer.Option("--scores", help="Score tables: paths, globs or braces; repeatable.")],
@@ -322,19 +339,23 @@ def match(model: str, image: str, text: str, as_json: Json = False) -> None:
 @app.command()
 def bench(
     what: Annotated[
-        Literal["attention", "capfilt", "caption", "rerank", "train"], typer.Argument(help="What to measure.")
+        Literal["attention", "capfilt", "caption", "clip", "data", "rerank", "select", "train"],
+        typer.Argument(help="What to measure."),
     ],
     size: Annotated[Literal["base", "small"], typer.Option(help="ViT-B/16 and BERT-base, or 192 wide.")] = "base",
     precision: Annotated[Literal["bf16", "fp32"], typer.Option(help="Of weights and computation.")] = "bf16",
     batch: Annotated[int, typer.Option(help="Images at once.")] = 8,
-    peers: Annotated[bool, typer.Option(help="Also measure the peer, in turns.")] = False,
+    peers: Annotated[bool, typer.Option(help="Also measure the peer, in turns; see scripts/bench_peers.sh.")] = False,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns of clip, data and train.")] = 5,
+    shards: Annotated[str, typer.Option(help="What data reads; made pictures if not given.")] = "",
+    rows: Annotated[int, typer.Option(min=1, help="Texts that select chooses from.")] = 10_000_000,
     as_json: Json = False,
 ) -> None:
     """Measure a part, and its peer in turns with it. Example: vlp bench caption --peers --precision fp32"""
     from vlp.bench.command import as_table
     from vlp.bench.command import bench as run
 
-    lines = run(what, size, precision, batch, peers)
+    lines = run(what, size, precision, batch, peers, repeats, shards, rows)
     print(json.dumps([vars(line) for line in lines]) if as_json else as_table(lines))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vlp.data.shards import IMAGE_EXTENSIONS, BadSampleError, BadSamples, decode_image, expand_shards, iterate_samples
+from vlp.data.shards import IMAGE_EXTENSIONS, BadSampleError, BadSamples, decode_pixels, expand_shards, iterate_samples
 from vlp.data.transforms import evaluation_image
 from vlp.errors import UserError
 from vlp.model import Model
@@ -71,6 +71,6 @@ def _pictures(images: str, size: int) -> Iterator[tuple[str, Tensor]]:
         sources = ((f"{one.shard}#{one.key}", one.shard, one.key, one.image) for one in samples)
     for name, shard, key, data in sources:
         try:
-            yield name, torch.as_tensor(evaluation_image(decode_image(data, shortest=size), size))
+            yield name, torch.as_tensor(evaluation_image(decode_pixels(data, shortest=size), size))
         except BadSampleError as error:
             bad.add(BadSampleError(error.reason, shard, key).sample)

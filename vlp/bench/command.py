@@ -5,51 +5,66 @@ from typing import Literal
 from vlp.bench.attention import bench_attention
 from vlp.bench.capfilt import bench_capfilt
 from vlp.bench.caption import BASE, SMALL, bench_caption
+from vlp.bench.clip import bench_clip
+from vlp.bench.data import bench_data
 from vlp.bench.rerank import bench_rerank
+from vlp.bench.select import bench_select
 from vlp.bench.timing import Measured
 from vlp.bench.train import bench_train
 
-What = Literal["attention", "capfilt", "caption", "rerank", "train"]
-BENCHES = {
+What = Literal["attention", "capfilt", "caption", "clip", "data", "rerank", "select", "train"]
+STEPS = {"clip": bench_clip, "train": bench_train}
+PARTS = {
     "attention": bench_attention,
     "capfilt": bench_capfilt,
     "caption": bench_caption,
     "rerank": bench_rerank,
-    "train": bench_train,
 }
 SIZES = {"base": BASE, "small": SMALL}
 
 
-def bench(what: What, size: str, precision: str, batch: int, peers: bool) -> list[Measured]:
+def bench(
+    what: What,
+    size: str,
+    precision: str,
+    batch: int,
+    peers: bool,
+    repeats: int = 5,
+    shards: str = "",
+    rows: int = 10_000_000,
+) -> list[Measured]:
     """Run a benchmark.
 
     Args:
         size: "base" (ViT-B/16 at 224 pixels and BERT-base) or "small".
-        precision: "fp32" or "bf16", of weights and computation, ours and the peer's.
+        precision: "fp32" or "bf16": of weights and computation, ours and the peer's; in training, of autocast.
         batch: images.
         peers: also measure the peer, in turns with ours.
+        repeats: turns of `clip`, `data` and `train`; medians count.
+        shards: what `data` reads; empty: made pictures.
+        rows: texts that `select` chooses from; all else but it is nothing to it.
+
+    Raises:
+        UserError: a peer's environment is missing.
     """
-    return BENCHES[what](SIZES[size], precision, batch, peers)
+    if what == "select":
+        return bench_select(rows)
+    if what == "data":
+        return bench_data(SIZES[size], batch, peers, repeats, shards)
+    if what in STEPS:
+        return STEPS[what](SIZES[size], precision, batch, peers, repeats)
+    return PARTS[what](SIZES[size], precision, batch, peers)
 
 
 def as_table(lines: list[Measured]) -> str:
     """The lines for people."""
-    rows = [("", "ours", "peer", "ratio", "unit", "precision", "peak GiB", "of matmul rate")]
+    rows = [("", "ours", "peer", "ratio", "unit", "precision", "GiB at most", "peer's", "of matmul rate")]
     for line in lines:
-        peer = "-" if line.peer is None else f"{line.peer:.2f}"
-        ratio = "-" if line.ratio is None else f"{line.ratio:.2f}"
-        share = f"{line.share_of_matmul_rate:.0%}"
-        rows.append(
-            (
-                line.what,
-                f"{line.ours:.2f}",
-                peer,
-                ratio,
-                line.unit,
-                line.precision,
-                f"{line.peak_memory_gib:.2f}",
-                share,
-            )
+        peer, ratio, memory = (
+            "-" if value is None else f"{value:.2f}" for value in (line.peer, line.ratio, line.peer_peak_memory_gib)
         )
+        mine, share = f"{line.ours:.2f}", f"{line.share_of_matmul_rate:.0%}"
+        own_memory = f"{line.peak_memory_gib:.2f}"
+        rows.append((line.what, mine, peer, ratio, line.unit, line.precision, own_memory, memory, share))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)

@@ -23,6 +23,7 @@ class Measured:
         peak_memory_gib: of the process after ours ran and before the peer was built; of the GPU where there is one.
         share_of_matmul_rate: the part of the machine's matrix-product rate, at this precision, that our counted
             FLOPs reach.
+        peer_peak_memory_gib: of the peer, where it has a process of its own.
     """
 
     what: str
@@ -33,6 +34,7 @@ class Measured:
     precision: str
     peak_memory_gib: float
     share_of_matmul_rate: float
+    peer_peak_memory_gib: float | None = None
 
 
 Work = Callable[[], object]

@@ -1,59 +1,108 @@
-"""Pairs a second of a whole pretraining step: forward, backward, fused AdamW, momentum twin and queue."""
+"""Pairs a second of a pretraining step, beside LAVIS's: forward, backward, fused AdamW, momentum twin and queue."""
 
-from types import SimpleNamespace
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 
+import numpy as np
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from vlp.allocator import keep_freed_memory
 from vlp.bench.caption import Size
-from vlp.bench.timing import Measured, compare, device
+from vlp.bench.peers import PeerProcess, lavis_python
+from vlp.bench.timing import Measured, Work, compare, device
 from vlp.config import ObjectiveConfig, OptimConfig, RunConfig
 from vlp.data.loader import Batch
-from vlp.errors import UserError
+from vlp.data.tokenizer import BERT_SPECIALS, BLIP_SPECIALS, CaptionTokenizer
 from vlp.models.blip import Blip
 from vlp.optim import build_optimizer
 from vlp.tasks.pretrain import PretrainTask
 
-TOKENS = 16  # the batch's longest caption, rounded up: Flickr8k's captions have 14 tokens in the mean
 QUEUE = 512
+MAX_TOKENS = 30  # BLIP's; LAVIS pads every caption to them
+DROPOUT = 0.1  # BLIP's
+# Tokens of Flickr8k's captions, the first and the last one counted: minimum, deciles, maximum of a batch of 64.
+TOKENS = (6, 9, 10, 11, 12, 13, 14, 15, 17, 19, 26)
 
 
-def bench_train(size: Size, precision: str, batch: int, peers: bool) -> list[Measured]:
+def bench_train(size: Size, precision: str, batch: int, peers: bool, repeats: int) -> list[Measured]:
     """One optimiser step on a batch of random images and captions, under autocast in bf16.
 
     Raises:
-        UserError: a peer was asked for; none is measured here.
+        UserError: the peer was asked for and its environment is missing.
     """
-    if peers:
-        raise UserError("vlp bench train has no peer yet; leave --peers out.")
     if device().type == "cpu":
         keep_freed_memory()
-    torch.manual_seed(0)
-    blip = Blip(size.config()).to(device())
-    config = RunConfig(objective=ObjectiveConfig(queue_size=QUEUE), optim=OptimConfig(learning_rate=1e-5))
-    tokenizer = SimpleNamespace(dec_id=size.vocabulary - 2, enc_id=size.vocabulary - 1)
-    task = PretrainTask(config, blip, tokenizer).to(device())
-    optimizer = build_optimizer(config.optim, task)
-    data = _batch(size, batch)
-    steps = 0
+    captions = bench_captions(size.vocabulary, batch)
+    sizes = {"width": size.width, "layers": size.layers, "heads": size.heads, "image_size": size.image_size}
+    inputs = {"words": bench_words(size.vocabulary), "captions": captions, "precision": precision, "queue": QUEUE}
+    with PeerProcess(lavis_python(), "lavis_train", {**sizes, **inputs}) if peers else nullcontext() as peer:
+        make_peer = (lambda: peer) if peers else None
+        step = _training_step(size, precision, captions)
+        line = compare("pretraining step", "pairs/s", batch, precision, step, make_peer, repeats)
+        return [replace(line, peer_peak_memory_gib=peer.peak_memory_gib if peer else None)]
+
+
+def bench_words(vocabulary: int) -> list[str]:
+    """A vocabulary of words that no tokenizer splits, special tokens where BLIP has them."""
+    words = [f"w{number}" for number in range(len(BERT_SPECIALS), vocabulary - len(BLIP_SPECIALS))]
+    return [*BERT_SPECIALS, *words, *BLIP_SPECIALS]
+
+
+def bench_captions(vocabulary: int, batch: int) -> list[str]:
+    """Captions of random words, as long as Flickr8k's are; the same for the same arguments."""
+    random = np.random.default_rng(0)
+    places = (np.arange(batch) + 0.5) / batch
+    lengths = random.permutation(np.interp(places, np.linspace(0, 1, len(TOKENS)), TOKENS).round().astype(int))
+    words = bench_words(vocabulary)[len(BERT_SPECIALS) : -len(BLIP_SPECIALS)]
+    return [" ".join(random.choice(words, length - 2)) for length in lengths]
+
+
+def bench_tokenizer(vocabulary: int) -> CaptionTokenizer:
+    """The tokenizer of those words."""
+    words = {word: number for number, word in enumerate(bench_words(vocabulary))}
+    tokenizer = Tokenizer(models.WordPiece(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return CaptionTokenizer(tokenizer)
+
+
+def optimiser_step(losses: Callable[[], torch.Tensor], optimizer: torch.optim.Optimizer, precision: str) -> Work:
+    """Forward under autocast where the precision is bf16, backward, and the optimiser."""
 
     def step() -> None:
-        nonlocal steps
-        task.start_step(steps, 0.0)
         with torch.autocast(device().type, torch.bfloat16, enabled=precision == "bf16"):
-            named = task(data)
-        sum(value for name, value in named.items() if not name.startswith("_")).backward()
+            loss = losses()
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+
+    return step
+
+
+def _training_step(size: Size, precision: str, captions: list[str]) -> Work:
+    torch.manual_seed(0)
+    shape = size.config()
+    blip = Blip(replace(shape, text_tower=replace(shape.text_tower, dropout=DROPOUT))).to(device())
+    config = RunConfig(objective=ObjectiveConfig(queue_size=QUEUE), optim=OptimConfig(learning_rate=1e-5))
+    tokenizer = bench_tokenizer(size.vocabulary)
+    task = PretrainTask(config, blip, tokenizer).to(device())
+    optimizer = build_optimizer(config.optim, task)
+    data = _batch(size, captions, tokenizer)
+    steps = 0
+
+    def losses() -> torch.Tensor:
+        nonlocal steps
+        task.start_step(steps, 0.0)
         steps += 1
+        return sum(value for name, value in task(data).items() if not name.startswith("_"))
 
-    return [compare("pretraining step", "pairs/s", batch, precision, step, None)]
+    return optimiser_step(losses, optimizer, precision)
 
 
-def _batch(size: Size, batch: int) -> Batch:
+def _batch(size: Size, captions: list[str], tokenizer: CaptionTokenizer) -> Batch:
+    batch = len(captions)
     images = torch.randint(0, 256, (batch, 3, size.image_size, size.image_size), dtype=torch.uint8)
-    ids = torch.randint(5, size.vocabulary - 2, (batch, TOKENS))
-    mask = torch.arange(TOKENS) < torch.randint(10, TOKENS + 1, (batch, 1))
+    ids, mask = tokenizer.encode(captions, MAX_TOKENS)
     numbers = torch.arange(batch)
-    names = [str(number) for number in range(batch)]
-    return Batch(images, ids, mask, numbers, numbers, names, names).to(device())
+    return Batch(images, ids, mask, numbers, numbers, captions, captions).to(device())

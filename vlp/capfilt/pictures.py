@@ -11,7 +11,8 @@ from torch import Tensor
 
 from vlp.capfilt.judges import Judges
 from vlp.capfilt.transformers_captioner import TransformersCaptioner
-from vlp.data.shards import BadSample, BadSampleError, BadSamples, Sample, decode_image, iterate_samples, open_image
+from vlp.data.decode import EncodedImage, shrink_for
+from vlp.data.shards import BadSample, BadSampleError, BadSamples, Sample, iterate_samples
 from vlp.data.transforms import evaluation_image
 
 DECODERS = 4  # threads: Pillow works outside of Python's lock
@@ -70,11 +71,12 @@ def _decode(data: bytes, judges: Judges) -> _Decoded:
     sizes = {model.image_size for model in judges.models}
     whole = any(isinstance(captioner, TransformersCaptioner) for captioner in judges.captioners)
     largest = max([*sizes, *(scorer.image_size for scorer in judges.clips)])
-    stored = open_image(data).size
-    image = decode_image(data, shortest=None if whole else largest)
+    stored = EncodedImage(data)
+    pixels = stored.pixels(1 if whole else shrink_for(stored.width, stored.height, largest))
+    image = Image.fromarray(pixels)
     return _Decoded(
-        stored,
-        {size: torch.as_tensor(evaluation_image(image, size)) for size in sizes},
+        (stored.width, stored.height),
+        {size: torch.as_tensor(evaluation_image(pixels, size)) for size in sizes},
         [scorer.prepare(image) for scorer in judges.clips],
         image if whole else None,
     )

@@ -5,10 +5,12 @@ import os
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from keyword import iskeyword
 from pathlib import Path
 
+import duckdb
 import fsspec
 import numpy as np
 import pyarrow as pa
@@ -16,11 +18,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vlp.capfilt.choose import choose, find_tables, shard_and_name
-from vlp.capfilt.rules import parse_rules
+from vlp.capfilt.rules import SPACES, parse_rules
 from vlp.capfilt.uids import write_uids
 from vlp.data.score_tables import SCHEMA, check_table
 from vlp.data.shards import IMAGE_EXTENSIONS, ShardWriter, expand_shards, index_shard, prepare_output, read_members
-from vlp.errors import UserError
+from vlp.errors import UserError, WorkError
 from vlp.log import Progress
 
 Chosen = Iterator[tuple[str, np.ndarray]]  # what `choose` yields
@@ -31,7 +33,7 @@ class SelectCounts:
     """What `select` kept; texts by source."""
 
     images: int = 0  # with a text that stays; human shards not counted
-    dropped_images: int = 0  # no text stays
+    dropped_images: dict[str, int] = field(default_factory=dict)  # by reason
     texts: dict[str, int] = field(default_factory=dict)
     kept_texts: dict[str, int] = field(default_factory=dict)
     human_images: int = 0  # of the shards that joined as they are
@@ -47,7 +49,7 @@ def select(
     also: dict[str, str | list[str]] | None = None,
     quiet: bool = False,
 ) -> SelectCounts:
-    """Write what the rules choose, in one of three forms; it appears when it is complete.
+    """Write what the rules choose, in one of three forms; it appears when it is complete, and is else begun anew.
 
     Args:
         scores: score tables, as paths and globs.
@@ -61,8 +63,9 @@ def select(
         also: other tables by name, whose columns the rules may name.
 
     Raises:
-        UserError: rules that cannot be read, a missing table, a shard that was changed since it was scored (with
-            `output`), or a target that exists.
+        UserError: rules that cannot be read, a missing table, a shard that was changed since it was scored or (with
+            `output`) is missing, or a target that exists.
+        WorkError: the disk is full, or the target cannot be written for another reason.
     """
     targets = [target for target in (output, uids, table) if target]
     if len(targets) != 1 or (human and not output):
@@ -71,29 +74,39 @@ def select(
     compiled = parse_rules(rules, others)
     tables = find_tables(scores)
     clean = expand_shards(human) if human else []
-    for path in tables if output else []:  # all shards are there before anything is written
-        check_table(*shard_and_name(path))
-    target = Path(targets[0])
+    for path in tables:  # all that is wrong is said before anything is written
+        _check_shard(path, needed=bool(output))
+    target, counts = Path(targets[0]), SelectCounts()
     prepare_output(str(target))
-    workplace = target.parent / f".{target.name}.tmp-{os.getpid()}"
-    shutil.rmtree(workplace, ignore_errors=True)
-    workplace.mkdir(parents=True)
-    result, counts = workplace / "result", SelectCounts()
+    with _appearing(target) as result, Progress("tables", len(tables), quiet=quiet) as progress:
+        spill = result.with_name("spill")
+        chosen = _reported(choose(tables, compiled, others, spill), progress)
+        if output:
+            _write_shards(result, chosen, clean, counts)
+        elif uids:
+            write_uids(result, _chosen_uids(chosen, counts), spill)
+        else:
+            _write_table(result, chosen, counts)
+    return counts
+
+
+@contextmanager
+def _appearing(target: Path) -> Iterator[Path]:
+    """A path to write to, which becomes the target at the end; beside it there is room for temporary files."""
+    workplace = target.parent / f".{target.name}.tmp"
     try:
-        with Progress("tables", len(tables), quiet=quiet) as progress:
-            chosen = _reported(choose(tables, compiled, others, workplace / "spill"), progress)
-            if output:
-                _write_shards(result, chosen, clean, counts)
-            elif uids:
-                write_uids(result, _chosen_uids(chosen, counts), workplace / "spill")
-            else:
-                _write_table(result, chosen, counts)
+        if workplace.exists():  # of a call that was killed
+            shutil.rmtree(workplace)
+        workplace.mkdir(parents=True)
+        yield workplace / "result"
         if target.is_dir():
             target.rmdir()
-        os.replace(result, target)
+        os.replace(workplace / "result", target)
+    except (OSError, duckdb.IOException, duckdb.OutOfMemoryException) as error:
+        said = (getattr(error, "strerror", None) or str(error)).splitlines()[0]
+        raise WorkError(f"{target} cannot be written: {said}; make room, or name another place.") from None
     finally:
         shutil.rmtree(workplace, ignore_errors=True)
-    return counts
 
 
 def parse_also(given: list[str]) -> dict[str, list[str]]:
@@ -111,6 +124,14 @@ def parse_also(given: list[str]) -> dict[str, list[str]]:
     return also
 
 
+def _check_shard(table: str, needed: bool) -> None:
+    shard, name = shard_and_name(table)
+    if Path(shard).exists():
+        check_table(shard, name)
+    elif needed:
+        raise UserError(f"{shard} is missing, whose texts {table} has; bring it back, or name other tables.")
+
+
 def _reported(chosen: Chosen, progress: Progress) -> Chosen:
     for one in chosen:
         yield one
@@ -119,14 +140,21 @@ def _reported(chosen: Chosen, progress: Progress) -> Chosen:
 
 def _read(path: str, rows: np.ndarray, columns: list[str], counts: SelectCounts) -> pa.Table:
     """Columns of the rows that stay; counts them and the others."""
-    table = pq.read_table(path, columns=list({"key": 0, "source": 0} | dict.fromkeys(columns)))
+    table = pq.read_table(path, columns=list({"key": 0, "source": 0, "text": 0} | dict.fromkeys(columns)))
     kept = table.take(pa.array(rows))
     _add(counts.texts, table["source"])
     _add(counts.kept_texts, kept["source"])
-    images = pc.count_distinct(kept["key"]).as_py()
-    counts.images += images
-    counts.dropped_images += pc.count_distinct(table["key"]).as_py() - images
+    said = table.filter(pc.not_equal(pc.utf8_trim(table["text"], SPACES), ""))
+    images, speaking, those = (pc.count_distinct(one["key"]).as_py() for one in (table, said, kept))
+    counts.images += those
+    _drop(counts, "no text satisfies the rules", speaking - those)
+    _drop(counts, "all texts are empty", images - speaking)
     return kept.select(columns)
+
+
+def _drop(counts: SelectCounts, reason: str, images: int) -> None:
+    if images:
+        counts.dropped_images[reason] = counts.dropped_images.get(reason, 0) + images
 
 
 def _add(counts: dict[str, int], sources: pa.ChunkedArray) -> None:
@@ -151,13 +179,16 @@ def _write_table(result: Path, chosen: Chosen, counts: SelectCounts) -> None:
 def _write_shards(result: Path, chosen: Chosen, clean: list[str], counts: SelectCounts) -> None:
     number = -1
     for number, (path, rows) in enumerate(chosen):
+        shard = shard_and_name(path)[0]
+        scored = set(pq.read_table(path, columns=["key"])["key"].to_pylist())
         texts: dict[str, list[dict[str, str]]] = defaultdict(list)
         for row in _read(path, rows, ["key", "text", "source"], counts).to_pylist():
             texts[row.pop("key")].append(row)
         with ShardWriter(str(result), samples_per_shard=10**9, first=number) as writer:
-            for key, members in read_members(shard_and_name(path)[0]):
+            for key, members in read_members(shard):
                 if key in texts:
                     _write_sample(writer, key, members, texts[key])
+                _drop(counts, "not scored", int(key not in scored))  # as scoring could not read it
     for place, shard in enumerate(clean, start=number + 1):
         with fsspec.open(shard, "rb") as source, open(result / f"{place:05d}.tar", "wb") as target:
             shutil.copyfileobj(source, target)

@@ -31,8 +31,8 @@ def write_uids(path: Path, uids: Iterable[pa.ChunkedArray], spill: Path) -> None
             connection.register("part", pa.table({"high": high, "low": low}))
             connection.execute("INSERT INTO uids SELECT DISTINCT high, low FROM part")
         connection.execute("CREATE TABLE sorted AS SELECT DISTINCT high, low FROM uids")
-        (count,) = connection.execute("SELECT count(*) FROM sorted").fetchone()
-        reader = connection.execute("SELECT high, low FROM sorted ORDER BY high, low").to_arrow_reader(PAIRS_AT_ONCE)
+        ((count,),) = connection.execute("SELECT count(*) FROM sorted").fetchall()
+        reader = connection.sql("SELECT high, low FROM sorted ORDER BY high, low").to_arrow_reader(PAIRS_AT_ONCE)
         with open(path, "wb") as file:
             header = {"descr": np.dtype("u8,u8").descr, "fortran_order": False, "shape": (count,)}
             np.lib.format.write_array_header_1_0(file, header)

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlp.data.shards import BadSampleError, decode_image
+from vlp.data.shards import BadSampleError, decode_pixels
 from vlp.data.transforms import evaluation_image
 from vlp.errors import UserError
 
@@ -29,7 +29,7 @@ def load_image(image: ImageLike, size: int) -> Tensor:
     if isinstance(image, Image.Image):
         return torch.as_tensor(evaluation_image(image.convert("RGB"), size))
     try:
-        picture = decode_image(Path(image).read_bytes(), shortest=size)
+        picture = decode_pixels(Path(image).read_bytes(), shortest=size)
     except OSError as error:
         raise UserError(f"{image} cannot be read: {error.strerror or error}.") from None
     except BadSampleError as error:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vlp.config import AugmentConfig, DataConfig, TextChoiceConfig
+from vlp.data.decode import EncodedImage
 from vlp.data.order import SampleOrder
 from vlp.data.shards import (
     BadSample,
@@ -24,7 +25,7 @@ from vlp.data.shards import (
     Sample,
     ShardIndex,
     ShardReader,
-    decode_image,
+    decode_pixels,
     expand_shards,
     index_shard,
 )
@@ -141,11 +142,9 @@ class _Decoder(Dataset):
 
     def _image(self, data: bytes, position: int) -> np.ndarray:
         if self.augment is None:
-            return evaluation_image(decode_image(data, shortest=self.size), self.size)
-        # A crop enlarges its part, so the picture must be decoded larger than the model's size.
-        shortest = round(self.size / max(self.augment.crop_min, 0.01) ** 0.5)
+            return evaluation_image(decode_pixels(data, shortest=self.size), self.size)
         rng = random.Random(f"image {self.seed} {position}")
-        return training_image(decode_image(data, shortest), self.size, self.augment, rng)
+        return training_image(EncodedImage(data), self.size, self.augment, rng)
 
 
 class TrainingLoader:

@@ -124,10 +124,21 @@ def write_table(
         FullDiskError, WorkError: the disk is full; the table cannot be written for another reason.
     """
     columns = {field.name: [getattr(row, field.name) for row in rows] for field in SCHEMA}
+    write_beside(shard, pa.table(columns, schema=SCHEMA), settings, state, name, about)
+
+
+def write_beside(
+    shard: str,
+    table: pa.Table,
+    settings: dict[str, Any],
+    state: dict[str, str] | None,
+    name: str,
+    about: dict[str, Any] | None = None,
+) -> None:
+    """Write a table of any columns beside its shard, as `write_table` does."""
     said = {**settings, **(state or shard_state(shard)), "version": VERSION, "about": about or {}}
-    table = pa.table(columns, schema=SCHEMA.with_metadata({METADATA: json.dumps(said)}))
     written = pa.BufferOutputStream()  # first in memory, so that its size is known
-    pq.write_table(table, written)
+    pq.write_table(table.replace_schema_metadata({METADATA: json.dumps(said)}), written)
     _write_whole(table_path(shard, name), written.getvalue())
 
 

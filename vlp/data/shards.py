@@ -1,19 +1,16 @@
 """What a sample is, and how samples are read from webdataset shards."""
 
-import io
 import json
 import tarfile
-import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import IO
 
 import fsspec
-import numpy as np
-from PIL import Image
 
 from vlp.data.bad_samples import BAD_REASONS, BadSample, BadSampleError, BadSamples
+from vlp.data.decode import decode_image, decode_pixels
 from vlp.data.shard_index import IMAGE_EXTENSIONS, ShardIndex, expand_shards, index_shard, split_name
 from vlp.data.shard_writer import ShardWriter, prepare_output
 
@@ -28,17 +25,14 @@ __all__ = [
     "ShardReader",
     "ShardWriter",
     "decode_image",
+    "decode_pixels",
     "expand_shards",
     "index_shard",
     "iterate_samples",
-    "open_image",
     "prepare_output",
     "read_members",
 ]
 
-MAX_PIXELS = 100_000_000
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # others may call programs, as EPS does
-BROKEN = (OSError, SyntaxError, ValueError, EOFError)  # what Pillow raises for broken files
 OPEN_FILES = 16  # shuffling moves between this many shards without opening one again
 
 
@@ -132,49 +126,6 @@ def make_sample(key: str, shard: str, image: bytes, text: bytes | None, info: by
     except UnicodeEncodeError:
         raise BadSampleError("text not UTF-8") from None
     return Sample(key, shard, image, words, captions, facts, sources)
-
-
-def decode_image(data: bytes, shortest: int | None = None) -> Image.Image:
-    """Encoded bytes to an RGB picture.
-
-    Args:
-        shortest: a JPEG may be decoded at a smaller scale as long as its shorter side keeps this many pixels.
-
-    Raises:
-        BadSampleError: it is no image, it is broken, or it has more than `MAX_PIXELS` pixels.
-    """
-    picture = open_image(data)
-    try:
-        if shortest is not None:
-            picture.draft("RGB", (shortest, shortest))
-        if picture.mode == "P" and "transparency" in picture.info:
-            picture = picture.convert("RGBA")
-        if picture.mode.startswith("I"):  # 16 bits a pixel
-            picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
-        return picture.convert("RGB")
-    except BROKEN:
-        raise BadSampleError("image undecodable") from None
-
-
-def open_image(data: bytes) -> Image.Image:
-    """A picture of which only the header was read: its `size` is that of the stored file, in pixels.
-
-    Raises:
-        BadSampleError: as `decode_image`, as far as the header tells.
-    """
-    if not data:
-        raise BadSampleError("zero bytes")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's warning of large images: the limit below is ours
-            picture = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError:
-        raise BadSampleError("image too large") from None
-    except BROKEN:
-        raise BadSampleError("image undecodable") from None
-    if picture.width * picture.height > MAX_PIXELS:
-        raise BadSampleError("image too large")
-    return picture
 
 
 def iterate_samples(shards: str | list[str], bad: BadSamples | None = None) -> Iterator[Sample]:

@@ -3,36 +3,57 @@
 import math
 import random
 import re
+from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
+import torch
 from PIL import Image, ImageEnhance, ImageOps
+from torch import Tensor
+from torch.nn import functional
 
 from vlp.config import AugmentConfig
+from vlp.data.decode import EncodedImage, shrink_for
 
 ASPECT = (3 / 4, 4 / 3)
-GREY = (128, 128, 128)  # what shows where a picture was moved away
+GREY = 128  # what shows where a picture was moved away
 UNWANTED = re.compile(r"[.!\"()*#:;~]")  # BLIP drops these from captions
 SPACES = re.compile(r"\s{2,}")
 
+# Pixels uint8 [height, width, 3], a strength from 0 to 1, and what decides directions.
+Operation = Callable[[Tensor, float, random.Random], Tensor]
 
-def training_image(image: Image.Image, size: int, augment: AugmentConfig, rng: random.Random) -> np.ndarray:
-    """A random crop, flip and changes of a picture, as uint8 [3, size, size]; `rng` decides everything."""
-    box = _crop_box(image.width, image.height, augment, rng)
-    image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+
+def training_image(image: EncodedImage, size: int, augment: AugmentConfig, rng: random.Random) -> np.ndarray:
+    """A random crop, flip and changes of a picture, as uint8 [3, size, size]; `rng` decides everything.
+
+    The crop is drawn before anything is decoded, so that a JPEG is decoded no larger than the crop needs.
+
+    Raises:
+        BadSampleError: the image is broken.
+    """
+    left, top, right, bottom = _crop_box(image.width, image.height, augment, rng)
+    shrink = shrink_for(right - left, bottom - top, size)
+    part = slice(round(top / shrink), round(bottom / shrink)), slice(round(left / shrink), round(right / shrink))
+    pixels = _resize(image.pixels(shrink)[part], size)
     if augment.flip and rng.random() < 0.5:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        pixels = pixels.flip(1)
     for _ in range(augment.operations):
         operation = rng.choice(OPERATIONS)
         if rng.random() < augment.probability:
-            image = operation(image, augment.magnitude / 10, rng)
-    return _to_array(image)
+            pixels = operation(pixels, augment.magnitude / 10, rng)
+    return _planes(pixels)
 
 
-def evaluation_image(image: Image.Image, size: int) -> np.ndarray:
-    """The whole picture at the model's size, as uint8 [3, size, size]; BLIP does not keep the aspect ratio either."""
-    if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BICUBIC)
-    return _to_array(image)
+def evaluation_image(image: Image.Image | np.ndarray, size: int) -> np.ndarray:
+    """The whole picture at the model's size, as uint8 [3, size, size]; BLIP does not keep the aspect ratio either.
+
+    Args:
+        image: a picture, or its RGB pixels, uint8 [height, width, 3].
+    """
+    if isinstance(image, Image.Image):
+        image = np.array(image.convert("RGB"))
+    return _planes(_resize(image, size))
 
 
 def clean_caption(text: str, max_words: int = 50) -> str:
@@ -41,12 +62,24 @@ def clean_caption(text: str, max_words: int = 50) -> str:
     return " ".join(text.split(" ")[:max_words])
 
 
-def _to_array(image: Image.Image) -> np.ndarray:
-    return np.ascontiguousarray(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
+def _resize(pixels: np.ndarray, size: int) -> Tensor:
+    """[height, width, 3] to [size, size, 3], bicubic and antialiased; uint8 in and out, as Pillow rounds."""
+    image = torch.from_numpy(np.ascontiguousarray(pixels))  # a crop in one piece: the fast kernel asks for that
+    if image.shape[:2] == (size, size):
+        return image
+    planes = image[None].permute(0, 3, 1, 2)
+    return functional.interpolate(planes, (size, size), mode="bicubic", antialias=True)[0].permute(1, 2, 0).contiguous()
 
 
-def _crop_box(width: int, height: int, augment: AugmentConfig, rng: random.Random) -> tuple[float, float, float, float]:
-    """A random part of the area with a random aspect ratio (Szegedy et al. 2015); the whole when none fits."""
+def _planes(pixels: Tensor) -> np.ndarray:
+    return pixels.permute(2, 0, 1).contiguous().numpy()
+
+
+def _crop_box(width: int, height: int, augment: AugmentConfig, rng: random.Random) -> tuple[int, int, int, int]:
+    """A random part of the area with a random aspect ratio (Szegedy et al. 2015); the whole when none fits.
+
+    Returns left, top, right and bottom in pixels.
+    """
     if augment.crop_min >= 1:
         return 0, 0, width, height
     for _ in range(10):
@@ -59,40 +92,84 @@ def _crop_box(width: int, height: int, augment: AugmentConfig, rng: random.Rando
     return 0, 0, width, height
 
 
-def _enhance(kind: type) -> object:
+def _by_pillow(change: Callable[[Image.Image], Image.Image]) -> Operation:
+    """An operation whose strength does not matter."""
+
+    def operation(pixels: Tensor, strength: float, rng: random.Random) -> Tensor:
+        return torch.from_numpy(np.array(change(Image.fromarray(pixels.numpy()))))
+
+    return operation
+
+
+def _enhance(kind: type) -> Operation:
     """A colour operation: factor 0.1 at strength 0, 1 (no change) at 0.5, 1.9 at 1."""
 
-    def operation(image: Image.Image, strength: float, rng: random.Random) -> Image.Image:
-        return kind(image).enhance(1.8 * strength + 0.1)
+    def operation(pixels: Tensor, strength: float, rng: random.Random) -> Tensor:
+        if strength == 0.5:
+            return pixels
+        return _by_pillow(lambda picture: kind(picture).enhance(1.8 * strength + 0.1))(pixels, strength, rng)
 
     return operation
 
 
-def _affine(a: float, b: float, c: float, d: float) -> object:
-    """Shear (a, b: horizontal and vertical, at most 0.3) or translation (c, d: share of the size)."""
+def _shear(horizontal: float, vertical: float) -> Operation:
+    """Rows or columns moved by a share of their distance from the top or the left, at strength 1."""
 
-    def operation(image: Image.Image, strength: float, rng: random.Random) -> Image.Image:
+    def operation(pixels: Tensor, strength: float, rng: random.Random) -> Tensor:
         amount = rng.choice((-strength, strength))
-        matrix = (1, a * amount, c * amount * image.width, b * amount, 1, d * amount * image.height)
-        return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=GREY)
+        return _affine(pixels, (1, horizontal * amount, 0, vertical * amount, 1, 0))
 
     return operation
 
 
-def _rotate(image: Image.Image, strength: float, rng: random.Random) -> Image.Image:
-    return image.rotate(rng.choice((-30, 30)) * strength, Image.Resampling.BILINEAR, fillcolor=GREY)
+def _shift(horizontal: float, vertical: float) -> Operation:
+    """A translation by a share of the size, at strength 1."""
+
+    def operation(pixels: Tensor, strength: float, rng: random.Random) -> Tensor:
+        amount = rng.choice((-strength, strength))
+        down, right = vertical * amount * pixels.shape[0], horizontal * amount * pixels.shape[1]
+        if down == round(down) and right == round(right):  # whole pixels: nothing to interpolate
+            left, top = round(right), round(down)
+            return functional.pad(pixels, (0, 0, left, -left, top, -top), value=GREY)
+        return _affine(pixels, (1, 0, -right, 0, 1, -down))
+
+    return operation
+
+
+def _rotate(pixels: Tensor, strength: float, rng: random.Random) -> Tensor:
+    """By at most 30 degrees around the centre."""
+    angle = math.radians(rng.choice((-30, 30)) * strength)
+    cos, sin = math.cos(angle), math.sin(angle)
+    y, x = pixels.shape[0] / 2, pixels.shape[1] / 2
+    return _affine(pixels, (cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y))
+
+
+def _affine(pixels: Tensor, matrix: tuple[float, ...]) -> Tensor:
+    """Each pixel (x, y) from (a x + b y + c, d x + e y + f) of the picture, bilinear, grey outside."""
+    planes = pixels.permute(2, 0, 1)[None].float() - GREY  # beyond the picture is zero
+    moved = functional.grid_sample(planes, _grid(matrix, *pixels.shape[:2]), align_corners=False)
+    return (moved[0].permute(1, 2, 0) + (GREY + 0.5)).to(torch.uint8)
+
+
+@lru_cache(maxsize=16)  # a run draws from six
+def _grid(matrix: tuple[float, ...], height: int, width: int) -> Tensor:
+    """Where `grid_sample` looks: both axes from -1 to 1."""
+    a, b, c, d, e, f = matrix
+    b, d = b * height / width, d * width / height
+    theta = torch.tensor([[a, b, a + b - 1 + 2 * c / width], [d, e, d + e - 1 + 2 * f / height]])
+    return functional.affine_grid(theta[None], [1, 3, height, width], align_corners=False)
 
 
 # BLIP's list (its pretraining configuration), applied with RandAugment (Cubuk et al. 2020).
-OPERATIONS = [
-    lambda image, strength, rng: image,
-    lambda image, strength, rng: ImageOps.autocontrast(image),
-    lambda image, strength, rng: ImageOps.equalize(image),
+OPERATIONS: list[Operation] = [
+    lambda pixels, strength, rng: pixels,
+    _by_pillow(ImageOps.autocontrast),
+    _by_pillow(ImageOps.equalize),
     _enhance(ImageEnhance.Brightness),
     _enhance(ImageEnhance.Sharpness),
-    _affine(0.3, 0, 0, 0),
-    _affine(0, 0.3, 0, 0),
-    _affine(0, 0, 10 / 224, 0),  # 10 pixels at most, at BLIP's size
-    _affine(0, 0, 0, 10 / 224),
+    _shear(0.3, 0),
+    _shear(0, 0.3),
+    _shift(10 / 224, 0),  # 10 pixels at most, at BLIP's size
+    _shift(0, 10 / 224),
     _rotate,
 ]

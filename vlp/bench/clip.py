@@ -1,0 +1,62 @@
+"""Pairs a second of a CLIP training step, image and text tower and contrastive loss, beside open_clip's."""
+
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+
+import torch
+
+from vlp.allocator import keep_freed_memory
+from vlp.bench.caption import Size
+from vlp.bench.peers import PeerProcess
+from vlp.bench.timing import Measured, Work, compare, device
+from vlp.bench.train import MAX_TOKENS, bench_captions, bench_tokenizer, optimiser_step
+from vlp.config import ModelConfig, OptimConfig
+from vlp.losses import contrastive_loss
+from vlp.models.blip import Blip
+from vlp.optim import build_optimizer
+
+EMBED_DIM = 512
+CONTEXTS = (77, 32)  # tokens open_clip pads every text to: CLIP's, and what its --force-context-length could be
+
+
+def bench_clip(size: Size, precision: str, batch: int, peers: bool, repeats: int) -> list[Measured]:
+    """One optimiser step of two towers on random images and captions, against open_clip at two text lengths."""
+    if device().type == "cpu":
+        keep_freed_memory()
+    # CLIP ViT-B/16 has a text tower of two thirds of the image's width, in heads of the same size.
+    vocabulary, heads = (49_408 if size.vocabulary > 30_000 else size.vocabulary), max(1, size.heads * 2 // 3)
+    text_width = heads * (size.width // size.heads)
+    ids, mask = bench_tokenizer(vocabulary).encode(bench_captions(vocabulary, batch), MAX_TOKENS)
+    shape = size.config()
+    text = replace(shape.text_tower, vocabulary=vocabulary, width=text_width, heads=heads, feed_forward=4 * text_width)
+    step = _training_step(ModelConfig(shape.image_encoder, text, EMBED_DIM), ids, mask, precision)
+    theirs = {"width": size.width, "layers": size.layers, "heads": size.heads, "image_size": size.image_size}
+    theirs |= {"text_width": text_width, "text_heads": heads, "vocabulary": vocabulary, "embed_dim": EMBED_DIM}
+    theirs |= {"precision": precision}
+    theirs |= {"captions": [row[real].tolist() for row, real in zip(ids, mask, strict=True)]}
+    lines = []
+    for context in CONTEXTS if peers else CONTEXTS[:1]:
+        settings = {**theirs, "context": context}
+        with PeerProcess(sys.executable, "open_clip_train", settings) if peers else nullcontext() as peer:
+            what = f"CLIP step, theirs with {context} tokens" if peers else "CLIP step"
+            make_peer = (lambda peer=peer: peer) if peers else None
+            line = compare(what, "pairs/s", batch, precision, step, make_peer, repeats)
+            lines.append(replace(line, peer_peak_memory_gib=peer.peak_memory_gib if peer else None))
+    return lines
+
+
+def _training_step(config: ModelConfig, ids: torch.Tensor, mask: torch.Tensor, precision: str) -> Work:
+    torch.manual_seed(0)
+    blip = Blip(config).to(device())
+    optimizer = build_optimizer(OptimConfig(learning_rate=1e-5), blip)  # it skips what gets no gradient here
+    size = config.image_encoder.image_size
+    images = torch.randint(0, 256, (len(ids), 3, size, size), dtype=torch.uint8, device=device())
+    ids, mask, targets = ids.to(device()), mask.to(device()), torch.eye(len(ids), device=device())
+
+    def losses() -> torch.Tensor:
+        image_rows = blip.embed_image_tokens(blip.encode_images(images))
+        similarities = image_rows @ blip.embed_texts(ids, mask).T / blip.temperature
+        return (contrastive_loss(similarities, targets) + contrastive_loss(similarities.T, targets)) / 2
+
+    return optimiser_step(losses, optimizer, precision)

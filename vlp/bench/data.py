@@ -1,0 +1,74 @@
+"""Training images a second that one worker reads from shards, beside the original's way: LAVIS's image processor."""
+
+import io
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vlp.bench.caption import Size
+from vlp.bench.peers import PeerProcess, lavis_python
+from vlp.bench.timing import Measured, compare
+from vlp.bench.train import MAX_TOKENS, bench_tokenizer
+from vlp.config import DataConfig, SourceConfig
+from vlp.data.loader import TrainingLoader
+from vlp.data.shards import ShardWriter, expand_shards
+
+PHOTOS = 128
+BATCHES = 8  # a turn
+
+
+def bench_data(size: Size, batch: int, peers: bool, repeats: int, shards: str) -> list[Measured]:
+    """Crop, flip and RandAugment at the model's size, in one process with one thread, as a worker has.
+
+    Args:
+        batch: images of one of the eight batches of a turn.
+        shards: JPEG shards; empty: 128 made ones of 640 x 480, with as many bytes as photos of quality 90.
+
+    Raises:
+        UserError: there is no such shard, or the peer was asked for and its environment is missing.
+    """
+    with nullcontext(shards) if shards else _photos() as paths:
+        settings = {"image_size": size.image_size, "batch": batch, "batches": BATCHES, "shards": expand_shards(paths)}
+        with PeerProcess(lavis_python(), "lavis_data", settings) if peers else nullcontext() as peer, _one_thread():
+            data = DataConfig([SourceConfig(paths)], workers=0, max_tokens=MAX_TOKENS)
+            loader = TrainingLoader(data, size.image_size, bench_tokenizer(size.vocabulary), batch)
+            batches = iter(loader)
+
+            def ours() -> None:
+                for _ in range(BATCHES):
+                    next(batches)
+
+            make_peer = (lambda: peer) if peers else None
+            line = compare("reading shards", "images/s", batch * BATCHES, "uint8", ours, make_peer, repeats)
+            return [replace(line, peer_peak_memory_gib=peer.peak_memory_gib if peer else None)]
+
+
+@contextmanager
+def _photos() -> Iterator[str]:
+    """Shards of pictures that are as costly to decode as photos: smooth shapes with fine noise."""
+    random = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        with ShardWriter(f"{folder}/photos") as writer:
+            for number in range(PHOTOS):
+                coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+                smooth = np.asarray(coarse.resize((640, 480), Image.Resampling.BICUBIC), dtype=np.float32)
+                noise = random.normal(0, 4, (480, 640, 1))
+                data = io.BytesIO()
+                Image.fromarray((smooth + noise).clip(0, 255).astype(np.uint8)).save(data, "JPEG", quality=90)
+                writer.write(f"{number:05d}", data.getvalue(), "jpg", "w5 w6 w7", {})
+        yield f"{folder}/photos/*.tar"
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

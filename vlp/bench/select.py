@@ -1,0 +1,72 @@
+"""`vlp bench select`: rows a second that rules choose from random score tables, and the memory that it takes."""
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from vlp.bench.timing import Measured
+from vlp.data.score_tables import NAME, SCHEMA, write_beside
+from vlp.errors import WorkError
+
+ROWS_A_TABLE = 20_000  # two texts an image, 10,000 images a shard, as img2dataset's
+CASES = (("itm >= 0.5 and best(1)", "uids"), ("top(itc, 0.3)", "table"))
+# Linux's own count of a process's peak memory: resource's holds the peak of the process that started it, too.
+SELECT = """
+import re, sys
+from vlp.capfilt.select import select
+scores, rules, form, target = sys.argv[1:]
+select(scores, rules, **{form: target}, quiet=True)
+print(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+"""
+
+
+def bench_select(rows: int) -> list[Measured]:
+    """Choose from tables of `rows` texts, each case once and in a process of its own.
+
+    The tables lie in the folder for temporary files (TMPDIR), with about 90 bytes a row.
+    """
+    with tempfile.TemporaryDirectory(prefix="vlp-bench-select-") as folder:
+        write_random_tables(Path(folder), rows)
+        return [_measure(Path(folder), rules, form, rows) for rules, form in CASES]
+
+
+def write_random_tables(folder: Path, rows: int) -> None:
+    """Tables `00000.capfilt.parquet`, ... of images with a web and a synthetic text each; equal calls, equal tables."""
+    for number, start in enumerate(range(0, rows, ROWS_A_TABLE)):
+        count, rng = min(ROWS_A_TABLE, rows - start), np.random.default_rng(number)
+        images = np.arange(count) // 2
+        synthetic = np.arange(count) % 2 == 1
+        uids = rng.bytes(16 * (count // 2 + 1)).hex()
+        columns = {
+            "key": pa.array([f"{number:05d}{image:04d}" for image in images]),
+            "uid": pa.array([uids[32 * image : 32 * image + 32] for image in images]),
+            "source": pa.array(np.where(synthetic, "synthetic", "web")),
+            "caption_id": pa.array(np.zeros(count, np.int32)),
+            "text": pa.array([f"a text of {one} words" for one in rng.integers(0, 10**12, count)]),
+            "itm": pa.array(rng.random(count, np.float32)),
+            "itc": pa.array(rng.random(count, np.float32)),
+            "clip": pa.nulls(count, pa.float32()),
+            "nll": pa.array(rng.random(count, np.float32)),
+            "tokens": pa.array(rng.integers(3, 30, count).astype(np.int32)),
+            "width": pa.array(rng.integers(64, 2000, count).astype(np.int32)),
+            "height": pa.array(rng.integers(64, 2000, count).astype(np.int32)),
+            "decoding": pa.array(np.where(synthetic, '{"top_p": 0.9}', None)),
+        }
+        state = {"shard": "0-0", "shard_sha256": ""}  # there are no shards
+        write_beside(str(folder / f"{number:05d}.tar"), pa.table(columns, SCHEMA), {}, state, NAME)
+
+
+def _measure(folder: Path, rules: str, form: str, rows: int) -> Measured:
+    scores = str(folder / "*.capfilt.parquet")
+    command = [sys.executable, "-c", SELECT, scores, rules, form, str(folder / form)]
+    started = time.perf_counter()
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    seconds = time.perf_counter() - started
+    if done.returncode:
+        raise WorkError(f"Selecting from {rows} rows in {folder} failed; its message stands above.")
+    return Measured(f"{rules} to {form}", rows / seconds, None, "rows/s", None, "-", int(done.stdout) / 2**20, 0.0)
