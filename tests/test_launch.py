@@ -1,5 +1,7 @@
 """Processes that accelerate's CPU launcher leaves out; that they start is in end_to_end/test_two_processes.py."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from vlp.errors import UserError
@@ -32,3 +34,18 @@ def test_an_unknown_number_of_processes_is_an_error_with_the_command_that_works(
     environment("MASTER_PORT", "29500")
     with pytest.raises(UserError, match=r"torchrun --nproc-per-node N -m vlp pretrain c\.yaml"):
         start_missing_processes(["pretrain", "c.yaml"])
+
+
+@pytest.mark.parametrize(("words", "restarts"), [([], "0"), (["--max_restarts", "3"], "3")])
+def test_processes_and_restarts_are_passed_on(environment, monkeypatch, words, restarts):
+    environment("ACCELERATE_USE_CPU", "True")
+    environment("MASTER_PORT", "29500")
+    asked = ["python", "accelerate", "launch", "--cpu", "--num_processes", "4", *words, "-m", "vlp", "pretrain"]
+    parent = SimpleNamespace(cmdline=lambda: asked)
+    monkeypatch.setattr("psutil.Process", lambda: SimpleNamespace(parent=lambda: parent))
+    started = []
+    monkeypatch.setattr("os.execv", lambda program, command: started.extend(command))
+    start_missing_processes(["pretrain", "c.yaml"])
+    assert started[started.index("--nproc-per-node") + 1] == "4"
+    assert started[started.index("--max-restarts") + 1] == restarts
+    assert started[-4:] == ["-m", "vlp", "pretrain", "c.yaml"]

@@ -15,11 +15,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from typer.testing import CliRunner
 
 from vlp.capfilt import work
 from vlp.capfilt.run import score
 from vlp.capfilt.score import ScoreCounts, ShardCounts
 from vlp.capfilt.work import parse_part, start_list, work_off
+from vlp.cli import app
 from vlp.config import CapFiltConfig, DecodingConfig
 from vlp.data.scenes import write_scenes
 from vlp.data.score_tables import table_path
@@ -103,10 +105,26 @@ def test_parts_are_counted_from_one():
 
 
 def test_parts_together_are_the_whole(config, expected, eight_shards):
-    counts = [score(config, part=f"{number}/3") for number in (3, 1, 2)]
-    assert [one.shards for one in counts] == [2, 3, 3]
+    counts = [score(config, part=f"{number}/3") for number in (3, 1)]
+    assert [one.shards for one in counts] == [2, 3]
+    names = {"--captioner": config.captioner, "--filter": config.filter, "--precision": "fp32", "--batch-size": 4}
+    rest = {"--num-captions": 2, "--part": "2/3", "--set": "decoding={max_length: 10, min_length: 3}"}
+    given = [str(word) for pair in {**names, **rest}.items() for word in pair]
+    result = CliRunner().invoke(app, ["capfilt", "score", "--shards", config.shards, *given])
+    assert "skipped_shards  0" in result.stdout, result.output
     assert rows_of(config.shards) == expected
     assert score(config, part="9/9") == ScoreCounts()  # more parts than shards
+
+
+def test_a_shard_that_is_all_bad_is_listed_where_it_is_asked_for(config, tmp_path):
+    first, *others = expand_shards(config.shards)
+    Path(first).write_bytes(b"no shard")
+    with pytest.raises(WorkError, match=r"1 of 3 shards failed 3 times.*00000\.tar.*bad"):
+        score(config, part="1/3", failures=str(tmp_path / "new" / "list.jsonl"))
+    assert json.loads((tmp_path / "new" / "list.jsonl").read_text())["shard"] == first
+    assert [table_path(shard).exists() for shard in others[2::3]] == [True, True]
+    with pytest.raises(WorkError, match=r"capfilt-failures-1-of-3\.jsonl lists them"):
+        score(config, part="1/3")
 
 
 class Work:
