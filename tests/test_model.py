@@ -9,9 +9,10 @@ from PIL import Image
 from tiny_model import SIZE, make_images, make_model
 
 from vlp.config import DecodingConfig
+from vlp.decoder import caption_decoder
 from vlp.errors import UserError
 from vlp.generation import generate
-from vlp.model import Model, caption_decoder, load_model
+from vlp.model import Model, load_model
 from vlp.model_folder import save_model
 
 SAMPLING = DecodingConfig(top_p=0.95, min_length=4, max_length=14)

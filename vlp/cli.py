@@ -8,7 +8,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from vlp.config import CapFiltConfig, DecodingConfig, RunConfig, load_config
+from vlp.cli_capfilt import capfilt_app
+from vlp.cli_options import Json, Overrides, print_values
+from vlp.config import DecodingConfig, RunConfig, load_config
 from vlp.errors import UserError, WorkError
 from vlp.launch import start_missing_processes
 
@@ -20,19 +22,11 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Make, import and inspect shards.")
 import_app = typer.Typer(no_args_is_help=True, help="Other people's formats to shards.")
-capfilt_app = typer.Typer(no_args_is_help=True, help="Caption and filter shards.")
 evaluate_app = typer.Typer(no_args_is_help=True, help="Score a model on shards.")
 app.add_typer(data_app, name="data")
 data_app.add_typer(import_app, name="import")
 app.add_typer(capfilt_app, name="capfilt")
 app.add_typer(evaluate_app, name="evaluate")
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change, as key.sub=value.")]
-Precision = Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32.")]
-Shards = Annotated[
-    list[str], typer.Option("--shards", help="Shards: paths, globs, brace patterns or URLs; repeatable.")
-]
 
 
 @app.callback()
@@ -105,7 +99,7 @@ def data_inspect(
 
     facts = inspect_shards(shards)
     Path(sheet).write_bytes(contact_sheet(facts.pop("pictures")))
-    _print({**facts, "contact_sheet": sheet}, as_json)
+    print_values({**facts, "contact_sheet": sheet}, as_json)
 
 
 @app.command()
@@ -168,99 +162,6 @@ def _train(path: str, overrides: list[str] | None, resume: bool, tasks: set[str]
     from vlp.train import run
 
     run(config, resume)
-
-
-@capfilt_app.command("score")
-def capfilt_score(
-    shards: Shards,
-    filter: Annotated[list[str], typer.Option(help="Model folder, or open_clip:NAME,PRETRAINED; repeatable.")],
-    captioner: Annotated[list[str] | None, typer.Option(help="Model folder, or hf:NAME; repeatable.")] = None,
-    num_captions: Annotated[int, typer.Option(help="Captions an image and captioner.")] = 1,
-    name: Annotated[str, typer.Option(help="Of the tables: SHARD.NAME.parquet.")] = "capfilt",
-    seed: int = 0,
-    batch_size: int = 64,
-    precision: Precision = "auto",
-    part: Annotated[str, typer.Option(help="Score only this part of the shards: 3/16 is the third of 16.")] = "",
-    failures: Annotated[str, typer.Option(help="List of shards that failed; '' puts it beside the tables.")] = "",
-    settings: Annotated[list[str] | None, typer.Option("--set", help="decoding.top_p=0.95 and the like.")] = None,
-) -> None:
-    """Write score tables. Example: vlp capfilt score --shards 'web/*.tar' --captioner C --num-captions 4 --filter F"""
-    models = {"captioner": captioner or [], "filter": filter, "num_captions": num_captions, "name": name}
-    given = {**models, "seed": seed, "batch_size": batch_size, "precision": precision}
-    config = _capfilt_config(None, settings, shards=shards, **given)
-    from vlp.capfilt.run import score
-    from vlp.distributed import is_main
-
-    counts = score(config, part, failures)
-    if is_main():
-        _print(vars(counts), False)
-
-
-@capfilt_app.command("select")
-def capfilt_select(
-    rules: Annotated[str, typer.Argument(help="Which texts stay, as an expression; docs/capfilt.md has the language.")],
-    scores: Annotated[list[str], typer.Option(help="Score tables: paths and globs; repeatable.")],
-    output: Annotated[str, typer.Option("--out", help="Folder for new shards.")] = "",
-    uids: Annotated[str, typer.Option(help="File.npy for a uid list in DataComp's form.")] = "",
-    table: Annotated[str, typer.Option(help="File.parquet for the rows that stay.")] = "",
-    human: Annotated[list[str] | None, typer.Option(help="With --out: clean shards that join as they are.")] = None,
-    also: Annotated[list[str] | None, typer.Option(help="NAME=GLOB: tables that rules name as NAME.itm.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Choose texts. Example: vlp capfilt select 'itm >= 0.5 and best(1)' --scores 'web/*.capfilt.parquet' --out new"""
-    from vlp.capfilt.select import parse_also, select
-
-    counts = select(scores, rules, output, uids, table, human, parse_also(also or []), quiet=as_json)
-    _print(vars(counts), as_json)
-
-
-@capfilt_app.command("duplicates")
-def capfilt_duplicates(
-    shards: Shards,
-    model: Annotated[str, typer.Option(help="Model folder whose image embeddings are compared.")],
-    against: Annotated[list[str] | None, typer.Option(help="Shards of evaluation sets; repeatable.")] = None,
-    above: Annotated[float, typer.Option(help="Cosine from which on images are near duplicates.")] = 0.95,
-    batch_size: int = 64,
-    precision: Precision = "auto",
-    as_json: Json = False,
-) -> None:
-    """Find duplicates. Example: vlp capfilt duplicates --shards 'web/*.tar' --model M --against 'coco-test/*.tar'"""
-    from vlp.capfilt.duplicates import find_duplicates
-
-    counts = find_duplicates(shards, model, against or [], above, batch_size, precision, quiet=as_json)
-    _print(vars(counts), as_json)
-
-
-@capfilt_app.command("report")
-def capfilt_report(
-    scores: Annotated[list[str], typer.Option("--scores", help="Score tables: paths, globs or braces; repeatable.")],
-    output: Annotated[str, typer.Option("--out", help="The page to write.")] = "report.html",
-    failures: Annotated[str, typer.Option(help="JSON lines of the shards that were given up.")] = "",
-    seed: Annotated[int, typer.Option(help="Of the images and texts that are drawn.")] = 0,
-) -> None:
-    """Score tables to a page. Example: vlp capfilt report --scores 'web/*.capfilt.parquet' --out report.html"""
-    from vlp.report.capfilt_page import write_capfilt_report
-
-    write_capfilt_report(scores, output, failures, seed)
-    print(f"{output} is complete")
-
-
-@capfilt_app.command("run")
-def capfilt_run(config: str, overrides: Overrides = None) -> None:
-    """Score, select, report; in rounds, train too. Example: vlp capfilt run configs/capfilt.yaml output=cleaned"""
-    settings = _capfilt_config(config, overrides)
-    from vlp.capfilt.rounds import flat, run_rounds
-    from vlp.capfilt.run import run_capfilt
-    from vlp.distributed import is_main
-
-    for report in run_rounds(settings) if settings.rounds.count else [run_capfilt(settings)]:
-        if is_main():
-            _print(flat(report), False)
-
-
-def _capfilt_config(path: str | None, overrides: list[str] | None, **values: Any) -> CapFiltConfig:
-    assignments = [f"{key}={json.dumps(value)}" for key, value in values.items()]
-    return load_config(CapFiltConfig, path, assignments + (overrides or []))
 
 
 @app.command()
@@ -333,7 +234,7 @@ def match(model: str, image: str, text: str, as_json: Json = False) -> None:
     from vlp.model import load_model
 
     result = load_model(model).match(image, text)
-    _print({"itc": result.itc.item(), "itm": result.itm.item()}, as_json)
+    print_values({"itc": result.itc.item(), "itm": result.itm.item()}, as_json)
 
 
 @app.command()
@@ -411,16 +312,7 @@ def evaluate_matching(
 def _finish(results: dict[str, Any], out: str | None, as_json: bool) -> None:
     if out:
         Path(out).write_text(json.dumps(results, indent=2) + "\n")
-    _print(results, as_json)
-
-
-def _print(values: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(values))
-        return
-    width = max(len(key) for key in values)
-    for key, value in values.items():
-        print(f"{key:<{width}}  {value:.4f}" if isinstance(value, float) else f"{key:<{width}}  {value}")
+    print_values(results, as_json)
 
 
 def main() -> None:

@@ -17,11 +17,12 @@ from vlp.convert.read import read_source
 from vlp.data.images import ImageLike, as_list, load_image
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.data.transforms import clean_caption
+from vlp.decoder import caption_decoder
 from vlp.errors import UserError
-from vlp.generation import Decoder, check_decoding, generate
+from vlp.generation import check_decoding, generate
 from vlp.model_folder import is_ours, read_model, save_model
 from vlp.models.blip import Blip
-from vlp.models.med import ImageMemory, SelfAttentionCache, Side
+from vlp.models.med import ImageMemory, Side
 from vlp.models.packed import pack_linears
 from vlp.precision import compute_dtype
 
@@ -340,23 +341,6 @@ class Model:
         ids, mask = self.tokenizer.encode(texts, self.text_tokens, first="[ENC]", multiple=1)
         with self.inference():
             return self.blip.text_tower.match(ids.to(self.device), mask.to(self.device), memory)
-
-
-def caption_decoder(blip: Blip, memory: ImageMemory, max_length: int) -> Decoder:
-    """What `generate` needs of a network: its decoder against images that were projected once, for the decoder."""
-    past = SelfAttentionCache(max_length)
-
-    def step(new: Tensor) -> Tensor:
-        hidden = blip.text_tower.decode(new, None, memory, cache=past)  # [rows, new, width]
-        return blip.word_logits(hidden[:, -1])
-
-    def select(rows: Tensor, groups: Tensor | None) -> None:
-        nonlocal memory
-        past.select(rows)
-        if groups is not None:
-            memory = memory.select(groups)
-
-    return Decoder(step, select)
 
 
 def load_model(

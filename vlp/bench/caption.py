@@ -7,8 +7,8 @@ import torch
 
 from vlp.bench.timing import Measured, Work, compare, device
 from vlp.config import DecodingConfig, ImageEncoderConfig, ModelConfig, TextTowerConfig
+from vlp.decoder import caption_decoder
 from vlp.generation import generate
-from vlp.model import caption_decoder
 from vlp.models.blip import Blip
 from vlp.models.packed import pack_linears
 
