@@ -76,13 +76,16 @@ def capfilt_duplicates(
 def capfilt_report(
     scores: Annotated[list[str], typer.Option("--scores", help="Score tables: paths, globs or braces; repeatable.")],
     output: Annotated[str, typer.Option("--out", help="The page to write.")] = "report.html",
+    selected: Annotated[str, typer.Option(help="Folder or table that `capfilt select` wrote from them.")] = "",
     failures: Annotated[str, typer.Option(help="JSON lines of the shards that were given up.")] = "",
     seed: Annotated[int, typer.Option(help="Of the images and texts that are drawn.")] = 0,
 ) -> None:
     """Score tables to a page. Example: vlp capfilt report --scores 'web/*.capfilt.parquet' --out report.html"""
-    from vlp.report.capfilt_page import write_capfilt_report
+    from vlp.log import Progress
+    from vlp.report.capfilt_page import STEPS, write_capfilt_report
 
-    write_capfilt_report(scores, output, failures, seed)
+    with Progress("steps", STEPS) as progress:
+        write_capfilt_report(scores, output, selected, failures, seed, progress.add)
     print(f"{output} is complete")
 
 

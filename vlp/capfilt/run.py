@@ -78,5 +78,5 @@ def run_capfilt(config: CapFiltConfig) -> dict:
     remove_leftovers(Path(config.output))
     tables = [str(table_path(shard, config.name)) for shard in dict.fromkeys(expand_shards(config.shards))]
     selected = select(tables, config.rules, config.output, human=config.human or None)
-    write_capfilt_report(tables, f"{config.output}/report.html", seed=config.seed)
+    write_capfilt_report(tables, f"{config.output}/report.html", config.output, seed=config.seed)
     return {"scored": asdict(scored), "selected": asdict(selected)}

@@ -3,14 +3,25 @@
 import io
 import json
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+import pyarrow as pa
+from duckdb import Error as DuckDBError
 from markupsafe import Markup
 
 from vlp.data.score_tables import VERSION, is_same_shard, read_settings
-from vlp.data.shards import BadSampleError, ShardIndex, ShardReader, decode_image, expand_shards, index_shard
+from vlp.data.shards import (
+    BadSampleError,
+    ShardIndex,
+    ShardReader,
+    decode_image,
+    expand_shards,
+    index_shard,
+    iterate_samples,
+)
 from vlp.errors import UserError
 from vlp.report import score_statistics as statistics
 from vlp.report.distributions import COLOURS, histogram_svg, kept_svg
@@ -19,7 +30,9 @@ from vlp.report.score_statistics import Connection
 
 PICTURES_EACH = 4  # images drawn of each decile
 PIXELS = 160  # longer side of a picture on the page
-VALUES_SHOWN = 3  # of a setting that differs between tables
+STEPS = 6  # of which progress is told
+HIDDEN = ("version", "shard", "shard_sha256", "settings")  # for programs, or said elsewhere
+SELECTED = pa.schema([("key", pa.string()), ("source", pa.string()), ("text", pa.string())])
 TITLES = {
     "itm": "ITM probability",
     "itc": "ITC cosine",
@@ -31,15 +44,6 @@ ASPECTS = {-2.0: "1:4", -1.0: "1:2", 0.0: "1:1", 1.0: "2:1", 2.0: "4:1"}  # by l
 
 
 @dataclass
-class _Tables:
-    """What the footers of the tables say."""
-
-    shards: dict[str, str | None]  # of each table's path: its shard, None where that is gone or was changed
-    settings: list[tuple[str, list[tuple[str, int]]]]  # name, and each value with how many tables have it
-    bad: dict[str, int]  # bad samples by reason
-
-
-@dataclass
 class _Picture:
     """An image on the page with its texts; `address` is empty where the image cannot be shown."""
 
@@ -48,45 +52,63 @@ class _Picture:
     texts: list[dict] = field(default_factory=list)
 
 
-def write_capfilt_report(scores: str | list[str], output: str, failures: str = "", seed: int = 0) -> None:
+def write_capfilt_report(
+    scores: str | list[str],
+    output: str,
+    selected: str = "",
+    failures: str = "",
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda what: None,
+) -> None:
     """Write the page.
 
     Args:
         scores: score tables, as paths and patterns. Pictures come from the shards beside them, where they still are.
-        failures: a file of JSON lines, one a shard that was given up: `shard`, `error`, `attempts`.
+        selected: what `vlp capfilt select` wrote from these tables: a folder of shards, or a table, which is faster.
+        failures: a file of JSON lines, one a shard that was given up: `shard`, `error` and perhaps `attempts`.
         seed: of the images and texts that are drawn.
+        progress: is told what is done, `STEPS` times in all.
 
     Raises:
-        UserError: no table matches, a file is none, or `failures` is not such a file.
+        UserError: no table matches, a file is none, or `selected` or `failures` are not what they should be.
         WorkError: a table is damaged.
     """
     paths = expand_shards(scores)
-    tables, given_up = _read_footers(paths), _read_failures(failures)
+    settings, bad = _read_footers(paths)
+    given_up = _read_failures(failures)
+    progress("settings")
     with statistics.open_tables(paths) as connection:
+        progress("images")
+        if selected:
+            _read_selected(connection, selected)
+        kept = statistics.kept_by_selection(connection) if selected else {}
+        progress("selection")
         rank = statistics.ranking(connection)
         values = {
             "sources": statistics.by_source(connection),
-            "rank": TITLES[rank],
             "duel": statistics.synthetic_against_web(connection),
             "kept": _kept(connection),
             "histograms": _histograms(connection),
             "shapes": _shapes(connection),
             "sizes": statistics.frequent_sizes(connection),
-            "repetition": statistics.repetition(connection, seed),
-            "sheets": _sheets(connection, tables.shards, seed),
             "images": connection.execute("SELECT count(*) FROM images").fetchone()[0],
         }
-    without = sum(shard is None for shard in tables.shards.values())
+        progress("histograms")
+        values["repetition"] = statistics.repetition(connection, seed)
+        progress("repetition")
+        values["sheets"] = _sheets(connection, seed)
+        progress("pictures")
     page = render(
         "capfilt.html.j2",
         tables=len(paths),
-        without_shard=without,
-        settings=tables.settings,
-        bad=tables.bad,
+        rank=TITLES[rank],
+        settings=settings,
+        bad=bad,
+        selected=selected,
+        selection=kept,
         failures=given_up,
         failures_file=failures,
         colours=COLOURS,
-        titles=TITLES,
         sample=statistics.SAMPLE,
         seed=seed,
         **values,
@@ -94,25 +116,46 @@ def write_capfilt_report(scores: str | list[str], output: str, failures: str = "
     write_page(page, output)
 
 
-def _read_footers(paths: list[str]) -> _Tables:
-    shards: dict[str, str | None] = {}
+def _shard_and_name(table: str) -> tuple[str, str]:
+    """`web/00012.capfilt.parquet` -> `web/00012.tar`, `capfilt`."""
+    stem, _, name = table.removesuffix(".parquet").rpartition(".")
+    return f"{stem}.tar", name
+
+
+def _read_footers(paths: list[str]) -> tuple[list[tuple[str, list[tuple[str, int]]]], dict[str, int]]:
+    """What the tables say of themselves: each setting's values with how many tables have them, and the bad samples by
+    reason."""
     counted: dict[str, Counter[str]] = defaultdict(Counter)
     bad: Counter[str] = Counter()
     for path in paths:
-        stem, _, name = path.removesuffix(".parquet").rpartition(".")
-        shard = f"{stem}.tar"
-        said = read_settings(shard, name) if path.endswith(".parquet") and stem else None
+        said = read_settings(*_shard_and_name(path)) if path.endswith(".parquet") else None
         if said is None:
             raise UserError(f"{path} is not a score table; `vlp capfilt score` writes them.")
-        if said.pop("version", None) != VERSION:
+        if said.get("version") != VERSION:
             raise UserError(f"{path} is a score table of another version; score its shard again.")
-        state, about = {key: said.pop(key, "") for key in ("shard", "shard_sha256")}, said.pop("about", {})
-        shards[path] = shard if Path(shard).exists() and is_same_shard(shard, state) else None
+        about = said.pop("about", {})
         bad.update(about.pop("bad", {}))
         for key, value in {**said, **about}.items():
-            counted[key][_plain(value)] += 1
+            if key not in HIDDEN:
+                counted[key][_plain(value)] += 1
     settings = [(key.replace("_", " "), counts.most_common()) for key, counts in counted.items()]
-    return _Tables(shards, settings, dict(bad.most_common()))
+    return settings, dict(bad.most_common())
+
+
+def _read_selected(connection: Connection, selected: str) -> None:
+    """Make what `selected` holds known to the connection, a shard at a time."""
+    if Path(selected).is_file():
+        try:
+            return statistics.add_selected(connection, selected)
+        except DuckDBError:
+            raise UserError(f"{selected} is no table that `vlp capfilt select --table` wrote.") from None
+    for shard in expand_shards(f"{selected}/*.tar"):
+        rows = [
+            {"key": one.key, "source": source, "text": text}
+            for one in iterate_samples([shard])
+            for text, source in zip(one.captions, one.sources, strict=True)
+        ]
+        statistics.add_selected(connection, pa.Table.from_pylist(rows, SELECTED))
 
 
 def _plain(value: object) -> str:
@@ -134,11 +177,11 @@ def _read_failures(path: str) -> list[dict]:
         return []
     try:
         lines = [json.loads(line) for line in Path(path).read_text("utf-8").splitlines() if line.strip()]
-        return [{name: line[name] for name in ("shard", "error", "attempts")} for line in lines]
+        return [{"attempts": "", **line, "shard": line["shard"], "error": line["error"]} for line in lines]
     except FileNotFoundError:
         raise UserError(f"There is no file {path} of failed shards.") from None
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path} must hold a JSON object a line, each with shard, error and attempts.") from None
+        raise UserError(f"{path} must hold a JSON object a line, each with shard and error.") from None
 
 
 def _histograms(connection: Connection) -> list[Markup]:
@@ -166,27 +209,32 @@ def _shapes(connection: Connection) -> list[Markup]:
     return [Markup(figure) for figure in figures]
 
 
-def _sheets(
-    connection: Connection, shards: dict[str, str | None], seed: int
-) -> list[tuple[float, float, list[_Picture]]]:
+def _sheets(connection: Connection, seed: int) -> list[tuple[float, float, list[_Picture]]]:
     """For each decile its bounds, and some of its images with all their texts."""
     found = statistics.deciles(connection, PICTURES_EACH, seed)
     texts = statistics.texts_of(connection, [image for decile in found for image in decile.drawn])
-    reader, index_of = ShardReader(), lru_cache(maxsize=16)(index_shard)
+    reader, index_of = ShardReader(), lru_cache(maxsize=16)(_index)
     sheets = []
     for decile in found:
-        pictures = []
-        for table, key in decile.drawn:
-            shard = shards[table]
-            address = _address(reader, index_of(shard), key) if shard else ""
-            pictures.append(_Picture(address, key, texts[table, key]))
+        drawn = [(key, index_of(table), texts[table, key]) for table, key in decile.drawn]
+        pictures = [_Picture(_address(reader, index, key), key, own) for key, index, own in drawn]
         sheets.append((decile.low, decile.high, pictures))
     reader.close()
     return sheets
 
 
-def _address(reader: ShardReader, index: ShardIndex, key: str) -> str:
+def _index(table: str) -> ShardIndex | None:
+    """The index of a table's shard; None where that is gone or another one by now."""
+    shard, name = _shard_and_name(table)
+    if not Path(shard).exists() or not is_same_shard(shard, read_settings(shard, name) or {}):
+        return None
+    return index_shard(shard)
+
+
+def _address(reader: ShardReader, index: ShardIndex | None, key: str) -> str:
     """A small JPEG of an image as an address; "" where it cannot be read."""
+    if index is None:
+        return ""
     try:
         picture = decode_image(reader.read(index, index.keys.index(key)).image, shortest=PIXELS)
     except (BadSampleError, ValueError):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 
 import duckdb
+import pyarrow as pa
 
 from vlp.errors import WorkError
 
@@ -15,9 +16,11 @@ SCORES = ("itm", "itc", "clip", "nll")
 JUDGEMENTS = ("itm", "itc", "clip")  # higher is better; the first that the tables hold ranks their images
 MEMORY = "2GB"  # beyond it duckdb goes on in temporary files
 SAMPLE = 200_000  # texts of a source whose n-grams are counted
+FOR_QUANTILES = 2_000_000  # texts from whose images quantiles are taken, which duckdb holds in memory
 BINS = 40
 TOP = 10  # captions and n-grams that are listed
 WORDS = r"regexp_extract_all(lower(text), '[^\s.,!?\"()*#:;~]+')"
+IS_SELECTED = "(key, source, text) IN (SELECT (key, source, text) FROM selected)"
 Connection = duckdb.DuckDBPyConnection
 
 
@@ -40,7 +43,7 @@ class Kept:
 
 @dataclass
 class Decile:
-    """A tenth of the images by their best web text, and some of them drawn."""
+    """A tenth of the images by their best text of their own, and some of them drawn."""
 
     low: float
     high: float
@@ -71,6 +74,13 @@ def open_tables(paths: list[str]) -> Iterator[Connection]:
             connection.read_parquet(paths, filename=True).create_view("stored")
             finite = ", ".join(f"CASE WHEN isfinite({name}) THEN {name}::DOUBLE END AS {name}" for name in SCORES)
             connection.execute(f"CREATE VIEW texts AS SELECT * REPLACE ({finite}) FROM stored")
+            connection.execute("CREATE TABLE selected (key VARCHAR, source VARCHAR, text VARCHAR)")
+            (total,) = _row(connection, "SELECT count(*) FROM stored")
+            # Keys are drawn by their hash, so that the same tables make the same page.
+            connection.execute(
+                "CREATE MACRO few(key) AS hash(key) / 18446744073709551615.0 <= "
+                f"{FOR_QUANTILES / max(total, FOR_QUANTILES)}::DOUBLE"
+            )
             rank = ranking(connection)
             has = ", ".join(f"bool_or(source = '{source}') AS has_{source}" for source in SOURCES)
             best = ", ".join(f"max({rank}) FILTER (source = '{source}') AS {source}" for source in SOURCES)
@@ -81,6 +91,22 @@ def open_tables(paths: list[str]) -> Iterator[Connection]:
             yield connection
         except duckdb.Error as error:
             raise WorkError(f"The score tables cannot be read: {str(error).splitlines()[0]}") from None
+
+
+def add_selected(connection: Connection, rows: pa.Table | str) -> None:
+    """Take note of texts that a selection kept: rows with key, source and text, or the path of a parquet of such."""
+    found = connection.read_parquet(rows) if isinstance(rows, str) else connection.from_arrow(rows)
+    found.project("key, source, text").insert_into("selected")
+
+
+def kept_by_selection(connection: Connection) -> dict[str, tuple[int, int]]:
+    """Texts that are among the selected ones, and all texts, by source; under "images" those with a text that is."""
+    query = f"SELECT *, {IS_SELECTED} AS kept FROM texts"
+    rows = connection.execute(f"SELECT source, count(*) FILTER (kept), count(*) FROM ({query}) GROUP BY source")
+    found = {source: (kept, total) for source, kept, total in rows.fetchall()}
+    images = f"SELECT bool_or(kept) AS kept FROM ({query}) GROUP BY filename, key"
+    found["images"] = _row(connection, f"SELECT count(*) FILTER (kept), count(*) FROM ({images})")
+    return {name: found[name] for name in ("images", *SOURCES) if name in found}
 
 
 def ranking(connection: Connection) -> str:
@@ -127,9 +153,8 @@ def image_histogram(
 def _histogram(
     connection: Connection, table: str, group: str, value: str, low: float | None, high: float | None
 ) -> Histogram | None:
-    query = (
-        f"SELECT any_value(typeof({value})), quantile_cont({value}, 0.001), quantile_cont({value}, 0.999) FROM {table}"
-    )
+    ends = ", ".join(f"quantile_cont({value}, {share}) FILTER (few(key))" for share in (0.001, 0.999))
+    query = f"SELECT any_value(typeof({value})), {ends} FROM {table}"
     kind, lowest, highest = _row(connection, query)
     if lowest is None:
         return None
@@ -178,28 +203,29 @@ def synthetic_against_web(connection: Connection) -> dict[str, float | None]:
 
 
 def deciles(connection: Connection, each: int, seed: int) -> list[Decile]:
-    """The images by their best web text in tenths, lowest first, with some of each drawn; equal scores stay together,
-    so that there may be fewer than ten."""
+    """The images in tenths, lowest first, with some of each drawn, by the best text that they came with: of the web,
+    else a human one, else a synthetic one. Equal scores stay together, so that there may be fewer than ten."""
+    ranked = "(SELECT filename, key, coalesce(web, human, synthetic) AS best FROM images WHERE best IS NOT NULL)"
     inner = [step / 10 for step in range(1, 10)]
-    (edges,) = _row(connection, f"SELECT quantile_cont(web, {inner}) FROM images")
+    (edges,) = _row(connection, f"SELECT quantile_cont(best, {inner}) FILTER (few(key)) FROM {ranked}")
     if edges is None:
         return []
-    number = " + ".join(f"(web >= {edge!r}::DOUBLE)::INT" for edge in edges)
+    number = " + ".join(f"(best >= {edge!r}::DOUBLE)::INT" for edge in edges)
     rows = connection.execute(
-        f"SELECT {number} AS decile, min(web), max(web), "
+        f"SELECT {number} AS decile, min(best), max(best), "
         f"min_by([filename, key], md5(concat_ws(' ', $seed, parse_filename(filename), key)), {each}) "
-        "FROM images WHERE web IS NOT NULL GROUP BY decile ORDER BY decile",
+        f"FROM {ranked} GROUP BY decile ORDER BY decile",
         {"seed": seed},
     ).fetchall()
     return [Decile(low, high, [tuple(one) for one in drawn]) for _, low, high, drawn in rows]
 
 
 def texts_of(connection: Connection, images: list[tuple[str, str]]) -> dict[tuple[str, str], list[dict]]:
-    """All texts of some images (path of the table, key) with their columns."""
-    names = ("source", "text", *SCORES, "tokens")
+    """All texts of some images (path of the table, key): source, text, scores, tokens, and whether they are `kept`."""
+    names = ("source", "text", *SCORES, "tokens", "kept")
     rows = connection.execute(
-        f"SELECT filename, key, {', '.join(names)} FROM texts WHERE filename IN $files AND key IN $keys "
-        "ORDER BY source DESC, caption_id",
+        f"SELECT filename, key, {', '.join(names[:-1])}, {IS_SELECTED} AS kept FROM texts "
+        "WHERE filename IN $files AND key IN $keys ORDER BY source DESC, caption_id",
         {"files": [file for file, _ in images], "keys": [key for _, key in images]},
     ).fetchall()
     found: dict[tuple[str, str], list[dict]] = {image: [] for image in images}
