@@ -52,9 +52,27 @@ def test_changed_weights_are_packed_anew():
     torch.testing.assert_close(packed(x.double()), F.linear(x.double(), packed.weight, packed.bias))
 
 
-def test_training_goes_by_the_plain_way():
+@needs_packing
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_gradients_equal_the_plain_ones(with_bias):
+    linear = nn.Linear(48, 80, bias=with_bias)
+    x = torch.randn(3, 7, 48, requires_grad=True)
+    packed, weights = PackedLinear(linear), torch.randn(3, 7, 80)
+    wanted = [x, *linear.parameters()]
+    for given in (x, x.transpose(0, 1).contiguous().transpose(0, 1)):  # the second is no copy in order
+        ours, plain = (torch.autograd.grad((layer(given) * weights).sum(), wanted) for layer in (packed, linear))
+        for mine, expected in zip(ours, plain, strict=True):
+            torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-5)
+    assert packed.product.packed is None
+    linear.weight.requires_grad_(False)
+    (ours,) = torch.autograd.grad((packed(x) * weights).sum(), x)
+    torch.testing.assert_close(ours, plain[0], rtol=1e-5, atol=1e-5)
+
+
+def test_training_in_bf16_goes_by_the_plain_way():
     packed = PackedLinear(nn.Linear(16, 24))
-    packed(torch.randn(2, 16)).sum().backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        packed(torch.randn(2, 16)).sum().backward()
     assert packed.weight.grad is not None and packed.product.packed is None
 
 

@@ -30,6 +30,7 @@ from vlp.log import Progress, RunLog, read_log
 from vlp.model import Model, load_model
 from vlp.model_folder import save_model
 from vlp.models.blip import Blip
+from vlp.models.packed import pack_linears
 from vlp.optim import build_optimizer, learning_rate
 from vlp.plateau import PlateauWatch
 from vlp.precision import compute_dtype
@@ -64,6 +65,7 @@ def run(config: RunConfig, resume: bool = False) -> dict:
     accelerator = start(config, resume)
     torch.manual_seed(config.seed)  # equal weights on all processes
     model, tokenizer = build_model(config)
+    pack_linears(model)
     if config.activation_checkpointing:
         model.checkpoint_activations()
     task = build_task(config, model, tokenizer)

@@ -16,6 +16,7 @@ from vlp.config import ObjectiveConfig, OptimConfig, RunConfig
 from vlp.data.loader import Batch
 from vlp.data.tokenizer import BERT_SPECIALS, BLIP_SPECIALS, CaptionTokenizer
 from vlp.models.blip import Blip
+from vlp.models.packed import pack_linears
 from vlp.optim import build_optimizer
 from vlp.tasks.pretrain import PretrainTask
 
@@ -84,6 +85,7 @@ def _training_step(size: Size, precision: str, captions: list[str]) -> Work:
     torch.manual_seed(0)
     shape = size.config()
     blip = Blip(replace(shape, text_tower=replace(shape.text_tower, dropout=DROPOUT))).to(device())
+    pack_linears(blip)
     config = RunConfig(objective=ObjectiveConfig(queue_size=QUEUE), optim=OptimConfig(learning_rate=1e-5))
     tokenizer = bench_tokenizer(size.vocabulary)
     task = PretrainTask(config, blip, tokenizer).to(device())

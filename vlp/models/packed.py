@@ -1,8 +1,10 @@
-"""Linear layers for inference on a CPU: weights laid out once in the order in which oneDNN reads them.
+"""Linear layers on a CPU by oneDNN; for inference, weights are laid out once in the order in which it reads them.
 
 PyTorch lays a weight out anew at every product. With eight rows, as in decoding, that is most of the work; in float32
 it calls MKL besides, which is slow on processors of other makers (docs/benchmarks.md has both measured).
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,21 +30,50 @@ class PackedProduct:
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [..., inputs], weight [outputs, inputs], bias [outputs] -> [..., outputs].
 
-        Where gradients are asked for, or off the CPU, it is `F.linear` itself; under autocast it is in that precision.
+        Off the CPU, and with gradients in anything but float32, it is `F.linear` itself; under autocast it is in that
+        precision.
         """
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
-        if torch.is_grad_enabled() or x.device.type != "cpu" or dtype not in self.dtypes or not x.numel():
+        if x.device.type != "cpu" or dtype not in self.dtypes or not x.numel():
             return F.linear(x, weight, bias)
+        if torch.is_grad_enabled():
+            alike = x.dtype == dtype == torch.float32
+            return _TrainedProduct.apply(x, weight, bias) if alike else F.linear(x, weight, bias)
         state = (weight.data_ptr(), 0 if weight.is_inference() else weight._version, dtype)
         if state != self.made_from:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype))
             self.made_from = state
         bias = None if bias is None else bias.to(dtype)
-        return torch.ops.mkldnn._linear_pointwise(x.to(dtype), self.packed, bias, "none", [], "")
+        return _product(x.to(dtype), self.packed, bias)
 
     def __getstate__(self) -> dict:
         """Copies pack for themselves."""
         return {"dtypes": self.dtypes, "packed": None, "made_from": ()}
+
+
+class _TrainedProduct(torch.autograd.Function):
+    """`F.linear` and its gradients, each by oneDNN."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        context.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = context.saved_tensors
+        for_x, for_weight, for_bias = context.needs_input_grad
+        rows = gradient.reshape(-1, gradient.shape[-1])  # [rows, outputs]
+        return (
+            _product(rows, weight.T.contiguous(), None).view(x.shape) if for_x else None,
+            _product(rows.T.contiguous(), x.reshape(len(rows), -1).T.contiguous(), None) if for_weight else None,
+            rows.sum(dim=0) if for_bias else None,
+        )
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 class PackedLinear(nn.Module):
@@ -59,7 +90,7 @@ class PackedLinear(nn.Module):
 
 
 def pack_linears(module: nn.Module) -> None:
-    """Replace every linear layer below `module` by a packed one; parameters and their names stay."""
+    """Replace every linear layer below `module` by one of these; parameters and their names stay."""
     for name, child in module.named_children():
         if type(child) is nn.Linear:  # a subclass may have ways of its own
             setattr(module, name, PackedLinear(child))
