@@ -91,18 +91,18 @@ def rerank_by_matching(
         int64 [images] and [texts], as of `best_ranks`; candidates that were not looked at stay behind, as they were.
     """
     ids, mask = model.text_ids(gallery.texts, "[ENC]")
-    lengths = mask.sum(dim=1)
+    lengths = mask.sum(dim=1).cpu()
     image_scores = torch.zeros(for_images.best.shape, dtype=torch.float64)  # [images, k]
     text_scores = torch.zeros(for_texts.best.shape, dtype=torch.float64)  # [texts, k]
     for row, image_tokens, places in _image_by_image(gallery, for_texts.best):
         asking = places // for_texts.best.shape[1]  # texts among whose best this image is
         chosen = torch.cat([for_images.best[row], asking]).unique()
         memory = model.project(image_tokens[None].to(model.device))
-        logits = []
-        for part in chosen.to(ids.device).split(TEXTS_AT_ONCE):
-            longest = int(lengths[part].max())
-            logits.append(model.match_logits(ids[part, :longest], mask[part, :longest], memory)[:, 1])
-        scores = torch.cat(logits).cpu().double() + (text_vectors[chosen] @ gallery.image_vectors[row]).cpu()
+        scores = (text_vectors[chosen] @ gallery.image_vectors[row]).cpu().double()
+        for part in lengths[chosen].argsort().split(TEXTS_AT_ONCE):  # texts of like length together
+            texts = chosen[part].to(ids.device)
+            longest = int(lengths[chosen[part]].max())
+            scores[part] += model.match_logits(ids[texts, :longest], mask[texts, :longest], memory)[:, 1].cpu().double()
         image_scores[row] = scores[torch.searchsorted(chosen, for_images.best[row])]
         text_scores.view(-1)[places] = scores[torch.searchsorted(chosen, asking)]
         if progress:
