@@ -60,15 +60,19 @@ def rank_candidates(queries: Tensor, candidates: Tensor, right: Tensor, k: int, 
     many = max(1, room // len(candidates))
     starts = range(0, len(queries), many)
     bounds = torch.searchsorted(right[:, 0].contiguous(), torch.tensor([*starts, len(queries)])).tolist()
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    k = min(k, len(candidates))
+    # Reserved at once: small results between large passing ones would leave holes in memory that fit neither.
+    ranks = torch.empty(len(queries), dtype=torch.int64)
+    best, found = torch.empty(len(queries), k, dtype=torch.int64), torch.empty(len(queries), k, dtype=torch.bool)
     for start, low, high in zip(starts, bounds[:-1], bounds[1:], strict=True):
-        scores = queries[start : start + many] @ candidates.T  # [some, candidates]
+        rows = slice(start, start + many)
+        scores = queries[rows] @ candidates.T  # [some, candidates]
         relevant = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
         here = right[low:high].to(scores.device)
         relevant[here[:, 0] - start, here[:, 1]] = True
-        best = scores.topk(min(k, len(candidates)), dim=1).indices
-        parts.append((best_ranks(scores, relevant).cpu(), best.cpu(), relevant.gather(1, best).cpu()))
-    return Ranking(*(torch.cat(part) for part in zip(*parts, strict=True)))
+        nearest = scores.topk(k, dim=1).indices
+        ranks[rows], best[rows], found[rows] = best_ranks(scores, relevant), nearest, relevant.gather(1, nearest)
+    return Ranking(ranks, best, found)
 
 
 def rerank_by_matching(
