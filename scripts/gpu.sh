@@ -1,0 +1,116 @@
+#!/usr/bin/env bash
+# A short lease of a GPU used in one call, in the active environment: tests, measurements, ten minutes of training, all kept in OUT.
+# Use: scripts/gpu.sh OUT ['data/train/*.tar' ['data/val/*.tar']]    MINUTES=10; without shards it makes scenes.
+#      scripts/gpu.sh --small OUT    the same in small, on a CPU
+# A part that fails does not stop the others; a second call runs what is not done. OUT/summary.txt tells, and exit code 1 if any failed.
+set -uo pipefail
+small=""
+[ "${1:-}" = --small ] && { small=yes; shift; }
+[ $# -ge 1 ] || { sed -n '3,4s/^# *//p' "$0" >&2; exit 2; }
+repository="$(cd "$(dirname "$0")/.." && pwd)"
+export PYTHONPATH="$repository${PYTHONPATH:+:$PYTHONPATH}" TOKENIZERS_PARALLELISM=false
+python -c 'import vlp.errors' 2>/dev/null || { echo "Activate an environment with vlp's dependencies first, such as: . .venv/bin/activate" >&2; exit 2; }
+mkdir -p "$1" || exit 2
+out="$(cd "$1" && pwd)"
+train="${2:-}" validation="${3:-}"
+cuda="$(python -c 'import torch; print("yes" if torch.cuda.is_available() else "")')"
+workers=$(($(nproc) > 13 ? 12 : $(nproc) - 1))
+rm -f "$out/summary.txt"
+mkdir -p "$out/done"
+failed=0
+
+part() { # NAME COMMAND...: run it once, its output in OUT/NAME.log
+    local name=$1 said=0
+    shift
+    if [ -e "$out/done/$name" ]; then
+        echo "$name: done before" | tee -a "$out/summary.txt"
+        return
+    fi
+    local started=$SECONDS
+    "$@" >"$out/$name.log" 2>&1 </dev/null || said=$?
+    if [ "$said" = 0 ]; then
+        touch "$out/done/$name"
+        echo "$name: done in $((SECONDS - started)) s" | tee -a "$out/summary.txt"
+    else
+        failed=1
+        echo "$name: failed ($said), see $name.log" | tee -a "$out/summary.txt"
+    fi
+}
+
+machine() { python -c 'import platform, torch
+print(platform.platform(), torch.__version__)
+print(torch.cuda.get_device_properties(0) if torch.cuda.is_available() else "no GPU")'; }
+
+tests() {
+    # tests/conftest.py hides GPUs from tests that do not ask for one
+    CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}" python -m pytest -q -p no:cacheprovider "$repository"/tests/test_{models,generation,tasks,train,evaluate,score}.py
+}
+
+measure() { # WHAT OPTIONS...: its lines as JSON in OUT/bench-WHAT.json
+    python -m vlp bench "$1" "${@:2}" --json >"$out/bench-$1.json.part" && mv "$out/bench-$1.json.part" "$out/bench-$1.json"
+}
+
+make_scenes() {
+    rm -rf "$out/scenes"
+    python -m vlp data scenes "$out/scenes/train" --num "$1" --image-size 128 &&
+        python -m vlp data scenes "$out/scenes/val" --num "$2" --image-size 128 --seed 9
+}
+
+make_tokenizer() { python -m vlp tokenizer "$train" "$out/tokenizer" --size 4000; }
+
+pretrain() { # OUTPUT KEY=VALUE...
+    python -m vlp pretrain "$repository/configs/flickr8k.yaml" --resume output="$1" tokenizer="$out/tokenizer" \
+        "data.sources=[{shards: \"$train\"}]" "${settings[@]}" "${@:2}"
+}
+
+train_for_minutes() { # as many steps as a short trial says the minutes hold
+    local steps=3
+    if [ -z "$small" ]; then
+        pretrain "$out/trial" steps=100 || return
+        steps="$(python - "$out/trial" "${MINUTES:-10}" <<'PYTHON'
+import json, sys
+record = json.loads(open(f"{sys.argv[1]}/log.jsonl").readlines()[-1])
+print(max(300, int(float(sys.argv[2]) * 60 * record["pairs_per_second"] / 64)))
+PYTHON
+        )" || return
+        [ ! -e "$out/steps.txt" ] || steps="$(cat "$out/steps.txt")" # a second call goes on with the same schedule
+        echo "$steps" >"$out/steps.txt"
+    fi
+    pretrain "$out/run" steps="$steps"
+}
+
+evaluate() { python -m vlp evaluate retrieval "$out/run/model" "$validation" --limit "$limit" --rerank 16 --out "$out/retrieval.json"; }
+
+pictures() {
+    python -m vlp data inspect "$train" --sheet "$out/contact-sheet.png" --json >"$out/data.json" &&
+        python - "$out" <<'PYTHON'
+import sys
+from pathlib import Path
+from vlp.report.curves import loss_curves
+out = Path(sys.argv[1])
+(out / "losses.svg").write_text(loss_curves({"run": out / "run" / "log.jsonl"}))
+PYTHON
+}
+
+if [ -n "$small" ]; then
+    sizes=(--size small --precision fp32 --batch 2) repeats=(--repeats 1) peers=() limit=8
+    settings=(data.workers=0 batch_size=4 log_every=1 data.max_tokens=16 model.image_encoder.layers=1 model.text_tower.layers=1)
+else
+    sizes=(--size base --precision bf16) repeats=(--repeats 5) peers=(--peers) limit=1000
+    settings=(data.workers="$workers" checkpoint_every=500)
+fi
+
+part machine machine
+if [ -n "$cuda" ]; then part tests tests; else echo "tests: left out, there is no GPU" | tee -a "$out/summary.txt"; fi
+# The training step's peer is LAVIS, which scripts/bench_peers.sh installs; the others' come with vlp.
+part bench-train measure train "${sizes[@]}" "${repeats[@]}"
+for what in caption rerank attention capfilt; do part "bench-$what" measure "$what" "${sizes[@]}" "${peers[@]}"; done
+if [ -z "$train" ]; then
+    part scenes make_scenes $([ -n "$small" ] && echo 24 8 || echo 20000 1000)
+    train="$out/scenes/train/*.tar" validation="$out/scenes/val/*.tar"
+fi
+part tokenizer make_tokenizer
+part train train_for_minutes
+if [ -n "$validation" ]; then part retrieval evaluate; fi
+part pictures pictures
+exit "$failed"

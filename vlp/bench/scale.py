@@ -1,0 +1,239 @@
+"""What a pretraining step costs, by formulas: parameters, FLOPs a pair, memory of a GPU, bytes between GPUs.
+
+docs/scale.md explains them and shows what `python -m vlp.bench.scale_tables` prints. FLOPs are those of matrix
+products, two for a multiplication and an addition. Texts count with their padding, as they are computed on a GPU.
+"""
+
+from dataclasses import dataclass
+
+from vlp.config import ImageEncoderConfig, ModelConfig, TextTowerConfig
+from vlp.models.med import shared_parts
+from vlp.tasks.contrast import ROWS_AT_ONCE
+
+FULL, HALF = 4, 2  # bytes of a float32 and of a bfloat16
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pretraining step.
+
+    Attributes:
+        model: with its vocabulary.
+        pairs: image-text pairs of one GPU.
+        gpus: processes, one a GPU.
+        tokens: of every text, padding counted.
+        words: that LM predicts in a text, mean.
+        queue: entries of the feature queue.
+        checkpointing: whether blocks are computed again in the backward pass.
+    """
+
+    model: ModelConfig
+    pairs: int
+    gpus: int
+    tokens: int = 30
+    words: float = 13.0
+    queue: int = 57_600
+    checkpointing: bool = False
+
+    @property
+    def columns(self) -> int:
+        """What each row of ITC meets."""
+        return self.pairs * self.gpus + self.queue
+
+
+def image_tokens(image: ImageEncoderConfig) -> int:
+    """Tokens of an image, the class token counted."""
+    return (image.image_size // image.patch_size) ** 2 + 1
+
+
+def _image_feed_forward(image: ImageEncoderConfig) -> int:
+    return image.feed_forward or 4 * image.width
+
+
+def image_parameters(image: ImageEncoderConfig) -> int:
+    """Parameters of the ViT."""
+    width, inner = image.width, _image_feed_forward(image)
+    patches = 3 * image.patch_size**2 * width + width
+    block = 4 * width**2 + 4 * width + 2 * width * inner + inner + width + 4 * width
+    return patches + width + image_tokens(image) * width + image.layers * block + 2 * width
+
+
+def text_parts(text: TextTowerConfig, image_width: int) -> dict[str, int]:
+    """Parameters of each part of the text tower that encoder and decoder share or have two of."""
+    width, inner = text.width, text.feed_forward
+    return {
+        "embeddings": (text.vocabulary + text.positions + 2) * width,
+        "self_attention": text.layers * (4 * width**2 + 6 * width),
+        "cross_attention": text.layers * (2 * width**2 + 2 * image_width * width + 6 * width),
+        "feed_forward": text.layers * (2 * width * inner + inner + 3 * width),
+    }
+
+
+def parameters(model: ModelConfig) -> int:
+    """Trained parameters of the whole model."""
+    image, text = model.image_encoder, model.text_tower
+    shared = shared_parts(text.sharing)
+    tower = sum(count * (1 if part in shared else 2) for part, count in text_parts(text, image.width).items())
+    heads = _projections(model) + 2 * text.width + 2
+    language = text.width**2 + 3 * text.width + text.vocabulary
+    return image_parameters(image) + tower + heads + language + 1  # the temperature
+
+
+def twin_parameters(model: ModelConfig) -> int:
+    """Parameters of the momentum twin: what ITC runs."""
+    parts = text_parts(model.text_tower, model.image_encoder.width)
+    return image_parameters(model.image_encoder) + sum(parts.values()) - parts["cross_attention"] + _projections(model)
+
+
+def _projections(model: ModelConfig) -> int:
+    return (model.image_encoder.width + model.text_tower.width + 2) * model.embed_dim
+
+
+def step_flops(step: Step) -> dict[str, float]:
+    """FLOPs a pair, by what they are spent on; forward and backward.
+
+    A product's backward costs two of it: one for its input, one for its weight. The first product of all, that of the
+    patches, has no input that is learned.
+    """
+    image, text, size = step.model.image_encoder, step.model.text_tower, step.model.embed_dim
+    seen, width = image_tokens(image), text.width
+    patches = 2 * (seen - 1) * 3 * image.patch_size**2 * image.width
+    products = image.layers * 2 * seen * image.width * (4 * image.width + 2 * _image_feed_forward(image))
+    blocks = products + image.layers * 4 * seen**2 * image.width
+    alone, crossed = (_text_flops(step, step.tokens, cross) for cross in (False, True))
+    decoding = _text_flops(step, step.tokens - 1, True)
+    memory = text.layers * 2 * seen * image.width * 2 * width
+    memories = (1 if "cross_attention" in shared_parts(text.sharing) else 2) + (1 if step.gpus > 1 else 0)
+    heads = 2 * size * (image.width + width)
+    rows_again = 2 if step.pairs > ROWS_AT_ONCE else 0
+    flops = {
+        "image encoder": 3 * blocks + 2 * patches,
+        "momentum twin": blocks + patches + alone + heads,
+        "text for ITC": 3 * alone,
+        "image memory": 3 * memories * memory,
+        "ITM, three texts": 9 * crossed + 3 * 3 * 2 * width * 2,
+        "LM": 3 * decoding + 3 * step.words * 2 * width * (width + text.vocabulary),
+        "similarities": 3 * heads + 2 * (3 + rows_again) * 2 * step.columns * size,
+    }
+    if step.checkpointing:
+        # The last product of a ViT's block need not be made again: nothing after it looks at its result.
+        last = image.layers * 2 * seen * image.width * _image_feed_forward(image)
+        flops["computed again"] = blocks - last + alone + 3 * crossed + decoding
+    return flops
+
+
+def _text_flops(step: Step, tokens: int, cross: bool) -> float:
+    """Of one text through the layers, forward."""
+    text = step.model.text_tower
+    layer = 2 * tokens * text.width * (4 * text.width + 2 * text.feed_forward) + 4 * tokens**2 * text.width
+    if cross:
+        layer += 4 * tokens * text.width**2 + 4 * tokens * image_tokens(step.model.image_encoder) * text.width
+    return text.layers * layer
+
+
+def state_bytes(model: ModelConfig) -> dict[str, int]:
+    """Bytes that stay from step to step under DDP: weights, gradients, AdamW's two moments, the twin; all float32."""
+    trained = parameters(model)
+    return {
+        "weights": FULL * trained,
+        "gradients": FULL * trained,
+        "AdamW": 2 * FULL * trained,
+        "momentum twin": FULL * twin_parameters(model),
+    }
+
+
+def queue_bytes(step: Step) -> int:
+    """Features of both sides, a hash and a mark for each entry, and the place of the next one."""
+    return step.queue * (2 * step.model.embed_dim * FULL + 8 + 1) + 8
+
+
+def activation_bytes(step: Step) -> dict[str, float]:
+    """Bytes that the forward pass keeps for the backward pass, a GPU, in bf16; an estimate of what autograd saves.
+
+    Per token and number of width, a block of the ViT keeps 36 bytes: two residual sums in float32 that its norms read
+    (8), the norms' results (4), queries, keys and values (6), attention's result (2), both sides of GELU (8 each, at
+    four times the width). A text's layer keeps in bf16 what its products read, a float32 sum and a byte of dropout
+    for each of its parts.
+    """
+    image, text = step.model.image_encoder, step.model.text_tower
+    seen = image_tokens(image)
+    block = seen * (20 * image.width + 4 * _image_feed_forward(image))
+    layer = 22 * text.width + 4 * text.feed_forward
+    crossed = layer + 11 * text.width
+    texts = (step.tokens, 4 * step.tokens - 1)  # tokens a pair that do not and that do meet an image
+    memories = 2 if "cross_attention" in shared_parts(text.sharing) else 3
+    memory = memories * text.layers * seen * HALF * (2 * text.width + image.width)
+    if step.checkpointing:  # what enters each block, and one block's own at a time
+        images = image.layers * seen * FULL * image.width + block
+        words = text.layers * FULL * text.width * sum(texts) + crossed * 3 * step.tokens
+    else:
+        images, words = image.layers * block, text.layers * (layer * texts[0] + crossed * texts[1])
+    rows = min(step.pairs, ROWS_AT_ONCE)
+    return {
+        "image encoder": step.pairs * images,
+        "texts": step.pairs * words,
+        "image memory": step.pairs * memory,
+        "vocabulary logits": step.pairs * step.words * text.vocabulary * (3 * FULL + HALF),
+        "similarities": 10.0 * FULL * rows * step.columns,
+    }
+
+
+def memory_bytes(step: Step, sharded: bool = False) -> dict[str, float]:
+    """Bytes of a GPU at the step's peak.
+
+    Args:
+        sharded: FSDP: weights, gradients, moments and twin are spread over the GPUs.
+    """
+    states = sum(state_bytes(step.model).values())
+    exchanged = gathered_bytes(step)["image tokens"] if step.gpus > 1 else 0
+    return {
+        "states": states / (step.gpus if sharded else 1),
+        "bf16 casts": HALF * parameters(step.model),
+        "queue": queue_bytes(step),
+        "activations": sum(activation_bytes(step).values()),
+        "gathered image tokens": 2 * exchanged,  # the pieces and the whole, later the whole and its gradient
+    }
+
+
+def gathered_bytes(step: Step) -> dict[str, int]:
+    """Bytes that every GPU holds after a gather, in a step: those of all GPUs.
+
+    Image tokens are float32, as the ViT's last norm makes them under autocast; a text is int64 ids and a byte a token.
+    """
+    everyone = step.pairs * step.gpus
+    image = step.model.image_encoder
+    return {
+        "features": everyone * 2 * FULL * step.model.embed_dim,
+        "hashes": everyone * 2 * 8,
+        "texts": everyone * step.tokens * (8 + 1),
+        "image tokens": everyone * image_tokens(image) * image.width * FULL,
+    }
+
+
+def drawn_bytes(step: Step) -> int:
+    """What a GPU would receive if only the images drawn as hard negatives travelled, not all images."""
+    image = step.model.image_encoder
+    return step.pairs * image_tokens(image) * image.width * FULL
+
+
+def communication_bytes(step: Step) -> dict[str, float]:
+    """Bytes that each GPU sends in a step, by ring algorithms: (n - 1) / n of what is gathered, twice that of a sum."""
+    share = (step.gpus - 1) / step.gpus
+    gathered = gathered_bytes(step)
+    tokens = gathered.pop("image tokens")
+    return {
+        "gradients, summed": 2 * share * FULL * parameters(step.model),
+        "features, hashes, texts": share * sum(gathered.values()),
+        "image tokens, gathered": share * tokens,
+        "image tokens' gradients, summed": 2 * share * tokens,
+    }
+
+
+def step_seconds(step: Step, rate: float, bandwidth: float) -> tuple[float, float]:
+    """Seconds of the products and of what is sent.
+
+    Args:
+        rate: FLOP/s that a GPU reaches in a step.
+        bandwidth: bytes a second that a GPU sends.
+    """
+    return step.pairs * sum(step_flops(step).values()) / rate, sum(communication_bytes(step).values()) / bandwidth

@@ -1,0 +1,140 @@
+"""The tables of docs/scale.md, by `python -m vlp.bench.scale_tables`: what `scale.py` says of two models."""
+
+from dataclasses import replace
+
+from vlp.bench.scale import (
+    Step,
+    activation_bytes,
+    communication_bytes,
+    drawn_bytes,
+    gathered_bytes,
+    memory_bytes,
+    parameters,
+    state_bytes,
+    step_flops,
+    step_seconds,
+    twin_parameters,
+)
+from vlp.config import ImageEncoderConfig, ModelConfig, TextTowerConfig
+
+VOCABULARY = 30_524
+RATE = 790e12  # FLOP/s of bf16 products that a GPU is taken to reach by itself
+SHARES = (0.3, 0.4, 0.5)  # of that rate, reached by a whole step
+BANDWIDTHS = {"450 GB/s": 450e9, "50 GB/s": 50e9, "12.5 GB/s": 12.5e9}  # such as NVLink, 400 and 100 Gb/s networks
+GB = 1e9
+SHARINGS = ("all", "all_but_cross_attention", "all_but_self_attention", "nothing")
+
+BASE = ModelConfig(text_tower=TextTowerConfig(vocabulary=VOCABULARY))
+LARGE = ModelConfig(ImageEncoderConfig(width=1024, layers=24, heads=16, drop_path=0.1), BASE.text_tower)
+STEPS = {"ViT-B/16": Step(BASE, 360, 8), "ViT-L/16": Step(LARGE, 300, 8, checkpointing=True)}  # as in configs/
+
+Rows = list[tuple[str, ...]]
+
+
+def tables() -> str:
+    """All tables, as Markdown."""
+    parts = {
+        "Parameters, millions": _parameters(),
+        "GFLOP a pair, on several GPUs": _flops(),
+        "GB a GPU, 8 GPUs, the paper's batch": _memory(),
+        "GB of activations a GPU": _activations(),
+        "MB that each of 8 GPUs sends in a step, and the milliseconds": _communication(),
+        "GB of image tokens on every GPU": _gathered(),
+        f"Pairs a second, expected at a share of {RATE / 1e12:.0f} TFLOP/s": _throughput(),
+    }
+    return "\n\n".join(f"{title}:\n\n{_table(rows)}" for title, rows in parts.items())
+
+
+def _parameters() -> Rows:
+    rows: Rows = [("shared by encoder and decoder", *STEPS)]
+    for sharing in SHARINGS:
+        text = replace(BASE.text_tower, sharing=sharing)
+        rows.append(
+            (sharing, *(f"{parameters(replace(step.model, text_tower=text)) / 1e6:.1f}" for step in STEPS.values()))
+        )
+    rows.append(("the momentum twin", *(f"{twin_parameters(step.model) / 1e6:.1f}" for step in STEPS.values())))
+    return rows
+
+
+def _sum(columns: list[dict[str, float]], unit: float, digits: int) -> Rows:
+    """A row for each name, then their sums."""
+    rows: Rows = [(name, *(f"{column.get(name, 0) / unit:.{digits}f}" for column in columns)) for name in columns[-1]]
+    return [*rows, ("**sum**", *(f"**{sum(column.values()) / unit:.{digits}f}**" for column in columns))]
+
+
+def _checkpointed() -> list[tuple[str, Step]]:
+    """Each step without and with activation checkpointing."""
+    return [
+        (name + suffix, replace(step, checkpointing=again))
+        for name, step in STEPS.items()
+        for suffix, again in (("", False), (", checkpointing", True))
+    ]
+
+
+def _flops() -> Rows:
+    steps = _checkpointed()
+    return [("", *(name for name, _ in steps)), *_sum([step_flops(step) for _, step in steps], 1e9, 1)]
+
+
+def _memory() -> Rows:
+    steps = _checkpointed()
+    rows = _sum([memory_bytes(step) for _, step in steps], GB, 1)
+    states = [state_bytes(step.model) for _, step in steps]
+    kinds: Rows = [(f"- {kind}", *(f"{one[kind] / GB:.1f}" for one in states)) for kind in states[0]]
+    sharded = [sum(memory_bytes(step, sharded=True).values()) / GB for _, step in steps]
+    return [
+        ("", *(name for name, _ in steps)),
+        rows[0],
+        *kinds,
+        *rows[1:],
+        ("sum under FSDP", *(f"{value:.1f}" for value in sharded)),
+    ]
+
+
+def _activations() -> Rows:
+    steps = _checkpointed()
+    return [("", *(name for name, _ in steps)), *_sum([activation_bytes(step) for _, step in steps], GB, 1)]
+
+
+def _communication() -> Rows:
+    sent = [communication_bytes(step) for step in STEPS.values()]
+    rows = [("", *STEPS), *_sum(sent, 1e6, 0)]
+    for name, bandwidth in BANDWIDTHS.items():
+        seconds = (step_seconds(step, RATE, bandwidth)[1] for step in STEPS.values())
+        rows.append((f"ms at {name}", *(f"{1e3 * value:.0f}" for value in seconds)))
+    compute = (step_seconds(step, RATE / 2, 1.0)[0] for step in STEPS.values())
+    return [*rows, ("ms of products at half the rate", *(f"{1e3 * value:.0f}" for value in compute))]
+
+
+def _gathered() -> Rows:
+    rows: Rows = [("pairs a GPU, GPUs", *STEPS, *(f"{name}, the drawn alone" for name in STEPS))]
+    for pairs, gpus in ((300, 8), (360, 8), (45, 64), (360, 64)):
+        steps = [replace(step, pairs=pairs, gpus=gpus) for step in STEPS.values()]
+        sizes = [gathered_bytes(step)["image tokens"] for step in steps] + [drawn_bytes(step) for step in steps]
+        rows.append((f"{pairs}, {gpus}", *(f"{size / GB:.2f}" for size in sizes)))
+    return rows
+
+
+def _throughput() -> Rows:
+    """Each cell: where all that is sent is hidden behind products, and where nothing is."""
+    rows: Rows = [("model, GPUs, pairs a GPU, bytes a second", *(f"{share:.0%}" for share in SHARES))]
+    for name, step in STEPS.items():
+        places = ((8, step.pairs, "450 GB/s"), (64, step.pairs * 8 // 64, "50 GB/s"), (64, step.pairs, "50 GB/s"))
+        for gpus, pairs, speed in places:
+            spread = replace(step, gpus=gpus, pairs=pairs)
+            cells = []
+            for share in SHARES:
+                products, sending = step_seconds(spread, share * RATE, BANDWIDTHS[speed])
+                hidden = pairs * gpus / max(products, sending)
+                cells.append(f"{pairs * gpus / (products + sending):,.0f} to {hidden:,.0f}")
+            rows.append((f"{name}, {gpus}, {pairs}, {speed}", *cells))
+    return rows
+
+
+def _table(rows: Rows) -> str:
+    head, *body = rows
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, tuple("---" for _ in head), *body])
+
+
+if __name__ == "__main__":
+    print(tables())
