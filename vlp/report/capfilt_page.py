@@ -1,5 +1,6 @@
 """CapFilt's page: what score tables hold, as numbers, curves and pictures, in one HTML file that opens from disk."""
 
+import glob
 import io
 import json
 from collections import Counter, defaultdict
@@ -9,10 +10,11 @@ from functools import lru_cache
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from duckdb import Error as DuckDBError
 from markupsafe import Markup
 
-from vlp.data.score_tables import VERSION, is_same_shard, read_settings
+from vlp.data.score_tables import SCHEMA, VERSION, is_same_shard, read_settings
 from vlp.data.shards import (
     BadSampleError,
     ShardIndex,
@@ -71,17 +73,15 @@ def write_capfilt_report(
 
     Raises:
         UserError: no table matches, a file is none, or `selected` or `failures` are not what they should be.
-        WorkError: a table is damaged.
+        WorkError: a table is damaged, or the page cannot be written.
     """
-    paths = expand_shards(scores)
+    paths = _find_tables(scores)
     settings, bad = _read_footers(paths)
     given_up = _read_failures(failures)
     progress("settings")
     with statistics.open_tables(paths) as connection:
         progress("images")
-        if selected:
-            _read_selected(connection, selected)
-        kept = statistics.kept_by_selection(connection) if selected else {}
+        kept = _selection(connection, selected) if selected else {}
         progress("selection")
         rank = statistics.ranking(connection)
         values = {
@@ -116,6 +116,15 @@ def write_capfilt_report(
     write_page(page, output)
 
 
+def _find_tables(scores: str | list[str]) -> list[str]:
+    """Paths of score tables, each once."""
+    try:
+        return list(dict.fromkeys(expand_shards(scores)))
+    except UserError:
+        said = scores if isinstance(scores, str) else " ".join(scores)
+        raise UserError(f"No score table matches {said!r}; run `vlp capfilt score` first, or mend the path.") from None
+
+
 def _shard_and_name(table: str) -> tuple[str, str]:
     """`web/00012.capfilt.parquet` -> `web/00012.tar`, `capfilt`."""
     stem, _, name = table.removesuffix(".parquet").rpartition(".")
@@ -129,10 +138,10 @@ def _read_footers(paths: list[str]) -> tuple[list[tuple[str, list[tuple[str, int
     bad: Counter[str] = Counter()
     for path in paths:
         said = read_settings(*_shard_and_name(path)) if path.endswith(".parquet") else None
-        if said is None:
-            raise UserError(f"{path} is not a score table; `vlp capfilt score` writes them.")
-        if said.get("version") != VERSION:
+        if said is not None and said.get("version") != VERSION:
             raise UserError(f"{path} is a score table of another version; score its shard again.")
+        if said is None or not set(SCHEMA.names) <= set(pq.read_schema(path).names):
+            raise UserError(f"{path} is not a score table; `vlp capfilt score` writes them.")
         about = said.pop("about", {})
         bad.update(about.pop("bad", {}))
         for key, value in {**said, **about}.items():
@@ -142,6 +151,12 @@ def _read_footers(paths: list[str]) -> tuple[list[tuple[str, list[tuple[str, int
     return settings, dict(bad.most_common())
 
 
+def _selection(connection: Connection, selected: str) -> dict[str, tuple[int, int]]:
+    """How many texts `selected` kept, as `kept_by_selection` counts them."""
+    _read_selected(connection, selected)
+    return statistics.kept_by_selection(connection)
+
+
 def _read_selected(connection: Connection, selected: str) -> None:
     """Make what `selected` holds known to the connection, a shard at a time."""
     if Path(selected).is_file():
@@ -149,10 +164,12 @@ def _read_selected(connection: Connection, selected: str) -> None:
             return statistics.add_selected(connection, selected)
         except DuckDBError:
             raise UserError(f"{selected} is no table that `vlp capfilt select --table` wrote.") from None
-    for shard in expand_shards(f"{selected}/*.tar"):
+    if not Path(selected).is_dir():
+        raise UserError(f"There is no {selected}; name the folder or the table that `vlp capfilt select` wrote.")
+    for shard in sorted(Path(selected).glob("*.tar")):  # none where nothing satisfied the rules
         rows = [
             {"key": one.key, "source": source, "text": text}
-            for one in iterate_samples([shard])
+            for one in iterate_samples(glob.escape(str(shard)))
             for text, source in zip(one.captions, one.sources, strict=True)
         ]
         statistics.add_selected(connection, pa.Table.from_pylist(rows, SELECTED))
@@ -176,9 +193,9 @@ def _read_failures(path: str) -> list[dict]:
     if not path:
         return []
     try:
-        lines = [json.loads(line) for line in Path(path).read_text("utf-8").splitlines() if line.strip()]
+        lines = [json.loads(line) for line in Path(path).read_text("utf-8").split("\n") if line.strip()]
         return [{"attempts": "", **line, "shard": line["shard"], "error": line["error"]} for line in lines]
-    except FileNotFoundError:
+    except OSError:
         raise UserError(f"There is no file {path} of failed shards.") from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path} must hold a JSON object a line, each with shard and error.") from None

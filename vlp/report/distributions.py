@@ -15,6 +15,7 @@ COLOURS = {"web": "#c8500a", "human": "#00805d", "synthetic": "#1f5fa8", "images
 INK, LINE = "#3c424d", "#c9cdd4"
 STYLE = {
     "svg.fonttype": "none",
+    "svg.hashsalt": "vlp",  # so that the same numbers make the same page
     "font.family": "sans-serif",
     "font.size": 9.5,
     **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),

@@ -2,10 +2,13 @@
 
 import base64
 import os
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
+
+from vlp.errors import WorkError
 
 
 def render(template: str, **values: object) -> str:
@@ -18,11 +21,21 @@ def render(template: str, **values: object) -> str:
 
 
 def write_page(page: str, path: str | Path) -> None:
-    """Write a page under another name, then rename it."""
+    """Write a page under another name, then rename it; its folder is made where there is none.
+
+    Raises:
+        WorkError: it cannot be written.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(page, "utf-8")
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(page, "utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise WorkError(f"{path} cannot be written: {error.strerror}; make room, or name another place.") from None
 
 
 def data_uri(picture: bytes, kind: str) -> str:

@@ -1,6 +1,7 @@
 """What score tables say as a whole: counts, histograms, thresholds, repetition; in SQL, however many they are."""
 
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from tempfile import TemporaryDirectory
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from vlp.errors import WorkError
 
@@ -71,7 +73,7 @@ def open_tables(paths: list[str]) -> Iterator[Connection]:
         try:
             connection.execute(f"SET memory_limit = '{MEMORY}'")
             connection.execute(f"SET temp_directory = '{folder}'")
-            connection.read_parquet(paths, filename=True).create_view("stored")
+            connection.read_parquet(list(map(_literal, paths)), filename=True).create_view("stored")
             finite = ", ".join(f"CASE WHEN isfinite({name}) THEN {name}::DOUBLE END AS {name}" for name in SCORES)
             connection.execute(f"CREATE VIEW texts AS SELECT * REPLACE ({finite}) FROM stored")
             connection.execute("CREATE TABLE selected (key VARCHAR, source VARCHAR, text VARCHAR)")
@@ -90,12 +92,16 @@ def open_tables(paths: list[str]) -> Iterator[Connection]:
             )
             yield connection
         except duckdb.Error as error:
-            raise WorkError(f"The score tables cannot be read: {str(error).splitlines()[0]}") from None
+            said = str(error).splitlines()[0].rstrip(".")
+            damaged = next((path for path in paths if not _is_readable(path)), None)
+            if damaged:
+                raise WorkError(f"{damaged} cannot be read: {said}; score its shard again.") from None
+            raise WorkError(f"The score tables cannot be read: {said}.") from None
 
 
 def add_selected(connection: Connection, rows: pa.Table | str) -> None:
     """Take note of texts that a selection kept: rows with key, source and text, or the path of a parquet of such."""
-    found = connection.read_parquet(rows) if isinstance(rows, str) else connection.from_arrow(rows)
+    found = connection.read_parquet(_literal(rows)) if isinstance(rows, str) else connection.from_arrow(rows)
     found.project("key, source, text").insert_into("selected")
 
 
@@ -153,7 +159,11 @@ def image_histogram(
 def _histogram(
     connection: Connection, table: str, group: str, value: str, low: float | None, high: float | None
 ) -> Histogram | None:
-    ends = ", ".join(f"quantile_cont({value}, {share}) FILTER (few(key))" for share in (0.001, 0.999))
+    # Where no text has the value from which quantiles are taken, the ends are those of all.
+    ends = ", ".join(
+        f"coalesce(quantile_cont({value}, {share}) FILTER (few(key)), {end}({value}))"
+        for share, end in ((0.001, "min"), (0.999, "max"))
+    )
     query = f"SELECT any_value(typeof({value})), {ends} FROM {table}"
     kind, lowest, highest = _row(connection, query)
     if lowest is None:
@@ -278,6 +288,20 @@ def _grams(n: int) -> str:
     return f"SELECT source, unnest({slices}) AS gram FROM sampled"
 
 
+def _literal(path: str) -> str:
+    """A pattern for duckdb that only this very path fits, wildcards among its letters or not."""
+    return re.sub(r"([*?\[])", r"[\1]", path)
+
+
+def _is_readable(path: str) -> bool:
+    try:
+        pq.ParquetFile(path).read()
+    except (OSError, pa.ArrowException):
+        return False
+    return True
+
+
 def _row(connection: Connection, query: str) -> tuple:
-    """The one row of an aggregate."""
-    return connection.execute(query).fetchone()
+    """The one row of an aggregate; what follows it is fetched too, as duckdb does nothing else before."""
+    (row,) = connection.execute(query).fetchall()
+    return row
