@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+NOT_COUNTED = -100  # the target of a word that is padding or given
+
 
 def contrastive_targets(twin_similarities: Tensor, positives: Tensor, alpha: float) -> Tensor:
     """Soft targets of ITC (ALBEF, equation 6): part the twin's opinion, part the truth.
@@ -83,5 +85,10 @@ def matching_loss(logits: Tensor, labels: Tensor, counted: Tensor) -> tuple[Tens
 
 
 def language_loss(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-    """Summed cross-entropy of [words, vocabulary] logits against int64 [words], with label smoothing (0.1 in BLIP)."""
-    return F.cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=smoothing)
+    """Summed cross-entropy of [words, vocabulary] logits against int64 [words], with label smoothing (0.1 in BLIP).
+
+    Words whose target is `NOT_COUNTED` add nothing.
+    """
+    return F.cross_entropy(
+        logits.float(), targets, ignore_index=NOT_COUNTED, reduction="sum", label_smoothing=smoothing
+    )

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 
 from vlp.distributed import all_sum, world_size
-from vlp.losses import language_loss
+from vlp.losses import NOT_COUNTED, language_loss
 from vlp.models.blip import Blip
 from vlp.models.med import ImageMemory
+from vlp.models.unpadded import places_of
 
 
 def caption_loss(
@@ -25,10 +26,12 @@ def caption_loss(
     hidden = model.text_tower.decode(ids[:, :-1], mask[:, :-1], memory)  # [batch, tokens - 1, width]
     counted = mask[:, 1:].clone()
     counted[:, :prompt_length] = False
-    # The vocabulary is wide: logits are made for the words that count, never for padding.
-    logits = model.word_logits(hidden[counted])  # [words, vocabulary]
+    # The vocabulary is wide: logits are made for the words that count, and hardly ever for padding.
+    places = places_of(counted)
+    logits = model.word_logits(hidden.flatten(0, 1)[places])  # [words, vocabulary]
+    targets = ids[:, 1:].masked_fill(~counted, NOT_COUNTED).flatten()[places]
     words = all_sum(counted.sum().float()).clamp(min=1)
-    return language_loss(logits, ids[:, 1:][counted], smoothing) * world_size() / words
+    return language_loss(logits, targets, smoothing) * world_size() / words
 
 
 def freeze(modules: list[torch.nn.Module]) -> None:
