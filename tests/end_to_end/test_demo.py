@@ -56,6 +56,8 @@ def test_a_killed_demo_goes_on_and_ends_the_same(tmp_path):
     _, errors = last.communicate(timeout=300)
     assert last.returncode == 0, errors.decode()[-3000:]
     assert scores(tmp_path / "killed") == pytest.approx(scores(tmp_path / "whole"), nan_ok=True)
+    kept = json.loads((tmp_path / "killed" / "capfilt.json").read_text())["selected"]["kept_texts"]
+    assert sum(kept.values()) > 0
     for name in ("captioner", "filter"):
         assert (tmp_path / "killed" / name / "model.safetensors").exists()
     page = (tmp_path / "killed" / "report.html").read_text()
@@ -70,5 +72,5 @@ def test_another_demo_in_the_folder_is_refused(tmp_path):
         run_demo(str(tmp_path))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("mine")
-    with pytest.raises(UserError, match="not a demo's"):
+    with pytest.raises(UserError, match="is not of demo"):
         run_demo(str(tmp_path / "other"))

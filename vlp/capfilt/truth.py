@@ -8,13 +8,13 @@ import torch
 from vlp.capfilt.choose import choose
 from vlp.capfilt.rules import parse_rules
 from vlp.data.scenes import caption_is_exact
-from vlp.data.score_tables import check_table, read_table, table_path
+from vlp.data.score_tables import NAME, check_table, read_table, table_path
 from vlp.data.shards import expand_shards, iterate_samples
 from vlp.metrics import area_under_curve
 
 
-def filter_quality(shards: str | list[str], rules: str = "itm >= 0.5") -> dict[str, float | str]:
-    """Compare the score tables of scenes with their truth.
+def filter_quality(shards: str | list[str], rules: str = "itm >= 0.5", name: str = NAME) -> dict[str, float | str]:
+    """Compare the score tables of scenes, SHARD.NAME.parquet, with their truth.
 
     Returns:
         `rules`, as given; `filter_auc` of the ITM probability over web texts; `web_texts_kept_right` and
@@ -25,13 +25,13 @@ def filter_quality(shards: str | list[str], rules: str = "itm >= 0.5") -> dict[s
     scores, right, kept_web, kept, exact = [], [], [], [], []
     paths = expand_shards(shards)
     for shard in paths:
-        check_table(shard)
+        check_table(shard, name)
     with tempfile.TemporaryDirectory() as spill:
-        chosen = choose([str(table_path(shard)) for shard in paths], parse_rules(rules), {}, Path(spill))
+        chosen = choose([str(table_path(shard, name)) for shard in paths], parse_rules(rules), {}, Path(spill))
         for shard, (_, numbers) in zip(paths, chosen, strict=True):
             stays = set(numbers.tolist())
             truths = {sample.key: sample.info["truth"] for sample in iterate_samples([shard], None)}
-            for number, row in enumerate(read_table(shard).to_pylist()):
+            for number, row in enumerate(read_table(shard, name).to_pylist()):
                 truth = truths[row["key"]]
                 if row["source"] == "web":
                     scores.append(row["itm"])

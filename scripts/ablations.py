@@ -1,0 +1,346 @@
+"""The paper's ablations in the small: every run as data, and the stages that carry them out on synthetic scenes.
+
+    scripts/ablations.sh runs/ablations --seeds 0 1 2 --jobs 2
+    scripts/ablations.sh runs/ablations --seeds 0 1 2 --page-only      # the page from what is there
+
+What is finished is not run again: a call that was stopped, or killed, is called again as it was. A stage is held by a
+lock of the operating system while it runs, so several calls may work on one folder.
+"""
+
+import argparse
+import fcntl
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import IO
+
+import torch
+from ablations_page import collect, write_page
+
+from vlp.capfilt.run import score
+from vlp.capfilt.select import select
+from vlp.capfilt.truth import filter_quality
+from vlp.config import DecodingConfig, Sharing, TaskName
+from vlp.demo import (
+    NUCLEUS,
+    DemoSizes,
+    capfilt_config,
+    claim,
+    finetune,
+    finetune_config,
+    make_data,
+    pretrain_config,
+    score_model,
+    shards_of,
+    train_once,
+)
+from vlp.errors import UserError, WorkError
+from vlp.files import write_json
+
+PAPER_RULES = "itm >= 0.5"
+BEAM = DecodingConfig(beams=3, repetition_penalty=1.0, min_length=4, max_length=24)
+FULL = DemoSizes(
+    human=3000,
+    web=9600,
+    held_out=500,
+    pretrain_steps=700,
+    captioner_steps=900,
+    filter_steps=500,
+    warmup_steps=100,
+    batch_size=64,
+)
+QUICK = DemoSizes(
+    human=48,
+    web=64,
+    held_out=16,
+    pretrain_steps=4,
+    captioner_steps=3,
+    filter_steps=3,
+    warmup_steps=2,
+    batch_size=16,
+    image_size=32,
+    width=32,
+    layers=2,
+)
+
+
+@dataclass(frozen=True)
+class Seed:
+    """Where the stages of one seed work, and at which sizes."""
+
+    root: Path
+    sizes: DemoSizes
+    number: int
+
+    def results(self, stage: str) -> Path:
+        """What a stage measured; it exists when the stage is done."""
+        return self.root / "results" / f"{stage}.json"
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Scenes for training (human, web) and for the scores, and a tokenizer."""
+
+    name: str = "scenes"
+
+    def needs(self) -> set[str]:
+        """Names of the stages that must be done before."""
+        return set()
+
+    def run(self, seed: Seed) -> dict:
+        """Carry the stage out; returns its numbers."""
+        make_data(seed.root, seed.sizes, seed.number)
+        return {}
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """A pretraining and its scores on held-out scenes. All take as many steps, unless `as_long_as` is set."""
+
+    name: str
+    data: str = ""  # the selection that it reads; "": the human and the web shards as they are
+    sharing: Sharing = "all_but_self_attention"
+    start_from: str = ""  # a pretraining to continue; "": new weights
+    as_long_as: str = ""  # a selection to whose number of texts the web is repeated; as many epochs, so more steps
+
+    def needs(self) -> set[str]:
+        """Names of the stages that must be done before."""
+        return {"scenes", self.data, self.start_from, self.as_long_as} - {""}
+
+    def run(self, seed: Seed) -> dict:
+        """Carry the stage out; returns its numbers."""
+        sources = [self.data] if self.data else ["human", "web"]
+        config = pretrain_config(seed.root, self.name, sources, seed.sizes, seed.number)
+        config.model.text_tower.sharing = self.sharing
+        config.checkpoint_every = 200
+        if self.start_from:
+            config.start_from = str(seed.root / self.start_from / "model")
+        if self.as_long_as:
+            chosen = json.loads(seed.results(self.as_long_as).read_text())["numbers"]
+            texts, human = sum(chosen["kept_texts"].values()), seed.sizes.human
+            config.data.sources[1].weight = texts / seed.sizes.web
+            config.steps = max(1, round(config.steps * (human + texts) / (human + seed.sizes.web)))
+        train_once(config)
+        return {**score_model(seed.root, self.name), "steps": config.steps}
+
+
+@dataclass(frozen=True)
+class Finetuning:
+    """A finetuning of the model that was pretrained on noisy texts, on the human shards."""
+
+    name: str
+    task: TaskName
+
+    def needs(self) -> set[str]:
+        """Names of the stages that must be done before."""
+        return {"noisy"}
+
+    def run(self, seed: Seed) -> dict:
+        """Carry the stage out; returns its numbers."""
+        config = finetune_config(seed.root, self.name, self.task, seed.sizes, seed.number)
+        config.checkpoint_every = 200
+        if self.task == "pretrain":  # captioner and filter at once: no head learns for fewer steps than on its own
+            config.steps = max(seed.sizes.captioner_steps, seed.sizes.filter_steps)
+        finetune(seed.root, self.name, config)
+        return {}
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Score tables of the web shards, SHARD.NAME.parquet: a synthetic caption an image, and the filter's scores."""
+
+    name: str
+    captioner: str
+    filter: str
+    decoding: DecodingConfig
+
+    def needs(self) -> set[str]:
+        """Names of the stages that must be done before."""
+        return {self.captioner, self.filter}
+
+    def run(self, seed: Seed) -> dict:
+        """Carry the stage out; returns its numbers."""
+        config = replace(
+            capfilt_config(seed.root, PAPER_RULES, seed.number),
+            captioner=str(seed.root / self.captioner),
+            filter=str(seed.root / self.filter),
+            name=self.name,
+            decoding=self.decoding,
+        )
+        score(config)
+        return filter_quality(config.shards, config.rules, self.name)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A training set from score tables: what the rules keep of the web shards, and the human shards."""
+
+    name: str
+    tables: str
+    rules: str
+
+    def needs(self) -> set[str]:
+        """Names of the stages that must be done before."""
+        return {self.tables}
+
+    def run(self, seed: Seed) -> dict:
+        """Carry the stage out; returns its numbers."""
+        output = seed.root / "data" / self.name
+        counted = output.with_name(f"{self.name}.json")
+        if not (output.exists() and counted.exists()):
+            tables = shards_of(seed.root, "web").replace("*.tar", f"*.{self.tables}.parquet")
+            if output.exists():  # stopped between the shards and their count
+                shutil.rmtree(output)
+            counts = select(tables, self.rules, str(output), human=shards_of(seed.root, "human"), quiet=True)
+            write_json(counted, asdict(counts))
+        return json.loads(counted.read_text())
+
+
+Stage = Scenes | Pretraining | Finetuning | Scoring | Selection
+STAGES: tuple[Stage, ...] = (  # each once a seed; the first lines show whether bootstrapping gains at all
+    Scenes(),
+    Pretraining("noisy"),
+    Finetuning("filter", "retrieval"),
+    Finetuning("captioner", "captioning"),
+    Scoring("nucleus", "captioner", "filter", NUCLEUS),
+    Selection("texts-captioned-filtered", "nucleus", PAPER_RULES),
+    Pretraining("captioned-filtered", data="texts-captioned-filtered"),
+    Selection("texts-filtered", "nucleus", "web(itm >= 0.5)"),
+    Pretraining("filtered", data="texts-filtered"),
+    Selection("texts-captioned", "nucleus", "itm >= 0"),
+    Pretraining("captioned", data="texts-captioned"),
+    Pretraining("share-all", sharing="all"),
+    Pretraining("share-all-but-cross-attention", sharing="all_but_cross_attention"),
+    Pretraining("share-nothing", sharing="nothing"),
+    Scoring("beam", "captioner", "filter", BEAM),
+    Selection("texts-beam", "beam", PAPER_RULES),
+    Pretraining("captioned-by-beam", data="texts-beam"),
+    Finetuning("captioner-and-filter", "pretrain"),
+    Scoring("shared", "captioner-and-filter", "captioner-and-filter", NUCLEUS),
+    Selection("texts-shared", "shared", PAPER_RULES),
+    Pretraining("captioned-filtered-by-one", data="texts-shared"),
+    Pretraining("repeated", as_long_as="texts-captioned-filtered"),
+    Pretraining("continued", data="texts-captioned-filtered", start_from="noisy"),
+)
+
+
+def work(seeds: list[Seed], quiet: bool) -> None:
+    """Carry out what is not done; a stage that another process holds is waited for when nothing else is left."""
+    total = len(seeds) * len(STAGES)
+    while True:
+        done = sum(seed.results(stage.name).exists() for seed in seeds for stage in STAGES)
+        if done == total:
+            return
+        held = None
+        for seed, stage in _ready(seeds):
+            with _lock(seed, stage, wait=False) as mine:
+                if mine:
+                    if not seed.results(stage.name).exists():
+                        _carry_out(seed, stage, f"{done}/{total}", quiet)
+                    held = None
+                    break
+                held = held or (seed, stage)
+        if held:
+            with _lock(*held, wait=True):
+                pass
+
+
+def _ready(seeds: list[Seed]) -> Iterator[tuple[Seed, Stage]]:
+    """Stages that are not done and can begin, in order."""
+    for seed in seeds:
+        for stage in STAGES:
+            if not seed.results(stage.name).exists() and all(seed.results(one).exists() for one in stage.needs()):
+                yield seed, stage
+
+
+@contextmanager
+def _lock(seed: Seed, stage: Stage, wait: bool) -> Iterator[bool]:
+    """Hold a stage; the operating system lets go of it when the process ends, however that is."""
+    (seed.root / "locks").mkdir(parents=True, exist_ok=True)
+    with open(seed.root / "locks" / stage.name, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def _carry_out(seed: Seed, stage: Stage, place: str, quiet: bool) -> None:
+    if not quiet:
+        print(f"[{place}] seed {seed.number}: {stage.name}", flush=True)
+    before = _cpu_seconds()
+    with _log(seed, stage) as log, redirect_stdout(log):
+        numbers = stage.run(seed)
+    seed.results(stage.name).parent.mkdir(exist_ok=True)
+    facts = {"stage": stage.name, "seed": seed.number, "cpu_seconds": _cpu_seconds() - before, "machine": machine()}
+    write_json(seed.results(stage.name), {**facts, "numbers": numbers})
+
+
+@contextmanager
+def _log(seed: Seed, stage: Stage) -> Iterator[IO[str]]:
+    (seed.root / "logs").mkdir(exist_ok=True)
+    with open(seed.root / "logs" / f"{stage.name}.log", "a", buffering=1) as log:
+        yield log
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of the loaders that it started and that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def machine() -> str:
+    """The processor and what runs on it, for the page."""
+    names = [line for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")]
+    name = names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
+    return f"{os.cpu_count()} cores of {name}, {torch.get_num_threads()} thread a process, torch {torch.__version__}"
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def main(arguments: list[str]) -> None:
+    """Read the command line, work, and write the page."""
+    parser = argparse.ArgumentParser("ablations.sh", description=__doc__.split("\n")[0])
+    parser.add_argument("output", type=Path, help="folder for everything, such as runs/ablations")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
+    parser.add_argument("--quick", action="store_true", help="a smoke test that checks the way, not the numbers")
+    parser.add_argument("--page", type=Path, help="where the page goes; OUTPUT/page.md if it is not named")
+    parser.add_argument("--page-only", action="store_true", help="the page from what is there; nothing is run")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # one of several jobs
+    given = parser.parse_args(arguments)
+    sizes = QUICK if given.quick else FULL
+    if not given.page_only:
+        claim(given.output, "ablations", {"sizes": asdict(sizes), "stages": [repr(stage) for stage in STAGES]})
+        seeds = [Seed(given.output / f"seed-{number}", sizes, number) for number in given.seeds]
+        others = [] if given.worker else _start_others(arguments, given.jobs - 1)
+        work(seeds, quiet=False)
+        if sum(other.wait() != 0 for other in others):
+            raise WorkError("A worker failed; what it said stands above. Call again to go on.")
+    if not given.worker:
+        page = given.page or given.output / "page.md"
+        write_page(collect(given.output, given.seeds), page)
+        print(f"{page} is written.")
+
+
+def _start_others(arguments: list[str], count: int) -> list[subprocess.Popen]:
+    command = [sys.executable, __file__, *arguments, "--worker"]
+    return [subprocess.Popen(command) for _ in range(count)]
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (UserError, WorkError) as error:
+        print(error, file=sys.stderr)
+        sys.exit(2 if isinstance(error, UserError) else 1)

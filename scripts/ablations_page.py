@@ -1,0 +1,264 @@
+"""The page of the ablations: tables beside the paper's, what agrees and what does not, and a plot; all from results."""
+
+import io
+import json
+from pathlib import Path
+from statistics import mean, stdev
+
+import matplotlib
+from ablations_tables import TABLES, Claim, Table
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+from vlp.errors import UserError
+from vlp.files import write_whole
+
+INK = "#7a8190"  # readable on light and on dark pages
+MEASURES = {
+    "t2i_r1": "text to image R@1",
+    "i2t_r1": "image to text R@1",
+    "caption_exact": "exact captions",
+    "CIDEr": "CIDEr",
+}
+WORST_FIRST = ("one seed: not as the paper", "one seed: as the paper", "opposite", "undecided", "none seen", "yes")
+DROPPED = "dropped"
+DROPPED_TITLE = "synthetic texts dropped"
+
+JUDGES = {"nucleus": "two models, nucleus", "beam": "two models, beam", "shared": "one model, nucleus"}
+QUALITY = {
+    "filter_auc": "AUC on web texts",
+    "web_texts_kept_right": "right web texts kept",
+    "web_texts_kept_wrong": "wrong web texts kept",
+    "synthetic_exact": "exact among synthetic texts",
+    "synthetic_kept_exact": "exact among those kept",
+}
+
+
+def collect(output: Path, seeds: list[int]) -> dict:
+    """What the stages of OUTPUT measured, by stage and seed.
+
+    Returns:
+        {"sizes", "machines", "cpu_seconds", "done", "planned", "stages"}; done and planned count stages of all seeds.
+    """
+    begun = output / "ablations.json"
+    if not begun.exists():
+        raise UserError(f"{output} holds no ablations; name the folder that scripts/ablations.sh worked in.")
+    settings = json.loads(begun.read_text())
+    stages: dict[str, dict[str, dict]] = {}
+    machines, seconds, done = set(), 0.0, 0
+    for seed in seeds:
+        for path in sorted((output / f"seed-{seed}" / "results").glob("[!.]*.json")):
+            facts = json.loads(path.read_text())
+            machines.add(facts["machine"])
+            seconds += facts["cpu_seconds"]
+            done += 1
+            numbers = facts["numbers"]
+            if "kept_texts" in numbers:
+                made, kept = (numbers[name].get("synthetic", 0) for name in ("texts", "kept_texts"))
+                numbers = {DROPPED: 1 - kept / made, **numbers}
+            stages.setdefault(facts["stage"], {})[str(seed)] = numbers
+    return {
+        "sizes": settings["sizes"],
+        "machines": sorted(machines),
+        "cpu_seconds": seconds,
+        "done": done,
+        "planned": len(seeds) * len(settings["stages"]),
+        "stages": stages,
+    }
+
+
+def write_page(results: dict, page: Path) -> None:
+    """Write PAGE, and beside it the same results as .json and as an .svg."""
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(page.with_suffix(".json"), json.dumps(results, indent=1) + "\n")
+    write_whole(page.with_suffix(".svg"), plot(results))
+    write_whole(page, render(results, page.with_suffix(".svg").name, page.with_suffix(".json").name))
+
+
+def render(results: dict, picture: str, data: str) -> str:
+    """The page, in Markdown; `picture` and `data` are the names of the files beside it."""
+    verdicts = [(table, claim, _differences(results, claim)) for table in TABLES for claim in table.claims]
+    parts = [
+        "# The paper's ablations in the small",
+        *_introduction(results, data),
+        "## In short",
+        _summary(verdicts),
+        f"![Every row: a dot for each seed, a line at the mean]({picture})",
+    ]
+    for table in TABLES:
+        parts += [f"## Table {table.number}: {table.title}", _table(results, table)]
+        parts += [table.note] if table.note else []
+        parts += [_claims(results, table)]
+    parts += ["## The filter and the captioner, against the truth of the scenes", _quality(results)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _introduction(results: dict, data: str) -> list[str]:
+    sizes, hours = results["sizes"], results["cpu_seconds"] / 3600
+    return [
+        "Made by `scripts/ablations.sh`, which runs every training below on synthetic scenes and writes this page; "
+        f"no figure of ours is written by hand, and [{data}]({data}) holds them all.",
+        "    scripts/ablations.sh runs/ablations --seeds 0 1 2 --jobs 2 --page docs/ablations.md",
+        f"Each seed has its own {sizes['human']:,} human and {sizes['web']:,} web scenes of {sizes['image_size']} "
+        f"pixels (40% of the web texts are wrong) and {sizes['held_out']:,} held-out scenes for the scores. A "
+        f"pretraining is {sizes['pretrain_steps']:,} steps of {sizes['batch_size']} images, whatever its data, the "
+        f"captioner's finetuning {sizes['captioner_steps']:,}, the filter's {sizes['filter_steps']:,}. Machine: "
+        f"{'; '.join(results['machines'])}, shared with others. All stages together took {hours:.1f} hours of "
+        "processor time (of a stage that was killed, what its last call took).",
+        *_state(results),
+        "R@1 is zero-shot on the held-out scenes, the 16 best by ITC put in order by ITM; a caption is exact when it "
+        "names every shape, colour and size and the relation rightly; CIDEr is of the same captions, times 100. "
+        "Figures are percentages, mean ± standard deviation over seeds. The number of held-out scenes alone gives an "
+        f"R@1 near 50% a standard error of {100 * (0.25 / sizes['held_out']) ** 0.5:.1f} points.",
+        "The paper's figures are of ViT-B/16 and 14M images: zero-shot retrieval on Flickr30k (IR is text to image, TR "
+        "image to text), and CIDEr of captions after finetuning on COCO. The two worlds share no scale; what can be "
+        "compared is the order of the rows.",
+        "Under each table stand the paper's statements and our differences in points, seed by seed on the same scenes: "
+        'mean ± standard deviation. "Yes": the difference goes the paper\'s way and exceeds its spread; "opposite": '
+        'it exceeds it the other way; "undecided": it does not exceed it, or "none seen" where the paper says that '
+        "there is no loss or no gain. Of a single seed only the sign is told. With a handful of seeds this is a rule "
+        "of thumb, not a test.",
+    ]
+
+
+def _state(results: dict) -> list[str]:
+    """What is left to do, where something is."""
+    if results["done"] == results["planned"]:
+        return []
+    return [
+        f"The runs are going on: {results['done']} of {results['planned']} stages are done. Each row says on how many "
+        "seeds it rests; the same command goes on with the rest, and `--page-only` makes this page anew meanwhile."
+    ]
+
+
+def values(results: dict, stage: str, measure: str) -> dict[str, float]:
+    """One measure of a stage, by seed."""
+    return {seed: one[measure] for seed, one in results["stages"].get(stage, {}).items() if measure in one}
+
+
+def difference(results: dict, claim: Claim, measure: str) -> tuple[str, str]:
+    """The paired difference in points, as text, and the verdict; both are dashes where no seed has both stages."""
+    first, second = (values(results, stage, measure) for stage in (claim.first, claim.second))
+    differences = [100 * (first[seed] - second[seed]) for seed in first if seed in second]
+    if not differences:
+        return "–", "–"
+    if len(differences) == 1:
+        agrees = differences[0] > 0 or (differences[0] == 0 and not claim.strict)
+        return f"{differences[0]:+.1f}", "one seed: as the paper" if agrees else "one seed: not as the paper"
+    middle, spread = mean(differences), stdev(differences)
+    if middle < -spread:
+        verdict = "opposite"
+    elif middle > spread:
+        verdict = "yes"
+    else:
+        verdict = "undecided" if claim.strict else "none seen"
+    return f"{middle:+.1f} ± {spread:.1f}", verdict
+
+
+def _differences(results: dict, claim: Claim) -> dict[str, tuple[str, str]]:
+    """`difference` for every measure that the claim is about."""
+    measures = [DROPPED] if claim.first.startswith("texts-") else list(MEASURES)
+    return {measure: difference(results, claim, measure) for measure in measures}
+
+
+def _summary(verdicts: list) -> str:
+    """The paper's statements by how they came out here."""
+    heads = {
+        "yes": "The small world agrees with the paper, in every measure:",
+        "opposite": "It disagrees, in at least one measure:",
+        "undecided": "It does not decide, in at least one measure:",
+        "one seed: not as the paper": "On the one seed that is done it goes against the paper in at least one measure:",
+        "one seed: as the paper": "On the one seed that is done it goes the paper's way in every measure:",
+        "open": "Not measured yet:",
+    }
+    groups: dict[str, list[str]] = {group: [] for group in heads}
+    names = MEASURES | {DROPPED: DROPPED_TITLE}
+    for table, claim, found in verdicts:
+        said = {verdict for _, verdict in found.values()}
+        worst = next((one for one in WORST_FIRST if one in said), "open")
+        group = "yes" if worst == "none seen" else worst
+        details = ", ".join(f"{names[one]} {text} ({verdict})" for one, (text, verdict) in found.items())
+        line = f"- Table {table.number}, {claim.said}"
+        groups[group].append(line if group == "open" else f"{line}: {details.replace('one seed: ', '')}")
+    return "\n\n".join(f"{heads[group]}\n\n" + "\n".join(lines) for group, lines in groups.items() if lines)
+
+
+def _table(results: dict, table: Table) -> str:
+    dropped = any(row.texts for row in table.rows)
+    heads = ["", "seeds", *MEASURES.values(), *([DROPPED_TITLE] if dropped else [])]
+    heads += ["paper: IR@1", "TR@1", "COCO CIDEr", "NoCaps CIDEr", *(["dropped"] if dropped else [])]
+    lines = []
+    for row in table.rows:
+        cells = [row.title, str(len(values(results, row.stage, "t2i_r1")) or "not run yet")]
+        cells += [_spread(values(results, row.stage, measure)) for measure in MEASURES]
+        cells += [_spread(values(results, row.texts, DROPPED))] if dropped else []
+        cells += [f"{number:.1f}" for number in row.paper]
+        cells += [f"{row.paper_dropped}%" if row.texts else "–"] if dropped else []
+        lines.append(cells)
+    return _markdown(heads, lines)
+
+
+def _claims(results: dict, table: Table) -> str:
+    lines, extra = [], []
+    for claim in table.claims:
+        found = _differences(results, claim)
+        cells = [claim.said, *(f"{text} ({verdict})" if text != "–" else text for text, verdict in found.values())]
+        (extra if DROPPED in found else lines).append(cells)
+    parts = [_markdown(["the paper says", *MEASURES.values()], lines)]
+    parts += [_markdown(["the paper says", DROPPED_TITLE], extra)] if extra else []
+    return "\n\n".join(parts)
+
+
+def _quality(results: dict) -> str:
+    lines = [
+        [title, *(_spread(values(results, stage, measure)) for measure in QUALITY)] for stage, title in JUDGES.items()
+    ]
+    return _markdown(["captioner and filter", *QUALITY.values()], lines)
+
+
+def _spread(by_seed: dict[str, float]) -> str:
+    """Mean ± standard deviation in percent."""
+    numbers = [100 * value for value in by_seed.values() if value == value]
+    if not numbers:
+        return "–"
+    return f"{mean(numbers):.1f}" + (f" ± {stdev(numbers):.1f}" if len(numbers) > 1 else "")
+
+
+def _markdown(heads: list[str], lines: list[list[str]]) -> str:
+    rows = [heads, ["---"] * len(heads), *lines]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+
+
+def plot(results: dict) -> str:
+    """An SVG with a panel a measure: each pretraining once, a dot a seed, a line at the mean."""
+    titles: dict[str, str] = {}
+    for table in TABLES:
+        for row in table.rows:
+            titles.setdefault(row.stage, row.title if table.number in (1, 12, 13) else f"{row.title} (T{table.number})")
+    rows = [(stage, title) for stage, title in titles.items() if values(results, stage, "t2i_r1")]
+    ink = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
+    settings = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "ablations",
+        "font.family": "sans-serif",
+        "font.size": 10,
+        **ink,
+    }
+    with pyplot.rc_context(settings):
+        figure, panels = pyplot.subplots(1, len(MEASURES), figsize=(13, 1 + 0.32 * len(rows)), sharey=True)
+        for panel, (measure, title) in zip(panels, MEASURES.items(), strict=True):
+            for place, (stage, _) in enumerate(rows):
+                numbers = [100 * value for value in values(results, stage, measure).values()]
+                panel.plot(numbers, [place] * len(numbers), "o", markersize=4, alpha=0.6, color="#4c8bd6")
+                panel.plot([mean(numbers)] * 2, [place - 0.3, place + 0.3], linewidth=2, color="#d6724c")
+            panel.set_title(title if measure == "CIDEr" else f"{title}, %", loc="left")
+            panel.grid(axis="x", color=INK, alpha=0.25, linewidth=0.6)
+            panel.spines[["top", "right", "left"]].set_visible(False)
+        panels[0].set_yticks(range(len(rows)), [title for _, title in rows])
+        panels[0].invert_yaxis()
+        figure.tight_layout()
+        data = io.StringIO()
+        figure.savefig(data, format="svg", transparent=True, metadata={"Date": None})
+        pyplot.close(figure)
+    return data.getvalue()
