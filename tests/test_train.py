@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -74,6 +75,17 @@ def test_stopping_and_resuming_gives_the_same_losses(run_config, monkeypatch):
     monkeypatch.undo()
     run(part, resume=True)
     assert_equal(losses(whole), losses(part))
+
+
+def test_a_run_killed_between_its_model_and_its_results_is_resumed(run_config):
+    config = run_config("run")
+    results = run(config)
+    output = Path(config.output)
+    weights = (output / "model" / "model.safetensors").read_bytes()
+    (output / "results.json").unlink()
+    again = run(config, resume=True)
+    assert again["loss"] == results["loss"] and (output / "results.json").exists()
+    assert (output / "model" / "model.safetensors").read_bytes() == weights
 
 
 def test_a_killed_process_is_resumed_with_the_same_losses(run_config, tmp_path):

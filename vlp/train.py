@@ -1,6 +1,7 @@
 """The only training loop, on accelerate: pretraining and every finetuning."""
 
 import json
+import shutil
 import signal
 import time
 from collections import defaultdict
@@ -91,6 +92,8 @@ def run(config: RunConfig, resume: bool = False) -> dict:
     last = _train(config, accelerator, prepared, task, tokenizer, optimizer, loader, schedule, step)
     results = {**last, **validate(config, task.model, tokenizer)} if is_main() else last
     if is_main():
+        if resume:  # killed when its model was there and its results were not
+            shutil.rmtree(output / "model", ignore_errors=True)
         save_model(task.model, tokenizer, output / "model", _card(config, results, loader))
         write_json(finished, results)
     barrier()
