@@ -250,13 +250,14 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="Turns of clip, data and train.")] = 5,
     shards: Annotated[str, typer.Option(help="What data reads; made pictures if not given.")] = "",
     rows: Annotated[int, typer.Option(min=1, help="Texts that select chooses from.")] = 10_000_000,
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile the blocks of train, ours.")] = False,
     as_json: Json = False,
 ) -> None:
     """Measure a part, and its peer in turns with it. Example: vlp bench caption --peers --precision fp32"""
     from vlp.bench.command import as_table
     from vlp.bench.command import bench as run
 
-    lines = run(what, size, precision, batch, peers, repeats, shards, rows)
+    lines = run(what, size, precision, batch, peers, repeats, shards, rows, compiled)
     print(json.dumps([vars(line) for line in lines]) if as_json else as_table(lines))
 
 

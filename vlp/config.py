@@ -176,6 +176,7 @@ class RunConfig:
     epochs: float = 0.0
     precision: Precision = "auto"
     activation_checkpointing: bool = False
+    compile: bool = False  # blocks, by torch.compile; pays on GPUs, where a minute of it begins the run
     log_every: int = 20
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2  # the newest; 0 keeps all

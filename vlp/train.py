@@ -31,6 +31,7 @@ from vlp.log import Progress, RunLog, read_log
 from vlp.model import Model, load_model
 from vlp.model_folder import save_model
 from vlp.models.blip import Blip
+from vlp.models.compiled import compile_blocks
 from vlp.models.packed import pack_linears
 from vlp.optim import build_optimizer, learning_rate
 from vlp.plateau import PlateauWatch
@@ -70,6 +71,8 @@ def run(config: RunConfig, resume: bool = False) -> dict:
     if config.activation_checkpointing:
         model.checkpoint_activations()
     task = build_task(config, model, tokenizer)
+    if config.compile:
+        compile_blocks(task)
     loader = TrainingLoader(
         config.data,
         model.config.image_encoder.image_size,
@@ -266,9 +269,10 @@ def validate(config: RunConfig, blip: Blip, tokenizer: CaptionTokenizer) -> dict
     if not config.validation:
         return {}
     model = Model(blip, tokenizer, config.precision)
-    if config.task == "captioning":
-        return evaluate_captioning(model, config.validation)
-    return evaluate_retrieval(model, config.validation)
+    evaluate = evaluate_captioning if config.task == "captioning" else evaluate_retrieval
+    # Blocks are compiled for training: caches and other batches would make programs of their own.
+    with torch.compiler.set_stance("force_eager") if config.compile else nullcontext():
+        return evaluate(model, config.validation)
 
 
 def _report(record: dict, log: RunLog, watch: PlateauWatch, progress: Progress, loader: TrainingLoader) -> None:

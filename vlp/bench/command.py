@@ -13,7 +13,6 @@ from vlp.bench.timing import Measured
 from vlp.bench.train import bench_train
 
 What = Literal["attention", "capfilt", "caption", "clip", "data", "rerank", "select", "train"]
-STEPS = {"clip": bench_clip, "train": bench_train}
 PARTS = {
     "attention": bench_attention,
     "capfilt": bench_capfilt,
@@ -32,6 +31,7 @@ def bench(
     repeats: int = 5,
     shards: str = "",
     rows: int = 10_000_000,
+    compiled: bool = False,
 ) -> list[Measured]:
     """Run a benchmark.
 
@@ -43,6 +43,7 @@ def bench(
         repeats: turns of `clip`, `data` and `train`; medians count.
         shards: what `data` reads; empty: made pictures.
         rows: texts that `select` chooses from; all else but it is nothing to it.
+        compiled: whether `train` compiles the blocks of ours, as `compile: true` does in a config.
 
     Raises:
         UserError: a peer's environment is missing.
@@ -51,8 +52,10 @@ def bench(
         return bench_select(rows)
     if what == "data":
         return bench_data(SIZES[size], batch, peers, repeats, shards)
-    if what in STEPS:
-        return STEPS[what](SIZES[size], precision, batch, peers, repeats)
+    if what == "clip":
+        return bench_clip(SIZES[size], precision, batch, peers, repeats)
+    if what == "train":
+        return bench_train(SIZES[size], precision, batch, peers, repeats, compiled)
     return PARTS[what](SIZES[size], precision, batch, peers)
 
 

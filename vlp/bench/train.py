@@ -16,6 +16,7 @@ from vlp.config import ObjectiveConfig, OptimConfig, RunConfig
 from vlp.data.loader import Batch
 from vlp.data.tokenizer import BERT_SPECIALS, BLIP_SPECIALS, CaptionTokenizer
 from vlp.models.blip import Blip
+from vlp.models.compiled import compile_blocks
 from vlp.models.packed import pack_linears
 from vlp.optim import build_optimizer
 from vlp.tasks.pretrain import PretrainTask
@@ -27,8 +28,13 @@ DROPOUT = 0.1  # BLIP's
 TOKENS = (6, 9, 10, 11, 12, 13, 14, 15, 17, 19, 26)
 
 
-def bench_train(size: Size, precision: str, batch: int, peers: bool, repeats: int) -> list[Measured]:
+def bench_train(
+    size: Size, precision: str, batch: int, peers: bool, repeats: int, compiled: bool = False
+) -> list[Measured]:
     """One optimiser step on a batch of random images and captions, under autocast in bf16.
+
+    Args:
+        compiled: compile our blocks.
 
     Raises:
         UserError: the peer was asked for and its environment is missing.
@@ -40,7 +46,7 @@ def bench_train(size: Size, precision: str, batch: int, peers: bool, repeats: in
     inputs = {"words": bench_words(size.vocabulary), "captions": captions, "precision": precision, "queue": QUEUE}
     with PeerProcess(lavis_python(), "lavis_train", {**sizes, **inputs}) if peers else nullcontext() as peer:
         make_peer = (lambda: peer) if peers else None
-        step = _training_step(size, precision, captions)
+        step = _training_step(size, precision, captions, compiled)
         line = compare("pretraining step", "pairs/s", batch, precision, step, make_peer, repeats)
         return [replace(line, peer_peak_memory_gib=peer.peak_memory_gib if peer else None)]
 
@@ -81,7 +87,7 @@ def optimiser_step(losses: Callable[[], torch.Tensor], optimizer: torch.optim.Op
     return step
 
 
-def _training_step(size: Size, precision: str, captions: list[str]) -> Work:
+def _training_step(size: Size, precision: str, captions: list[str], compiled: bool = False) -> Work:
     torch.manual_seed(0)
     shape = size.config()
     blip = Blip(replace(shape, text_tower=replace(shape.text_tower, dropout=DROPOUT))).to(device())
@@ -89,6 +95,8 @@ def _training_step(size: Size, precision: str, captions: list[str]) -> Work:
     config = RunConfig(objective=ObjectiveConfig(queue_size=QUEUE), optim=OptimConfig(learning_rate=1e-5))
     tokenizer = bench_tokenizer(size.vocabulary)
     task = PretrainTask(config, blip, tokenizer).to(device())
+    if compiled:
+        compile_blocks(task)
     optimizer = build_optimizer(config.optim, task)
     data = _batch(size, captions, tokenizer)
     steps = 0

@@ -13,7 +13,8 @@ STEPS = 2**16  # probabilities are kept to a part in so many
 def dropout(x: Tensor, probability: float, training: bool = True) -> Tensor:
     """Zero a share of the numbers and scale the rest up by as much (Srivastava et al. 2014).
 
-    What falls follows from PyTorch's random state, as it does with its own dropout, which is used off the CPU.
+    What falls follows from PyTorch's random state, as it does with its own dropout, which is used off the CPU and in
+    compiled blocks.
 
     Args:
         x: any shape.
@@ -21,7 +22,7 @@ def dropout(x: Tensor, probability: float, training: bool = True) -> Tensor:
     """
     if not training or probability == 0:
         return x
-    if x.device.type != "cpu" or probability == 1:
+    if x.device.type != "cpu" or probability == 1 or torch.compiler.is_compiling():
         return F.dropout(x, probability)
     return _Dropout.apply(x, round(probability * STEPS))
 

@@ -30,11 +30,11 @@ class PackedProduct:
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [..., inputs], weight [outputs, inputs], bias [outputs] -> [..., outputs].
 
-        Off the CPU, and with gradients in anything but float32, it is `F.linear` itself; under autocast it is in that
-        precision.
+        Off the CPU, in compiled blocks, and with gradients in anything but float32, it is `F.linear` itself; under
+        autocast it is in that precision.
         """
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
-        if x.device.type != "cpu" or dtype not in self.dtypes or not x.numel():
+        if x.device.type != "cpu" or dtype not in self.dtypes or not x.numel() or torch.compiler.is_compiling():
             return F.linear(x, weight, bias)
         if torch.is_grad_enabled():
             alike = x.dtype == dtype == torch.float32

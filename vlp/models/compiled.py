@@ -1,0 +1,38 @@
+"""Blocks made faster by `torch.compile`, one at a time: those of a stack are alike, so each stack is compiled once."""
+
+from torch import nn
+
+from vlp.errors import UserError
+from vlp.models.image_encoder import ImageEncoder
+from vlp.models.med import TextTower
+
+VARIANTS = 32  # programs for one block: a layer of the text tower has six uses, with gradients and without
+
+
+def compile_blocks(module: nn.Module, backend: str = "inductor") -> None:
+    """Compile the blocks of every image encoder and text tower in `module`, in place; parameters keep their names.
+
+    Images of one size make one program. Texts come in few lengths, but in many on a CPU (`unpadded.py`), so theirs
+    are compiled for any length.
+
+    Args:
+        backend: of `torch.compile`; its own needs a C++ compiler on a CPU, and Triton on a GPU.
+
+    Raises:
+        UserError: an image encoder has no blocks.
+    """
+    for part in list(module.modules()):
+        if isinstance(part, ImageEncoder):
+            for block in _image_blocks(part):
+                block.compile(dynamic=False, recompile_limit=VARIANTS, backend=backend)
+        elif isinstance(part, TextTower):
+            for layer in part.layers:
+                layer.compile(dynamic=True, recompile_limit=VARIANTS, backend=backend)
+
+
+def _image_blocks(encoder: ImageEncoder) -> list[nn.Module]:
+    stacks = [stack for name, stack in encoder.tower.named_modules() if name.rpartition(".")[2] == "blocks"]
+    blocks = [block for stack in stacks for block in stack.children()]
+    if not blocks:
+        raise UserError(f"compile: {type(encoder.tower).__name__} has no blocks to compile; set compile: false.")
+    return blocks
