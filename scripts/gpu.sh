@@ -46,8 +46,8 @@ tests() {
     CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}" python -m pytest -q -p no:cacheprovider "$repository"/tests/test_{models,generation,tasks,train,evaluate,score}.py
 }
 
-measure() { # WHAT OPTIONS...: its lines as JSON in OUT/bench-WHAT.json
-    python -m vlp bench "$1" "${@:2}" --json >"$out/bench-$1.json.part" && mv "$out/bench-$1.json.part" "$out/bench-$1.json"
+measure() { # NAME WHAT OPTIONS...: the lines of a benchmark as JSON in OUT/bench-NAME.json
+    python -m vlp bench "${@:2}" --json >"$out/bench-$1.json.part" && mv "$out/bench-$1.json.part" "$out/bench-$1.json"
 }
 
 make_scenes() {
@@ -103,8 +103,9 @@ fi
 part machine machine
 if [ -n "$cuda" ]; then part tests tests; else echo "tests: left out, there is no GPU" | tee -a "$out/summary.txt"; fi
 # The training step's peer is LAVIS, which scripts/bench_peers.sh installs; the others' come with vlp.
-part bench-train measure train "${sizes[@]}" "${repeats[@]}"
-for what in caption rerank attention capfilt; do part "bench-$what" measure "$what" "${sizes[@]}" "${peers[@]}"; done
+part bench-train measure train train "${sizes[@]}" "${repeats[@]}"
+if [ -n "$cuda" ]; then for what in train caption; do part "bench-$what-compiled" measure "$what-compiled" "$what" "${sizes[@]}" --compile; done; fi
+for what in caption rerank attention capfilt; do part "bench-$what" measure "$what" "$what" "${sizes[@]}" "${peers[@]}"; done
 if [ -z "$train" ]; then
     part scenes make_scenes $([ -n "$small" ] && echo 24 8 || echo 20000 1000)
     train="$out/scenes/train/*.tar" validation="$out/scenes/val/*.tar"

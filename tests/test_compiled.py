@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tests.tiny_model import make_images, make_model
-from vlp.config import ObjectiveConfig, RunConfig
+from vlp.config import DecodingConfig, ObjectiveConfig, RunConfig
 from vlp.data.loader import Batch
 from vlp.errors import UserError
 from vlp.models.compiled import compile_blocks
@@ -68,3 +68,17 @@ def test_a_tower_without_blocks_is_refused():
     encoder.tower = nn.Sequential(nn.Linear(2, 2))
     with pytest.raises(UserError, match="compile: Sequential has no blocks"):
         compile_blocks(encoder)
+
+
+@pytest.mark.parametrize("beams", [0, 3])
+def test_captions_of_compiled_blocks_are_the_same_with_few_programs(beams):
+    plain, compiled = make_model(), make_model()
+    compile_blocks(compiled.blip, backend="aot_eager")
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    decoding = DecodingConfig(beams=beams, max_length=16)
+    for images in (5, 3, 4, 2):  # rows that leave and lengths that grow must not ask for programs of their own
+        assert compiled.caption(make_images(images), decoding) == plain.caption(make_images(images), decoding)
+        programs = torch._dynamo.utils.counters["frames"]["ok"]
+        assert programs <= 10
+    assert compiled.caption(make_images(7), decoding) and torch._dynamo.utils.counters["frames"]["ok"] == programs

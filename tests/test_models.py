@@ -100,7 +100,7 @@ def test_cached_decoding_equals_uncached():
     ids, _ = texts(4, 9)
     memory = tower.project_image(torch.randn(2, 5, 20), "decoder")
     whole = tower.decode(ids, None, memory)
-    cache = SelfAttentionCache(9)
+    cache = SelfAttentionCache(len(tower.layers), 9)
     parts = [tower.decode(ids[:, a:b], None, memory, cache=cache) for a, b in ((0, 4), (4, 5), (5, 8), (8, 9))]
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-5)
 
@@ -110,7 +110,7 @@ def test_cache_rows_can_be_reordered():
     ids, _ = texts(4, 6)
     rows = torch.tensor([2, 2, 0])
     image = torch.randn(4, 5, 20)
-    cache = SelfAttentionCache(6)
+    cache = SelfAttentionCache(len(tower.layers), 6)
     tower.decode(ids[:, :5], None, tower.project_image(image, "decoder"), cache=cache)
     cache.select(rows)
     last = tower.decode(ids[rows, 5:], None, tower.project_image(image[rows], "decoder"), cache=cache)

@@ -250,7 +250,7 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="Turns of clip, data and train.")] = 5,
     shards: Annotated[str, typer.Option(help="What data reads; made pictures if not given.")] = "",
     rows: Annotated[int, typer.Option(min=1, help="Texts that select chooses from.")] = 10_000_000,
-    compiled: Annotated[bool, typer.Option("--compile", help="Compile the blocks of train, ours.")] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile our blocks, in train and caption.")] = False,
     as_json: Json = False,
 ) -> None:
     """Measure a part, and its peer in turns with it. Example: vlp bench caption --peers --precision fp32"""

@@ -230,6 +230,7 @@ class CapFiltConfig:
     rules: str = "itm >= 0.5"  # which texts stay; vlp/capfilt/rules.py says the language
     batch_size: int = 64
     precision: Precision = "auto"
+    compile: bool = False  # blocks, by torch.compile; pays on GPUs
     seed: int = 0
     max_bad_share: float = 0.1
     rounds: RoundsConfig = field(default_factory=RoundsConfig)

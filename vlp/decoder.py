@@ -9,7 +9,7 @@ from vlp.models.med import ImageMemory, SelfAttentionCache
 
 def caption_decoder(blip: Blip, memory: ImageMemory, max_length: int) -> Decoder:
     """What `generate` needs of a network: its decoder against images that were projected once, for the decoder."""
-    past = SelfAttentionCache(max_length)
+    past = SelfAttentionCache(blip.config.text_tower.layers, max_length)
 
     def step(new: Tensor) -> Tensor:
         hidden = blip.text_tower.decode(new, None, memory, cache=past)  # [rows, new, width]

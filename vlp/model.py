@@ -22,6 +22,7 @@ from vlp.errors import UserError
 from vlp.generation import check_decoding, generate
 from vlp.model_folder import is_ours, read_model, save_model
 from vlp.models.blip import Blip
+from vlp.models.compiled import compile_blocks
 from vlp.models.med import ImageMemory, Side
 from vlp.models.packed import pack_linears
 from vlp.precision import compute_dtype
@@ -348,6 +349,7 @@ def load_model(
     device: str | torch.device | None = None,
     precision: Precision = "auto",
     dtype: torch.dtype | None = None,
+    compile: bool = False,
 ) -> Model:
     """Load a model. Nothing is unpickled, and every weight must be there and fit.
 
@@ -357,6 +359,7 @@ def load_model(
         device: None takes the first GPU where there is one, else the CPU.
         precision: of the computation, on weights in float32; "auto" is bf16 where the device multiplies it.
         dtype: of the weights and so of the computation, in the place of `precision`.
+        compile: `torch.compile` its blocks; the first batches take a minute, and on a CPU it does not pay.
 
     Raises:
         UserError: it is not a model or does not fit together; one sentence says what is wrong.
@@ -371,6 +374,8 @@ def load_model(
         blip, tokenizer = read_model(folder)
     blip.to(device=device or ("cuda" if torch.cuda.is_available() else "cpu"), dtype=dtype)
     pack_linears(blip)
+    if compile:
+        compile_blocks(blip)
     card = folder / "README.md"
     text = card.read_text() if card.is_file() else ""
     return Model(blip, tokenizer, "fp32" if dtype else precision, text)

@@ -10,6 +10,7 @@ from vlp.config import DecodingConfig, ImageEncoderConfig, ModelConfig, TextTowe
 from vlp.decoder import caption_decoder
 from vlp.generation import generate
 from vlp.models.blip import Blip
+from vlp.models.compiled import compile_blocks
 from vlp.models.packed import pack_linears
 
 LENGTH = 20  # tokens of every caption, the first one counted
@@ -55,12 +56,18 @@ SMALL = Size(192, 4, 3, 128, 4096)
 BASE = Size()
 
 
-def bench_caption(size: Size, precision: str, batch: int, peers: bool) -> list[Measured]:
-    """Nucleus and beam captions of one batch of images, encoding included; five captions an image against one."""
+def bench_caption(size: Size, precision: str, batch: int, peers: bool, compiled: bool = False) -> list[Measured]:
+    """Nucleus and beam captions of one batch of images, encoding included; five captions an image against one.
+
+    Args:
+        compiled: compile our blocks.
+    """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     torch.manual_seed(0)
     blip = Blip(size.config()).to(device=device(), dtype=dtype).eval()
     pack_linears(blip)
+    if compiled:
+        compile_blocks(blip)
     images = torch.randint(0, 256, (batch, 3, size.image_size, size.image_size), dtype=torch.uint8, device=device())
     lines = []
     for name, beams, captions in (("nucleus", 0, 1), ("beam 3", 3, 1), ("nucleus, 5 an image", 0, 5)):

@@ -16,7 +16,6 @@ What = Literal["attention", "capfilt", "caption", "clip", "data", "rerank", "sel
 PARTS = {
     "attention": bench_attention,
     "capfilt": bench_capfilt,
-    "caption": bench_caption,
     "rerank": bench_rerank,
 }
 SIZES = {"base": BASE, "small": SMALL}
@@ -43,7 +42,7 @@ def bench(
         repeats: turns of `clip`, `data` and `train`; medians count.
         shards: what `data` reads; empty: made pictures.
         rows: texts that `select` chooses from; all else but it is nothing to it.
-        compiled: whether `train` compiles the blocks of ours, as `compile: true` does in a config.
+        compiled: whether `train` and `caption` compile the blocks of ours, as `compile: true` does in a config.
 
     Raises:
         UserError: a peer's environment is missing.
@@ -56,6 +55,8 @@ def bench(
         return bench_clip(SIZES[size], precision, batch, peers, repeats)
     if what == "train":
         return bench_train(SIZES[size], precision, batch, peers, repeats, compiled)
+    if what == "caption":
+        return bench_caption(SIZES[size], precision, batch, peers, compiled)
     return PARTS[what](SIZES[size], precision, batch, peers)
 
 

@@ -49,12 +49,14 @@ def load_judges(
     filter: str | list[str],
     precision: Precision = "auto",
     device: torch.device | None = None,
+    compile: bool = False,
 ) -> Judges:
     """Load the models that are named.
 
     Args:
         captioner: model folders, or hf:NAME_OR_FOLDER for an image-to-text model of `transformers`; "" or []: none.
         filter: model folders, or open_clip:NAME,PRETRAINED.
+        compile: compile the blocks of model folders, see `load_model`.
 
     Raises:
         UserError: there is no filter, or a name does not lead to a model of its kind.
@@ -70,7 +72,7 @@ def load_judges(
     loaded: dict[str, tuple[Model | TransformersCaptioner | ClipScorer, str]] = {}
     for name in [*captioners, *filters]:
         if _place(name) not in loaded:
-            loaded[_place(name)] = _load(name, device, precision)
+            loaded[_place(name)] = _load(name, device, precision, compile)
     making, judging = ([loaded[_place(name)] for name in names] for names in (captioners, filters))
     return Judges(
         [model for model, _ in making],
@@ -79,7 +81,7 @@ def load_judges(
         {
             "captioner": [content for _, content in making],
             "filter": [content for _, content in judging],
-            "precision": str(compute_dtype(precision, device)),
+            "precision": str(compute_dtype(precision, device)) + (", compiled" if compile else ""),
         },
         {"captioner": captioners, "filter": filters},
     )
@@ -96,7 +98,7 @@ def _place(name: str) -> str:
 
 
 def _load(
-    name: str, device: torch.device, precision: Precision
+    name: str, device: torch.device, precision: Precision, compile: bool
 ) -> tuple[Model | TransformersCaptioner | ClipScorer, str]:
     """A model, and a hash of its content."""
     if name.startswith(TRANSFORMERS):
@@ -107,6 +109,6 @@ def _load(
         return scorer, scorer.identity
     # Weights are bf16 from the start where they would be turned into it at every call.
     dtype = torch.bfloat16 if compute_dtype(precision, device) == torch.bfloat16 else None
-    model, folder = load_model(name, device, precision, dtype), find_folder(name)
+    model, folder = load_model(name, device, precision, dtype, compile), find_folder(name)
     converted = sorted(file for file in folder.iterdir() if file.suffix in READ)
     return model, folder_hash(folder) if is_ours(folder) else files_hash(converted)

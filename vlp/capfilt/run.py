@@ -41,7 +41,7 @@ def score(config: CapFiltConfig, part: str = "", failures: str = "") -> ScoreCou
     listed = Path(failures) if failures else failures_path(every, config.name, part)
     device = join_processes()
     start_list(listed)
-    judges = load_judges(config.captioner, config.filter, config.precision, device)
+    judges = load_judges(config.captioner, config.filter, config.precision, device, config.compile)
     settings = ScoreSettings(
         config.decoding, config.num_captions, config.seed, config.batch_size, config.max_bad_share, config.name
     )

@@ -6,14 +6,14 @@ from vlp.errors import UserError
 from vlp.models.image_encoder import ImageEncoder
 from vlp.models.med import TextTower
 
-VARIANTS = 32  # programs for one block: a layer of the text tower has six uses, with gradients and without
+VARIANTS = 32  # programs for one block: a layer of the text tower has eight uses, with gradients and without
 
 
 def compile_blocks(module: nn.Module, backend: str = "inductor") -> None:
     """Compile the blocks of every image encoder and text tower in `module`, in place; parameters keep their names.
 
-    Images of one size make one program. Texts come in few lengths, but in many on a CPU (`unpadded.py`), so theirs
-    are compiled for any length.
+    Images in batches of one size make one program, of several sizes a second one for all. Texts are compiled for any
+    length from the start, captions for any number of tokens in the cache.
 
     Args:
         backend: of `torch.compile`; its own needs a C++ compiler on a CPU, and Triton on a GPU.
@@ -24,7 +24,7 @@ def compile_blocks(module: nn.Module, backend: str = "inductor") -> None:
     for part in list(module.modules()):
         if isinstance(part, ImageEncoder):
             for block in _image_blocks(part):
-                block.compile(dynamic=False, recompile_limit=VARIANTS, backend=backend)
+                block.compile(recompile_limit=VARIANTS, backend=backend)
         elif isinstance(part, TextTower):
             for layer in part.layers:
                 layer.compile(dynamic=True, recompile_limit=VARIANTS, backend=backend)

@@ -40,30 +40,43 @@ class ImageMemory:
         return ImageMemory([k.index_select(0, rows) for k in self.keys], [v.index_select(0, rows) for v in self.values])
 
 
-class SelfAttentionCache:
-    """Keys and values of the tokens decoded so far, in room reserved for `max_length` of them."""
+@dataclass
+class LayerCache:
+    """One layer's keys and values of the tokens decoded so far, each [rows, heads, max_length, head_dim], where room is
+    reserved for all of them."""
 
-    def __init__(self, max_length: int):
-        self.max_length = max_length
-        self.length = 0
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
+    max_length: int
+    length: int = 0
+    keys: Tensor | None = None
+    values: Tensor | None = None
 
-    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store the new tokens' [rows, heads, new, head_dim]; returns all tokens' keys and values so far."""
-        if layer == len(self.keys):
+        if self.keys is None:
             rows, heads, _, head_dim = key.shape
-            self.keys.append(key.new_empty(rows, heads, self.max_length, head_dim))
-            self.values.append(value.new_empty(rows, heads, self.max_length, head_dim))
-        end = self.length + key.shape[2]
-        self.keys[layer][:, :, self.length : end] = key
-        self.values[layer][:, :, self.length : end] = value
-        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+            self.keys = key.new_empty(rows, heads, self.max_length, head_dim)
+            self.values = value.new_empty(rows, heads, self.max_length, head_dim)
+        start, self.length = self.length, self.length + key.shape[2]
+        self.keys[:, :, start : self.length] = key
+        self.values[:, :, start : self.length] = value
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+
+class SelfAttentionCache:
+    """The caches of all layers."""
+
+    def __init__(self, layers: int, max_length: int):
+        self.layers = [LayerCache(max_length) for _ in range(layers)]
+
+    @property
+    def length(self) -> int:
+        """Tokens decoded so far."""
+        return self.layers[0].length
 
     def select(self, rows: Tensor) -> None:
         """Keep, reorder or repeat rows (int64 [n]): beams that move, captions that are finished."""
-        self.keys = [k.index_select(0, rows) for k in self.keys]
-        self.values = [v.index_select(0, rows) for v in self.values]
+        for layer in self.layers:
+            layer.keys, layer.values = layer.keys.index_select(0, rows), layer.values.index_select(0, rows)
 
 
 class SelfAttention(nn.Module):
@@ -81,8 +94,7 @@ class SelfAttention(nn.Module):
         self,
         x: Tensor,
         bias: Tensor | None,
-        cache: SelfAttentionCache | None = None,
-        layer: int = 0,
+        cache: LayerCache | None = None,
         unpadded: Unpadded | None = None,
     ) -> Tensor:
         """[texts, tokens, width], or [kept, width] of `unpadded` -> the same shape; `bias` [texts or 1, 1, tokens,
@@ -94,7 +106,7 @@ class SelfAttention(nn.Module):
         qkv = qkv.view(texts, tokens, 3, self.heads, -1)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [texts, heads, tokens, head_dim]
         if cache is not None:
-            key, value = cache.append(layer, key, value)
+            key, value = cache.append(key, value)
         y = attend(query, key, value, bias, self.dropout if self.training else 0.0)
         y = y.transpose(1, 2).flatten(2)  # [texts, tokens, width]
         if unpadded is not None:
@@ -204,13 +216,12 @@ class Layer(nn.Module):
         key: Tensor | None = None,
         value: Tensor | None = None,
         image_index: Tensor | None = None,
-        cache: SelfAttentionCache | None = None,
-        number: int = 0,
+        cache: LayerCache | None = None,
         unpadded: Unpadded | None = None,
     ) -> Tensor:
         """[texts, tokens, width], or [kept, width] of `unpadded` -> the same shape; without `key` the cross-attention
         is left out."""
-        x = self.self_attention.side(side)(x, bias, cache, number, unpadded)
+        x = self.self_attention.side(side)(x, bias, cache, unpadded)
         if key is not None:
             x = self.cross_attention.side(side)(x, key, value, image_index, unpadded)
         return self.feed_forward.side(side)(x)
@@ -288,10 +299,7 @@ class TextTower(nn.Module):
             bias = bias + _padding_bias(mask)
         if ids.shape[1] == 1 and mask is None:  # one token may look at all before it
             bias = None
-        hidden = self._run(ids, mask, "decoder", bias, memory, image_index, cache)
-        if cache is not None:
-            cache.length += ids.shape[1]
-        return hidden
+        return self._run(ids, mask, "decoder", bias, memory, image_index, cache)
 
     def _run(
         self,
@@ -312,7 +320,8 @@ class TextTower(nn.Module):
         for number, layer in enumerate(self.layers):
             key = memory.keys[number] if memory is not None else None
             value = memory.values[number] if memory is not None else None
-            arguments = (x, side, bias, key, value, image_index, cache, number, unpadded)
+            past = cache.layers[number] if cache is not None else None
+            arguments = (x, side, bias, key, value, image_index, past, unpadded)
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(layer, *arguments, use_reentrant=False)
             else:
