@@ -15,12 +15,18 @@ def bench_attention(size: Size, precision: str, batch: int, peers: bool) -> list
     """Self-attention of image and text and cross-attention, `batch` rows a call; the peer is the kernel not chosen."""
     patches = (size.image_size // 16) ** 2 + 1
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    shapes = [
+        ("image", patches, patches),
+        ("text", TOKENS, TOKENS),
+        ("cross", TOKENS, patches),
+        ("cross, 64 texts", 64 * TOKENS, patches),
+    ]
     lines = []
     for gradients in (True, False):
         kernels = [plain_attention, fused_attention]
-        for name, queries, keys in (("image", patches, patches), ("text", TOKENS, TOKENS), ("cross", TOKENS, patches)):
+        for name, queries, keys in shapes:
             with torch.set_grad_enabled(gradients):
-                chosen, other = reversed(kernels) if use_fused_kernel(device(), dtype, queries) else kernels
+                chosen, other = reversed(kernels) if use_fused_kernel(device(), dtype, queries, keys) else kernels
             inputs = [_random(batch, size, length, dtype) for length in (queries, keys, keys)]
             ours, peer = _work(chosen, inputs, gradients), _work(other, inputs, gradients)
             way = "and backward" if gradients else "alone"

@@ -8,17 +8,17 @@ from torch.nn import functional as F
 
 from vlp.models.dropout import dropout
 
-LONG = 768  # queries; from here on a matrix of all scores costs more than it saves
+MOST = 2**20  # pairs of a query and a key; a matrix of more scores would take too much memory
 MANY = 64  # queries; from here on turning the keys pays
 
 
-def use_fused_kernel(device: torch.device, dtype: torch.dtype, queries: int) -> bool:
-    """Whether PyTorch's fused attention is the faster choice for so many queries.
+def use_fused_kernel(device: torch.device, dtype: torch.dtype, queries: int, keys: int) -> bool:
+    """Whether PyTorch's fused attention is the better choice for so many queries and keys.
 
     On a CPU in bf16 it loses to two plain matrix products, most of all for short texts and where gradients follow;
     elsewhere it wins (`vlp bench attention` measures it, docs/benchmarks.md shows it).
     """
-    return device.type != "cpu" or dtype != torch.bfloat16 or queries > LONG
+    return device.type != "cpu" or dtype != torch.bfloat16 or queries * keys > MOST
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None, dropping: float = 0.0) -> Tensor:
@@ -33,8 +33,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
     Returns:
         [batch, heads, queries, head_dim], in the dtype of `value`.
     """
-    kernel = fused_attention if use_fused_kernel(query.device, query.dtype, query.shape[2]) else plain_attention
-    return kernel(query, key, value, bias, dropping)
+    fused = use_fused_kernel(query.device, query.dtype, query.shape[2], key.shape[2])
+    return (fused_attention if fused else plain_attention)(query, key, value, bias, dropping)
 
 
 def fused_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropping: float) -> Tensor:
