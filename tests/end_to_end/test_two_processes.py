@@ -16,9 +16,17 @@ from vlp.train import run
 LOSSES = ("itc", "itm", "lm", "loss")
 
 
-@pytest.mark.parametrize(("task", "processes"), [("pretrain", 2), ("pretrain", 3), ("retrieval", 2), ("captioning", 2)])
-def test_several_processes_equal_one(run_config, tmp_path, task, processes):
-    common = f"task={task}", "objective.queue_size=20", "batch_size=6"
+@pytest.mark.parametrize(
+    ("task", "processes", "more"),
+    [
+        ("pretrain", 2, ["batch_size=8", "accumulation=2", "activation_checkpointing=true"]),
+        ("pretrain", 3, []),
+        ("retrieval", 2, []),
+        ("captioning", 2, []),
+    ],
+)
+def test_several_processes_equal_one(run_config, tmp_path, task, processes, more):
+    common = f"task={task}", "objective.queue_size=20", "batch_size=6", *more
     one = run_config("one", *common)
     run(one)
     two = run_config("two", *common, "data.workers=1", "checkpoint_every=10")
