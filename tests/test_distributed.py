@@ -1,4 +1,4 @@
-"""Gathering and summing over two gloo processes, against what one process has."""
+"""Gathering, exchanging and summing over gloo processes, against what one process has."""
 
 from pathlib import Path
 
@@ -15,16 +15,12 @@ def _in_two(rank: int, meeting_point: str, results: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=2)
     rows = torch.arange(6.0).view(2, 3) + 10 * rank
     leaf = rows.clone().requires_grad_()
-    # Each process's loss weighs all rows differently, so a row's gradient must be the sum of both weights.
-    weights = torch.arange(12.0).view(4, 3) * (rank + 1)
-    (distributed.gather_with_gradient(leaf) * weights).sum().backward()
     length = 3 + 2 * rank
     ids, mask = distributed.gather_texts(torch.full((2, length), rank + 1), torch.ones(2, length, dtype=torch.bool))
     found = {
         "place": (distributed.rank(), distributed.world_size(), distributed.is_main()),
         "gathered": distributed.gather(leaf),
         "whole numbers": distributed.gather(torch.tensor([rank, 2**40 + rank])),
-        "gradient": leaf.grad,
         "ids": ids,
         "mask": mask,
         "sum": distributed.all_sum(rows),
@@ -54,11 +50,6 @@ def test_gather_is_in_rank_order_without_gradient(found: list[dict]) -> None:
         assert one["whole numbers"].tolist() == [0, 2**40, 1, 2**40 + 1]
 
 
-def test_gathered_rows_get_the_gradients_of_all_processes(found: list[dict]) -> None:
-    both = torch.arange(12.0).view(4, 3) * 3
-    assert torch.equal(torch.cat([one["gradient"] for one in found]), both)
-
-
 def test_texts_are_padded_to_the_longest(found: list[dict]) -> None:
     for one in found:
         assert one["ids"].shape == one["mask"].shape == (4, 5)
@@ -72,9 +63,96 @@ def test_sum_is_over_processes(found: list[dict]) -> None:
         assert torch.equal(one["sum"], found[0]["rows"] + found[1]["rows"])
 
 
+ROWS = 4  # of each process
+DRAWN = {
+    "each its own": lambda rank, processes: rank * ROWS + torch.tensor([2, 0, 3, 1]),
+    "each the next one's, backwards": lambda rank, processes: (
+        (rank + 1) % processes * ROWS + torch.arange(ROWS).flip(0)
+    ),
+    "one row by all, and twice": lambda rank, processes: torch.tensor([5, 5, ROWS * processes - 1 - rank, 5]),
+    "none of the first": lambda rank, processes: ROWS + (7 * torch.arange(9) + rank) % (ROWS * (processes - 1)),
+    "mixed": lambda rank, processes: torch.randint(
+        ROWS * processes, (11,), generator=torch.Generator().manual_seed(rank)
+    ),
+}
+
+
+def _rows_of(rank: int) -> torch.Tensor:
+    return torch.randn(ROWS, 2, 3, generator=torch.Generator().manual_seed(10 + rank))
+
+
+def _weights_of(rank: int, drawn: torch.Tensor) -> torch.Tensor:
+    """A loss of its own for every row of every process: its gradient."""
+    return torch.randn(len(drawn), 2, 3, generator=torch.Generator().manual_seed(20 + rank))
+
+
+def _exchange(rank: int, processes: int, meeting_point: str, results: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=processes)
+    sent = []
+    original = dist.all_to_all_single
+
+    def spy(arrived: torch.Tensor, leaving: torch.Tensor, *splits: list[int]) -> None:
+        sent.append((leaving.dtype, len(leaving)))
+        original(arrived, leaving, *splits)
+
+    dist.all_to_all_single = spy
+    found = {}
+    for name, draw in DRAWN.items():
+        for travelling in (torch.float32, torch.bfloat16):
+            sent.clear()
+            leaf = _rows_of(rank).requires_grad_()
+            drawn = draw(rank, processes)
+            got = distributed.exchange_rows(leaf, drawn, travelling)
+            (got * _weights_of(rank, drawn)).sum().backward()
+            found[name, travelling] = got.detach(), leaf.grad, list(sent)
+    torch.save(found, f"{results}-{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def exchanged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    folder: Path = tmp_path_factory.mktemp("exchange")
+    arguments = (request.param, str(folder / "meet"), str(folder / "found"))
+    multiprocessing.spawn(_exchange, arguments, nprocs=request.param)
+    return [torch.load(folder / f"found-{rank}.pt") for rank in range(request.param)]
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_exchanged_rows_and_their_gradients_are_those_of_one_process_with_all_rows(
+    exchanged: list[dict], name: str
+) -> None:
+    processes = len(exchanged)
+    everyone = torch.cat([_rows_of(rank) for rank in range(processes)]).requires_grad_()
+    drawn = [DRAWN[name](rank, processes) for rank in range(processes)]
+    for rank, one in enumerate(exchanged):
+        (everyone[drawn[rank]] * _weights_of(rank, drawn[rank])).sum().backward()
+        assert torch.equal(one[name, torch.float32][0], everyone[drawn[rank]])
+    gradients = torch.cat([one[name, torch.float32][1] for one in exchanged])
+    torch.testing.assert_close(gradients, everyone.grad)
+    for rank, one in enumerate(exchanged):  # sent: the rows that were asked for, and a gradient for each row received
+        asked = sum(int((numbers // ROWS == rank).sum()) for numbers in drawn)
+        assert one[name, torch.float32][2] == [(torch.float32, asked), (torch.float32, len(drawn[rank]))]
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_rows_that_travel_in_half_are_rounded_once_and_summed_in_full(exchanged: list[dict], name: str) -> None:
+    processes = len(exchanged)
+    expected = torch.zeros(processes * ROWS, 2, 3)
+    for rank, one in enumerate(exchanged):
+        got, gradient, sent = one[name, torch.bfloat16]
+        drawn = DRAWN[name](rank, processes)
+        assert torch.equal(got, one[name, torch.float32][0].bfloat16().float())
+        assert gradient.dtype == torch.float32 and {dtype for dtype, _ in sent} == {torch.bfloat16}
+        expected.index_add_(0, drawn, _weights_of(rank, drawn).bfloat16().float())
+    torch.testing.assert_close(torch.cat([one[name, torch.bfloat16][1] for one in exchanged]), expected)
+
+
 def test_one_process_changes_nothing() -> None:
     leaf = torch.ones(2, 3, requires_grad=True)
-    assert distributed.gather_with_gradient(leaf) is leaf
+    assert torch.equal(
+        distributed.exchange_rows(2 * leaf, torch.tensor([1, 1, 0]), torch.float32), 2 * torch.ones(3, 3)
+    )
     assert torch.equal(distributed.gather(leaf), leaf)
     assert not distributed.gather(leaf).requires_grad
     ids, mask = torch.ones(2, 4, dtype=torch.long), torch.ones(2, 4, dtype=torch.bool)

@@ -56,18 +56,24 @@ def plain(monkeypatch):
 
 
 @pytest.fixture
-def gathered(monkeypatch) -> dict[str, int]:
-    """The processes of a step played by one, each with this one's rows; bytes by what was gathered."""
-    found: dict[str, int] = {"features and hashes": 0, "texts": 0, "image tokens": 0}
+def exchanged(monkeypatch) -> dict[str, int]:
+    """The processes of a step played by one, each with this one's rows; bytes by what was gathered, or drawn."""
+    found: dict[str, int] = {"features and hashes": 0, "texts": 0, "draws": 0, "image tokens": 0}
 
     def gather(what: str, tensor: torch.Tensor) -> torch.Tensor:
         both = torch.cat([tensor, tensor])
         found[what] += both.nbytes
         return both
 
+    def exchange_rows(rows: torch.Tensor, wanted: torch.Tensor, travelling: torch.dtype) -> torch.Tensor:
+        gather("draws", wanted)
+        drawn = rows[wanted % len(rows)].to(travelling)
+        found["image tokens"] += drawn.nbytes
+        return drawn.to(rows.dtype)
+
     monkeypatch.setattr(alignment, "world_size", lambda: 2)
     monkeypatch.setattr(alignment, "gather", lambda one: gather("features and hashes", one.detach()))
-    monkeypatch.setattr(alignment, "gather_with_gradient", lambda one: gather("image tokens", one))
+    monkeypatch.setattr(alignment, "exchange_rows", exchange_rows)
     monkeypatch.setattr(alignment, "gather_texts", lambda *both: tuple(gather("texts", one) for one in both))
     return found
 
@@ -94,12 +100,14 @@ def test_flops_are_those_that_torch_counts(plain, sharing, checkpointing, pairs)
     assert sum(scale.step_flops(step).values()) == pytest.approx(count_flops(step), rel=0.02)
 
 
-def test_gathered_bytes_and_flops_of_several_processes(plain, gathered):
+def test_exchanged_bytes_and_flops_of_several_processes(plain, exchanged):
     step = make_step(gpus=2)
-    counted = count_flops(step)
+    with torch.autocast("cpu", torch.bfloat16):
+        counted = count_flops(step)
     expected = scale.gathered_bytes(step)
-    assert gathered["features and hashes"] == expected["features"] + expected["hashes"]
-    assert (gathered["texts"], gathered["image tokens"]) == (expected["texts"], expected["image tokens"])
+    assert exchanged["features and hashes"] == expected["features"] + expected["hashes"]
+    assert (exchanged["texts"], exchanged["draws"]) == (expected["texts"], expected["draws"])
+    assert exchanged["image tokens"] == scale.drawn_bytes(step)
     assert sum(scale.step_flops(step).values()) == pytest.approx(counted, rel=0.02)
 
 

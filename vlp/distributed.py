@@ -63,23 +63,49 @@ def gather(tensor: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-class _GatherWithGradient(torch.autograd.Function):
+class _ExchangeRows(torch.autograd.Function):
     @staticmethod
-    def forward(context: torch.autograd.function.FunctionCtx, tensor: Tensor) -> Tensor:
-        return gather(tensor)
+    def forward(context: Any, rows: Tensor, wanted: Tensor, travelling: torch.dtype) -> Tensor:
+        # The host must know how many rows go where, so it waits for the device, for these few numbers alone.
+        everyone = gather(wanted).cpu().view(world_size(), -1).sort(dim=1).values  # [who asks, wanted]
+        owners = everyone // len(rows)
+        counts = torch.stack([(owners == owner).sum(dim=1) for owner in range(world_size())])  # [owner, who asks]
+        context.asked = (everyone[owners == rank()] - rank() * len(rows)).to(rows.device)  # by who asks
+        context.sent, context.received = counts[rank()].tolist(), counts[:, rank()].tolist()
+        context.order = wanted.argsort(stable=True)  # they arrive by owner
+        context.travelling, context.rows = travelling, len(rows)
+        arrived = _send(rows.to(travelling).index_select(0, context.asked), context.sent, context.received)
+        return arrived.index_select(0, context.order.argsort()).to(rows.dtype)
 
     @staticmethod
-    def backward(context: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
-        # What every process's loss says of this process's rows, summed: gloo has no reduce-scatter.
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
-        rows = len(gradient) // world_size()
-        return gradient[rank() * rows :][:rows]
+    @torch.autograd.function.once_differentiable
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        said = gradient.to(context.travelling).index_select(0, context.order)
+        arrived = _send(said, context.received, context.sent).to(gradient.dtype)
+        total = gradient.new_zeros(context.rows, *gradient.shape[1:])
+        return total.index_add_(0, context.asked, arrived), None, None
 
 
-def gather_with_gradient(tensor: Tensor) -> Tensor:
-    """As `gather`; a row's gradient is the sum of what all processes' losses say of it."""
-    return tensor if world_size() == 1 else _GatherWithGradient.apply(tensor)
+def _send(rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
+    """Send the first `sent[0]` rows to process 0 and so on; returns theirs, `received[0]` of process 0 first."""
+    arrived = rows.new_empty(sum(received), *rows.shape[1:])
+    dist.all_to_all_single(arrived, rows, received, sent)
+    return arrived
+
+
+def exchange_rows(rows: Tensor, wanted: Tensor, travelling: torch.dtype) -> Tensor:
+    """Some of the rows of all processes; only they are sent, and only their gradients are sent back.
+
+    Args:
+        rows: [rows, ...], of equal shape on all processes.
+        wanted: int64 [wanted], equally many on all processes; row r of process p is p * rows + r. Repeats are allowed.
+        travelling: the dtype in which rows and gradients are sent. Gradients of a row that several processes want are
+            summed in the dtype of `rows`.
+
+    Returns:
+        [wanted, ...] in the dtype of `rows`; a row's gradient is the sum of what all processes' losses say of it.
+    """
+    return rows[wanted] if world_size() == 1 else _ExchangeRows.apply(rows, wanted, travelling)
 
 
 def gather_texts(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from vlp.config import Precision
 
@@ -17,6 +18,12 @@ def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype | N
         fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bfloat16()
         precision = "bf16" if fast else "fp32"
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[precision]
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """What a matrix product with `x` is computed in: autocast's dtype where it is on."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 @cache

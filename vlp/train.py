@@ -114,6 +114,8 @@ def start(config: RunConfig, resume: bool) -> Accelerator:
             f"batch_size ({config.batch_size}) must be a multiple of accumulation ({config.accumulation}), "
             "as every accumulation step takes its share."
         )
+    # Not static_graph: PyTorch 2.15 fails in the first backward pass under no_sync, and it would save only the search
+    # for unused parameters, which is off: tasks freeze what they do not run.
     handlers = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
     cpu = not torch.cuda.is_available()
     if cpu:

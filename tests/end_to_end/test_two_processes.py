@@ -1,4 +1,4 @@
-"""Two processes give the losses of one at the same global batch."""
+"""Two processes, and three, give the losses of one at the same global batch."""
 
 import json
 import os
@@ -16,20 +16,38 @@ from vlp.train import run
 LOSSES = ("itc", "itm", "lm", "loss")
 
 
-@pytest.mark.parametrize("task", ["pretrain", "retrieval", "captioning"])
-def test_two_processes_equal_one(run_config, tmp_path, task):
-    one = run_config("one", f"task={task}", "objective.queue_size=20")
+@pytest.mark.parametrize(
+    ("task", "processes", "more"),
+    [
+        ("pretrain", 2, ["batch_size=8", "accumulation=2", "activation_checkpointing=true"]),
+        ("pretrain", 3, []),
+        ("retrieval", 2, []),
+        ("captioning", 2, []),
+    ],
+)
+def test_several_processes_equal_one(run_config, tmp_path, task, processes, more):
+    common = f"task={task}", "objective.queue_size=20", "batch_size=6", *more
+    one = run_config("one", *common)
     run(one)
-    two = run_config("two", f"task={task}", "objective.queue_size=20", "data.workers=1", "checkpoint_every=10")
+    two = run_config("two", *common, "data.workers=1", "checkpoint_every=10")
     save_config(two, tmp_path / "two.yaml")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", "-m", "vlp"]
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--num_processes",
+        str(processes),
+        "--cpu",
+        "-m",
+        "vlp",
+    ]
     command += ["pretrain" if task == "pretrain" else "finetune", str(tmp_path / "two.yaml")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Warning" not in done.stderr, done.stderr[-3000:]
     (checkpoint,) = checkpoints(Path(two.output))
-    assert len(json.loads((checkpoint / "progress.json").read_text())["loaders"]) == 2, "there were not two processes"
+    assert len(json.loads((checkpoint / "progress.json").read_text())["loaders"]) == processes
     expected, got = (read_log(f"{config.output}/log.jsonl") for config in (one, two))
     assert [record["step"] for record in got] == list(range(1, 11))
     for mine, theirs in zip(expected, got, strict=True):

@@ -185,47 +185,50 @@ def memory_bytes(step: Step, sharded: bool = False) -> dict[str, float]:
         sharded: FSDP: weights, gradients, moments and twin are spread over the GPUs.
     """
     states = sum(state_bytes(step.model).values())
-    exchanged = gathered_bytes(step)["image tokens"] if step.gpus > 1 else 0
+    tokens = step.pairs * image_tokens(step.model.image_encoder) * step.model.image_encoder.width
     return {
         "states": states / (step.gpus if sharded else 1),
         "bf16 casts": HALF * parameters(step.model),
         "queue": queue_bytes(step),
         "activations": sum(activation_bytes(step).values()),
-        "gathered image tokens": 2 * exchanged,  # the pieces and the whole, later the whole and its gradient
+        # In the backward pass: in float32 the gradients of images drawn here, those that arrive and their sum; in bf16
+        # those that left.
+        "drawn image tokens": tokens * (3 * FULL + HALF) if step.gpus > 1 else 0,
     }
 
 
 def gathered_bytes(step: Step) -> dict[str, int]:
     """Bytes that every GPU holds after a gather, in a step: those of all GPUs.
 
-    Image tokens are float32, as the ViT's last norm makes them under autocast; a text is int64 ids and a byte a token.
+    A text is int64 ids and a byte a token; a draw is the int64 number of an image.
     """
     everyone = step.pairs * step.gpus
-    image = step.model.image_encoder
     return {
         "features": everyone * 2 * FULL * step.model.embed_dim,
         "hashes": everyone * 2 * 8,
         "texts": everyone * step.tokens * (8 + 1),
-        "image tokens": everyone * image_tokens(image) * image.width * FULL,
+        "draws": everyone * 8,
     }
 
 
 def drawn_bytes(step: Step) -> int:
-    """What a GPU would receive if only the images drawn as hard negatives travelled, not all images."""
+    """Bytes of the tokens of the images that a GPU draws as hard negatives, in bf16, as they travel."""
     image = step.model.image_encoder
-    return step.pairs * image_tokens(image) * image.width * FULL
+    return step.pairs * image_tokens(image) * image.width * HALF
 
 
 def communication_bytes(step: Step) -> dict[str, float]:
-    """Bytes that each GPU sends in a step, by ring algorithms: (n - 1) / n of what is gathered, twice that of a sum."""
+    """Bytes that each GPU sends in a step: (n - 1) / n of what is gathered, twice that of a sum, by ring algorithms.
+
+    Of the drawn images (n - 1) / n are those of other GPUs. Where all images are drawn equally often, a GPU sends as
+    many as it receives.
+    """
     share = (step.gpus - 1) / step.gpus
-    gathered = gathered_bytes(step)
-    tokens = gathered.pop("image tokens")
     return {
         "gradients, summed": 2 * share * FULL * parameters(step.model),
-        "features, hashes, texts": share * sum(gathered.values()),
-        "image tokens, gathered": share * tokens,
-        "image tokens' gradients, summed": 2 * share * tokens,
+        "features, hashes, texts, draws": share * sum(gathered_bytes(step).values()),
+        "drawn image tokens": share * drawn_bytes(step),
+        "drawn image tokens' gradients": share * drawn_bytes(step),
     }
 
 

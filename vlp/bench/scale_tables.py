@@ -6,8 +6,6 @@ from vlp.bench.scale import (
     Step,
     activation_bytes,
     communication_bytes,
-    drawn_bytes,
-    gathered_bytes,
     memory_bytes,
     parameters,
     state_bytes,
@@ -39,7 +37,7 @@ def tables() -> str:
         "GB a GPU, 8 GPUs, the paper's batch": _memory(),
         "GB of activations a GPU": _activations(),
         "MB that each of 8 GPUs sends in a step, and the milliseconds": _communication(),
-        "GB of image tokens on every GPU": _gathered(),
+        "Drawn image tokens and their gradients that a GPU sends in a step, MB, and all that it sends": _drawn(),
         f"Pairs a second, expected at a share of {RATE / 1e12:.0f} TFLOP/s": _throughput(),
     }
     return "\n\n".join(f"{title}:\n\n{_table(rows)}" for title, rows in parts.items())
@@ -106,12 +104,13 @@ def _communication() -> Rows:
     return [*rows, ("ms of products at half the rate", *(f"{1e3 * value:.0f}" for value in compute))]
 
 
-def _gathered() -> Rows:
-    rows: Rows = [("pairs a GPU, GPUs", *STEPS, *(f"{name}, the drawn alone" for name in STEPS))]
+def _drawn() -> Rows:
+    rows: Rows = [("pairs a GPU, GPUs", *STEPS, *(f"{name}, all" for name in STEPS))]
     for pairs, gpus in ((300, 8), (360, 8), (45, 64), (360, 64)):
-        steps = [replace(step, pairs=pairs, gpus=gpus) for step in STEPS.values()]
-        sizes = [gathered_bytes(step)["image tokens"] for step in steps] + [drawn_bytes(step) for step in steps]
-        rows.append((f"{pairs}, {gpus}", *(f"{size / GB:.2f}" for size in sizes)))
+        sent = [communication_bytes(replace(step, pairs=pairs, gpus=gpus)) for step in STEPS.values()]
+        drawn = [sum(size for name, size in one.items() if name.startswith("drawn")) for one in sent]
+        sizes = drawn + [sum(one.values()) for one in sent]
+        rows.append((f"{pairs}, {gpus}", *(f"{size / 1e6:.0f}" for size in sizes)))
     return rows
 
 

@@ -21,6 +21,7 @@ from vlp.models.attention import attend
 from vlp.models.dropout import dropout
 from vlp.models.initialise import initialise
 from vlp.models.unpadded import Unpadded, without_padding
+from vlp.precision import product_dtype
 
 Side = Literal["encoder", "decoder"]
 
@@ -316,7 +317,7 @@ class TextTower(nn.Module):
         if unpadded is not None:
             x = unpadded.remove(x)
         if bias is not None:
-            bias = bias.to(self._compute_dtype(x))
+            bias = bias.to(product_dtype(x))
         for number, layer in enumerate(self.layers):
             key = memory.keys[number] if memory is not None else None
             value = memory.values[number] if memory is not None else None
@@ -327,11 +328,6 @@ class TextTower(nn.Module):
             else:
                 x = layer(*arguments)
         return x if unpadded is None else unpadded.put_back(x)
-
-    @staticmethod
-    def _compute_dtype(x: Tensor) -> torch.dtype:
-        device = x.device.type
-        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 class LanguageHead(nn.Module):

@@ -7,11 +7,12 @@ from torch import Tensor, nn
 
 from vlp.config import ObjectiveConfig
 from vlp.data.loader import Batch
-from vlp.distributed import all_sum, gather, gather_texts, gather_with_gradient, rank, world_size
+from vlp.distributed import all_sum, exchange_rows, gather, gather_texts, rank, world_size
 from vlp.losses import matching_loss
 from vlp.models.blip import Blip
 from vlp.models.med import ImageMemory
 from vlp.models.momentum import FeatureQueue, MomentumTwin
+from vlp.precision import product_dtype
 from vlp.tasks.contrast import Columns, Rows, contrast
 
 Negatives = tuple[Tensor, Tensor]  # columns of the batch int64 [local], and which rows have one, bool [local]
@@ -119,14 +120,20 @@ class Alignment(nn.Module):
         length = all_ids.shape[1]  # longest of all ranks
         ids, mask = all_ids[rank() * local :][:local], all_mask[rank() * local :][:local]
 
+        if world_size() == 1:
+            other = memory.select(hard_image)
+        else:
+            # Tokens of the drawn images travel, and their gradients travel back, in the dtype of the products to come:
+            # in bf16 half the bytes. Tokens lose nothing, as each product rounds them so; a gradient, the sum over
+            # layers of what these products gave in that dtype, is rounded once more. They travel before own images are
+            # matched, as the host has just waited for the device, for the length of the texts.
+            drawn = exchange_rows(image_tokens, hard_image, product_dtype(image_tokens))
+            other = model.text_tower.project_image(drawn)
+
         # Own and hard text of an image stand together, so both meet its memory without a copy of it.
         with_own = torch.stack([ids, all_ids[hard_text]], dim=1).view(2 * local, length)
         with_own_mask = torch.stack([mask, all_mask[hard_text]], dim=1).view(2 * local, length)
         own_image = model.match_logits(with_own, with_own_mask, memory).view(local, 2, 2)  # [images, text, class]
-        if world_size() == 1:
-            other = memory.select(hard_image)
-        else:  # images of other ranks: their tokens travel, and gradients travel back
-            other = model.text_tower.project_image(gather_with_gradient(image_tokens)[hard_image])
         other_image = model.match_logits(ids, mask, other)
         logits = torch.cat([own_image[:, 0], own_image[:, 1], other_image])
         return logits, torch.cat([torch.ones_like(has_text), has_text, has_image])
