@@ -275,7 +275,7 @@ def _lock(seed: Seed, stage: Stage, wait: bool) -> Iterator[bool]:
 
 def _carry_out(seed: Seed, stage: Stage, place: str, quiet: bool) -> None:
     if not quiet:
-        print(f"[{place}] seed {seed.number}: {stage.name}", flush=True)
+        print(f"[{place}] seed {seed.number}: {stage.name}\n", end="", flush=True)  # in one piece, as jobs share it
     before = _cpu_seconds()
     with _log(seed, stage) as log, redirect_stdout(log):
         numbers = stage.run(seed)
