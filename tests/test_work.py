@@ -178,29 +178,29 @@ def test_a_mistake_and_a_dead_gpu_end_the_process(tmp_path, error):
     assert task.order == ["a"]
 
 
-def _die_in_work(marks: Path, shards: str) -> None:
-    deaths = read_deaths(marks)
+def _die_in_work(listed: Path, shards: str) -> None:
+    deaths = read_deaths(listed)
     with ExitStack() as stack:
         for shard in shards:
-            stack.enter_context(in_work(marks, shard, deaths[shard]))
+            stack.enter_context(in_work(listed, shard, deaths[shard]))
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_what_was_in_work_when_processes_died_comes_last(tmp_path):
     """An end that the process lived to see leaves no mark: a mistake of ours, as Ctrl-C."""
-    marks, mistake = tmp_path / ".list.in-work", TypeError("a mistake")
+    listed, mistake = tmp_path / "list", TypeError("a mistake")
     with pytest.raises(TypeError):
-        work_off(["a", "b"], Work({"a": 1}, mistake), lambda shard: False, tmp_path / "list")
-    assert not read_deaths(marks)
-    assert [finish(start(_die_in_work, marks, shards)) for shards in ("ab", "a")] == [[-9], [-9]]
+        work_off(["a", "b"], Work({"a": 1}, mistake), lambda shard: False, listed)
+    assert not read_deaths(listed)
+    assert [finish(start(_die_in_work, listed, shards)) for shards in ("ab", "a")] == [[-9], [-9]]
     for failing in "abc":
         with pytest.raises(TypeError):
-            work_off(["a", "b", "c"], Work({failing: 1}, mistake), lambda shard: False, tmp_path / "list")
-        assert read_deaths(marks) == {"a": 2, "b": 1}
+            work_off(["a", "b", "c"], Work({failing: 1}, mistake), lambda shard: False, listed)
+        assert read_deaths(listed) == {"a": 2, "b": 1}
     task = Work({"a": 2}, OSError("the disk is away"))
-    assert work_off(["a", "b", "c"], task, lambda shard: False, tmp_path / "list").shards == 3
+    assert work_off(["a", "b", "c"], task, lambda shard: False, listed).shards == 3
     assert task.order == ["c", "b", "a", "a", "a"]
-    assert not marks.exists()
+    assert not list(tmp_path.iterdir())
 
 
 def _die_together(folder: Path) -> None:
@@ -234,7 +234,7 @@ def _die_together(folder: Path) -> None:
 def test_what_dies_with_a_guilty_shard_is_not_given_up(tmp_path):
     for deaths in range(1, 4):
         assert -9 in finish(start(_die_together, tmp_path, count=2))
-        assert read_deaths(tmp_path / ".list.in-work") == {"guilty": deaths, "slow": min(deaths, 2)}
+        assert read_deaths(tmp_path / "list") == {"guilty": deaths, "slow": min(deaths, 2)}
     assert finish(start(_die_together, tmp_path, count=2)) == [1, 0]
     assert [json.loads(line)["shard"] for line in (tmp_path / "list").read_text().splitlines()] == ["guilty"]
     assert (tmp_path / "slow").exists()

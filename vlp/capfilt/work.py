@@ -4,7 +4,6 @@ import itertools
 import json
 import logging
 import re
-import shutil
 import tarfile
 import time
 from collections import Counter
@@ -15,7 +14,7 @@ from pathlib import Path
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
-from vlp.capfilt.begun import in_work, read_deaths
+from vlp.capfilt.begun import forget_deaths, in_work, read_deaths
 from vlp.capfilt.score import Progress, ScoreCounts, ShardCounts
 from vlp.data.shards import index_shard
 from vlp.distributed import is_main, rank, restarts, world_size
@@ -66,9 +65,11 @@ def work_off(
     """Do this process's share of the shards: whoever is free takes the next one.
 
     A shard that fails is tried again after the others, three times in all. So is one whose process died, by processes
-    that are started again: marks beside `listed` tell them of it. What was in work in other processes then is
-    suspected too, so the third time is the first process's alone, when no other works. This one also waits for the
-    rest, and writes what was given up to `listed`, a JSON object (shard, error, attempts) a line.
+    that are started again: marks beside `listed` tell them of it. What other processes had in work then is suspected
+    too, so the third time is the first process's, when no other works.
+
+    The first process waits for the rest, and writes what was given up to `listed`, a JSON object (shard, error,
+    attempts) a line.
 
     Returns:
         In the first process the counts of all together, in each other its own.
@@ -76,8 +77,8 @@ def work_off(
     Raises:
         WorkError: in the first process, when shards were given up or another process died.
     """
-    board, marks = _Board(), listed.with_name(f".{listed.name}.in-work")
-    deaths = Counter[str](board.said_by_first(lambda: _read_and_tell(marks)))
+    board = _Board()
+    deaths = Counter[str](board.said_by_first(lambda: _read_and_tell(listed)))
     together = sorted((shard for shard in shards if deaths[shard] < TRIES - 1), key=deaths.__getitem__)
     alone = [shard for shard in shards if deaths[shard] >= TRIES - 1]
     with ProgressBar("images", quiet=not is_main()) as bar:
@@ -88,7 +89,7 @@ def work_off(
             show(what)
 
         def score_marked(shard: str, progress: Progress) -> ShardCounts:
-            with in_work(marks, shard, deaths[shard]):
+            with in_work(listed, shard, deaths[shard]):
                 return score(shard, progress)
 
         def share(shards: Iterable[str]) -> dict:
@@ -100,7 +101,7 @@ def work_off(
         if not is_main():
             return ScoreCounts(**mine["counts"])
         results = [*board.collect(show), share(alone)]
-    shutil.rmtree(marks, ignore_errors=True)  # every shard has its table or is listed
+    forget_deaths(listed)
     _report([one for result in results for one in result["failures"]], len(shards), listed)
     return _together([result["counts"] for result in results])
 
@@ -119,8 +120,8 @@ def start_list(listed: Path) -> None:
         listed.parent.mkdir(parents=True, exist_ok=True)
 
 
-def _read_and_tell(marks: Path) -> dict[str, int]:
-    deaths = read_deaths(marks)
+def _read_and_tell(listed: Path) -> dict[str, int]:
+    deaths = read_deaths(listed)
     for shard, count in deaths.items():
         log.warning("%s was in work when its process died, %d of %d times", shard, count, TRIES)
     return deaths
