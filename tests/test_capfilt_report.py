@@ -174,6 +174,24 @@ def test_a_selection_marks_the_same_texts_as_a_folder_and_as_a_table(whole, scor
     assert again.source.replace("new.parquet", "new") == page.source
 
 
+@pytest.mark.parametrize("target", ["output", "table"])
+def test_a_key_in_two_shards_is_kept_in_that_which_was_selected(tmp_path, target):
+    """Three shards number their samples alike, and have the same texts; a table tells even equal images apart."""
+    for number, seed in enumerate((4, 4, 5) if target == "table" else (4, 5, 6)):
+        shard = tmp_path / f"{number}.tar"
+        write_scenes(str(tmp_path / "new"), 5, "web", 0.5, 32, 5, seed=seed)
+        shutil.move(tmp_path / "new" / "00000.tar", shard)
+        samples = list(iterate_samples(str(shard)))
+        rows = [Scored(one.key, "web", "a text", 0.9 if number == 0 else 0.1, 0.0, one.info["uid"]) for one in samples]
+        write_table(str(shard), rows, {})
+    chosen = str(tmp_path / ("chosen.parquet" if target == "table" else "chosen"))
+    select(f"{tmp_path}/*.capfilt.parquet", "itm >= 0.5", quiet=True, **{target: chosen})
+    page = make_page(tmp_path, tmp_path / "page.html", chosen)
+    assert "5 of 15 images" in page.text and "5 of 15 web texts" in page.text
+    assert page.text.count("✓ kept") == page.text.count("✓ kept ITM 0.90") == 4
+    assert page.text.count("✗ ITM 0.10") == 4
+
+
 def test_what_no_rule_kept_and_what_no_table_was_made_from(copied, tmp_path):
     """A folder without shards selects nothing; shards that changed or are gone show no pictures."""
     select(f"{copied}/*.capfilt.parquet", "itm > 2", output=str(tmp_path / "none"), quiet=True)

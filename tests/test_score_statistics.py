@@ -59,9 +59,14 @@ def tables(request, tmp_path_factory):
         write_table(str(shard), own, {})
         for row in own:
             stored = vars(row) | {name: finite(getattr(row, name)) for name in SCORES}
-            rows.append(SimpleNamespace(**stored, table=paths[-1]))
+            rows.append(SimpleNamespace(**stored, table=paths[-1], shard=shard.name))
     with open_tables(paths) as connection:
         yield SimpleNamespace(connection=connection, paths=paths, rows=rows, images=images_of(rows))
+
+
+def what_of(row):
+    """What tells a text of one shard from the others."""
+    return row.key, row.uid, row.source, row.text
 
 
 def images_of(rows):
@@ -226,13 +231,16 @@ def test_deciles_and_the_images_drawn_of_each(tables, seed):
 
 def test_texts_of_images_with_what_was_selected(tables, tmp_path):
     rng = random.Random(5)
-    chosen = {(row.key, row.source, row.text) for row in tables.rows if rng.random() < 0.3}
-    keys, sources, texts = (list(column) for column in zip(*sorted(chosen), strict=True))
-    rows = pa.table({"shard": ["else.tar"] * len(keys), "text": texts, "key": keys, "source": sources})
-    pq.write_table(rows.slice(0, 5), tmp_path / "kept.parquet")
+    # Half are told with their shard, in another folder, and half without, which means the image in every shard.
+    told = sorted({(row.shard, *what_of(row)) for row in tables.rows if rng.random() < 0.2})
+    told = [row if place % 2 else ("", *row[1:]) for place, row in enumerate(told)]
+    columns = [list(column) for column in zip(*told, strict=True)]
+    columns[0] = [name and f"else/{name}" for name in columns[0]]
+    rows = pa.table(columns, names=["shard", "key", "uid", "source", "text"])
+    pq.write_table(rows.slice(0, 15), tmp_path / "kept.parquet")
     statistics.add_selected(tables.connection, str(tmp_path / "kept.parquet"))
-    statistics.add_selected(tables.connection, rows.slice(5))
-    kept = {id(row): (row.key, row.source, row.text) in chosen for row in tables.rows}
+    statistics.add_selected(tables.connection, rows.slice(15))
+    kept = {id(row): bool({("", *what_of(row)), (row.shard, *what_of(row))} & set(told)) for row in tables.rows}
     expected = {
         "images": (sum(any(kept[id(row)] for row in own) for own in tables.images.values()), len(tables.images))
     }
@@ -334,8 +342,10 @@ def test_names_with_letters_that_globs_know_and_folders_named_like_a_column(tmp_
     folder.mkdir()
     path = write_one(folder, [Scored("a", "web", "one", 0.5, 0.0)], "a[1]*.tar")
     write_one(folder, [Scored("a", "web", "other", 0.5, 0.0)], "a1b.tar")
+    selected = str(folder / "kept[1]*.parquet")
+    pq.write_table(pq.read_table(path).append_column("shard", [["web/a[1]*.tar"]]), selected)
     with open_tables([path]) as connection:
-        statistics.add_selected(connection, path)
+        statistics.add_selected(connection, selected)
         assert connection.execute("SELECT filename, source, text FROM texts").fetchall() == [(path, "web", "one")]
         assert statistics.kept_by_selection(connection) == {"images": (1, 1), "web": (1, 1)}
 

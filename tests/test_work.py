@@ -6,7 +6,11 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import socket
+import sys
+from contextlib import ExitStack, suppress
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
@@ -17,7 +21,8 @@ import torch.distributed as dist
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from typer.testing import CliRunner
 
-from vlp.capfilt import work
+from vlp.capfilt import pictures, work
+from vlp.capfilt.begun import in_work, read_deaths
 from vlp.capfilt.run import score
 from vlp.capfilt.score import ScoreCounts, ShardCounts
 from vlp.capfilt.work import parse_part, start_list, work_off
@@ -25,7 +30,7 @@ from vlp.cli import app
 from vlp.config import CapFiltConfig, DecodingConfig
 from vlp.data.scenes import write_scenes
 from vlp.data.score_tables import table_path
-from vlp.data.shards import expand_shards
+from vlp.data.shards import expand_shards, iterate_samples
 from vlp.errors import UserError, WorkError
 
 PROCESSES = multiprocessing.get_context("forkserver")  # processes that need not import torch again
@@ -173,6 +178,68 @@ def test_a_mistake_and_a_dead_gpu_end_the_process(tmp_path, error):
     assert task.order == ["a"]
 
 
+def _die_in_work(listed: Path, shards: str) -> None:
+    deaths = read_deaths(listed)
+    with ExitStack() as stack:
+        for shard in shards:
+            stack.enter_context(in_work(listed, shard, deaths[shard]))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_was_in_work_when_processes_died_comes_last(tmp_path):
+    """An end that the process lived to see leaves no mark: a mistake of ours, as Ctrl-C."""
+    listed, mistake = tmp_path / "list", TypeError("a mistake")
+    with pytest.raises(TypeError):
+        work_off(["a", "b"], Work({"a": 1}, mistake), lambda shard: False, listed)
+    assert not read_deaths(listed)
+    assert [finish(start(_die_in_work, listed, shards)) for shards in ("ab", "a")] == [[-9], [-9]]
+    for failing in "abc":
+        with pytest.raises(TypeError):
+            work_off(["a", "b", "c"], Work({failing: 1}, mistake), lambda shard: False, listed)
+        assert read_deaths(listed) == {"a": 2, "b": 1}
+    task = Work({"a": 2}, OSError("the disk is away"))
+    assert work_off(["a", "b", "c"], task, lambda shard: False, listed).shards == 3
+    assert task.order == ["c", "b", "a", "a", "a"]
+    assert not list(tmp_path.iterdir())
+
+
+def _die_together(folder: Path) -> None:
+    """As where memory is short and the machine kills all: "guilty" does so, when another is in work if there is one."""
+    dist.init_process_group("gloo")
+    store, me = work._get_default_store(), dist.get_rank()
+    store.set(f"process {me}", str(os.getpid()))
+
+    def begin(shard: str, progress) -> ShardCounts:
+        store.set(shard, "")
+        together = True
+        try:
+            store.wait(["guilty" if shard == "slow" else "slow"], timedelta(seconds=1))
+        except dist.DistStoreError:
+            together = False
+        if shard == "guilty":
+            for process in [int(store.get(f"process {rank}")) for rank in (1 - me, me)]:
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+        elif together:
+            store.get("never")
+        (folder / shard).touch()
+        return ShardCounts(1, 1)
+
+    try:
+        work_off(["guilty", "slow"], begin, lambda shard: (folder / shard).exists(), folder / "list")
+    except WorkError:
+        sys.exit(1)
+
+
+def test_what_dies_with_a_guilty_shard_is_not_given_up(tmp_path):
+    for deaths in range(1, 4):
+        assert -9 in finish(start(_die_together, tmp_path, count=2))
+        assert read_deaths(tmp_path / "list") == {"guilty": deaths, "slow": min(deaths, 2)}
+    assert finish(start(_die_together, tmp_path, count=2)) == [1, 0]
+    assert [json.loads(line)["shard"] for line in (tmp_path / "list").read_text().splitlines()] == ["guilty"]
+    assert (tmp_path / "slow").exists()
+
+
 def test_the_progress_is_that_of_all_and_its_total_is_estimated(tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(work.ProgressBar, "add", lambda bar, what, count: advance(bar, count))
@@ -261,11 +328,12 @@ def test_four_processes_change_no_row(config, expected):
     assert rows_of(config.shards) == expected
 
 
-def _launch(config: CapFiltConfig, restarts: int) -> None:
+def _launch(config: CapFiltConfig, restarts: int, target=score, *arguments) -> None:
     """What torchrun does, and accelerate's launcher through it."""
     logging.disable()  # the launcher's own words
     how = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "start_method": "fork"}
-    elastic_launch(LaunchConfig(1, 1, nproc_per_node=2, max_restarts=restarts, run_id="run", **how), score)(config)
+    launch = LaunchConfig(1, 1, nproc_per_node=2, max_restarts=restarts, run_id="run", **how)
+    elastic_launch(launch, target)(config, *arguments)
 
 
 @pytest.mark.parametrize("restarts", [0, 1])
@@ -279,3 +347,41 @@ def test_a_killed_process_ends_the_run_or_is_started_again_and_changes_no_row(co
         assert rows_of(config.shards) == expected
     else:
         assert len(tables(config)) < 8
+
+
+def _score_and_die(config: CapFiltConfig, deadly: bytes, folder: Path) -> None:
+    """Scores where decoding one image kills the process; what is said at the end is in FOLDER/said."""
+    decode = pictures._decode
+
+    def decode_or_die(data: bytes, judges) -> pictures._Decoded:
+        if data == deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return decode(data, judges)
+
+    pictures._decode = decode_or_die
+    try:
+        score(config)
+    except WorkError as error:
+        (folder / "said").write_text(str(error))
+        raise SystemExit(1) from None
+
+
+@pytest.mark.parametrize("launched", [True, False])
+def test_a_shard_that_kills_its_process_is_given_up_and_named(config, expected, tmp_path, launched):
+    guilty = expand_shards(config.shards)[1]
+    deadly = next(iterate_samples(guilty)).image
+    if launched:
+        assert finish(start(_launch, config, 3, _score_and_die, deadly, tmp_path)) == [1]
+    else:
+        codes = [finish(start(_score_and_die, config, deadly, tmp_path))[0] for _ in range(4)]
+        assert codes == [-9, -9, -9, 1]
+    assert (
+        f"1 of 8 shards failed 3 times and have no table, the first of them {guilty} (its process died)"
+        in (tmp_path / "said").read_text()
+    )
+    listed = tmp_path / "web" / "capfilt-failures.jsonl"
+    assert json.loads(listed.read_text()) == {"shard": guilty, "error": "its process died", "attempts": 3}
+    assert [path.name for path in tables(config)] == [f"0000{number}.capfilt.parquet" for number in (0, *range(2, 8))]
+    assert sorted(path.name for path in (tmp_path / "web").glob(".*")) == []
+    score(config)  # the guilty image is mended
+    assert rows_of(config.shards) == expected

@@ -1,6 +1,5 @@
 """Score a shard: caption every image, and ask the judges about its own texts and the new captions."""
 
-import hashlib
 import json
 import math
 import os
@@ -19,7 +18,7 @@ from vlp.capfilt.encoded_images import EncodedImages, TextScores
 from vlp.capfilt.judges import Judges
 from vlp.capfilt.pictures import Batch, read_batches
 from vlp.config import DecodingConfig
-from vlp.data.score_tables import NAME, Scored, shard_state, write_table
+from vlp.data.score_tables import NAME, Scored, image_uid, shard_state, write_table
 from vlp.data.shards import BadSample, BadSamples, Sample
 from vlp.data.transforms import clean_caption
 from vlp.model import Model
@@ -138,9 +137,7 @@ def score_batch(batch: Batch, judges: Judges, settings: ScoreSettings, shard: st
 
 def _blank(sample: Sample, size: tuple[int, int]) -> dict[str, Any]:
     """What all rows of an image have in common."""
-    uid = sample.info.get("uid")
-    if not isinstance(uid, str) or not uid:
-        uid = hashlib.sha256(sample.image).hexdigest()
+    uid = image_uid(sample.image, sample.info)
     return {"key": sample.key, "uid": uid, "width": size[0], "height": size[1]}
 
 

@@ -7,13 +7,14 @@ import re
 import tarfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
+from vlp.capfilt.begun import forget_deaths, in_work, read_deaths
 from vlp.capfilt.score import Progress, ScoreCounts, ShardCounts
 from vlp.data.shards import index_shard
 from vlp.distributed import is_main, rank, restarts, world_size
@@ -63,8 +64,12 @@ def work_off(
 ) -> ScoreCounts:
     """Do this process's share of the shards: whoever is free takes the next one.
 
-    A shard that fails is tried again after the others, three times in all. The first process waits for the rest, and
-    writes what was given up to `listed`, a JSON object (shard, error, attempts) a line.
+    A shard that fails is tried again after the others, three times in all. So is one whose process died, by processes
+    that are started again: marks beside `listed` tell them of it. What other processes had in work then is suspected
+    too, so the third time is the first process's, when no other works.
+
+    The first process waits for the rest, and writes what was given up to `listed`, a JSON object (shard, error,
+    attempts) a line.
 
     Returns:
         In the first process the counts of all together, in each other its own.
@@ -73,6 +78,9 @@ def work_off(
         WorkError: in the first process, when shards were given up or another process died.
     """
     board = _Board()
+    deaths = Counter[str](board.said_by_first(lambda: _read_and_tell(listed)))
+    together = sorted((shard for shard in shards if deaths[shard] < TRIES - 1), key=deaths.__getitem__)
+    alone = [shard for shard in shards if deaths[shard] >= TRIES - 1]
     with ProgressBar("images", quiet=not is_main()) as bar:
         show = _Display(bar, board, shards).show if is_main() else lambda what: None
 
@@ -80,11 +88,20 @@ def work_off(
             board.count(images)
             show(what)
 
-        counts, failures = _share(board, shards, score, is_finished, progress)
-        board.post({"counts": asdict(counts), "failures": [asdict(one) for one in failures]})
+        def score_marked(shard: str, progress: Progress) -> ShardCounts:
+            with in_work(listed, shard, deaths[shard]):
+                return score(shard, progress)
+
+        def share(shards: Iterable[str]) -> dict:
+            counts, failures = _share(board, shards, deaths, score_marked, is_finished, progress)
+            return {"counts": asdict(counts), "failures": [asdict(one) for one in failures]}
+
+        mine = share(_handed_out(board, together))
+        board.post(mine)
         if not is_main():
-            return counts
-        results = board.collect(show)
+            return ScoreCounts(**mine["counts"])
+        results = [*board.collect(show), share(alone)]
+    forget_deaths(listed)
     _report([one for result in results for one in result["failures"]], len(shards), listed)
     return _together([result["counts"] for result in results])
 
@@ -103,22 +120,34 @@ def start_list(listed: Path) -> None:
         listed.parent.mkdir(parents=True, exist_ok=True)
 
 
+def _read_and_tell(listed: Path) -> dict[str, int]:
+    deaths = read_deaths(listed)
+    for shard, count in deaths.items():
+        log.warning("%s was in work when its process died, %d of %d times", shard, count, TRIES)
+    return deaths
+
+
 def _share(
     board: "_Board",
-    shards: list[str],
+    shards: Iterable[str],
+    deaths: Counter[str],
     score: Callable[[str, Progress], ShardCounts],
     is_finished: Callable[[str], bool],
     progress: Progress,
 ) -> tuple[ScoreCounts, list[Failure]]:
-    """What this process did."""
+    """What this process did of `shards`, which may come from `_handed_out`."""
     counts, bad = ScoreCounts(), Counter[str]()
     again: list[tuple[str, int]] = []
     failures: list[Failure] = []
-    for shard, attempt in _handed_out(board, shards, again):
+    for shard, attempt in itertools.chain(((shard, 1) for shard in shards), _emptied(again)):
         board.begin()
         try:
             if is_finished(shard):
                 counts.skipped_shards += 1
+                board.add("left out", 1)
+                continue
+            if deaths[shard] >= TRIES:
+                failures.append(Failure(shard, "its process died", deaths[shard]))
                 board.add("left out", 1)
                 continue
             done = score(shard, progress)
@@ -144,10 +173,14 @@ def _share(
     return counts, failures
 
 
-def _handed_out(board: "_Board", shards: list[str], again: list[tuple[str, int]]) -> Iterator[tuple[str, int]]:
-    """Shards that no other process gets, then those that failed here; each with the number of the attempt."""
+def _handed_out(board: "_Board", shards: list[str]) -> Iterator[str]:
+    """Shards that no other process gets."""
     while (number := board.add("handed out", 1) - 1) < len(shards):
-        yield shards[number], 1
+        yield shards[number]
+
+
+def _emptied(again: list[tuple[str, int]]) -> Iterator[tuple[str, int]]:
+    """What is in the list or comes to it, from the front."""
     while again:
         yield again.pop(0)
 
@@ -168,6 +201,12 @@ class _Board:
     def add(self, name: str, number: int) -> int:
         """Add to a counter, in one step for all processes; returns its sum."""
         return self.store.add(name, number)
+
+    def said_by_first(self, make: Callable[[], dict[str, int]]) -> dict[str, int]:
+        """What the first process makes; once in a run."""
+        if is_main():
+            self.store.set("said by first", json.dumps(make()))
+        return json.loads(self.store.get("said by first"))
 
     def begin(self) -> None:
         """Say that this process turns to another shard."""

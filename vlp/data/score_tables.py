@@ -20,7 +20,7 @@ METADATA = "vlp.capfilt"  # the key in the file's metadata under which it is sai
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
-        ("uid", pa.string()),  # of the image: `uid` of the sample's JSON (DataComp's), else sha256 of the encoded file
+        ("uid", pa.string()),  # of the image, see `image_uid`
         ("source", pa.string()),  # "web", "human" or "synthetic"
         ("caption_id", pa.int32()),  # number of the text among those of its image and source
         ("text", pa.string()),
@@ -64,6 +64,12 @@ def table_path(shard: str, name: str = NAME) -> Path:
     if "://" in shard:
         raise UserError(f"Score tables lie beside their shards, and {shard} is remote: copy or mount it first.")
     return Path(f"{shard.removesuffix('.tar')}.{name}.parquet")
+
+
+def image_uid(image: bytes, info: dict[str, Any]) -> str:
+    """The uid of an encoded image: `uid` of its sample's JSON (DataComp's), else the sha256 of the file."""
+    uid = info.get("uid")
+    return uid if isinstance(uid, str) and uid else hashlib.sha256(image).hexdigest()
 
 
 def shard_stamp(shard: str) -> str:

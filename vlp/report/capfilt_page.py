@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from duckdb import Error as DuckDBError
 from markupsafe import Markup
 
-from vlp.data.score_tables import SCHEMA, VERSION, is_same_shard, read_settings
+from vlp.data.score_tables import SCHEMA, VERSION, image_uid, is_same_shard, read_settings
 from vlp.data.shards import (
     BadSampleError,
     ShardIndex,
@@ -34,7 +34,7 @@ PICTURES_EACH = 4  # images drawn of each decile
 PIXELS = 160  # longer side of a picture on the page
 STEPS = 6  # of which progress is told
 HIDDEN = ("version", "shard", "shard_sha256", "settings")  # for programs, or said elsewhere
-SELECTED = pa.schema([("key", pa.string()), ("source", pa.string()), ("text", pa.string())])
+SELECTED = pa.schema([(name, pa.string()) for name in ("shard", "key", "uid", "source", "text")])
 TITLES = {
     "itm": "ITM probability",
     "itc": "ITC cosine",
@@ -167,8 +167,8 @@ def _read_selected(connection: Connection, selected: str) -> None:
     if not Path(selected).is_dir():
         raise UserError(f"There is no {selected}; name the folder or the table that `vlp capfilt select` wrote.")
     for shard in sorted(Path(selected).glob("*.tar")):  # none where nothing satisfied the rules
-        rows = [
-            {"key": one.key, "source": source, "text": text}
+        rows = [  # a new shard does not say which shard its samples are from
+            {"shard": "", "key": one.key, "uid": image_uid(one.image, one.info), "source": source, "text": text}
             for one in iterate_samples(glob.escape(str(shard)))
             for text, source in zip(one.captions, one.sources, strict=True)
         ]

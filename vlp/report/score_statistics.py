@@ -22,7 +22,12 @@ FOR_QUANTILES = 2_000_000  # texts from whose images quantiles are taken, which 
 BINS = 40
 TOP = 10  # captions and n-grams that are listed
 WORDS = r"regexp_extract_all(lower(text), '[^\s.,!?\"()*#:;~]+')"
-IS_SELECTED = "(key, source, text) IN (SELECT (key, source, text) FROM selected)"
+# A key may occur in several shards. The image's uid tells them apart, and the shard's name where the selection has it.
+SHARD = r"regexp_replace(parse_filename(filename), '\.[^.]*\.parquet$', '.tar')"
+IS_SELECTED = " OR ".join(
+    f"({shard}, key, uid, source, text) IN (SELECT (shard, key, uid, source, text) FROM selected)"
+    for shard in ("''", SHARD)
+)
 Connection = duckdb.DuckDBPyConnection
 
 
@@ -76,7 +81,8 @@ def open_tables(paths: list[str]) -> Iterator[Connection]:
             connection.read_parquet(list(map(_literal, paths)), filename=True).create_view("stored")
             finite = ", ".join(f"CASE WHEN isfinite({name}) THEN {name}::DOUBLE END AS {name}" for name in SCORES)
             connection.execute(f"CREATE VIEW texts AS SELECT * REPLACE ({finite}) FROM stored")
-            connection.execute("CREATE TABLE selected (key VARCHAR, source VARCHAR, text VARCHAR)")
+            columns = "shard VARCHAR, key VARCHAR, uid VARCHAR, source VARCHAR, text VARCHAR"
+            connection.execute(f"CREATE TABLE selected ({columns})")
             (total,) = _row(connection, "SELECT count(*) FROM stored")
             # Keys are drawn by their hash, so that the same tables make the same page.
             connection.execute(
@@ -100,14 +106,15 @@ def open_tables(paths: list[str]) -> Iterator[Connection]:
 
 
 def add_selected(connection: Connection, rows: pa.Table | str) -> None:
-    """Take note of texts that a selection kept: rows with key, source and text, or the path of a parquet of such."""
+    """Take note of texts that a selection kept: rows with shard, key, uid, source and text, or the path of a parquet of
+    such. The shard is "" where its name is not known."""
     found = connection.read_parquet(_literal(rows)) if isinstance(rows, str) else connection.from_arrow(rows)
-    found.project("key, source, text").insert_into("selected")
+    found.project("parse_filename(shard), key, uid, source, text").insert_into("selected")
 
 
 def kept_by_selection(connection: Connection) -> dict[str, tuple[int, int]]:
     """Texts that are among the selected ones, and all texts, by source; under "images" those with a text that is."""
-    query = f"SELECT *, {IS_SELECTED} AS kept FROM texts"
+    query = f"SELECT *, ({IS_SELECTED}) AS kept FROM texts"
     rows = connection.execute(f"SELECT source, count(*) FILTER (kept), count(*) FROM ({query}) GROUP BY source")
     found = {source: (kept, total) for source, kept, total in rows.fetchall()}
     images = f"SELECT bool_or(kept) AS kept FROM ({query}) GROUP BY filename, key"
@@ -234,7 +241,7 @@ def texts_of(connection: Connection, images: list[tuple[str, str]]) -> dict[tupl
     """All texts of some images (path of the table, key): source, text, scores, tokens, and whether they are `kept`."""
     names = ("source", "text", *SCORES, "tokens", "kept")
     rows = connection.execute(
-        f"SELECT filename, key, {', '.join(names[:-1])}, {IS_SELECTED} AS kept FROM texts "
+        f"SELECT filename, key, {', '.join(names[:-1])}, ({IS_SELECTED}) AS kept FROM texts "
         "WHERE filename IN $files AND key IN $keys ORDER BY source DESC, caption_id",
         {"files": [file for file, _ in images], "keys": [key for _, key in images]},
     ).fetchall()
