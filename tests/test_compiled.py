@@ -39,9 +39,12 @@ def losses_and_gradients(task: PretrainTask, batch: Batch) -> tuple[dict, dict]:
     return {name: value.detach() for name, value in losses.items()}, gradients
 
 
-def test_a_compiled_step_is_the_plain_one():
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_compiled_step_is_the_plain_one(checkpointing):
     plain, batch = pretraining_task()
     compiled, _ = pretraining_task()
+    if checkpointing:
+        compiled.model.checkpoint_activations()
     compile_blocks(compiled, backend="aot_eager")  # all but writing programs, which takes a minute
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
