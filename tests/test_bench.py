@@ -68,8 +68,9 @@ def test_lavis_is_measured_where_it_is_installed(what, monkeypatch):
     except UserError as error:
         pytest.skip(str(error))
     monkeypatch.setitem(command.SIZES, "small", TINY)
-    (line,) = command.bench(what, "small", "fp32", 4, peers=True, repeats=1)
-    assert line.ours > 1 and line.peer > 1 and 0.05 < line.peer_peak_memory_gib < 5
+    lines = command.bench(what, "small", "fp32", 4, peers=True, repeats=1)
+    assert all(line.ours > 1 and line.peer > 1 and 0.05 < line.peer_peak_memory_gib < 5 for line in lines)
+    assert len(lines) == (2 if what == "train" else 1)  # at its best, as it comes
 
 
 @pytest.mark.parametrize("what", ["train", "data"])

@@ -21,7 +21,7 @@ Work = Callable[[], object]
 
 
 def lavis_train(settings: dict) -> Work:
-    """A pretraining step of LAVIS's BLIP on random images: forward with momentum and queue, backward, fused AdamW."""
+    """A pretraining step of LAVIS's BLIP on random images: forward with momentum and queue, backward, AdamW."""
     _import_lavis()
     from lavis.models.blip_models.blip import BlipBase
     from lavis.models.blip_models.blip_pretrain import BlipPretrain
@@ -49,7 +49,7 @@ def lavis_train(settings: dict) -> Work:
     model = BlipPretrain(image, text, decoder, queue_size=settings["queue"]).to(_device()).train()
     captions = settings["captions"]
     samples = {"image": _images(settings), "text_input": captions, "epoch": 0, "iters": 0, "num_iters_per_epoch": 100}
-    return _step(model, lambda: model(samples).loss, settings["precision"])
+    return _step(model, lambda: model(samples).loss, settings["precision"], settings["fused"])
 
 
 def open_clip_train(settings: dict) -> Work:
@@ -114,11 +114,11 @@ def main() -> None:
             torch.cuda.synchronize()
 
 
-def _step(model: torch.nn.Module, loss: Callable[[], torch.Tensor], precision: str) -> Work:
+def _step(model: torch.nn.Module, loss: Callable[[], torch.Tensor], precision: str, fused: bool = True) -> Work:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     decayed, others = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=1e-5, fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=1e-5, fused=fused or None)
     autocast = partial(torch.autocast, _device().type, torch.bfloat16, enabled=precision == "bf16")
 
     def work() -> None:

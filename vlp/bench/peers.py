@@ -13,7 +13,6 @@ import torch
 from vlp.errors import UserError, WorkError
 
 WORKER = Path(__file__).with_name("peer_worker.py")
-# The allocator as ours has it (see allocator.py): the peer at its best.
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
 
 
@@ -24,20 +23,21 @@ class PeerProcess:
         peak_memory_gib: the most memory the process has held.
     """
 
-    def __init__(self, python: str, peer: str, settings: dict[str, Any]):
+    def __init__(self, python: str, peer: str, settings: dict[str, Any], keep_freed_memory: bool = True):
         """Start the process and wait until the peer is built.
 
         Args:
             python: the interpreter, `lavis_python()` or `sys.executable`.
             peer: one of peer_worker's WORKS.
             settings: what that one reads.
+            keep_freed_memory: have its allocator work as ours does (see allocator.py): the peer at its best.
 
         Raises:
             WorkError: the peer could not be built.
         """
         self.name = peer
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the process)
-        environment = {**os.environ, **KEEP_FREED_MEMORY, "HF_HUB_OFFLINE": "1"}
+        environment = {**os.environ, **(KEEP_FREED_MEMORY if keep_freed_memory else {}), "HF_HUB_OFFLINE": "1"}
         environment.pop("PYTHONPATH", None)  # its packages are its own
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(

@@ -1,7 +1,6 @@
 """Pairs a second of a pretraining step, beside LAVIS's: forward, backward, fused AdamW, momentum twin and queue."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -33,6 +32,9 @@ def bench_train(
 ) -> list[Measured]:
     """One optimiser step on a batch of random images and captions, under autocast in bf16.
 
+    LAVIS is measured at its best, with fused AdamW, an allocator that keeps freed memory, and autocast where ours has
+    it; and as it comes: with the optimiser of its runner, which casts on GPUs alone.
+
     Args:
         compiled: compile our blocks.
 
@@ -42,13 +44,19 @@ def bench_train(
     if device().type == "cpu":
         keep_freed_memory()
     captions = bench_captions(size.vocabulary, batch)
-    sizes = {"width": size.width, "layers": size.layers, "heads": size.heads, "image_size": size.image_size}
-    inputs = {"words": bench_words(size.vocabulary), "captions": captions, "precision": precision, "queue": QUEUE}
-    with PeerProcess(lavis_python(), "lavis_train", {**sizes, **inputs}) if peers else nullcontext() as peer:
-        make_peer = (lambda: peer) if peers else None
-        step = _training_step(size, precision, captions, compiled)
-        line = compare("pretraining step", "pairs/s", batch, precision, step, make_peer, repeats)
-        return [replace(line, peer_peak_memory_gib=peer.peak_memory_gib if peer else None)]
+    step = _training_step(size, precision, captions, compiled)
+    if not peers:
+        return [compare("pretraining step", "pairs/s", batch, precision, step, None, repeats)]
+    theirs = {"width": size.width, "layers": size.layers, "heads": size.heads, "image_size": size.image_size}
+    theirs |= {"words": bench_words(size.vocabulary), "captions": captions, "queue": QUEUE}
+    lines = []
+    for name, best, their_precision in (("at its best", True, precision), ("as it comes", False, "fp32")):
+        settings = {**theirs, "fused": best, "precision": their_precision}
+        with PeerProcess(lavis_python(), "lavis_train", settings, keep_freed_memory=best) as peer:
+            what = f"pretraining step, LAVIS {name} ({their_precision})"
+            line = compare(what, "pairs/s", batch, precision, step, lambda peer=peer: peer, repeats)
+            lines.append(replace(line, peer_peak_memory_gib=peer.peak_memory_gib))
+    return lines
 
 
 def bench_words(vocabulary: int) -> list[str]:
