@@ -14,6 +14,7 @@ from vlp.bench.train import MAX_TOKENS, bench_captions, bench_tokenizer, optimis
 from vlp.config import ModelConfig, OptimConfig
 from vlp.losses import contrastive_loss
 from vlp.models.blip import Blip
+from vlp.models.packed import pack_linears
 from vlp.optim import build_optimizer
 
 EMBED_DIM = 512
@@ -49,6 +50,7 @@ def bench_clip(size: Size, precision: str, batch: int, peers: bool, repeats: int
 def _training_step(config: ModelConfig, ids: torch.Tensor, mask: torch.Tensor, precision: str) -> Work:
     torch.manual_seed(0)
     blip = Blip(config).to(device())
+    pack_linears(blip)
     optimizer = build_optimizer(OptimConfig(learning_rate=1e-5), blip)  # it skips what gets no gradient here
     size = config.image_encoder.image_size
     images = torch.randint(0, 256, (len(ids), 3, size, size), dtype=torch.uint8, device=device())
