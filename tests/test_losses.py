@@ -9,7 +9,6 @@ from vlp.losses import (
     contrastive_loss,
     contrastive_targets,
     draw_hard_negatives,
-    language_loss,
     matching_loss,
     uniform_noise,
 )
@@ -69,15 +68,6 @@ def test_matching_loss_counts_what_counts():
     expected = math.log(1 + math.exp(-2)) + math.log(1 + math.exp(-1))
     assert abs(total.item() - expected) < 1e-6
     assert (right.item(), pairs.item()) == (2, 2)
-
-
-def test_language_loss_equals_the_formula_of_label_smoothing():
-    torch.manual_seed(0)
-    logits, targets, smoothing = torch.randn(5, 11), torch.randint(11, (5,)), 0.1
-    log_p = logits - logits.exp().sum(dim=1, keepdim=True).log()
-    smooth = torch.full((5, 11), smoothing / 11)
-    smooth[torch.arange(5), targets] += 1 - smoothing
-    torch.testing.assert_close(language_loss(logits, targets, smoothing), -(smooth * log_p).sum())
 
 
 def test_noise_belongs_to_the_pair_and_is_uniform():

@@ -1,10 +1,8 @@
-"""ITC, ITM with hard negatives, and LM: tensors in, scalars out."""
+"""ITC, and ITM with hard negatives: tensors in, scalars out. LM's loss is in models/language_head.py."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-NOT_COUNTED = -100  # the target of a word that is padding or given
 
 
 def contrastive_targets(twin_similarities: Tensor, positives: Tensor, alpha: float) -> Tensor:
@@ -82,13 +80,3 @@ def matching_loss(logits: Tensor, labels: Tensor, counted: Tensor) -> tuple[Tens
     losses = F.cross_entropy(logits, labels, reduction="none") * counted
     right = ((logits.argmax(dim=1) == labels) & counted).sum()
     return losses.sum(), right.float(), counted.sum().float()
-
-
-def language_loss(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-    """Summed cross-entropy of [words, vocabulary] logits against int64 [words], with label smoothing (0.1 in BLIP).
-
-    Words whose target is `NOT_COUNTED` add nothing.
-    """
-    return F.cross_entropy(
-        logits.float(), targets, ignore_index=NOT_COUNTED, reduction="sum", label_smoothing=smoothing
-    )

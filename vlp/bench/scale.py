@@ -7,6 +7,7 @@ products, two for a multiplication and an addition. Texts count with their paddi
 from dataclasses import dataclass
 
 from vlp.config import ImageEncoderConfig, ModelConfig, TextTowerConfig
+from vlp.models.language_head import LOGITS_AT_ONCE
 from vlp.models.med import shared_parts
 from vlp.tasks.contrast import ROWS_AT_ONCE
 
@@ -169,11 +170,14 @@ def activation_bytes(step: Step) -> dict[str, float]:
     else:
         images, words = image.layers * block, text.layers * (layer * texts[0] + crossed * texts[1])
     rows = min(step.pairs, ROWS_AT_ONCE)
+    # Gradients of states and words are kept; logits are there for a chunk at a time, with their gradients in bf16.
+    logits = step.pairs * step.words * HALF * text.width + text.vocabulary * FULL * text.width
+    logits += min(step.pairs * step.words * text.vocabulary, LOGITS_AT_ONCE) * (FULL + HALF)
     return {
         "image encoder": step.pairs * images,
         "texts": step.pairs * words,
         "image memory": step.pairs * memory,
-        "vocabulary logits": step.pairs * step.words * text.vocabulary * (3 * FULL + HALF),
+        "vocabulary logits": logits,
         "similarities": 10.0 * FULL * rows * step.columns,
     }
 

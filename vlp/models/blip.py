@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from vlp.config import ModelConfig
 from vlp.models.image_encoder import ImageEncoder, resize_positions
-from vlp.models.med import ImageMemory, LanguageHead, SelfAttentionCache, TextTower
+from vlp.models.language_head import LanguageHead
+from vlp.models.med import ImageMemory, SelfAttentionCache, TextTower
 
 
 class Blip(nn.Module):
@@ -66,6 +67,11 @@ class Blip(nn.Module):
     def word_logits(self, hidden: Tensor) -> Tensor:
         """Decoder states [..., width] -> vocabulary logits [..., vocabulary]."""
         return self.language_head(hidden, self.text_tower.embeddings.side("decoder").words.weight)
+
+    def word_loss(self, hidden: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+        """LM's summed loss of decoder states [rows, width] against int64 [rows]; see `LanguageHead.loss`."""
+        words = self.text_tower.embeddings.side("decoder").words.weight
+        return self.language_head.loss(hidden, words, targets, smoothing)
 
     def resize_images(self, image_size: int) -> None:
         """Take images of another size from now on, in pixels; position embeddings are interpolated."""

@@ -330,22 +330,6 @@ class TextTower(nn.Module):
         return x if unpadded is None else unpadded.put_back(x)
 
 
-class LanguageHead(nn.Module):
-    """Hidden states to vocabulary logits, tied to the word embeddings (BERT's prediction head)."""
-
-    def __init__(self, config: TextTowerConfig):
-        super().__init__()
-        self.transform = nn.Linear(config.width, config.width)
-        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
-        self.bias = nn.Parameter(torch.zeros(config.vocabulary))
-        self.product = F.linear  # `pack_linears` puts a faster one here
-        initialise(self, config.width)
-
-    def forward(self, hidden: Tensor, words: Tensor) -> Tensor:
-        """hidden [..., width], words [vocabulary, width] (the word embeddings) -> logits [..., vocabulary]."""
-        return self.product(self.norm(F.gelu(self.transform(hidden))), words, self.bias)
-
-
 def shared_parts(sharing: Sharing) -> set[str]:
     """What one module serves for both encoder and decoder (paper, Table 3)."""
     everything = {"embeddings", "self_attention", "cross_attention", "feed_forward"}

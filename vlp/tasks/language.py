@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from vlp.distributed import all_sum, world_size
-from vlp.losses import NOT_COUNTED, language_loss
 from vlp.models.blip import Blip
+from vlp.models.language_head import NOT_COUNTED
 from vlp.models.med import ImageMemory
 from vlp.models.unpadded import places_of
 
@@ -28,10 +28,10 @@ def caption_loss(
     counted[:, :prompt_length] = False
     # The vocabulary is wide: logits are made for the words that count, and hardly ever for padding.
     places = places_of(counted)
-    logits = model.word_logits(hidden.flatten(0, 1)[places])  # [words, vocabulary]
     targets = ids[:, 1:].masked_fill(~counted, NOT_COUNTED).flatten()[places]
     words = all_sum(counted.sum().float()).clamp(min=1)
-    return language_loss(logits, targets, smoothing) * world_size() / words
+    total = model.word_loss(hidden.flatten(0, 1)[places], targets, smoothing)
+    return total * world_size() / words
 
 
 def freeze(modules: list[torch.nn.Module]) -> None:

@@ -1,0 +1,80 @@
+"""LM's loss in chunks: the value and the gradients of the plain one, without all the logits at once."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from vlp.config import TextTowerConfig
+from vlp.models import language_head
+from vlp.models.language_head import NOT_COUNTED, LanguageHead
+
+VOCABULARY, WIDTH, ROWS = 37, 16, 23
+
+
+@pytest.fixture
+def parts() -> tuple[LanguageHead, torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    head = LanguageHead(TextTowerConfig(VOCABULARY, width=WIDTH))
+    with torch.no_grad():
+        head.bias.normal_()
+    hidden = torch.randn(ROWS, WIDTH, requires_grad=True)
+    words = torch.randn(VOCABULARY, WIDTH, requires_grad=True)
+    targets = torch.randint(VOCABULARY, (ROWS,))
+    targets[::5] = NOT_COUNTED
+    return head, hidden, words, targets
+
+
+def plain_loss(head: LanguageHead, hidden: torch.Tensor, words: torch.Tensor, targets: torch.Tensor, smoothing: float):
+    """The formula of label smoothing, row by row."""
+    log_p = head(hidden, words).float().log_softmax(dim=-1)
+    total = torch.zeros(())
+    for row, target in zip(log_p, targets.tolist(), strict=True):
+        if target != NOT_COUNTED:
+            total = total - (1 - smoothing) * row[target] - smoothing * row.mean()
+    return total
+
+
+def gradients(loss: torch.Tensor, head: LanguageHead, hidden: torch.Tensor, words: torch.Tensor) -> list[torch.Tensor]:
+    return list(torch.autograd.grad(loss * 0.3, [hidden, words, *head.parameters()]))
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 7, 23, 1000])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_it_is_the_plain_loss_whatever_the_chunks(parts, monkeypatch, rows_at_once, smoothing):
+    monkeypatch.setattr(language_head, "LOGITS_AT_ONCE", rows_at_once * VOCABULARY)
+    head, hidden, words, targets = parts
+    loss, expected = head.loss(hidden, words, targets, smoothing), plain_loss(head, hidden, words, targets, smoothing)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    logits = head(hidden, words)
+    theirs = F.cross_entropy(logits, targets, ignore_index=NOT_COUNTED, reduction="sum", label_smoothing=smoothing)
+    torch.testing.assert_close(loss, theirs, rtol=1e-5, atol=1e-5)
+    for mine, plain in zip(gradients(loss, head, hidden, words), gradients(expected, head, hidden, words), strict=True):
+        torch.testing.assert_close(mine, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_under_autocast_products_are_bf16_and_the_rest_is_not(parts):
+    head, hidden, words, targets = parts
+    expected = plain_loss(head, hidden, words, targets, 0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = head.loss(hidden, words, targets, 0.1)
+    assert loss.dtype == torch.float32 and 0 < (loss - expected).abs() < 0.02 * expected
+    made, plain = gradients(loss, head, hidden, words), gradients(expected, head, hidden, words)
+    assert [one.dtype for one in made] == [torch.float32] * len(made)
+    for mine, other in zip(made, plain, strict=True):
+        torch.testing.assert_close(mine, other, rtol=0.1, atol=0.03 * other.abs().max().item())
+
+
+def test_nothing_is_kept_that_has_the_size_of_the_logits(parts):
+    head, hidden, words, targets = parts
+    kept: list[torch.Size] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one.shape) or one, lambda one: one):
+        head.loss(hidden, words, targets, 0.1)
+    assert kept and (ROWS, VOCABULARY) not in kept
+
+
+def test_without_a_row_that_counts_it_is_zero(parts):
+    head, hidden, words, targets = parts
+    for none in (torch.full_like(targets, NOT_COUNTED), targets[:0]):
+        rows = hidden[: len(none)]
+        loss = head.loss(rows, words, none, 0.1)
+        assert loss == 0 and all((one == 0).all() for one in gradients(loss, head, rows, words))
