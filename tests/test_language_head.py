@@ -64,12 +64,14 @@ def test_under_autocast_products_are_bf16_and_the_rest_is_not(parts):
         torch.testing.assert_close(mine, other, rtol=0.1, atol=0.03 * other.abs().max().item())
 
 
-def test_nothing_is_kept_that_has_the_size_of_the_logits(parts):
+@pytest.mark.parametrize("rows_at_once", [12, 1000])
+def test_logits_are_kept_of_a_single_chunk_only(parts, monkeypatch, rows_at_once):
+    monkeypatch.setattr(language_head, "LOGITS_AT_ONCE", rows_at_once * VOCABULARY)
     head, hidden, words, targets = parts
-    kept: list[torch.Size] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one.shape) or one, lambda one: one):
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one.numel()) or one, lambda one: one):
         head.loss(hidden, words, targets, 0.1)
-    assert kept and (ROWS, VOCABULARY) not in kept
+    assert bool({rows * VOCABULARY for rows in (12, 11, ROWS)} & set(kept)) == (rows_at_once > ROWS)
 
 
 def test_without_a_row_that_counts_it_is_zero(parts):

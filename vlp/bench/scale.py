@@ -116,11 +116,17 @@ def step_flops(step: Step) -> dict[str, float]:
         "LM": 3 * decoding + 3 * step.words * 2 * width * (width + text.vocabulary),
         "similarities": 3 * heads + 2 * (3 + rows_again) * 2 * step.columns * size,
     }
+    if _logits(step) > LOGITS_AT_ONCE:
+        flops["LM"] += step.words * 2 * width * text.vocabulary  # computed again
     if step.checkpointing:
         # The last product of a ViT's block need not be made again: nothing after it looks at its result.
         last = image.layers * 2 * seen * image.width * _image_feed_forward(image)
         flops["computed again"] = blocks - last + alone + 3 * crossed + decoding
     return flops
+
+
+def _logits(step: Step) -> float:
+    return step.pairs * step.words * step.model.text_tower.vocabulary
 
 
 def _text_flops(step: Step, tokens: int, cross: bool) -> float:
@@ -170,9 +176,7 @@ def activation_bytes(step: Step) -> dict[str, float]:
     else:
         images, words = image.layers * block, text.layers * (layer * texts[0] + crossed * texts[1])
     rows = min(step.pairs, ROWS_AT_ONCE)
-    # Gradients of states and words are kept; logits are there for a chunk at a time, with their gradients in bf16.
-    logits = step.pairs * step.words * HALF * text.width + text.vocabulary * FULL * text.width
-    logits += min(step.pairs * step.words * text.vocabulary, LOGITS_AT_ONCE) * (FULL + HALF)
+    logits = min(_logits(step), LOGITS_AT_ONCE) * (3 * FULL + HALF)
     return {
         "image encoder": step.pairs * images,
         "texts": step.pairs * words,

@@ -66,17 +66,10 @@ class _TrainedProduct(torch.autograd.Function):
         for_x, for_weight, for_bias = context.needs_input_grad
         rows = gradient.reshape(-1, gradient.shape[-1])  # [rows, outputs]
         return (
-            times(rows, weight).view(x.shape) if for_x else None,
-            times(rows.T, x.reshape(len(rows), -1)) if for_weight else None,
+            _product(rows, weight.T.contiguous(), None).view(x.shape) if for_x else None,
+            _product(rows.T.contiguous(), x.reshape(len(rows), -1).T.contiguous(), None) if for_weight else None,
             rows.sum(dim=0) if for_bias else None,
         )
-
-
-def times(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b of two matrices, in float32 on a CPU by oneDNN. Without gradients."""
-    if a.device.type == "cpu" and a.dtype == torch.float32 and a.dtype in packable():
-        return _product(a.contiguous(), b.T.contiguous(), None)
-    return a @ b
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
