@@ -25,10 +25,9 @@ import torch
 from ablations_page import collect, write_page
 
 from vlp.capfilt.run import score
-from vlp.capfilt.select import select
-from vlp.capfilt.truth import filter_quality
+from vlp.capfilt.selection import select
 from vlp.config import DecodingConfig, Sharing, TaskName
-from vlp.demo import (
+from vlp.demo.loop import (
     NUCLEUS,
     DemoSizes,
     capfilt_config,
@@ -41,6 +40,7 @@ from vlp.demo import (
     shards_of,
     train_once,
 )
+from vlp.demo.truth import filter_quality
 from vlp.errors import UserError, WorkError
 from vlp.files import write_json
 

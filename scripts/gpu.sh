@@ -52,8 +52,8 @@ measure() { # NAME WHAT OPTIONS...: the lines of a benchmark as JSON in OUT/benc
 
 make_scenes() {
     rm -rf "$out/scenes"
-    python -m vlp data scenes "$out/scenes/train" --num "$1" --image-size 128 &&
-        python -m vlp data scenes "$out/scenes/val" --num "$2" --image-size 128 --seed 9
+    python -m vlp data make "$out/scenes/train" --num "$1" --image-size 128 &&
+        python -m vlp data make "$out/scenes/val" --num "$2" --image-size 128 --seed 9
 }
 
 make_tokenizer() { python -m vlp tokenizer "$train" "$out/tokenizer" --size 4000; }

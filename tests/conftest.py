@@ -18,7 +18,7 @@ def _one_thread_and_own_cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory) -> Path:
     """A folder of five shards: 4 x 20 and 1 x 7 clean scenes of 32 pixels."""
-    from vlp.data.scenes import write_scenes
+    from vlp.demo.scenes import write_scenes
 
     folder = tmp_path_factory.mktemp("scenes") / "human"
     write_scenes(str(folder), 87, "human", 0, 32, 20, seed=1)
@@ -28,7 +28,7 @@ def scenes(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def web_scenes(tmp_path_factory) -> Path:
     """A folder of three shards with 20 scenes each, half of their texts wrong."""
-    from vlp.data.scenes import write_scenes
+    from vlp.demo.scenes import write_scenes
 
     folder = tmp_path_factory.mktemp("scenes") / "web"
     write_scenes(str(folder), 60, "web", 0.5, 32, 20, seed=2)

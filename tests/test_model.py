@@ -9,9 +9,9 @@ from PIL import Image
 from tiny_model import SIZE, make_images, make_model
 
 from vlp.config import DecodingConfig
-from vlp.decoder import caption_decoder
 from vlp.errors import UserError
-from vlp.generation import generate
+from vlp.generation.caption_step import caption_stepper
+from vlp.generation.decode import generate
 from vlp.model import Model, load_model
 from vlp.model_folder import save_model
 
@@ -242,7 +242,7 @@ def generated(model, images, decoding, banned=()):
     """What `generate` gives for images: ids, which texts of random word pieces cannot be turned back into."""
     with model.inference():
         memory = model.blip.text_tower.project_image(model.blip.encode_images(images), "decoder")
-        decoder = caption_decoder(model.blip, memory, decoding.max_length)
+        decoder = caption_stepper(model.blip, memory, decoding.max_length)
         keys = [str(row) for row in range(len(images))]
         made = generate(decoder, [model.tokenizer.dec_id], model.tokenizer.sep_id, decoding, keys, banned=list(banned))
     return [one for (one,) in made]

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from vlp.errors import UserError
+
 
 def write_whole(path: str | Path, text: str) -> None:
     """Write a text file under a temporary name, then rename it."""
@@ -25,3 +27,14 @@ def remove_leftovers(path: Path) -> None:
     """Remove what killed processes have left of a file or a folder under its temporary names."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.tmp-*"):
         shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+def prepare_output(folder: str) -> None:
+    """Make sure that nothing is overwritten.
+
+    Raises:
+        UserError: the folder exists and is not empty.
+    """
+    path = Path(folder)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{folder} exists already; choose another name or remove it.")

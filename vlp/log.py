@@ -4,12 +4,19 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 SECONDS_BETWEEN_LINES = 10.0
+
+ReportProgress = Callable[[str, int], None]  # (name of the stage, items finished since the last call)
+
+
+def no_progress(stage: str, items: int) -> None:
+    """A `ReportProgress` that reports nothing."""
 
 
 class Progress:

@@ -17,15 +17,15 @@ from vlp.convert.read import read_source
 from vlp.data.images import ImageLike, as_list, load_image
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.data.transforms import clean_caption
-from vlp.decoder import caption_decoder
 from vlp.errors import UserError
-from vlp.generation import check_decoding, generate
+from vlp.generation.caption_step import caption_stepper
+from vlp.generation.decode import check_decoding, generate
 from vlp.model_folder import is_ours, read_model, save_model
 from vlp.models.blip import Blip
 from vlp.models.compiled import compile_blocks
-from vlp.models.med import ImageMemory, Side
-from vlp.models.packed import pack_linears
-from vlp.precision import compute_dtype
+from vlp.models.cpu.packed import pack_linears
+from vlp.models.precision import compute_dtype
+from vlp.models.text_tower import ImageMemory, Side
 
 TEXT_TOKENS = 35  # BLIP's limit in retrieval; longer texts are cut
 ANSWERS = DecodingConfig(beams=3, repetition_penalty=1.0, min_length=1, max_length=10)
@@ -303,7 +303,7 @@ class Model:
             )
         with self.inference():
             memory = memory or self.project(image_tokens, "decoder")
-            decoder = caption_decoder(self.blip, memory, decoding.max_length)
+            decoder = caption_stepper(self.blip, memory, decoding.max_length)
             groups = generate(
                 decoder,
                 prompt,

@@ -15,7 +15,7 @@ from vlp.errors import UserError
 TINY = """
 import os, sys, torch
 torch.set_num_threads(1)
-from vlp import demo
+from vlp.demo import loop as demo
 demo.QUICK = demo.DemoSizes(human=64, web=48, held_out=16, pretrain_steps=6, captioner_steps=3, filter_steps=3,
     warmup_steps=2, batch_size=16, image_size=32, patch_size=16, width=32, layers=2, heads=2)
 demo.run_demo(sys.argv[1], quick=True, seed=3)
@@ -65,7 +65,7 @@ def test_a_killed_demo_goes_on_and_ends_the_same(tmp_path):
 
 
 def test_another_demo_in_the_folder_is_refused(tmp_path):
-    from vlp.demo import run_demo
+    from vlp.demo.loop import run_demo
 
     (tmp_path / "demo.json").write_text("{}")
     with pytest.raises(UserError, match="other settings"):

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from vlp.checkpoint import checkpoints
 from vlp.config import save_config
 from vlp.log import read_log
-from vlp.train import run
+from vlp.training.checkpoint import checkpoints
+from vlp.training.loop import train
 
 LOSSES = ("itc", "itm", "lm", "loss")
 
@@ -28,16 +28,15 @@ LOSSES = ("itc", "itm", "lm", "loss")
 def test_several_processes_equal_one(run_config, tmp_path, task, processes, more):
     common = f"task={task}", "objective.queue_size=20", "batch_size=6", *more
     one = run_config("one", *common)
-    run(one)
+    train(one)
     two = run_config("two", *common, "data.workers=1", "checkpoint_every=10")
     save_config(two, tmp_path / "two.yaml")
     command = [
         sys.executable,
         "-m",
-        "accelerate.commands.launch",
-        "--num_processes",
-        str(processes),
-        "--cpu",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={processes}",
         "-m",
         "vlp",
     ]

@@ -6,7 +6,7 @@ import torch
 
 from vlp.bench.caption import Size
 from vlp.bench.timing import Measured, Work, compare, device
-from vlp.models.attention import fused_attention, plain_attention, use_fused_kernel
+from vlp.models.cpu.attention import fused_attention, plain_attention, use_fused_kernel
 
 TOKENS = 16  # of a caption
 

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from vlp.bench.caption import END, LENGTH, Size
 from vlp.bench.timing import Measured, Work, compare, device
-from vlp.capfilt.judges import Judges, load_judges
-from vlp.capfilt.pictures import Batch
 from vlp.capfilt.score import ScoreSettings, score_batch
+from vlp.capfilt.scorers import Scorers, load_scorers
+from vlp.capfilt.scoring_batches import ScoringBatch
 from vlp.config import DecodingConfig
-from vlp.data.shards import BadSamples, Sample
+from vlp.data.bad_samples import BadSamples
+from vlp.data.shards import Sample
 from vlp.data.tokenizer import BERT_SPECIALS, BLIP_SPECIALS, CaptionTokenizer
 from vlp.model_folder import save_model
 from vlp.models.blip import Blip
@@ -29,17 +30,17 @@ def bench_capfilt(size: Size, precision: str, batch: int, peers: bool) -> list[M
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     torch.manual_seed(0)
     tokenizer = _tokenizer(size.vocabulary)
-    judges = _judges(size, tokenizer, precision)
+    scorers = _judges(size, tokenizer, precision)
     images = torch.randint(0, 256, (batch, 3, size.image_size, size.image_size), dtype=torch.uint8)
     numbers = torch.randint(END + 2, size.vocabulary - 2, (batch, WORDS)).tolist()
     texts = [" ".join(f"word{number}" for number in row) for row in numbers]
     samples = [Sample(str(row), "", b"", text, [text], {}, ["web"]) for row, text in enumerate(texts)]
-    pictures = Batch(samples, [(size.image_size, size.image_size)] * batch, {size.image_size: images}, [], [])
+    pictures = ScoringBatch(samples, [(size.image_size, size.image_size)] * batch, {size.image_size: images}, [], [])
     decoding = DecodingConfig(min_length=LENGTH, max_length=LENGTH, repetition_penalty=1.0)
     settings, empty = ScoreSettings(decoding, batch_size=batch), BadSamples(math.inf)
 
     def ours() -> None:
-        score_batch(pictures, judges, settings, "bench.tar", empty)
+        score_batch(pictures, scorers, settings, "bench.tar", empty)
 
     lines = []
     for what, every in (("peer without ITC, likelihoods", False), ("peer with every column", True)):
@@ -53,13 +54,13 @@ def bench_capfilt(size: Size, precision: str, batch: int, peers: bool) -> list[M
     return lines
 
 
-def _judges(size: Size, tokenizer: CaptionTokenizer, precision: str) -> Judges:
+def _judges(size: Size, tokenizer: CaptionTokenizer, precision: str) -> Scorers:
     """A captioner and a filter, loaded as those of a run are."""
     with TemporaryDirectory() as folder:
         names = [f"{folder}/captioner", f"{folder}/filter"]
         for name in names:
             save_model(Blip(size.config()), tokenizer, name)
-        return load_judges(*names, precision, device())
+        return load_scorers(*names, precision, device())
 
 
 def _tokenizer(vocabulary: int) -> CaptionTokenizer:

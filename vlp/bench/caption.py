@@ -7,11 +7,11 @@ import torch
 
 from vlp.bench.timing import Measured, Work, compare, device
 from vlp.config import DecodingConfig, ImageEncoderConfig, ModelConfig, TextTowerConfig
-from vlp.decoder import caption_decoder
-from vlp.generation import generate
+from vlp.generation.caption_step import caption_stepper
+from vlp.generation.decode import generate
 from vlp.models.blip import Blip
 from vlp.models.compiled import compile_blocks
-from vlp.models.packed import pack_linears
+from vlp.models.cpu.packed import pack_linears
 
 LENGTH = 20  # tokens of every caption, the first one counted
 END = 3  # the id of [SEP] in these untrained models
@@ -88,7 +88,7 @@ def _captions(blip: Blip, images: torch.Tensor, decoding: DecodingConfig, captio
     vocabulary = blip.config.text_tower.vocabulary
     with torch.no_grad():
         memory = blip.text_tower.project_image(blip.encode_images(images), "decoder")
-        decoder = caption_decoder(blip, memory, decoding.max_length)
+        decoder = caption_stepper(blip, memory, decoding.max_length)
         keys = [str(row) for row in range(len(images))]
         generate(decoder, [vocabulary - 2], END, decoding, keys, 0, captions, images.device)
 

@@ -6,16 +6,16 @@ from dataclasses import replace
 
 import torch
 
-from vlp.allocator import keep_freed_memory
 from vlp.bench.caption import Size
 from vlp.bench.peers import PeerProcess
 from vlp.bench.timing import Measured, Work, compare, device
 from vlp.bench.train import MAX_TOKENS, bench_captions, bench_tokenizer, optimiser_step
 from vlp.config import ModelConfig, OptimConfig
-from vlp.losses import contrastive_loss
+from vlp.losses.contrastive import contrastive_loss
 from vlp.models.blip import Blip
-from vlp.models.packed import pack_linears
-from vlp.optim import build_optimizer
+from vlp.models.cpu.allocator import keep_freed_memory
+from vlp.models.cpu.packed import pack_linears
+from vlp.training.optim import build_optimizer
 
 EMBED_DIM = 512
 CONTEXTS = (77, 32)  # tokens open_clip pads every text to: CLIP's, and what its --force-context-length could be

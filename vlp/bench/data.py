@@ -16,7 +16,8 @@ from vlp.bench.timing import Measured, compare
 from vlp.bench.train import MAX_TOKENS, bench_tokenizer
 from vlp.config import DataConfig, SourceConfig
 from vlp.data.loader import TrainingLoader
-from vlp.data.shards import ShardWriter, expand_shards
+from vlp.data.shard_index import expand_shards
+from vlp.data.shard_writer import ShardWriter
 
 PHOTOS = 128
 BATCHES = 8  # a turn

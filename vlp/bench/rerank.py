@@ -5,7 +5,7 @@ import torch
 from vlp.bench.caption import Size
 from vlp.bench.timing import Measured, Work, compare, device
 from vlp.models.blip import Blip
-from vlp.models.packed import pack_linears
+from vlp.models.cpu.packed import pack_linears
 
 TEXTS, TOKENS = 64, 16  # texts an image, tokens a text
 

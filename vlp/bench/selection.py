@@ -18,7 +18,7 @@ CASES = (("itm >= 0.5 and best(1)", "uids"), ("top(itc, 0.3)", "table"))
 # Linux's own count of a process's peak memory: resource's holds the peak of the process that started it, too.
 SELECT = """
 import re, sys
-from vlp.capfilt.select import select
+from vlp.capfilt.selection import select
 scores, rules, form, target = sys.argv[1:]
 select(scores, rules, **{form: target}, quiet=True)
 print(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])

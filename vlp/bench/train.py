@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from vlp.allocator import keep_freed_memory
 from vlp.bench.caption import Size
 from vlp.bench.peers import PeerProcess, lavis_python
 from vlp.bench.timing import Measured, Work, compare, device
@@ -16,9 +15,10 @@ from vlp.data.loader import Batch
 from vlp.data.tokenizer import BERT_SPECIALS, BLIP_SPECIALS, CaptionTokenizer
 from vlp.models.blip import Blip
 from vlp.models.compiled import compile_blocks
-from vlp.models.packed import pack_linears
-from vlp.optim import build_optimizer
+from vlp.models.cpu.allocator import keep_freed_memory
+from vlp.models.cpu.packed import pack_linears
 from vlp.tasks.pretrain import PretrainTask
+from vlp.training.optim import build_optimizer
 
 QUEUE = 512
 MAX_TOKENS = 30  # BLIP's; LAVIS pads every caption to them

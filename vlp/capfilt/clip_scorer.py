@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from vlp.config import Precision
 from vlp.data.score_tables import files_hash
 from vlp.errors import UserError
-from vlp.precision import compute_dtype
+from vlp.models.precision import compute_dtype
 
 TEXTS = 512  # encoded at once
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}  # in open_clip's words

@@ -14,11 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vlp.capfilt.judges import Judges, load_judges
-from vlp.capfilt.pictures import read_batches
+from vlp.capfilt.scorers import Scorers, load_scorers
+from vlp.capfilt.scoring_batches import read_batches
 from vlp.config import Precision
+from vlp.data.bad_samples import BadSamples
 from vlp.data.score_tables import is_finished, read_settings, shard_state, table_path, write_beside
-from vlp.data.shards import BadSamples, expand_shards, index_shard
+from vlp.data.shard_index import expand_shards, index_shard
 from vlp.errors import UserError, WorkError
 from vlp.log import Progress
 
@@ -87,17 +88,17 @@ def find_duplicates(
     """
     if not 0 < above <= 1:
         raise UserError(f"above must be a cosine over 0 and at most 1, not {above}.")
-    judges = load_judges([], model, precision)
-    if not judges.filters:
+    scorers = load_scorers([], model, precision)
+    if not scorers.filters:
         raise UserError(f"{model} has no embeddings that are compared here; name the folder of a BLIP model.")
     paths, tests = expand_shards(shards), expand_shards(against) if against else []
     if both := sorted({*paths} & {*tests}):
         raise UserError(f"{both[0]} is among the shards and among those that they are compared against.")
-    settings, bad = {**judges.identity, "batch_size": batch_size}, BadSamples(max_share=1.0)
+    settings, bad = {**scorers.identity, "batch_size": batch_size}, BadSamples(max_share=1.0)
     total = sum(len(index_shard(path).keys) for path in [*tests, *paths])
     with Progress("images", total, quiet=quiet) as progress:
         for path in [*tests, *paths]:
-            _embed_shard(path, judges, settings, batch_size, bad, progress)
+            _embed_shard(path, scorers, settings, batch_size, bad, progress)
     with Progress("images", _rows(paths), quiet=quiet) as progress:
         try:
             found = _compare(paths, tests, above, progress)
@@ -110,15 +111,15 @@ def find_duplicates(
 
 
 def _embed_shard(
-    shard: str, judges: Judges, settings: dict, batch_size: int, bad: BadSamples, progress: Progress
+    shard: str, scorers: Scorers, settings: dict, batch_size: int, bad: BadSamples, progress: Progress
 ) -> None:
     """Make sure that a shard's embeddings lie beside it; adds its bad samples to `bad`."""
     if is_finished(shard, settings, EMBEDDINGS):
         progress.add("embed", _rows([shard]))
         return
-    (model,), state = judges.filters, shard_state(shard)
+    (model,), state = scorers.filters, shard_state(shard)
     keys, digests, vectors = [], [], [np.empty((0, model.config.embed_dim), np.float32)]
-    for batch in read_batches(shard, judges, batch_size, bad):
+    for batch in read_batches(shard, scorers, batch_size, bad):
         vectors.append(model.embed_tokens(model.encode_images(batch.uint8[model.image_size])).numpy())
         keys += [sample.key for sample in batch.samples]
         digests += [hashlib.sha256(sample.image).digest() for sample in batch.samples]

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from vlp.config import DecodingConfig
 from vlp.data.transforms import clean_caption
 from vlp.model import Model
-from vlp.models.med import ImageMemory, Side
+from vlp.models.text_tower import ImageMemory, Side
 
 TOGETHER = 1024  # texts that go through the tower at once, where no memory is copied for them
 COPIED = 128  # the same, where every text has a copy of its image's memory

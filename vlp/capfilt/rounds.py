@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vlp.capfilt.judges import OPEN_CLIP, TRANSFORMERS, as_list
 from vlp.capfilt.run import run_capfilt
+from vlp.capfilt.scorers import OPEN_CLIP, TRANSFORMERS, as_list
 from vlp.config import CapFiltConfig, RoundsConfig, RunConfig, SourceConfig, as_yaml, load_config
 from vlp.distributed import barrier, is_main, join_processes
 from vlp.errors import UserError
 from vlp.files import write_json, write_whole
-from vlp.train import run
+from vlp.training.loop import train
 
 STAGES = {"pretrain": "pretrain", "captioner": "captioning", "filter": "retrieval"}  # and their tasks
 
@@ -110,7 +110,7 @@ def _train(training: RunConfig, stage: str, config: CapFiltConfig, folder: Path)
     data = replace(training.data, sources=sources)
     training = replace(training, output=str(output), start_from=start_from, data=data)
     _begin(training, folder, stage, output.exists() and any(output.iterdir()))
-    return run(deepcopy(training), resume=output.exists())  # which fills gaps of its config in
+    return train(deepcopy(training), resume=output.exists())  # which fills gaps of its config in
 
 
 def _begin(config: CapFiltConfig | RunConfig, folder: Path, stage: str, begun: bool) -> None:
@@ -125,7 +125,7 @@ def _begin(config: CapFiltConfig | RunConfig, folder: Path, stage: str, begun: b
         write_whole(path, text)
 
 
-def _next(judges: list[str], trained: Path) -> list[str]:
-    """The judges of the next round: a new model, and those from outside."""
-    outside = [name for name in judges if name.startswith((TRANSFORMERS, OPEN_CLIP))]
+def _next(scorers: list[str], trained: Path) -> list[str]:
+    """The scorers of the next round: a new model, and those from outside."""
+    outside = [name for name in scorers if name.startswith((TRANSFORMERS, OPEN_CLIP))]
     return [str(trained / "model"), *outside]

@@ -3,17 +3,18 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from vlp.capfilt.judges import as_list, load_judges
 from vlp.capfilt.rules import parse_rules
-from vlp.capfilt.score import Progress, ScoreCounts, ScoreSettings, ShardCounts, score_shard, table_identity
-from vlp.capfilt.select import select
-from vlp.capfilt.work import parse_part, start_list, work_off
+from vlp.capfilt.score import ScoreCounts, ScoreSettings, ShardCounts, score_shard, table_identity
+from vlp.capfilt.scorers import as_list, load_scorers
+from vlp.capfilt.selection import select
+from vlp.capfilt.shard_queue import parse_part, start_list, work_off
 from vlp.config import CapFiltConfig
 from vlp.data.score_tables import is_finished, table_path
-from vlp.data.shards import expand_shards, prepare_output
+from vlp.data.shard_index import expand_shards
 from vlp.distributed import is_main, join_processes
 from vlp.errors import UserError
-from vlp.files import remove_leftovers
+from vlp.files import prepare_output, remove_leftovers
+from vlp.log import ReportProgress
 from vlp.report.capfilt_page import write_capfilt_report
 
 
@@ -41,15 +42,15 @@ def score(config: CapFiltConfig, part: str = "", failures: str = "") -> ScoreCou
     listed = Path(failures) if failures else failures_path(every, config.name, part)
     device = join_processes()
     start_list(listed)
-    judges = load_judges(config.captioner, config.filter, config.precision, device, config.compile)
+    scorers = load_scorers(config.captioner, config.filter, config.precision, device, config.compile)
     settings = ScoreSettings(
         config.decoding, config.num_captions, config.seed, config.batch_size, config.max_bad_share, config.name
     )
-    identity = table_identity(judges, settings)
+    identity = table_identity(scorers, settings)
 
-    def score_one(shard: str, progress: Progress) -> ShardCounts:
+    def score_one(shard: str, progress: ReportProgress) -> ShardCounts:
         remove_leftovers(tables[shard])
-        return score_shard(shard, judges, settings, progress)
+        return score_shard(shard, scorers, settings, progress)
 
     return work_off(shards, score_one, lambda shard: is_finished(shard, identity, config.name), listed)
 

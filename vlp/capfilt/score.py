@@ -1,4 +1,4 @@
-"""Score a shard: caption every image, and ask the judges about its own texts and the new captions."""
+"""Score a shard: caption every image, and ask the scorers about its own texts and the new captions."""
 
 import json
 import math
@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from vlp.capfilt.encoded_images import EncodedImages, TextScores
-from vlp.capfilt.judges import Judges
-from vlp.capfilt.pictures import Batch, read_batches
+from vlp.capfilt.scorers import Scorers
+from vlp.capfilt.scoring_batches import ScoringBatch, read_batches
 from vlp.config import DecodingConfig
+from vlp.data.bad_samples import BadSample, BadSamples
 from vlp.data.score_tables import NAME, Scored, image_uid, shard_state, write_table
-from vlp.data.shards import BadSample, BadSamples, Sample
+from vlp.data.shards import Sample
 from vlp.data.transforms import clean_caption
+from vlp.log import ReportProgress, no_progress
 from vlp.model import Model
-
-Progress = Callable[[str, int], None]  # (what is being done, how many images were just finished)
 
 
 @dataclass
@@ -68,7 +68,9 @@ class ScoreCounts:
     bad: dict[str, int] = field(default_factory=dict)  # by reason
 
 
-def score_shard(shard: str, judges: Judges, settings: ScoreSettings, progress: Progress | None = None) -> ShardCounts:
+def score_shard(
+    shard: str, scorers: Scorers, settings: ScoreSettings, progress: ReportProgress = no_progress
+) -> ShardCounts:
     """Read a shard, score it and write its table whole.
 
     A table does not depend on which process makes it: batches stay within the shard, and a sampled caption depends on
@@ -81,22 +83,21 @@ def score_shard(shard: str, judges: Judges, settings: ScoreSettings, progress: P
     empty = BadSamples(math.inf)  # captions without a word, whose samples are as good as others
     counts, rows = ShardCounts(), []
     state = shard_state(shard)
-    for batch in read_batches(shard, judges, settings.batch_size, bad):
-        rows += score_batch(batch, judges, settings, shard, empty)
+    for batch in read_batches(shard, scorers, settings.batch_size, bad):
+        rows += score_batch(batch, scorers, settings, shard, empty)
         counts.images += len(batch.samples)
-        if progress:
-            progress("score", len(batch.samples))
+        progress("score", len(batch.samples))
     bad.finish()
     counts.texts, counts.bad = len(rows), dict(bad.counts + empty.counts)
-    about = {**_about(judges, settings), "bad": counts.bad}
-    write_table(shard, rows, table_identity(judges, settings), state, settings.name, about)
+    about = {**_about(scorers, settings), "bad": counts.bad}
+    write_table(shard, rows, table_identity(scorers, settings), state, settings.name, about)
     return counts
 
 
-def table_identity(judges: Judges, settings: ScoreSettings) -> dict[str, Any]:
+def table_identity(scorers: Scorers, settings: ScoreSettings) -> dict[str, Any]:
     """What the rows of a table follow from: a table made from another one of these is not finished."""
     return {
-        **judges.identity,
+        **scorers.identity,
         "decoding": asdict(settings.decoding),
         "num_captions": settings.num_captions,
         "seed": settings.seed,
@@ -104,26 +105,28 @@ def table_identity(judges: Judges, settings: ScoreSettings) -> dict[str, Any]:
     }
 
 
-def score_batch(batch: Batch, judges: Judges, settings: ScoreSettings, shard: str, empty: BadSamples) -> list[Scored]:
+def score_batch(
+    batch: ScoringBatch, scorers: Scorers, settings: ScoreSettings, shard: str, empty: BadSamples
+) -> list[Scored]:
     """Caption a batch and score all its texts, image by image; each model encodes an image once.
 
     Captions without a word are given to `empty` and make no row.
     """
-    encoded = {model: EncodedImages(model, batch.uint8[model.image_size]) for model in judges.models}
-    vectors = [scorer.encode_images(images) for scorer, images in zip(judges.clips, batch.clip, strict=True)]
+    encoded = {model: EncodedImages(model, batch.uint8[model.image_size]) for model in scorers.models}
+    vectors = [scorer.encode_images(images) for scorer, images in zip(scorers.clips, batch.clip, strict=True)]
     blank = [_blank(sample, size) for sample, size in zip(batch.samples, batch.sizes, strict=True)]
     given = [
         (image, {**blank[image], "source": source, "text": text})
         for image, sample in enumerate(batch.samples)
         for text, source in zip(sample.captions, sample.sources, strict=True)
     ]
-    captions = _captions(batch, encoded, judges, settings, shard, empty)
+    captions = _captions(batch, encoded, scorers, settings, shard, empty)
     made = [(image, {**blank[image], **caption}) for image, caption in captions]
     rows: list[tuple[int, Scored]] = []
     for texts in (given, made):  # apart, as each have a length and, mostly, a number an image of their own
         if texts:
             images = [image for image, _ in texts]
-            columns = _judge([row["text"] for _, row in texts], images, encoded, vectors, judges, settings)
+            columns = _judge([row["text"] for _, row in texts], images, encoded, vectors, scorers, settings)
             values = zip(*columns.values(), strict=True)
             for (image, row), scores in zip(texts, values, strict=True):
                 rows.append((image, Scored(**row, **dict(zip(columns, scores, strict=True)))))
@@ -142,9 +145,9 @@ def _blank(sample: Sample, size: tuple[int, int]) -> dict[str, Any]:
 
 
 def _captions(
-    batch: Batch,
+    batch: ScoringBatch,
     encoded: dict[Model, EncodedImages],
-    judges: Judges,
+    scorers: Scorers,
     settings: ScoreSettings,
     shard: str,
     empty: BadSamples,
@@ -154,7 +157,7 @@ def _captions(
     how = (settings.decoding, keys, settings.seed, settings.num_captions)
     made = [
         encoded[captioner].captions(*how) if captioner in encoded else captioner.captions(batch.whole, *how)
-        for captioner in judges.captioners
+        for captioner in scorers.captioners
     ]
     notes = [json.dumps({"captioner": number, **asdict(settings.decoding)}) for number in range(len(made))]
     for image, sample in enumerate(batch.samples):
@@ -171,16 +174,16 @@ def _judge(
     images: list[int],
     encoded: dict[Model, EncodedImages],
     vectors: list[Tensor],
-    judges: Judges,
+    scorers: Scorers,
     settings: ScoreSettings,
 ) -> dict[str, list[float | int | None]]:
     """The columns that models fill, each [texts]; `images` is the image of each text."""
     prompt = settings.decoding.prompt
     scores: list[TextScores] = [
-        seen.score(texts, images, model in judges.filters, prompt if model in judges.captioners else None)
+        seen.score(texts, images, model in scorers.filters, prompt if model in scorers.captioners else None)
         for model, seen in encoded.items()
     ]
-    clip = [scorer.score(seen, texts, images) for scorer, seen in zip(judges.clips, vectors, strict=True)]
+    clip = [scorer.score(seen, texts, images) for scorer, seen in zip(scorers.clips, vectors, strict=True)]
     columns = {
         "itm": _mean([one.itm for one in scores]),
         "itc": _mean([one.itc for one in scores]),
@@ -197,6 +200,6 @@ def _mean(columns: list[Tensor | None]) -> Tensor | None:
     return torch.stack(present).mean(dim=0) if present else None
 
 
-def _about(judges: Judges, settings: ScoreSettings) -> dict[str, Any]:
+def _about(scorers: Scorers, settings: ScoreSettings) -> dict[str, Any]:
     """What is said of a table beside what its rows follow from."""
-    return {"command": shlex.join(sys.argv), "vlp": version("vlp"), **judges.names, "settings": asdict(settings)}
+    return {"command": shlex.join(sys.argv), "vlp": version("vlp"), **scorers.names, "settings": asdict(settings)}

@@ -11,9 +11,9 @@ from vlp.config import DecodingConfig, Precision
 from vlp.convert.files import find_folder
 from vlp.data.score_tables import files_hash
 from vlp.errors import UserError
-from vlp.generation import check_decoding
-from vlp.next_token import cut_distribution, draw, uniform_numbers
-from vlp.precision import compute_dtype
+from vlp.generation.decode import check_decoding
+from vlp.generation.token_rules import cut_distribution, draw, uniform_numbers
+from vlp.models.precision import compute_dtype
 
 READ = (".safetensors", ".json", ".txt", ".model", ".jinja")  # what a model is made of; never a pickle, never code
 QUESTION = "Describe the image in one short sentence."  # to models that chat, where the decoding has no prompt

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vlp.capfilt.choose import connect
+from vlp.capfilt.query import connect
 from vlp.errors import UserError
 
 DIGITS = 32  # of a uid: two numbers of 64 bits; a sha256 is cut to its first ones

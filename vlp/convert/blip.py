@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from vlp.config import ImageEncoderConfig, ModelConfig, Sharing, TextTowerConfig
-from vlp.errors import UserError
-from vlp.models.convert import (
+from vlp.convert.tables import (
     LANGUAGE_HEAD,
     Table,
     blip_image_table,
@@ -22,6 +21,7 @@ from vlp.models.convert import (
     text_table,
     timm_image_table,
 )
+from vlp.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import BlipConfig

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from vlp.config import ImageEncoderConfig, ModelConfig, TextTowerConfig
 from vlp.convert.blip import Carried, vit_config
 from vlp.convert.files import find_folder, read_json, read_pickle, read_safetensors, read_weights
-from vlp.errors import UserError
-from vlp.models.convert import (
+from vlp.convert.tables import (
     Table,
     blip_image_table,
     carry,
@@ -22,8 +21,10 @@ from vlp.models.convert import (
     text_table,
     vit_image_table,
 )
-from vlp.models.image_encoder import BUILDERS, build_vit
-from vlp.models.timm_encoder import create_trunk
+from vlp.errors import UserError
+from vlp.models.image_encoders.encoder import BUILDERS
+from vlp.models.image_encoders.timm_tower import create_trunk
+from vlp.models.image_encoders.vit import build_vit
 
 IMAGE_PREFIXES = ("timm:", "open_clip:")
 WORDS = "embeddings.word_embeddings.weight"

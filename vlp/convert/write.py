@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 from vlp.config import ModelConfig
 from vlp.convert.blip import transformers_table
+from vlp.convert.tables import carry_back, group_names
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.errors import UserError
 from vlp.models.blip import Blip
-from vlp.models.convert import carry_back, group_names
-from vlp.models.image_encoder import DEVIATION, MEAN
+from vlp.models.image_encoders.encoder import DEVIATION, MEAN
 
 Kind = Literal["captioning", "retrieval", "vqa"]
 CLASSES = {

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlp.data.shards import BadSampleError, decode_pixels
+from vlp.data.bad_samples import BadSampleError
+from vlp.data.image_decoding import decode_pixels
 from vlp.data.transforms import evaluation_image
 from vlp.errors import UserError
 

@@ -6,7 +6,10 @@ from statistics import median
 
 from PIL import Image
 
-from vlp.data.shards import BadSample, BadSampleError, BadSamples, decode_image, expand_shards, iterate_samples
+from vlp.data.bad_samples import BadSample, BadSampleError, BadSamples
+from vlp.data.image_decoding import decode_image
+from vlp.data.shard_index import expand_shards
+from vlp.data.shards import iterate_samples
 from vlp.data.transforms import clean_caption
 
 # Words that tell nothing of a data set.

@@ -16,20 +16,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vlp.config import AugmentConfig, DataConfig, TextChoiceConfig
-from vlp.data.decode import EncodedImage
+from vlp.data.bad_samples import BadSample, BadSampleError, BadSamples
+from vlp.data.image_decoding import EncodedImage, decode_pixels
 from vlp.data.order import SampleOrder
-from vlp.data.shards import (
-    BadSample,
-    BadSampleError,
-    BadSamples,
-    Sample,
-    ShardIndex,
-    ShardReader,
-    decode_pixels,
-    expand_shards,
-    index_shard,
-)
-from vlp.data.texts import TextReader, check_texts, choose_text
+from vlp.data.shard_index import ShardIndex, expand_shards, index_shard
+from vlp.data.shards import Sample, ShardReader
+from vlp.data.text_choice import TextReader, check_texts, choose_text
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.data.transforms import clean_caption, evaluation_image, training_image
 from vlp.errors import UserError
@@ -85,7 +77,7 @@ class _Chunk:
     bad_places: list[int]
 
 
-class _Decoder(Dataset):
+class _SampleDataset(Dataset):
     """Runs in the workers: sample numbers to decoded images and texts."""
 
     def __init__(
@@ -190,7 +182,7 @@ class TrainingLoader:
         self.order = SampleOrder(counts, [source.weight for source in data.sources], data.shuffle_buffer, seed)
         if self.order.epoch_size == 0:
             raise UserError("The shards of data.sources hold no sample.")
-        self.decoder = _Decoder(indexes, image_size, data.augment, seed, choices)
+        self.decoder = _SampleDataset(indexes, image_size, data.augment, seed, choices)
         self.listed = BadSamples(data.max_bad_share)  # bad already by the headers
         self.listed.total = sum(map(sum, counts))
         for bad in (bad for index in indexes for bad in index.bad):
@@ -276,7 +268,7 @@ def evaluation_batches(
     numbers = np.arange(total if limit is None else min(limit, total))
     starts = range(rank * batch_size, len(numbers), world * batch_size)
     parts = [numbers[start : start + batch_size] for start in starts]
-    decoder = _Decoder(indexes, image_size, None, 0, [None] * len(indexes))
+    decoder = _SampleDataset(indexes, image_size, None, 0, [None] * len(indexes))
     for chunk in _chunks(decoder, iter([(part, part, part) for part in parts]), workers):
         if bad is not None:
             bad.seen(len(chunk.keys))
@@ -291,7 +283,7 @@ def stable_hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
-def _chunks(decoder: _Decoder, places: Iterator, workers: int) -> Iterator[_Chunk]:
+def _chunks(decoder: _SampleDataset, places: Iterator, workers: int) -> Iterator[_Chunk]:
     """Chunks in the order of `places`, decoded by `workers` processes, or here when there are none."""
     if workers == 0:
         return map(decoder.__getitem__, places)

@@ -6,19 +6,6 @@ import os
 import tarfile
 from pathlib import Path
 
-from vlp.errors import UserError
-
-
-def prepare_output(folder: str) -> None:
-    """Make sure that nothing is overwritten.
-
-    Raises:
-        UserError: the folder exists and is not empty.
-    """
-    path = Path(folder)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{folder} exists already; choose another name or remove it.")
-
 
 class ShardWriter:
     """Writes `00000.tar`, `00001.tar`, ... into a folder; equal samples give equal bytes.

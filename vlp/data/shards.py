@@ -9,29 +9,8 @@ from typing import IO
 
 import fsspec
 
-from vlp.data.bad_samples import BAD_REASONS, BadSample, BadSampleError, BadSamples
-from vlp.data.decode import decode_image, decode_pixels
-from vlp.data.shard_index import IMAGE_EXTENSIONS, ShardIndex, expand_shards, index_shard, split_name
-from vlp.data.shard_writer import ShardWriter, prepare_output
-
-__all__ = [
-    "BAD_REASONS",
-    "IMAGE_EXTENSIONS",
-    "BadSample",
-    "BadSampleError",
-    "BadSamples",
-    "Sample",
-    "ShardIndex",
-    "ShardReader",
-    "ShardWriter",
-    "decode_image",
-    "decode_pixels",
-    "expand_shards",
-    "index_shard",
-    "iterate_samples",
-    "prepare_output",
-    "read_members",
-]
+from vlp.data.bad_samples import BadSampleError, BadSamples
+from vlp.data.shard_index import ShardIndex, expand_shards, index_shard, split_name
 
 OPEN_FILES = 16  # shuffling moves between this many shards without opening one again
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vlp.config import AugmentConfig
-from vlp.data.decode import EncodedImage, shrink_for
+from vlp.data.image_decoding import EncodedImage, shrink_for
 
 ASPECT = (3 / 4, 4 / 3)
 GREY = 128  # what shows where a picture was moved away

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlp.config import ModelConfig
-from vlp.models.image_encoder import ImageEncoder, resize_positions
+from vlp.models.image_encoders.encoder import ImageEncoder, resize_positions
 from vlp.models.language_head import LanguageHead
-from vlp.models.med import ImageMemory, SelfAttentionCache, TextTower
+from vlp.models.text_tower import ImageMemory, SelfAttentionCache, TextTower
 
 
 class Blip(nn.Module):

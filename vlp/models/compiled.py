@@ -3,8 +3,8 @@
 from torch import nn
 
 from vlp.errors import UserError
-from vlp.models.image_encoder import ImageEncoder
-from vlp.models.med import TextTower
+from vlp.models.image_encoders.encoder import ImageEncoder
+from vlp.models.text_tower import TextTower
 
 VARIANTS = 32  # programs for one block: a layer of the text tower has eight uses, with gradients and without
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlp.models.blip import Blip
-from vlp.models.med import Both
+from vlp.models.text_tower import Both
 
 
 class MomentumTwin(nn.Module):

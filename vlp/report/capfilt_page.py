@@ -14,16 +14,11 @@ import pyarrow.parquet as pq
 from duckdb import Error as DuckDBError
 from markupsafe import Markup
 
+from vlp.data.bad_samples import BadSampleError
+from vlp.data.image_decoding import decode_image
 from vlp.data.score_tables import SCHEMA, VERSION, image_uid, is_same_shard, read_settings
-from vlp.data.shards import (
-    BadSampleError,
-    ShardIndex,
-    ShardReader,
-    decode_image,
-    expand_shards,
-    index_shard,
-    iterate_samples,
-)
+from vlp.data.shard_index import ShardIndex, expand_shards, index_shard
+from vlp.data.shards import ShardReader, iterate_samples
 from vlp.errors import UserError
 from vlp.report import score_statistics as statistics
 from vlp.report.distributions import COLOURS, histogram_svg, kept_svg

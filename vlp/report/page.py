@@ -11,13 +11,13 @@ from jinja2 import Environment, StrictUndefined
 from vlp.errors import WorkError
 
 
-def render(template: str, **values: object) -> str:
-    """One of this folder's templates, filled; every name must be given. Whatever is no Markup is escaped."""
+def render(template: str, package: str = "vlp.report", **values: object) -> str:
+    """Fill a template of a package. Every name must be given; everything but Markup is escaped."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["percent"] = lambda value: "–" if value is None or value != value else f"{100 * value:.1f}%"
     environment.filters["points"] = lambda value: f"{100 * value:+.1f}"
     environment.filters["number"] = lambda value, digits=3: "–" if value is None else f"{value:,.{digits}f}"
-    return environment.from_string((files("vlp.report") / template).read_text("utf-8")).render(**values)
+    return environment.from_string((files(package) / template).read_text("utf-8")).render(**values)
 
 
 def write_page(page: str, path: str | Path) -> None:

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from vlp.config import ObjectiveConfig
 from vlp.data.loader import Batch
 from vlp.distributed import all_sum, exchange_rows, gather, gather_texts, rank, world_size
-from vlp.losses import matching_loss
+from vlp.losses.matching import matching_loss
 from vlp.models.blip import Blip
-from vlp.models.med import ImageMemory
 from vlp.models.momentum import FeatureQueue, MomentumTwin
-from vlp.precision import product_dtype
+from vlp.models.precision import product_dtype
+from vlp.models.text_tower import ImageMemory
 from vlp.tasks.contrast import Columns, Rows, contrast
 
 Negatives = tuple[Tensor, Tensor]  # columns of the batch int64 [local], and which rows have one, bool [local]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from vlp.losses import contrastive_loss, contrastive_targets, draw_hard_negatives, uniform_noise
+from vlp.losses.contrastive import contrastive_loss, contrastive_targets
+from vlp.losses.matching import draw_hard_negatives, uniform_noise
 
 ROWS_AT_ONCE = 256  # so many rows against a queue of 57,600 take 60 MB a matrix
 

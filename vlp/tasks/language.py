@@ -5,9 +5,9 @@ from torch import Tensor
 
 from vlp.distributed import all_sum, world_size
 from vlp.models.blip import Blip
+from vlp.models.cpu.unpadded import places_of
 from vlp.models.language_head import NOT_COUNTED
-from vlp.models.med import ImageMemory
-from vlp.models.unpadded import places_of
+from vlp.models.text_tower import ImageMemory
 
 
 def caption_loss(

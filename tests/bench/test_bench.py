@@ -1,0 +1,115 @@
+"""Benchmarks: they run ours and the peer, and what they print adds up."""
+
+import json
+import sys
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
+
+from vlp.bench import capfilt, command
+from vlp.bench.caption import LENGTH, Size
+from vlp.bench.peers import PeerProcess, lavis_python
+from vlp.bench.timing import PACKED, compare
+from vlp.bench.train import bench_captions, bench_tokenizer
+from vlp.cli.main import app
+from vlp.errors import UserError, WorkError
+from vlp.models.cpu.packed import PackedLinear
+
+TINY = Size(width=32, layers=1, heads=2, image_size=32, vocabulary=60)
+
+
+@pytest.mark.parametrize("what", ["attention", "caption", "rerank"])
+def test_lines_hold_ours_and_the_peer(what, monkeypatch):
+    monkeypatch.setitem(command.SIZES, "small", TINY)
+    arguments = ["bench", what, "--size", "small", "--precision", "fp32", "--batch", "2", "--json"]
+    result = CliRunner().invoke(app, [*arguments, "--peers"])
+    assert result.exit_code == 0, result.output
+    for line in json.loads(result.stdout.splitlines()[-1]):
+        assert line["ratio"] == pytest.approx(line["ours"] / line["peer"], rel=1e-6)
+        assert line["peak_memory_gib"] > 0.01 and 0 < line["share_of_matmul_rate"] < 1
+    alone = CliRunner().invoke(app, arguments)
+    assert {line["peer"] for line in json.loads(alone.stdout.splitlines()[-1])} == {None}
+    assert "captions/s" in command.as_table([]) or "ours" in command.as_table([])
+
+
+def test_capfilt_scores_a_web_text_and_a_caption_of_every_image(monkeypatch):
+    made, real = [], capfilt.score_batch
+    monkeypatch.setattr(capfilt, "score_batch", lambda *given: made.append(real(*given)))
+    capfilt.bench_capfilt(Size(32, 1, 2, 32, 1000), "fp32", 3, False)
+    for rows in made:
+        assert [row.source for row in rows] == ["web", "synthetic"] * 3
+        assert None not in [value for row in rows for value in (row.itm, row.itc, row.nll)]
+        assert {row.tokens for row in rows[::2]} == {capfilt.WORDS}
+        assert min(row.tokens for row in rows[1::2]) >= LENGTH - 2  # one of them may be a special token
+
+
+def test_selecting_is_measured_by_rows():
+    lines = json.loads(
+        CliRunner().invoke(app, ["bench", "select", "--rows", "30001", "--json"]).stdout.splitlines()[-1]
+    )
+    assert [line["what"].split()[-1] for line in lines] == ["uids", "table"]
+    assert all(line["ours"] > 100 and line["peak_memory_gib"] > 0.01 for line in lines)
+
+
+def test_a_peer_of_a_process_of_its_own_tells_its_memory(monkeypatch):
+    monkeypatch.setitem(command.SIZES, "small", TINY)
+    lines = command.bench("clip", "small", "fp32", 2, peers=True, repeats=1)
+    assert len(lines) == 2 and all(0.05 < line.peer_peak_memory_gib < 5 for line in lines)
+    assert all(line.ratio == pytest.approx(line.ours / line.peer) for line in lines)
+    assert "theirs with 77 tokens" in command.as_table(lines)
+
+
+@pytest.mark.parametrize("what", ["train", "data"])
+def test_lavis_is_measured_where_it_is_installed(what, monkeypatch):
+    try:
+        lavis_python()
+    except UserError as error:
+        pytest.skip(str(error))
+    monkeypatch.setitem(command.SIZES, "small", TINY)
+    lines = command.bench(what, "small", "fp32", 4, peers=True, repeats=1)
+    assert all(line.ours > 1 and line.peer > 1 and 0.05 < line.peer_peak_memory_gib < 5 for line in lines)
+    assert len(lines) == (2 if what == "train" else 1)  # at its best, as it comes
+
+
+@pytest.mark.parametrize("what", ["train", "data"])
+def test_without_lavis_ours_is_measured_and_the_peer_names_the_script(what, monkeypatch, tmp_path):
+    monkeypatch.setitem(command.SIZES, "small", TINY)
+    monkeypatch.setenv("VLP_PEERS", str(tmp_path))
+    arguments = ["bench", what, "--size", "small", "--precision", "fp32", "--batch", "4", "--repeats", "2", "--json"]
+    (line,) = json.loads(CliRunner().invoke(app, arguments).stdout.splitlines()[-1])
+    assert line["ours"] > 1 and line["peer"] is None
+    error = CliRunner().invoke(app, [*arguments, "--peers"]).exception
+    assert isinstance(error, UserError) and "scripts/bench_peers.sh" in str(error)
+
+
+def test_bench_captions_are_as_long_as_real_ones_and_one_token_a_word():
+    tokenizer = bench_tokenizer(4096)
+    for batch, longest in ((8, 24), (64, 32)):
+        ids, mask = tokenizer.encode(bench_captions(4096, batch), 30)
+        assert 13 < mask.sum(1).float().mean() < 14.2 and ids.shape == (batch, longest)
+        assert (ids != tokenizer.tokenizer.token_to_id("[UNK]")).all()
+
+
+def test_a_peer_that_breaks_is_one_sentence():
+    with pytest.raises(WorkError, match=r"open_clip_train stopped; the last it said was: KeyError"):
+        PeerProcess(sys.executable, "open_clip_train", {})
+
+
+def test_a_ratio_is_how_many_times_as_fast(monkeypatch):
+    import time
+
+    line = compare("naps", "naps/s", 1, "fp32", lambda: time.sleep(0.01), lambda: lambda: time.sleep(0.03), repeats=5)
+    assert 2 < line.ratio < 4.5 and 50 < line.ours <= 100
+
+
+@torch.no_grad()
+def test_packed_products_count_as_many_operations_as_plain_ones():
+    linear = torch.nn.Linear(48, 80)
+    counted = []
+    for layer in (linear, PackedLinear(linear)):
+        with FlopCounterMode(display=False, custom_mapping=PACKED) as counter:
+            layer(torch.randn(2, 3, 48))
+        counted.append(counter.get_total_flops())
+    assert counted == [2 * 6 * 48 * 80] * 2

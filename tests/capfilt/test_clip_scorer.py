@@ -1,0 +1,124 @@
+"""open_clip models as scorers: their cosines are open_clip's own."""
+
+import json
+import logging
+
+import open_clip
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.capfilt.test_score import DECODING, rows_of, write_shard
+from tests.scoring import score_shards
+from tests.tiny_model import make_model
+from vlp.capfilt.clip_scorer import ClipScorer
+from vlp.capfilt.score import ScoreSettings, score_shard
+from vlp.capfilt.scorers import load_scorers
+from vlp.data.image_decoding import decode_image
+from vlp.data.score_tables import read_settings, table_path
+from vlp.data.shards import iterate_samples
+from vlp.errors import UserError
+
+NAME = "tiny-for-tests"
+CONFIG = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> list[str]:
+    """Two tiny random models, as `--filter` takes them."""
+    folder = tmp_path_factory.mktemp("clip")
+    (folder / f"{NAME}.json").write_text(json.dumps(CONFIG))
+    open_clip.add_model_config(folder / f"{NAME}.json")
+    files = []
+    logging.disable(logging.WARNING)  # open_clip's, that these weights are random
+    for seed in range(2):
+        torch.manual_seed(seed)
+        files.append(folder / f"{seed}.safetensors")
+        save_file({k: v.contiguous() for k, v in open_clip.create_model(NAME).state_dict().items()}, files[-1])
+    logging.disable(logging.NOTSET)
+    return [f"open_clip:{NAME},{file}" for file in files]
+
+
+def plain_cosines(clip, shard, rows):
+    """The cosine of each row's image and text, one by one."""
+    model, prepare = open_clip.create_model_from_pretrained(NAME, clip.partition(",")[2])
+    model.eval()
+    tokenizer = open_clip.get_tokenizer(NAME)
+    images = {sample.key: prepare(decode_image(sample.image)) for sample in iterate_samples(shard)}
+    cosines = []
+    with torch.no_grad():
+        for row in rows:
+            image = model.encode_image(images[row["key"]][None])[0]
+            text = model.encode_text(tokenizer([row["text"]]))[0]
+            cosines.append((image @ text / image.norm() / text.norm()).item())
+    return cosines
+
+
+def test_cosines_are_open_clips_own_and_scorers_are_averaged(clips, tmp_path):
+    shard = write_shard(tmp_path / "shards")
+    make_model(seed=1).save(tmp_path / "model")
+    model = str(tmp_path / "model")
+    settings = {"decoding": DECODING, "precision": "fp32", "num_captions": 2}
+    score_shards(shard, model, [model, *clips], **settings)
+    score_shards(shard, model, [model, clips[0]], name="one", **settings)
+    rows, ones = rows_of(shard), rows_of(shard, "one")
+    assert {row["source"] for row in rows} == {"web", "human", "synthetic"}
+    expected = [plain_cosines(clip, shard, rows) for clip in clips]
+    for row, one, first, second in zip(rows, ones, *expected, strict=True):
+        assert one["clip"] == pytest.approx(first, abs=1e-5)
+        assert row["clip"] == pytest.approx((first + second) / 2, abs=1e-5)
+        assert (row["itm"], row["itc"], row["nll"]) == (one["itm"], one["itc"], one["nll"])
+    assert read_settings(shard)["filter"] != read_settings(shard, "one")["filter"]
+
+
+def test_alone_it_leaves_the_other_columns_null(clips, tmp_path):
+    shard = write_shard(tmp_path / "shards")
+    score_shards(shard, "", clips[1], DECODING)
+    table = pq.read_table(table_path(shard))
+    assert {name: table[name].null_count for name in ("itm", "itc", "nll", "tokens", "clip")} == {
+        **dict.fromkeys(("itm", "itc", "nll", "tokens"), len(table)),
+        "clip": 0,
+    }
+    same = [read_settings(shard)["filter"]]
+    score_shards(shard, "", clips[0], DECODING)
+    assert read_settings(shard)["filter"] not in same, "other weights, another table"
+
+
+def test_an_image_is_encoded_once(clips, tmp_path, monkeypatch):
+    shard = write_shard(tmp_path / "shards")
+    make_model(seed=1).save(tmp_path / "model")
+    scorers = load_scorers(str(tmp_path / "model"), clips[0], "fp32")
+    encoded, real = [], scorers.clips[0].model.encode_image
+    monkeypatch.setattr(
+        scorers.clips[0].model, "encode_image", lambda images: encoded.append(len(images)) or real(images)
+    )
+    counts = score_shard(shard, scorers, ScoreSettings(DECODING, num_captions=3, batch_size=2))
+    assert counts.texts > 20 and encoded == [2, 2, 1]
+
+
+def test_bf16_is_close_to_fp32(clips):
+    images = torch.randn(3, 3, 32, 32)
+    texts = ["a red star", "two dogs", "the moon"]
+    exact, rough = (ClipScorer(clips[0].partition(":")[2], precision=precision) for precision in ("fp32", "bf16"))
+    cosines = [scorer.score(scorer.encode_images(images), texts, [0, 1, 2]) for scorer in (exact, rough)]
+    torch.testing.assert_close(*cosines, atol=0.01, rtol=0)
+    assert rough.model.visual.conv1.weight.dtype == torch.bfloat16
+
+
+def test_wrong_names_are_refused(clips, tmp_path):
+    with pytest.raises(UserError, match="open_clip has no model 'ViT-Z'"):
+        load_scorers("", "open_clip:ViT-Z,openai")
+    for weights in ("weights.pt", "nosuchtag", ""):
+        with pytest.raises(UserError, match=r"needs a \.safetensors file, as others can run code, or weights"):
+            load_scorers("", f"open_clip:{NAME},{tmp_path / weights if weights.endswith('.pt') else weights}")
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"no tensors here")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_scorers("", f"open_clip:{NAME},{broken}")
+    with pytest.raises(UserError, match="makes no captions; name it as a filter"):
+        load_scorers(clips[0], clips[0])

@@ -1,0 +1,183 @@
+"""Duplicates: what goes and what stays, against a plain loop over all pairs."""
+
+import hashlib
+import io
+import random
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from tiny_model import make_model
+
+from vlp.capfilt import duplicates
+from vlp.capfilt.duplicates import find_duplicates
+from vlp.capfilt.selection import select
+from vlp.data.image_decoding import decode_image
+from vlp.data.score_tables import Scored, table_path, write_table
+from vlp.data.shard_index import expand_shards
+from vlp.data.shard_writer import ShardWriter
+from vlp.data.shards import iterate_samples
+from vlp.errors import UserError, WorkError
+
+ABOVE = 0.98
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A model and its folder."""
+    made, folder = make_model(), tmp_path_factory.mktemp("models") / "model"
+    made.save(folder)
+    return made, str(folder)
+
+
+def picture(rng, close_to=None):
+    """A PNG of noise, or one a little or not so little away from another."""
+    if close_to is None:
+        pixels = np.clip(rng.normal(rng.uniform(0, 255, 3), 60, (32, 32, 3)), 0, 255)
+    else:
+        pixels = np.asarray(Image.open(io.BytesIO(close_to)), float)
+        pixels = np.clip(pixels + rng.normal(0, rng.choice((2, 10, 30)), pixels.shape), 0, 255)
+    file = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_images(folder, images, shard_size):
+    with ShardWriter(str(folder), shard_size) as writer:
+        for number, image in enumerate(images):
+            writer.write(f"{number:04d}", image, "png", "a text", {})
+    return str(folder / "*.tar")
+
+
+@pytest.fixture
+def sets(tmp_path):
+    """Patterns of a set of four shards and of an evaluation set, with many images that are alike and some broken."""
+    rng, draw = np.random.default_rng(1), random.Random(1)
+    tests = [picture(rng) for _ in range(12)]
+    images = []
+    for _ in range(110):
+        kind = draw.random()
+        if kind < 0.1:
+            images.append(draw.choice(tests))
+        elif kind < 0.2:
+            images.append(picture(rng, draw.choice(tests)))
+        elif kind < 0.35 and images:
+            images.append(draw.choice(images))
+        elif kind < 0.6 and images:
+            images.append(picture(rng, draw.choice(images)))
+        else:
+            images.append(picture(rng))
+    images[50] = images[50][:60]
+    return write_images(tmp_path / "web", images, 30), write_images(tmp_path / "tests", [*tests, tests[3]], 7)
+
+
+def plain_duplicates(model, shards, tests, above):
+    """What a loop over all pairs finds, {shard#key: (of, kind, cosine)}, and how near a cosine came to the cut."""
+
+    def read(pattern):
+        good = [one for one in iterate_samples(pattern) if len(one.image) > 60]
+        vectors = model.embed_images([decode_image(one.image) for one in good]).numpy()
+        names = [f"{one.shard}#{one.key}" for one in good]
+        return list(zip(names, (hashlib.sha256(one.image).digest() for one in good), vectors, strict=True))
+
+    against, closest = (read(tests) if tests else []), 1.0
+    stays, found, first = [], {}, {}
+    for name, digest, vector in read(shards):
+        best = {}
+        for kind, others in (("against", against), ("near", stays)):
+            cosines = [float(vector @ other) for _, _, other in others]
+            closest = min([closest, *(abs(cosine - above) for cosine in cosines)])
+            if cosines and max(cosines) >= above:
+                best[kind] = (others[int(np.argmax(cosines))][0], kind, max(cosines))
+        if equal := [other for other, same, _ in against if same == digest]:
+            found[name] = (equal[0], "against", 1.0)
+        elif "against" in best:
+            found[name] = best["against"]
+        elif digest in first:
+            found[name] = found.get(first[digest], (first[digest], "exact", 1.0))
+        elif "near" in best:
+            found[name] = best["near"]
+        else:
+            stays.append((name, digest, vector))
+        first.setdefault(digest, name)
+    return found, closest
+
+
+def read_tables(pattern):
+    return {
+        f"{shard}#{row['key']}": (row["duplicate_of"], row["kind"], row["cosine"])
+        for shard in expand_shards(pattern)
+        for row in pq.read_table(table_path(shard, "duplicates")).to_pylist()
+    }
+
+
+@pytest.mark.parametrize("block, with_tests", [(4096, True), (7, True), (7, False), (1, True)])
+def test_what_goes_is_what_a_plain_loop_finds(sets, model, monkeypatch, block, with_tests):
+    shards, tests = sets[0], sets[1] if with_tests else ""
+    monkeypatch.setattr(duplicates, "BLOCK", block)
+    monkeypatch.setattr(duplicates, "STORED_BLOCK", block + 3)
+    expected, closest = plain_duplicates(model[0], shards, tests, ABOVE)
+    assert closest > 1e-5  # so that rounding decides nothing
+    counts = find_duplicates(shards, model[1], tests, ABOVE, precision="fp32", quiet=True)
+    found = read_tables(shards)
+    assert {name: one[:2] for name, one in found.items()} == {name: one[:2] for name, one in expected.items()}
+    assert all(one[2] == pytest.approx(expected[name][2], abs=1e-5) for name, one in found.items())
+    kinds = [one[1] for one in expected.values()]
+    assert (counts.images, counts.bad) == (109, {"image undecodable": 1})
+    assert counts.exact == kinds.count("exact") > 5
+    assert counts.near == kinds.count("near") > 5
+    assert counts.against == kinds.count("against")
+    assert (counts.against > 10) == with_tests
+
+
+def test_embeddings_are_made_once_and_shards_that_changed_are_made_again(sets, model, monkeypatch):
+    shards, tests = sets
+    first = find_duplicates(shards, model[1], tests, ABOVE, quiet=True)
+    changed, *others = expand_shards(shards)
+    before = {path: table_path(path, "embeddings").stat().st_mtime_ns for path in [changed, *others]}
+    again = find_duplicates(shards, model[1], tests, 0.9, quiet=True)
+    assert again.near + again.against > first.near + first.against
+    with open(changed, "ab") as file:
+        file.write(bytes(512))
+    find_duplicates(shards, model[1], tests, 0.9, quiet=True)
+    after = {path: table_path(path, "embeddings").stat().st_mtime_ns for path in [changed, *others]}
+    assert [path for path in before if before[path] != after[path]] == [changed]
+
+
+def test_a_rule_leaves_duplicates_out(sets, model, tmp_path):
+    shards, tests = sets
+    find_duplicates(shards, model[1], tests, ABOVE, quiet=True)
+    names = []
+    for shard in expand_shards(shards):
+        samples = list(iterate_samples(shard))
+        write_table(shard, [Scored(one.key, "web", one.text, 0.9, 0.0) for one in samples], {})
+        names += [f"{shard}#{one.key}" for one in samples]
+    tables = [str(table_path(shard)) for shard in expand_shards(shards)]
+    select(tables, "not duplicate", table=str(tmp_path / "kept.parquet"), quiet=True)
+    kept = [f"{row['shard']}#{row['key']}" for row in pq.read_table(tmp_path / "kept.parquet").to_pylist()]
+    assert kept == [name for name in names if name not in read_tables(shards)]
+    changed = expand_shards(shards)[1]
+    with open(changed, "ab") as file:
+        file.write(bytes(512))
+    write_table(changed, [Scored("0030", "web", "a text", 0.9, 0.0)], {})  # scored again
+    with pytest.raises(UserError, match="was changed since its duplicates were found"):
+        select(tables, "not duplicate", table=str(tmp_path / "again.parquet"), quiet=True)
+
+
+def test_wrong_calls(sets, model, monkeypatch):
+    shards, _ = sets
+    with pytest.raises(UserError, match=r"over 0 and at most 1, not 1\.5"):
+        find_duplicates(shards, model[1], above=1.5)
+    with pytest.raises(UserError, match="is among the shards and among those"):
+        find_duplicates(shards, model[1], expand_shards(shards)[1])
+    with pytest.raises(UserError, match="not a model folder"):
+        find_duplicates(shards, "nowhere")
+
+    def full(**_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(duplicates.tempfile, "TemporaryFile", full)
+    with pytest.raises(WorkError, match="No space left"):
+        find_duplicates(shards, model[1], quiet=True)
+    assert not table_path(expand_shards(shards)[0], "duplicates").exists()

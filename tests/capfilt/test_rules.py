@@ -1,0 +1,326 @@
+"""Rules: each against a plain Python reading of it, and every wrong one refused in a sentence."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+
+from vlp.capfilt import query
+from vlp.capfilt.query import select_rows
+from vlp.capfilt.rules import parse_rules
+from vlp.data.score_tables import Scored, table_path, write_table
+from vlp.errors import UserError
+
+SCORES = ("itm", "itc", "clip", "nll", "words", "aspect", "shortest", "width", "tokens", "other.itm")
+SIGNS = {
+    "<": lambda a, b: a < b,
+    "<=": lambda a, b: a <= b,
+    ">": lambda a, b: a > b,
+    ">=": lambda a, b: a >= b,
+    "==": lambda a, b: a == b,
+    "!=": lambda a, b: a != b,
+}
+
+
+def make_rows(rng, images):
+    """Texts with many equal scores, missing ones, empty texts and spaces of every kind."""
+
+    def score(share_missing=0.2, low=0.0):
+        missing = rng.random() < share_missing
+        return (None if rng.random() < 0.5 else math.nan) if missing else rng.randrange(int(low * 20), 21) / 20
+
+    rows = []
+    for image in range(images):
+        width, height = rng.choice((0, 30, 64, 200)), rng.choice((30, 64, 100))
+        for source in ("web", "synthetic", "human"):
+            for number in range(rng.randrange(4)):
+                text = rng.choice((" ", "\u00a0", "a", "a b", " a  b\u2003c ", "a\x1cb\nc'd"))
+                row = Scored(f"{image:04d}", source, text, score(), score(0, -1), caption_id=number)
+                row.clip, row.nll, row.tokens = score(0.5), score(0.9), rng.randrange(9)
+                row.width, row.height = width, height
+                rows.append(row)
+    rng.shuffle(rows)
+    return rows
+
+
+def value_of(row, name):
+    """A column of a row in double precision; None where it is missing."""
+    if name == "words":
+        return len(row.text.split())
+    if name == "shortest":
+        return min(row.width, row.height)
+    if name == "aspect":
+        low, high = sorted((row.width, row.height))
+        return high / low if low else None
+    value = row.other if name == "other.itm" else getattr(row, name)
+    if name in ("itm", "itc", "clip", "nll", "other.itm") and value is not None:
+        value = float(np.float32(value))
+    return None if value is None or value != value else value
+
+
+class Maker:
+    """Random rules, each as its text and as a function from the rows that have a text to the set of those that stay."""
+
+    def __init__(self, rng):
+        self.rng = rng
+
+    def score(self):
+        name = self.rng.choice(SCORES)
+        if self.rng.random() < 0.7:
+            return name, lambda row: value_of(row, name)
+        other, sign, factor = self.rng.choice(SCORES), self.rng.choice("+-*/"), self.rng.choice((2, 0.5))
+
+        def compute(row):
+            one, two = value_of(row, name), value_of(row, other)
+            if one is None or two is None or (sign == "/" and two == 0):
+                return None
+            two = two * factor
+            return {"+": one + two, "-": one - two, "*": one * two, "/": one / two if two else None}[sign]
+
+        return f"{name} {sign} ({other} * {factor})", compute
+
+    def comparison(self):
+        if self.rng.random() < 0.2:
+            source, sign = self.rng.choice(("web", "human")), self.rng.choice(("==", "!="))
+            return f'source {sign} "{source}"', lambda rows: {
+                row.place for row in rows if SIGNS[sign](row.source, source)
+            }
+        (text, compute), sign, edge = self.score(), self.rng.choice(list(SIGNS)), self.rng.randrange(21) / 20
+        low = self.rng.random() < 0.2
+
+        def holds(rows):
+            found = set()
+            for row in rows:
+                value = compute(row)
+                if value is not None and SIGNS[sign](value, edge) and (not low or value >= 0.1):
+                    found.add(row.place)
+            return found
+
+        return (f"0.1 <= {text} {sign} {edge}" if low else f"{text} {sign} {edge}"), holds
+
+    def top(self, source):
+        (text, compute), share = self.score(), self.rng.choice((0.1, 0.3, 0.5, 1, 0.07))
+
+        def holds(rows):
+            scores = {row.place: compute(row) for row in rows if source in (None, row.source)}
+            found = sorted((value for value in scores.values() if value is not None), reverse=True)
+            if not found:
+                return set()
+            count = -(-len(found) * round(share * 100) // 100)  # the least whole number that is no smaller
+            return {row.place for row in rows if compute(row) is not None and compute(row) >= found[max(count, 1) - 1]}
+
+        return f"top({text}, {share})", holds
+
+    def best(self, source, parts):
+        """One of best(...) beside the other parts of its `and`."""
+        count, named = self.rng.choice((1, 2)), self.rng.random() < 0.5
+        text, compute = self.score() if named else ("itm", lambda row: value_of(row, "itm"))
+
+        def holds(rows):
+            stay = set.intersection(*({row.place for row in rows}, *(part(rows) for part in parts)))
+            groups = {}
+            for row in rows:
+                if row.place in stay and compute(row) is not None and source in (None, row.source):
+                    groups.setdefault((row.place[0], row.key), []).append(row)
+            chosen = set()
+            for group in groups.values():
+                group.sort(key=lambda row: (-compute(row), row.source, row.caption_id))
+                chosen |= {row.place for row in group[:count]}
+            return chosen
+
+        return (f"best({count}, {text})" if named else f"best({count})"), holds
+
+    def rule(self, depth=3, source=None):
+        kind = self.rng.random()
+        if depth == 0 or kind < 0.25:
+            return self.top(source) if self.rng.random() < 0.2 else self.comparison()
+        if kind < 0.5:
+            parts = [self.closed(depth - 1, source) for _ in range(self.rng.randrange(1, 3))]
+            tests = [holds for _, holds in parts]
+            if self.rng.random() < 0.6:
+                parts.append(self.best(source, tests))
+            self.rng.shuffle(parts)
+            return " and ".join(f"({text})" for text, _ in parts), lambda rows: set.intersection(
+                *(holds(rows) for _, holds in parts)
+            )
+        if kind < 0.7:
+            parts = [self.rule(depth - 1, source) for _ in range(2)]
+            return " or ".join(f"({text})" for text, _ in parts), lambda rows: set.union(
+                *(holds(rows) for _, holds in parts)
+            )
+        text, holds = self.rule(depth - 1, source)
+        if kind < 0.85 or source:
+            return f"not ({text})", lambda rows: {row.place for row in rows} - holds(rows)
+        return self.of_source(depth)
+
+    def of_source(self, depth):
+        source = self.rng.choice(("web", "synthetic", "human"))
+        text, holds = self.rule(depth - 1, source)
+        return f"{source}({text})", lambda rows: {row.place for row in rows if row.source == source} & holds(rows)
+
+    def closed(self, depth, source):
+        """A part of an `and` that is no `and` itself, nor holds one of its own `best`."""
+        if self.rng.random() < 0.4:
+            return self.top(source) if self.rng.random() < 0.3 else self.comparison()
+        text, holds = self.rule(depth, source)
+        other, too = self.comparison()
+        return f"({text}) or ({other})", lambda rows: holds(rows) | too(rows)
+
+
+def write_tables(folder, rng, tables, images):
+    """Tables and others beside most of them; returns the paths and the rows, with their place and the other's itm."""
+    folder.mkdir()
+    paths, others, everything = [], [], []
+    for number in range(tables):
+        shard = folder / f"{number}.tar"
+        shard.touch()
+        rows = make_rows(rng, images)
+        write_table(str(shard), rows, {})
+        paths.append(str(table_path(str(shard))))
+        beside = [row for row in rows if rng.random() < 0.8] if number else []
+        other = {id(row): rng.randrange(21) / 20 for row in beside}
+        if beside:
+            moved = [
+                Scored(row.key, row.source, row.text, other[id(row)], 0, caption_id=row.caption_id) for row in beside
+            ]
+            moved += [Scored(row.key, row.source, row.text + "x", 1, 0, caption_id=row.caption_id) for row in rows]
+            rng.shuffle(moved)
+            write_table(str(shard), moved, {}, name="other")
+            others.append(str(table_path(str(shard), "other")))
+        for place, row in enumerate(rows):
+            row.place, row.other = (number, place), other.get(id(row))
+            everything.append(row)
+    return paths, others, everything
+
+
+def chosen_by(paths, rules, tmp_path, **also):
+    found = select_rows(paths, parse_rules(rules, also), also, tmp_path / "spill")
+    return {(paths.index(path), row) for path, rows in found for row in rows.tolist()}
+
+
+@pytest.mark.parametrize("rows_at_once", (1, 500_000))
+def test_random_rules_choose_what_a_plain_reading_chooses(tmp_path, monkeypatch, rows_at_once):
+    monkeypatch.setattr(query, "ROWS_AT_ONCE", rows_at_once)
+    rng = random.Random(rows_at_once)
+    paths, others, rows = write_tables(tmp_path / "t", rng, tables=3, images=40)
+    rows = [row for row in rows if row.text.strip()]
+    maker, sizes = Maker(rng), []
+    for _ in range(150):
+        text, holds = maker.rule()
+        expected = holds(rows)
+        assert chosen_by(paths, text, tmp_path, other=others) == expected, text
+        sizes.append(len(expected))
+    assert sum(0 < size < len(rows) for size in sizes) > 75  # not all of them say yes or no to everything
+
+
+def test_shares_count_exactly_and_what_equals_the_last_stays(tmp_path):
+    shard = tmp_path / "0.tar"
+    shard.touch()
+    scores = [0.9, 0.5, 0.5, 0.5, 0.1, None, math.nan, 0.05, 0.04, 0.03, 0.02, 0.01]
+    rows = [Scored(f"{place}", "web", "a text", score, 0.0) for place, score in enumerate(scores)]
+    write_table(str(shard), rows, {})
+    paths = [str(table_path(str(shard)))]
+    found = {share: len(chosen_by(paths, f"top(itm, {share})", tmp_path)) for share in (0.01, 0.1, 0.2, 0.4, 0.5, 1)}
+    assert found == {0.01: 1, 0.1: 1, 0.2: 4, 0.4: 4, 0.5: 5, 1: 10}
+    assert chosen_by(paths, "not itm >= 0 and not itm < 0", tmp_path) == {(0, 5), (0, 6)}
+    assert chosen_by(paths, "itm / 0 >= 0 or -itm > itm / itc", tmp_path) == set()
+
+
+def test_ties_of_best_go_by_source_and_number(tmp_path):
+    shard = tmp_path / "a[1]*.tar"  # a name with letters that globs know
+    shard.touch()
+    places = [("web", 0), ("synthetic", 1), ("synthetic", 0), ("human", 3)]
+    rows = [Scored("same", source, "a text", 0.5, 0.0, caption_id=number) for source, number in places]
+    write_table(str(shard), [*rows, Scored("other", "web", "a text", None, 0.0)], {})
+    paths = [str(table_path(str(shard)))]
+    assert chosen_by(paths, "best(2)", tmp_path) == {(0, 2), (0, 3)}
+    assert chosen_by(paths, 'best(1) and source != "human"', tmp_path) == {(0, 2)}
+
+
+def test_duplicates_need_their_tables(tmp_path):
+    shard = tmp_path / "0.tar"
+    shard.touch()
+    write_table(str(shard), [Scored("a", "web", "a text", 0.5, 0.0)], {})
+    with pytest.raises(UserError, match=r"has no table of duplicates; run `vlp capfilt duplicates`"):
+        chosen_by([str(table_path(str(shard)))], "not duplicate", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "rules, said",
+    [
+        (" ", "The rules are empty"),
+        ("itm >=", "cannot be read: invalid syntax"),
+        ("itm = 0.5", "cannot be read"),
+        ("itm >= 0.5; itm", "cannot be read"),
+        ("itm >= 0.5) or (itm", "is a number, not true or false"),
+        ("itn >= 0.5", "no column itn in rules; did you mean itm?"),
+        ("zebra > 1", "no column zebra in rules; known: key, uid, source"),
+        ("there.itm > 1", "no other tables there; known: beside."),
+        ("beside.itn > 1", "no column beside.itn in rules; did you mean itm?"),
+        ("beside.words > 1", "no column beside.words in rules"),
+        ("itm", "`itm` is a number, not true or false; compare it"),
+        ("text", "`text` is a text, not true or false"),
+        ("itm >= '0.5'", "compares a number with a text"),
+        ("duplicate == 1", "compares a truth with a number"),
+        ("duplicate == duplicate", "compares a truth with a truth"),
+        ("text < 'b'", "a text takes == and !="),
+        ("'a' in text", "a text takes == and !="),
+        ("itm is 1", "a number takes <, <=, >, >=, ==, !="),
+        ("itm + text > 1", "`text` is a text where rules need a number"),
+        ("itm % 2 > 1", "not part of the language"),
+        ("top(itm, 0)", "needs a share above 0 and at most 1"),
+        ("top(itm, 1.5)", "needs a share above 0 and at most 1"),
+        ("top(itm, 0.1 + 0.2)", "needs a share above 0"),
+        ("top(itm, True)", "needs a share above 0"),
+        ("top(itm)", "not of the form top(SCORE, SHARE)"),
+        ("top(itm, share=0.3)", "not of the form top(SCORE, SHARE)"),
+        ("top(source, 0.3)", "where rules need a number"),
+        ("top(itm, 0.3) > 1", "not part of the language"),
+        ("best(0)", "a whole number of texts from 1 on"),
+        ("best(1.0)", "a whole number of texts from 1 on"),
+        ("best()", "not of the form best(N, SCORE)"),
+        ("best(1) and best(2, itc)", "Two best(...) stand in one `and`"),
+        ("best(1) and (itm > 0 and web(best(2)))", "Two best(...) stand in one `and`"),
+        ("web()", "not of the form web(RULE)"),
+        ("web(synthetic(itm > 0))", "synthetic(...) stands inside web(...); no text is of both"),
+        ("tops(itm, 0.3)", "There is no tops(...) in rules; did you mean top?"),
+        ("itm > 1e999", "neither a number nor a text"),
+        ("itm > 1j", "neither a number nor a text"),
+        ("text == b'a'", "neither a number nor a text"),
+        ("text == None", "neither a number nor a text"),
+        ("text == 'a\\x00'", "neither a number nor a text"),
+        ("__import__('os').system('true')", "not part of the language"),
+        ("__import__('os')", "There is no __import__(...) in rules"),
+        ("itm.__class__ > 1", "no other tables itm"),
+        ("(lambda: 1)() > 1", "not part of the language"),
+        ("[itm for itm in (1, 2)] > 1", "not part of the language"),
+        ("(x := itm) > 1", "not part of the language"),
+        ("f'{itm}' == text", "not part of the language"),
+        ("itm if 1 > 0 else itc", "not part of the language"),
+        ("itm[0] > 1", "not part of the language"),
+        ("itm > 0 or " * 500 + "itm > 0", "characters; 4000 are allowed"),
+        ("(" * 1500 + "itm > 0" + ")" * 1500, "cannot be read"),
+        ("not " * 990 + "itm > 0", "nested too deeply"),
+        ("itm > 0\0", "cannot be read"),
+    ],
+)
+def test_what_is_no_rule_is_refused_in_a_sentence(rules, said):
+    with pytest.raises(UserError) as refused:
+        parse_rules(rules, ["beside"])
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 350
+
+
+def test_columns_of_other_tables_need_these_tables():
+    with pytest.raises(UserError, match="no other tables other; known: none, as --also names none"):
+        parse_rules("other.itm > 1")
+
+
+def test_long_rules_that_are_allowed_run(tmp_path):
+    paths, _, rows = write_tables(tmp_path / "t", random.Random(0), tables=1, images=3)
+    for rules in (" or ".join(["itm > 2"] * 300 + ["itm > -1"]), "(" * 60 + "itm > -1" + ")" * 60, "\nitm\n > -1\n"):
+        expected = {row.place for row in rows if row.text.strip() and value_of(row, "itm") is not None}
+        assert chosen_by(paths, rules, tmp_path) == expected
+    assert chosen_by(paths, "text != 'x\\'; DROP TABLE cuts; --'", tmp_path)

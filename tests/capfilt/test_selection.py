@@ -1,0 +1,181 @@
+"""Select: the three forms of what was chosen, what is refused before, and what a stop or a full disk leaves behind."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from vlp.capfilt import selection, uids
+from vlp.capfilt.selection import select
+from vlp.data.score_tables import METADATA, Scored, table_path, write_table
+from vlp.data.shard_index import expand_shards
+from vlp.data.shard_writer import ShardWriter
+from vlp.data.shards import iterate_samples, read_members
+from vlp.errors import UserError, WorkError
+from vlp.log import Progress
+
+
+@pytest.fixture
+def scored(tmp_path, web_scenes):
+    """A folder of scored shards, two texts an image, the uids hexadecimal and some images twice."""
+    folder = shutil.copytree(web_scenes, tmp_path / "web")
+    for number, shard in enumerate(expand_shards(str(folder / "*.tar"))):
+        rows = []
+        for place, sample in enumerate(iterate_samples([shard])):
+            uid = f"{(place * 0x9E3779B97F4A7C15F39CC0605CEDC834 + number % 2) % 2**128:032x}" + "0" * (32 * number)
+            rows.append(Scored(sample.key, "web", sample.text, place / 20, 0.0, uid))
+            rows.append(Scored(sample.key, "synthetic", "a made one", 0.9 - place / 20, 0.0, uid, width=place))
+        write_table(shard, rows, {})
+    return folder
+
+
+def tables_of(folder):
+    return str(folder / "*.capfilt.parquet")
+
+
+def rows_of(folder):
+    return [
+        {**row, "shard": shard}
+        for shard in expand_shards(str(folder / "*.tar"))
+        for row in pq.read_table(table_path(shard)).to_pylist()
+    ]
+
+
+def test_a_uid_list_is_sorted_and_names_each_image_once(scored, tmp_path, monkeypatch):
+    monkeypatch.setattr(uids, "PAIRS_AT_ONCE", 7)
+    counts = select(tables_of(scored), "itm >= 0.7", uids=str(tmp_path / "uids.npy"))
+    expected = sorted({row["uid"][:32] for row in rows_of(scored) if row["itm"] >= 0.7})
+    found = np.load(tmp_path / "uids.npy")
+    assert found.dtype == np.dtype("u8,u8")
+    assert [f"{high:016x}{low:016x}" for high, low in found.tolist()] == expected
+    assert len(expected) < counts.images  # some images are in two shards
+
+
+def test_an_empty_uid_list_and_one_of_other_names(scored, tmp_path):
+    select(tables_of(scored), "itm > 2", uids=str(tmp_path / "none.npy"))
+    assert np.load(tmp_path / "none.npy").shape == (0,)
+    shard = expand_shards(str(scored / "*.tar"))[1]
+    write_table(shard, [Scored("a", "web", "a text", 0.9, 0.0, uid="scene-1-0")], {})
+    with pytest.raises(UserError, match="uid 'scene-1-0' does not begin with 32 hexadecimal digits"):
+        select(tables_of(scored), "itm >= 0", uids=str(tmp_path / "uids.npy"))
+    assert {path.name for path in tmp_path.iterdir()} == {"web", "none.npy"}
+
+
+def test_a_table_holds_the_rows_that_stay_with_their_shards(scored, tmp_path):
+    select(tables_of(scored), "itm >= 0.5 or width == 3", table=str(tmp_path / "kept.parquet"))
+    expected = [row for row in rows_of(scored) if row["itm"] >= 0.5 or row["width"] == 3]
+    assert pq.read_table(tmp_path / "kept.parquet").to_pylist() == expected
+
+
+def test_tables_of_another_model_join_by_name(scored, tmp_path):
+    for shard in expand_shards(str(scored / "*.tar")):
+        rows = [Scored(**row) for row in pq.read_table(table_path(shard)).to_pylist()]
+        for row in rows:
+            row.itm = 0.9 if int(row.key) % 3 == 0 else 0.1
+        write_table(shard, rows[::-1], {}, name="other")
+    target, glob = str(tmp_path / "kept.parquet"), str(scored / "*.other.parquet")
+    command = ["capfilt", "select", "(itm + other.itm) / 2 >= 0.7", "--scores", tables_of(scored)]
+    run_command(*command, "--also", f"other={glob}", "--table", target)
+    kept = {(row["shard"], row["key"], row["source"]) for row in pq.read_table(target).to_pylist()}
+    assert kept == {
+        (row["shard"], row["key"], row["source"])
+        for row in rows_of(scored)
+        if (row["itm"] + float(np.float32(0.9 if int(row["key"]) % 3 == 0 else 0.1))) / 2 >= 0.7
+    }
+    with pytest.raises(UserError, match="None of the other tables other lies beside"):
+        elsewhere = shutil.copytree(scored, tmp_path / "elsewhere")
+        select(tables_of(elsewhere), "other.itm > 0", table=str(tmp_path / "x"), also={"other": [glob]})
+
+
+def test_a_human_text_keeps_its_source_and_other_members_stay(tmp_path):
+    info = {"captions": [{"text": "said", "source": "human", "by": 3}], "license": "CC0", "deep": {"a": [1]}}
+    with ShardWriter(str(tmp_path / "in")) as writer:
+        writer.write("a", b"image", "jpg", "old", info, {"cls": b"7", "mask.png": b"mask"})
+    shard = str(tmp_path / "in/00000.tar")
+    rows = [Scored("a", "human", "said", 0.9, 0.0), Scored("a", "synthetic", "made", 0.8, 0.0)]
+    write_table(shard, rows, {})
+    select(str(table_path(shard)), "best(1)", str(tmp_path / "out"))
+    ((key, members),) = read_members(str(tmp_path / "out/00000.tar"))
+    chosen = {"captions": [{"text": "said", "source": "human"}]}
+    assert (key, json.loads(members.pop("json"))) == ("a", {**info, **chosen})
+    assert members == {"jpg": b"image", "txt": b"said", "cls": b"7", "mask.png": b"mask"}
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_written(scored, tmp_path):
+    first, second, third = expand_shards(str(scored / "*.tar"))
+    target = str(tmp_path / "out")
+    for wrong in ({}, {"output": target, "uids": target}, {"uids": target, "human": first}):
+        with pytest.raises(UserError, match="Name one target"):
+            select(tables_of(scored), "itm > 0", **wrong)
+    os.rename(second, tmp_path / "away.tar")
+    with pytest.raises(UserError, match=r"00001\.tar is missing"):
+        select(tables_of(scored), "itm > 0", target)
+    select(tables_of(scored), "itm > 0", table=str(tmp_path / "kept.parquet"))  # which needs no shards
+    os.rename(tmp_path / "away.tar", second)
+    content = bytearray(Path(third).read_bytes())
+    content[600] ^= 1
+    Path(third).write_bytes(content)  # the size is the same
+    for form in ("output", "uids", "table"):
+        with pytest.raises(UserError, match=r"00002\.tar was changed after it was scored"):
+            select(tables_of(scored), "itm > 0", **{form: target})
+    path = table_path(third)
+    old = pq.read_table(path)
+    said = json.loads(old.schema.metadata[METADATA.encode()])
+    pq.write_table(old.replace_schema_metadata({METADATA: json.dumps({**said, "version": "1"})}), path)
+    with pytest.raises(UserError, match="has version 1, not 2; score its shard again"):
+        select(tables_of(scored), "itm > 0", target)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match="is not a score table"):
+        select(tables_of(scored), "itm > 0", target)
+    assert {one.name for one in tmp_path.iterdir()} == {"web", "kept.parquet"}
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+@pytest.mark.parametrize("form", ("output", "uids", "table"))
+def test_a_full_disk_is_said_in_a_sentence(scored, tmp_path, form, monkeypatch):
+    workplace = tmp_path / ".out.tmp"
+
+    def start(*rest, **more):  # what select begins with once the folder for its work is there
+        if form == "output":
+            (workplace / "result").mkdir()
+        shard = f"result/.00000.tar.tmp-{os.getpid()}"
+        os.symlink("/dev/full", workplace / (shard if form == "output" else "result"))
+        return Progress(*rest, **more)
+
+    monkeypatch.setattr(selection, "Progress", start)
+    with pytest.raises(WorkError, match=r"out cannot be written: .*[Nn]o space left on device.*; make room"):
+        select(tables_of(scored), "itm >= 0", **{form: str(tmp_path / "out")})
+    assert {one.name for one in tmp_path.iterdir()} == {"web"}
+
+
+def run_command(*arguments):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "vlp", *map(str, arguments)]
+    subprocess.run(command, check=True, env=environment, capture_output=True)
+
+
+def test_what_was_killed_is_done_again_whole(scored, tmp_path):
+    whole = tmp_path / "whole"
+    select(tables_of(scored), "itm >= 0.5", str(whole))
+    code = (
+        "import os, signal, sys; from vlp.capfilt import selection as s; write = s._write_sample\n"
+        "def die(writer, key, *rest):\n"
+        "    write(writer, key, *rest)\n"
+        "    if writer.number == 1: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "s._write_sample = die; s.select(sys.argv[1], 'itm >= 0.5', sys.argv[2])"
+    )
+    command = [sys.executable, "-c", code, tables_of(scored), str(tmp_path / "out")]
+    killed = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    assert (tmp_path / ".out.tmp/result/00000.tar").exists() and not (tmp_path / "out").exists()
+    select(tables_of(scored), "itm >= 0.5", str(tmp_path / "out"))
+    assert {one.name for one in tmp_path.iterdir()} == {"web", "whole", "out"}
+    for shard in expand_shards(str(whole / "*.tar")):
+        assert (tmp_path / "out" / os.path.basename(shard)).read_bytes() == Path(shard).read_bytes()

@@ -1,0 +1,382 @@
+"""Other projects' BLIP is ours: the same numbers, the same captions, the same weights after a round trip."""
+
+import json
+
+import pytest
+import torch
+import transformers
+from transformers import BlipConfig, BlipTextModel
+
+from vlp.config import DecodingConfig
+from vlp.convert.blip import from_config, transformers_table
+from vlp.convert.command import from_ours, to_ours
+from vlp.convert.tables import carry
+from vlp.data.tokenizer import load_tokenizer
+from vlp.errors import UserError
+from vlp.model import Model, load_model
+from vlp.models.blip import Blip
+
+CLASSES = {
+    "captioning": transformers.BlipForConditionalGeneration,
+    "retrieval": transformers.BlipForImageTextRetrieval,
+    "vqa": transformers.BlipForQuestionAnswering,
+    "features": transformers.BlipModel,
+}
+SIZES = [
+    {"width": 32, "layers": 2, "heads": 2, "image_size": 32, "patch": 16},
+    {"width": 48, "layers": 3, "heads": 4, "image_size": 48, "patch": 8},
+]
+TEXTS = ["a small red circle", "there is a large blue star above a green box", "a bar", "we see a white ring"]
+
+
+def redraw(network, deviation=0.15):
+    """New weights: those of a fresh vision model are so small (1e-10) that the image would play no part."""
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            around = 1.0 if "norm" in name.lower() and name.endswith("weight") else 0.0
+            parameter.copy_(around + deviation * torch.randn_like(parameter))
+    return network.eval()
+
+
+def make_theirs(kind, tokenizer, width, layers, heads, image_size, patch):
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": width,
+        "encoder_hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "max_position_embeddings": 40,
+        "bos_token_id": tokenizer.dec_id,
+        "pad_token_id": tokenizer.pad_id,
+        "sep_token_id": tokenizer.sep_id,
+        "eos_token_id": tokenizer.sep_id,
+    }
+    vision = {
+        "hidden_size": width,
+        "intermediate_size": 3 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "image_size": image_size,
+        "patch_size": patch,
+    }
+    config = BlipConfig(text_config=text, vision_config=vision, image_text_hidden_size=24, projection_dim=24)
+    theirs = redraw(CLASSES[kind](config))
+    theirs.tie_weights()
+    return theirs
+
+
+@pytest.fixture
+def both(tokenizer_folder, tmp_path):
+    """A `transformers` BLIP and the same one converted by the command."""
+    tokenizer = load_tokenizer(str(tokenizer_folder))
+
+    def make(kind, size=SIZES[0]):
+        theirs = make_theirs(kind, tokenizer, **size)
+        theirs.save_pretrained(tmp_path / kind)
+        tokenizer.save(str(tmp_path / kind))
+        lines = to_ours(str(tmp_path / kind), str(tmp_path / f"{kind}-ours"))
+        return theirs, load_model(tmp_path / f"{kind}-ours", device="cpu", precision="fp32"), lines
+
+    return make
+
+
+def pictures(model: Model, count):
+    torch.manual_seed(1)
+    return torch.randn(count, 3, model.image_size, model.image_size)
+
+
+def ids_of(model: Model, texts, first):
+    ids, mask = model.tokenizer.encode(texts, 30, first=first)
+    return ids, mask.long()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_captioning_gives_their_image_tokens_and_logits(both, size):
+    theirs, ours, _ = both("captioning", size)
+    images = pictures(ours, len(TEXTS))
+    ids, mask = ids_of(ours, TEXTS, "[DEC]")
+    with torch.no_grad():
+        expected = theirs(pixel_values=images, input_ids=ids, attention_mask=mask)
+        tokens = ours.blip.encode_images(images)
+        logits = ours.blip.caption_logits(ids, mask.bool(), ours.blip.text_tower.project_image(tokens, "decoder"))
+    assert tokens.std() > 0.1 and logits.std() > 0.1
+    torch.testing.assert_close(tokens, expected.image_embeds, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits[mask.bool()], expected.logits[mask.bool()], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_retrieval_gives_their_similarities_and_matching_logits(both, size):
+    theirs, ours, _ = both("retrieval", size)
+    images = pictures(ours, len(TEXTS))
+    words, mask = ids_of(ours, TEXTS, "[CLS]")
+    pairs, _ = ids_of(ours, TEXTS, "[ENC]")  # transformers feeds [CLS] here, BLIP [ENC]
+    with torch.no_grad():
+        cosines = theirs(pixel_values=images, input_ids=words, attention_mask=mask, use_itm_head=False)[0]
+        logits = theirs(pixel_values=images, input_ids=pairs, attention_mask=mask, use_itm_head=True)[0]
+        memory = ours.blip.text_tower.project_image(ours.blip.encode_images(images))
+        mine = ours.blip.match_logits(pairs, mask.bool(), memory)
+    torch.testing.assert_close(ours.embed_images(images) @ ours.embed_texts(TEXTS).T, cosines, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(mine, logits, atol=1e-4, rtol=1e-4)
+    match = ours.match(images, TEXTS)
+    torch.testing.assert_close(match.itm, logits.softmax(dim=1)[:, 1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(match.itc, cosines.diagonal(), atol=1e-4, rtol=1e-4)
+
+
+def test_features_keep_image_projection_and_temperature_and_name_the_rest(both):
+    theirs, ours, lines = both("features")
+    images = pictures(ours, 3)
+    with torch.no_grad():
+        features = theirs.get_image_features(pixel_values=images)
+        vectors = theirs.visual_projection(theirs.vision_model(pixel_values=images).last_hidden_state[:, 0])
+    assert features is not None
+    expected = torch.nn.functional.normalize(vectors, dim=-1)
+    torch.testing.assert_close(ours.embed_images(images), expected, atol=1e-4, rtol=1e-4)
+    assert ours.blip.temperature.item() == pytest.approx((-theirs.logit_scale).exp().item(), rel=1e-5)
+    assert "left behind: text_model.pooler.dense" in lines
+
+
+SEARCHES = [
+    {"beams": 1, "min_length": 0, "max_length": 12},
+    {"beams": 1, "min_length": 8, "max_length": 14, "repetition_penalty": 1.3, "prompt": "a small"},
+    {"beams": 3, "min_length": 0, "max_length": 12},
+    {"beams": 3, "min_length": 8, "max_length": 14, "repetition_penalty": 1.3, "prompt": "there is"},
+    {"beams": 3, "min_length": 4, "max_length": 16, "no_repeat_ngram": 2, "length_penalty": 0.5},
+    {"beams": 1, "min_length": 4, "max_length": 16, "banned_words": ["red", "blue star"], "no_repeat_ngram": 1},
+]
+
+
+@pytest.mark.parametrize("settings", SEARCHES)
+def test_greedy_and_beam_captions_are_theirs_for_32_images(both, settings):
+    theirs, ours, _ = both("captioning")
+    images = pictures(ours, 32)
+    decoding = DecodingConfig(**{"repetition_penalty": 1.0, **settings})
+    words = torch.tensor([ours.tokenizer.prompt_ids(decoding.prompt)])
+    banned = [ours.tokenizer.prompt_ids(word)[1:] for word in decoding.banned_words]
+    expected = theirs.generate(
+        pixel_values=images,
+        input_ids=torch.cat([words, torch.tensor([[ours.tokenizer.sep_id]])], dim=1).repeat(32, 1),  # it cuts the last
+        num_beams=decoding.beams,
+        do_sample=False,
+        min_length=decoding.min_length,
+        max_length=decoding.max_length,
+        repetition_penalty=decoding.repetition_penalty,
+        length_penalty=decoding.length_penalty,
+        no_repeat_ngram_size=decoding.no_repeat_ngram,
+        bad_words_ids=banned or None,
+    )
+    texts = [ours.tokenizer.decode(row[words.shape[1] :].tolist()) for row in expected]
+    assert len(set(texts)) > 8, "the images must matter"
+    assert ours.caption(images, decoding) == texts
+
+
+def test_answers_are_theirs(both):
+    theirs, ours, lines = both("vqa")
+    questions = ["is it red", "what is above the star", "is it a small ring", "where"] * 8
+    images = pictures(ours, 32)
+    for beams in (1, 3):
+        expected = []
+        for image, question in zip(images, questions, strict=True):  # one at a time: without padding
+            ids, mask = ours.tokenizer.encode([question], 30, first="[ENC]", multiple=1)
+            made = theirs.generate(
+                input_ids=ids, attention_mask=mask.long(), pixel_values=image[None], num_beams=beams, max_length=8
+            )
+            expected.append(ours.tokenizer.decode(made[0].tolist()))
+        assert len(set(expected)) > 8
+        assert ours.answer(images, questions, beams=beams, max_length=8, min_length=0) == expected
+    assert not [line for line in lines if line.startswith("left behind")]
+
+
+@pytest.mark.parametrize("kind", ["captioning", "retrieval", "vqa"])
+def test_weights_survive_the_way_there_and_back(both, tmp_path, kind):
+    theirs, _, _ = both(kind)
+    from_ours(str(tmp_path / f"{kind}-ours"), str(tmp_path / "back"), kind)
+    again, report = CLASSES[kind].from_pretrained(tmp_path / "back", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
+    for name, weight in theirs.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name]), name
+    processor = transformers.BlipProcessor.from_pretrained(tmp_path / "back")
+    ids = processor.tokenizer("a red circle")["input_ids"]
+    ours, mask = load_tokenizer(str(tmp_path / "back")).encode(["a red circle"], 30)
+    assert ids == ours[mask].tolist()
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["architectures"] == [CLASSES[kind].__name__]
+
+
+def test_a_transformers_folder_loads_as_it_is(both, tmp_path):
+    _, ours, _ = both("captioning")
+    direct = load_model(tmp_path / "captioning", device="cpu", precision="fp32")
+    images = pictures(ours, 4)
+    assert direct.caption(images, beams=3) == ours.caption(images, beams=3)
+
+
+def test_parts_that_lack_are_named_and_started(both):
+    _, ours, lines = both("captioning")
+    assert "lacking in the source: text_tower.layers.*.self_attention.encoder.qkv: from decoder" in lines
+    assert "lacking in the source: itm_head: new weights" in lines
+    layer = ours.blip.text_tower.layers[0].self_attention
+    assert torch.equal(layer["encoder"].qkv.weight, layer["decoder"].qkv.weight)
+
+
+def test_sources_that_do_not_fit_write_nothing(both, tmp_path):
+    theirs, _, _ = both("captioning")
+    before = set(tmp_path.iterdir())
+    weights = theirs.state_dict()
+    torch.save(
+        {"model": {name: tensor[:-1] if tensor.ndim else tensor for name, tensor in weights.items()}, "f": redraw},
+        tmp_path / "code.pth",
+    )
+    torch.save({"model": {"a": torch.zeros(2)}}, tmp_path / "other.pth")
+    (tmp_path / "broken.pth").write_bytes(b"PK\x03\x04 half of it")
+    for name, sentence in [
+        ("code.pth", "would run code"),
+        ("other.pth", "no checkpoint of BLIP"),
+        ("broken.pth", "cannot be read"),
+    ]:
+        with pytest.raises(UserError, match=sentence):
+            to_ours(str(tmp_path / name), str(tmp_path / "out"))
+        (tmp_path / name).unlink()
+    assert set(tmp_path.iterdir()) == before
+    assert isinstance(theirs.text_decoder.bert, BlipTextModel)
+
+
+WIDE = {"width": 128, "layers": 2, "heads": 2, "image_size": 32, "patch": 16}  # the original's heads are 64 wide
+ORIGINAL_NAMES = [
+    ("vision_model.embeddings.class_embedding", "visual_encoder.cls_token"),
+    ("vision_model.embeddings.position_embedding", "visual_encoder.pos_embed"),
+    ("vision_model.embeddings.patch_embedding", "visual_encoder.patch_embed.proj"),
+    ("vision_model.post_layernorm", "visual_encoder.norm"),
+    ("vision_model.encoder.layers", "visual_encoder.blocks"),
+    ("self_attn.projection", "attn.proj"),
+    ("self_attn", "attn"),
+    ("layer_norm", "norm"),
+]
+
+
+def as_original(state):
+    """A state dict of `transformers`' BLIP by the names of the original code."""
+    renamed = {}
+    for name, weight in state.items():
+        for theirs, original in ORIGINAL_NAMES if name.startswith("vision_model") else []:
+            name = name.replace(theirs, original)
+        renamed[name] = weight
+    return renamed
+
+
+@pytest.fixture
+def original(tokenizer_folder, tmp_path):
+    """Writes a checkpoint as the original code does, converts it, and gives our model and the command's lines."""
+
+    def make(state):
+        training = {"temp": torch.tensor(0.04), "image_queue": torch.zeros(4, 5), "ptr_queue": torch.zeros(1)}
+        training |= {
+            "visual_encoder_m.cls_token": torch.zeros(1),
+            "text_encoder.embeddings.position_ids": torch.arange(3),
+        }
+        torch.save({"model": {**state, **training}, "epoch": 3}, tmp_path / "blip.pth")
+        lines = to_ours(str(tmp_path / "blip.pth"), str(tmp_path / "ours"), tokenizer=str(tokenizer_folder))
+        model = load_model(tmp_path / "ours", device="cpu", precision="fp32")
+        model.blip.image_encoder.tower.apply(_eps_of_transformers)
+        assert model.blip.temperature.item() == pytest.approx(0.04)
+        return model, lines
+
+    return make
+
+
+def _eps_of_transformers(module):
+    if isinstance(module, torch.nn.LayerNorm):
+        module.eps = 1e-5  # the original's is 1e-6
+
+
+def test_an_original_retrieval_checkpoint(original, tokenizer_folder):
+    theirs = make_theirs("retrieval", load_tokenizer(str(tokenizer_folder)), **WIDE)
+    ours, lines = original(as_original(theirs.state_dict()))
+    images = pictures(ours, len(TEXTS))
+    ids, mask = ids_of(ours, TEXTS, "[ENC]")
+    with torch.no_grad():
+        logits = theirs(pixel_values=images, input_ids=ids, attention_mask=mask, use_itm_head=True)[0]
+    torch.testing.assert_close(ours.match(images, TEXTS).itm, logits.softmax(1)[:, 1], atol=1e-4, rtol=1e-4)
+    assert not [line for line in lines if line.startswith("left behind")], lines
+
+
+def test_an_original_captioning_checkpoint(original, tokenizer_folder):
+    theirs = make_theirs("captioning", load_tokenizer(str(tokenizer_folder)), **WIDE)
+    ours, lines = original(as_original(theirs.state_dict()))
+    images = pictures(ours, 8)
+    expected = theirs.generate(pixel_values=images, num_beams=3, max_length=12)
+    texts = [ours.tokenizer.decode(row.tolist()) for row in expected]
+    assert ours.caption(images, beams=3, max_length=12, min_length=0, repetition_penalty=1.0) == texts
+    assert not [line for line in lines if line.startswith("left behind")], lines
+
+
+def test_an_original_vqa_checkpoint(original, tokenizer_folder):
+    theirs = make_theirs("vqa", load_tokenizer(str(tokenizer_folder)), **WIDE)
+    ours, _ = original(as_original(theirs.state_dict()))
+    assert ours.config.text_tower.sharing == "nothing"
+    images = pictures(ours, 4)
+    for image in images:
+        ids, mask = ours.tokenizer.encode(["is it red"], 30, first="[ENC]", multiple=1)
+        made = theirs.generate(input_ids=ids, attention_mask=mask.long(), pixel_values=image[None], max_length=8)
+        answer = ours.answer([image], ["is it red"], beams=1, max_length=8, min_length=0)
+        assert answer == [ours.tokenizer.decode(made[0].tolist())]
+
+
+def test_an_original_pretraining_checkpoint_has_both_sides(original, tokenizer_folder):
+    tokenizer = load_tokenizer(str(tokenizer_folder))
+    retrieval = make_theirs("retrieval", tokenizer, **WIDE)
+    captioning = make_theirs("captioning", tokenizer, **WIDE)
+    captioning.vision_model.load_state_dict(retrieval.vision_model.state_dict())
+    encoder = retrieval.text_encoder.state_dict()  # all but self-attention is shared
+    shared = {name: weight for name, weight in encoder.items() if ".attention." not in name}
+    captioning.text_decoder.bert.load_state_dict(shared, strict=False)
+    captioning.tie_weights()
+    state = {**as_original(captioning.state_dict()), **as_original(retrieval.state_dict())}
+    ours, lines = original(state)
+    assert not lines, lines
+    images = pictures(ours, 8)
+    expected = captioning.generate(pixel_values=images, num_beams=1, max_length=12, do_sample=False)
+    texts = [ours.tokenizer.decode(row.tolist()) for row in expected]
+    assert ours.caption(images, beams=1, max_length=12, min_length=0, repetition_penalty=1.0) == texts
+    with torch.no_grad():
+        ids, mask = ids_of(ours, ["a bar"] * 8, "[ENC]")
+        logits = retrieval(pixel_values=images, input_ids=ids, attention_mask=mask, use_itm_head=True)[0]
+    torch.testing.assert_close(ours.match(images, "a bar").itm, logits.softmax(1)[:, 1], atol=1e-4, rtol=1e-4)
+
+
+def test_an_original_nlvr_checkpoint_names_what_it_leaves(original, tokenizer_folder):
+    theirs = make_theirs("retrieval", load_tokenizer(str(tokenizer_folder)), **WIDE)
+    state = {}
+    for name, weight in as_original(theirs.state_dict()).items():
+        if name.startswith(("itm_head", "vision_proj", "text_proj")):
+            continue
+        if "crossattention.self." in name or "crossattention.output.dense." in name:
+            state[name.replace("self.", "self0.").replace("dense.", "dense0.")] = weight
+            state[name.replace("self.", "self1.").replace("dense.", "dense1.")] = weight + 1
+        else:
+            state[name] = weight
+    ours, lines = original({**state, "cls_head.0.weight": torch.zeros(2, 2)})
+    first = theirs.text_encoder.encoder.layer[1].crossattention.self.query.weight
+    assert torch.equal(ours.blip.text_tower.layers[1].cross_attention["shared"].query.weight, first)
+    left = {line.removeprefix("left behind: ") for line in lines if line.startswith("left behind")}
+    assert "cls_head.*" in {name.replace(".0", ".*") for name in left}
+    assert "text_encoder.encoder.layer.*.crossattention.self1.query" in left
+
+
+def test_base_size_is_theirs(tokenizer_folder):
+    """ViT-B/16 and BERT-base: image tokens and LM logits, once."""
+    tokenizer = load_tokenizer(str(tokenizer_folder))
+    theirs = make_theirs("captioning", tokenizer, width=768, layers=12, heads=12, image_size=224, patch=16)
+    redraw(theirs, 0.03)
+    config = from_config(theirs.config)
+    state, _ = carry(transformers_table("captioning", config), theirs.state_dict())
+    blip = Blip(config).eval()
+    blip.load_state_dict(state, strict=False)
+    torch.manual_seed(0)
+    images, ids = torch.randn(2, 3, 224, 224), torch.randint(5, len(tokenizer), (2, 9))
+    with torch.no_grad():
+        expected = theirs(pixel_values=images, input_ids=ids)
+        tokens = blip.encode_images(images)
+        logits = blip.caption_logits(ids, None, blip.text_tower.project_image(tokens, "decoder"))
+    assert logits.std() > 0.05
+    torch.testing.assert_close(tokens, expected.image_embeds, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits, expected.logits, atol=1e-4, rtol=1e-4)

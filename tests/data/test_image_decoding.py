@@ -1,0 +1,108 @@
+"""Decoding: the fast way gives what Pillow gives, at every scale and for odd files."""
+
+import io
+import random
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vlp.config import AugmentConfig
+from vlp.data import image_decoding
+from vlp.data.bad_samples import BadSampleError
+from vlp.data.image_decoding import EncodedImage, decode_image, decode_pixels, shrink_for
+from vlp.data.transforms import training_image
+
+
+def photo(width: int, height: int) -> Image.Image:
+    """Smooth shapes, as photos have them."""
+    coarse = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def encoded(picture: Image.Image, kind: str = "JPEG", **how) -> bytes:
+    data = io.BytesIO()
+    picture.save(data, kind, **how)
+    return data.getvalue()
+
+
+def difference(one, two) -> float:
+    """Of 255, in the mean."""
+    return float(np.abs(np.asarray(one, dtype=np.float32) - np.asarray(two, dtype=np.float32)).mean())
+
+
+def never(*_, **__):
+    raise AssertionError("this way was not to be taken")
+
+
+@pytest.mark.parametrize("how", [{}, {"progressive": True}, {"subsampling": 0}, {"keep_rgb": True}])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_jpeg_is_decoded_as_pillow_does_without_it(how, mode, monkeypatch):
+    data = encoded(photo(101, 67).convert(mode), quality=90, **how)
+    monkeypatch.setattr(image_decoding.Image, "open", never)
+    pixels = decode_pixels(data)
+    monkeypatch.undo()
+    assert pixels.dtype == np.uint8
+    assert (pixels == np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))).all()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("shrink", [1, 2, 4, 8])
+def test_every_scale_is_the_mean_of_the_whole_image(kind, shrink):
+    image = EncodedImage(encoded(photo(333, 250), kind))
+    small = image.pixels(shrink)
+    assert small.shape == (-(-250 // shrink), -(-333 // shrink), 3)
+    assert difference(small, Image.fromarray(image.pixels()).reduce(shrink)) < 1
+
+
+def test_the_scale_keeps_enough_pixels():
+    for width, height, size in ((640, 480, 224), (448, 448, 224), (447, 900, 224), (4000, 3000, 224), (100, 100, 224)):
+        shrink = shrink_for(width, height, size)
+        assert shrink == 1 or min(width, height) / shrink >= size
+        assert shrink == 8 or min(width, height) / (2 * shrink) < size
+    assert decode_image(encoded(photo(640, 480)), shortest=100).size == (160, 120)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_crop_decoded_small_looks_like_one_decoded_whole(seed, monkeypatch):
+    data = encoded(photo(1000, 750), quality=95)
+    plain = AugmentConfig(operations=0)
+    small = training_image(EncodedImage(data), 96, plain, random.Random(seed))
+    assert (small == training_image(EncodedImage(data), 96, plain, random.Random(seed))).all()
+    monkeypatch.setattr("vlp.data.transforms.shrink_for", lambda *_: 1)
+    whole = training_image(EncodedImage(data), 96, plain, random.Random(seed))
+    assert 0 < difference(small, whole) < 2  # decoded smaller indeed, and the same box and flip
+    other = training_image(EncodedImage(data), 96, plain, random.Random(seed + 100))
+    assert difference(whole, other) > 10
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("PNG", "RGBA"), ("PNG", "P"), ("WEBP", "RGB"), ("JPEG", "CMYK")])
+def test_what_the_fast_decoder_does_not_know_is_pillows(kind, mode):
+    picture = photo(40, 30).convert(mode)
+    data = encoded(picture, kind)
+    assert (decode_pixels(data) == np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))).all()
+
+
+def test_a_jpeg_with_bytes_between_its_parts_is_still_read():
+    data = encoded(photo(64, 64))
+    odd = data[:-2] + b"\x00" * 64 + data[-2:]
+    assert difference(decode_pixels(odd), decode_pixels(data)) < 1
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.1, 0.5, 0.9])
+def test_a_jpeg_that_was_cut_is_bad_at_any_scale(share):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (160, 160, 3), dtype=np.uint8))
+    data = encoded(noise)[: int(share * len(encoded(noise)))]
+    for shortest in (None, 20):
+        with pytest.raises(BadSampleError) as error:
+            decode_pixels(data, shortest)
+        assert error.value.reason == ("image undecodable" if data else "zero bytes")
+
+
+def test_a_header_that_promises_too_much_is_refused_before_decoding(monkeypatch):
+    data = bytearray(encoded(photo(64, 64)))
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = b"\xff\xff\xff\xff"  # height and width
+    monkeypatch.setattr(image_decoding.simplejpeg, "decode_jpeg", never)
+    with pytest.raises(BadSampleError, match="image too large"):
+        decode_pixels(bytes(data))

@@ -1,0 +1,210 @@
+"""The loader: exact cover on any number of processes and workers, resume, bad samples."""
+
+import io
+import itertools
+import tarfile
+
+import pytest
+import torch
+
+from vlp.config import AugmentConfig, DataConfig, SourceConfig
+from vlp.data.bad_samples import BadSamples
+from vlp.data.loader import TrainingLoader, evaluation_batches
+from vlp.data.shard_writer import ShardWriter
+from vlp.data.shards import iterate_samples
+from vlp.data.tokenizer import load_tokenizer
+from vlp.errors import UserError, WorkError
+
+PLAIN = AugmentConfig(crop_min=1.0, flip=False, operations=0)
+
+
+@pytest.fixture
+def loader_of(scenes, tokenizer_folder):
+    tokenizer = load_tokenizer(str(tokenizer_folder))
+
+    def make(batch_size, rank=0, world=1, workers=0, shards=None, augment=PLAIN, **settings):
+        data = DataConfig(
+            [SourceConfig(shards or f"{scenes}/*.tar")], workers, max_tokens=16, augment=augment, **settings
+        )
+        return TrainingLoader(data, 32, tokenizer, batch_size, rank, world, seed=5)
+
+    return make
+
+
+def take(loader, count):
+    return list(itertools.islice(loader, count))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("shards", ["{00000..00004}", "00004"])  # five uneven shards, and fewer than workers
+def test_processes_and_workers_cover_epochs_exactly(loader_of, scenes, world, workers, shards):
+    path = f"{scenes}/{shards}.tar"
+    count = len(list(iterate_samples(path)))
+    steps = count  # with a batch of `world x 1` each, that is `world` epochs
+    keys = []
+    for rank in range(world):
+        loader = loader_of(world, rank, world, workers, path)
+        assert loader.epoch_size == count
+        keys.append([batch.keys[0] for batch in take(loader, steps)])
+    together = [key for step in zip(*keys, strict=True) for key in step]  # the stream, put together again
+    for number in range(world):
+        assert len(set(together[number * count : (number + 1) * count])) == count
+
+
+def test_an_empty_shard_hangs_nobody(loader_of, scenes, tmp_path):
+    tarfile.open(tmp_path / "empty.tar", "w").close()
+    loader = loader_of(4, shards=[str(tmp_path / "empty.tar"), f"{scenes}/00004.tar"], max_bad_share=0.5)
+    assert len(take(loader, 5)) == 5
+
+
+def test_global_batches_are_the_same_for_one_and_two_processes(loader_of):
+    whole = take(loader_of(8, augment=AugmentConfig()), 15)
+    parts = [take(loader_of(8, rank, 2, augment=AugmentConfig()), 15) for rank in range(2)]
+    for one, left, right in zip(whole, *parts, strict=True):
+        assert one.keys == left.keys + right.keys
+        assert one.texts == left.texts + right.texts
+        assert torch.equal(one.images, torch.cat([left.images, right.images]))
+        assert torch.equal(one.image_hashes, torch.cat([left.image_hashes, right.image_hashes]))
+
+
+def test_one_seed_gives_one_order_whatever_the_workers(loader_of):
+    first, second = (take(loader_of(8, workers=workers, augment=AugmentConfig()), 12) for workers in (0, 2))
+    for one, two in zip(first, second, strict=True):
+        assert (one.keys, one.texts) == (two.keys, two.texts)
+        assert torch.equal(one.images, two.images)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_state_goes_on_exactly(loader_of, workers):
+    whole = take(loader_of(8, workers=workers), 20)
+    loader = loader_of(8, workers=workers)
+    take(loader, 13)
+    again = loader_of(8, workers=workers)
+    again.load_state(loader.state())
+    assert [batch.keys for batch in take(again, 7)] == [batch.keys for batch in whole[13:]]
+
+
+def spoiled(tmp_path, scenes, every):
+    """The scenes with every n-th image cut short."""
+    with ShardWriter(str(tmp_path / "spoiled"), 50) as writer:
+        for number, sample in enumerate(iterate_samples(f"{scenes}/*.tar")):
+            image = sample.image[:60] if number % every == 0 else sample.image
+            writer.write(sample.key, image, "png", sample.text, sample.info)
+    return str(tmp_path / "spoiled" / "*.tar")
+
+
+def test_bad_samples_are_skipped_and_batches_stay_full(loader_of, scenes, tmp_path):
+    loader = loader_of(8, shards=spoiled(tmp_path, scenes, 10), max_bad_share=0.2)
+    batches = take(loader, 20)
+    assert {len(batch.keys) for batch in batches} == {8}
+    assert all(int(key) % 10 for batch in batches for key in batch.keys)
+    assert loader.bad_counts["image undecodable"] >= 9
+    again = loader_of(8, shards=str(tmp_path / "spoiled" / "*.tar"), max_bad_share=0.2)
+    take(again, 11)
+    resumed = loader_of(8, shards=str(tmp_path / "spoiled" / "*.tar"), max_bad_share=0.2)
+    resumed.load_state(again.state())
+    assert [batch.keys for batch in take(resumed, 9)] == [batch.keys for batch in batches[11:]]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_resume_counts_no_bad_sample_twice(loader_of, scenes, tmp_path, workers):
+    shards = spoiled(tmp_path, scenes, 4)
+    whole, first, resumed = (loader_of(3, shards=shards, max_bad_share=0.5, workers=workers) for _ in range(3))
+    take(whole, 20)
+    take(first, 7)
+    resumed.load_state(first.state())
+    take(resumed, 13)
+    assert resumed.state() == whole.state()
+    assert first.state()["bad"]["image undecodable"] < first.state()["place"] == first.place
+
+
+def test_a_bad_sample_with_an_empty_key_is_skipped_as_well(loader_of, scenes, tmp_path):
+    image = next(iterate_samples(f"{scenes}/*.tar")).image
+    with ShardWriter(str(tmp_path / "nameless")) as writer:
+        writer.write("", image, "png", None, {})  # the member is named ".png", and has no text
+        writer.write("named", image, "png", "a red circle", {})
+    loader = loader_of(1, shards=str(tmp_path / "nameless/*.tar"), max_bad_share=0.9)
+    assert {batch.keys[0] for batch in take(loader, 3)} == {"named"}
+    assert loader.bad_counts["no text"] >= 2
+
+
+def add_member(archive, name: str, data: bytes) -> None:
+    header = tarfile.TarInfo(name)
+    header.size = len(data)
+    archive.addfile(header, io.BytesIO(data))
+
+
+@pytest.mark.parametrize(
+    ("name", "texts", "reason"),
+    [
+        ("half", {"json": b'{"captions": ["half \\ud800 a pair"]}'}, "text not UTF-8"),
+        ("deep", {"txt": b"a", "json": b"[" * 200_000}, "bad json"),
+        ("dots", {"txt": b"...!"}, "empty text"),
+        (b"k\xff".decode("utf-8", "surrogateescape"), {"txt": b"a red circle"}, None),  # an odd key, a good sample
+    ],
+)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_odd_samples_stop_nothing(loader_of, scenes, tmp_path, name, texts, reason, workers):
+    image = next(iterate_samples(f"{scenes}/*.tar")).image
+    with tarfile.open(tmp_path / "odd.tar", "w") as archive:
+        for key, members in [(name, texts), ("good", {"txt": b"a red circle"})]:
+            for extension, data in {"png": image, **members}.items():
+                add_member(archive, f"{key}.{extension}", data)
+    loader = loader_of(2, workers=workers, shards=str(tmp_path / "odd.tar"), max_bad_share=0.9)
+    batches = take(loader, 4)
+    assert set(loader.bad_counts) == ({reason} if reason else set())
+    assert {key for batch in batches for key in batch.keys} == ({"good"} if reason else {"good", "k\\udcff"})
+
+
+def test_a_crop_of_any_area_is_allowed(loader_of):
+    assert take(loader_of(4, augment=AugmentConfig(crop_min=0.0)), 1)
+
+
+def test_too_many_bad_samples_stop_the_run(loader_of, scenes, tmp_path):
+    with pytest.raises(WorkError, match="image undecodable"):
+        take(loader_of(8, shards=spoiled(tmp_path, scenes, 2)), 40)
+
+
+def test_captions_are_drawn_from_all_of_an_image(loader_of, tmp_path, scenes):
+    image = next(iterate_samples(f"{scenes}/*.tar")).image
+    with ShardWriter(str(tmp_path / "many")) as writer:
+        for number in range(4):
+            writer.write(str(number), image, "png", None, {"captions": [f"red {word}" for word in ("a", "b", "c")]})
+    texts = {text for batch in take(loader_of(4, shards=str(tmp_path / "many/*.tar")), 20) for text in batch.texts}
+    assert texts == {"red a", "red b", "red c"}
+
+
+def test_batches_hold_what_they_say(loader_of):
+    (batch,) = take(loader_of(6), 1)
+    assert batch.images.shape == (6, 3, 32, 32)
+    assert batch.images.dtype == torch.uint8
+    assert batch.text_ids.shape == batch.text_mask.shape
+    assert batch.text_ids.shape[1] in (8, 16)
+    equal = [[a == b for b in batch.texts] for a in batch.texts]
+    assert (batch.text_hashes[:, None] == batch.text_hashes).tolist() == equal
+
+
+def test_wrong_calls(loader_of):
+    with pytest.raises(UserError, match="multiple"):
+        loader_of(7, world=2)
+    with pytest.raises(UserError, match="No shard"):
+        loader_of(8, shards="nowhere/*.tar")
+
+
+@pytest.mark.parametrize("world", [1, 3])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_sees_every_sample_once_in_order(scenes, world, workers):
+    keys: list[list[str]] = []
+    for rank in range(world):
+        batches = evaluation_batches(f"{scenes}/*.tar", 32, 10, workers, rank, world)
+        keys.append([batch.keys for batch in batches])
+    turns = [part for turn in itertools.zip_longest(*keys, fillvalue=[]) for part in turn]
+    assert [key for part in turns for key in part] == [f"{number % 87:08d}" for number in range(87)]
+
+
+def test_evaluation_counts_what_it_skips(scenes, tmp_path):
+    bad = BadSamples(1.0)
+    batches = list(evaluation_batches(spoiled(tmp_path, scenes, 10), 32, 16, bad=bad, limit=50))
+    assert sum(len(batch.keys) for batch in batches) == 45
+    assert bad.counts == {"image undecodable": 5}

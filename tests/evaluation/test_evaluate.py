@@ -1,0 +1,158 @@
+"""Evaluation against plain loops on a tiny random model."""
+
+from types import SimpleNamespace
+
+import pytest
+from tiny_model import make_images, make_model
+
+from vlp.config import DecodingConfig
+from vlp.data.transforms import clean_caption
+from vlp.errors import UserError
+from vlp.evaluation import captioning, matching, ranking, retrieval
+
+TEXTS = [
+    ["a red circle", "the red circle on white"],
+    ["a blue square", "A blue square!"],
+    ["a star above the circle", "a red circle"],
+    ["small green shape", "large shape near a star"],
+    ["a square left of the large star", "square"],
+    ["blue and white", "the small star below a shape"],
+    ["a red and blue shape", "left star"],
+]
+
+
+@pytest.fixture
+def model(monkeypatch):
+    images = make_images(len(TEXTS))
+
+    def batches(shards, image_size, batch_size, workers=0, limit=None):
+        for start in range(0, limit or len(TEXTS), batch_size):
+            rows = range(start, min(start + batch_size, limit or len(TEXTS)))
+            yield SimpleNamespace(
+                images=images[start : rows.stop],
+                captions=[TEXTS[i] for i in rows],
+                keys=[f"key{i}" for i in rows],
+                infos=[{"truth": {"text_right": i % 2 == 0}} for i in rows],
+            )
+
+    monkeypatch.setattr(retrieval, "evaluation_batches", batches)
+    monkeypatch.setattr(captioning, "evaluation_batches", batches)
+    return make_model()
+
+
+def plain_recalls(model, score, best):
+    """R@k by sorting, one query after the other."""
+    images = make_images(len(TEXTS))
+    captions = [[clean_caption(text) for text in texts] for texts in TEXTS]
+    texts = list(dict.fromkeys(text for group in captions for text in group))
+    cosines = model.embed_images(images) @ model.embed_texts(texts).T
+    hits = {}
+    for i in range(len(images)):
+        order = sorted(range(len(texts)), key=lambda j: -cosines[i, j])
+        order = sorted(order[:best], key=lambda j: -score(images[i], texts[j], cosines[i, j])) + order[best:]
+        for k in (1, 5, 10):
+            hits.setdefault(f"i2t_r{k}", []).append(any(texts[j] in captions[i] for j in order[:k]))
+    for text in [text for group in captions for text in group]:  # every caption asks, also those that read the same
+        j = texts.index(text)
+        order = sorted(range(len(images)), key=lambda i: -cosines[i, j])
+        order = sorted(order[:best], key=lambda i: -score(images[i], text, cosines[i, j])) + order[best:]
+        for k in (1, 5, 10):
+            hits.setdefault(f"t2i_r{k}", []).append(any(text in captions[i] for i in order[:k]))
+    return {name: sum(values) / len(values) for name, values in hits.items()}
+
+
+@pytest.mark.parametrize(("best", "batch_size"), [(3, 2), (3, 7), (5, 4), (100, 4)])
+def test_retrieval_equals_a_plain_loop(model, best, batch_size):
+    def match_score(image, text, cosine):
+        ids, mask = model.tokenizer.encode([text], 30, first="[ENC]")
+        memory = model.project(model.encode_images(image[None]))
+        return float(model.match_logits(ids, mask, memory)[0, 1] + cosine)
+
+    results = retrieval.evaluate_retrieval(model, "", rerank=best, batch_size=batch_size)
+    for name, value in plain_recalls(model, match_score, best).items():
+        assert results[name] == pytest.approx(value), name
+    for name, value in plain_recalls(model, lambda image, text, cosine: cosine, 0).items():
+        assert results[f"itc_{name}"] == pytest.approx(value), name
+    assert (results["images"], results["texts"]) == (7, 12)
+
+
+def test_without_reranking_the_numbers_are_those_of_itc(model):
+    results = retrieval.evaluate_retrieval(model, "", rerank=0, limit=4)
+    assert results["images"] == 4 and results["t2i_r5"] == results["itc_t2i_r5"] == 1.0
+
+
+def test_images_are_projected_once(model, monkeypatch):
+    calls = []
+    project = model.project
+    monkeypatch.setattr(
+        model, "project", lambda tokens, side="encoder": calls.append(len(tokens)) or project(tokens, side)
+    )
+    monkeypatch.setattr(ranking, "TEXTS_AT_ONCE", 2)
+    retrieval.evaluate_retrieval(model, "", rerank=5)
+    assert calls == [1] * len(TEXTS)
+
+
+def test_retrieval_needs_captions(model, monkeypatch):
+    monkeypatch.setattr(retrieval, "evaluation_batches", lambda *args, **kwargs: iter(()))
+    with pytest.raises(UserError, match="captions"):
+        retrieval.evaluate_retrieval(model, "")
+
+
+def test_captioning_takes_further_scorers(model):
+    seen, steps = [], []
+
+    def scorer(captions):
+        seen.extend(one.caption for one in captions)
+        return {"right": sum(one.info["truth"]["text_right"] for one in captions) / len(captions)}
+
+    results = captioning.evaluate_captioning(
+        model, "", batch_size=3, progress=lambda what, count: steps.append(count), scorers=[scorer]
+    )
+    assert results["right"] == pytest.approx(4 / 7)
+    assert results["images"] == 7 and sum(steps) == 7
+    assert seen == model.caption(make_images(7), DecodingConfig(beams=3, repetition_penalty=1.0))
+
+
+def test_captions_are_scored_against_their_references():
+    pytest.importorskip("pycocoevalcap")
+    made = [
+        captioning.Captioned("a", "a red circle on white", ["a red circle on white"]),
+        captioning.Captioned("b", "two stars near a square", ["two stars near a square"]),
+    ]
+    scores = captioning.score_captions(made)
+    assert scores["BLEU-4"] == pytest.approx(1.0) and "caption_exact" not in scores
+
+
+def test_matching_is_that_of_match(model, tmp_path):
+    from PIL import Image
+
+    from vlp.evaluation.metrics import area_under_curve
+
+    lines, itm, right = ["image\tcaption\tlabel"], [], []
+    for number, picture in enumerate(make_images(5)):
+        image = Image.fromarray(picture.permute(1, 2, 0).numpy())
+        image.save(tmp_path / f"{number}.png")
+        for k, text in enumerate(TEXTS[number]):
+            lines.append(f"{number}.png\t{text}\t{'match' if (number + k) % 2 else 'no-match'}")
+            itm.append(model.match(image, text).itm.item())
+            right.append((number + k) % 2 == 1)
+    (tmp_path / "pairs.tsv").write_text("\n".join(lines))
+    results = matching.evaluate_matching(model, str(tmp_path), str(tmp_path / "pairs.tsv"), batch_size=3)
+    assert results["pairs"] == len(right)
+    assert results["itm_auc"] == pytest.approx(area_under_curve(itm, right))
+    accuracy = sum((score >= 0.5) == label for score, label in zip(itm, right, strict=True)) / len(right)
+    assert results["itm_accuracy"] == pytest.approx(accuracy)
+    for wrong in ("absent.tsv", "short.tsv"):
+        (tmp_path / "short.tsv").write_text("image\tcaption\tlabel\na\tb\n")
+        with pytest.raises(UserError):
+            matching.evaluate_matching(model, str(tmp_path), str(tmp_path / wrong))
+
+
+def test_on_scenes(tmp_path):
+    from vlp.demo.scenes import write_scenes
+
+    write_scenes(str(tmp_path / "scenes"), 12, split="web", wrong=0.5, image_size=32, shard_size=6, seed=0)
+    model, shards = make_model(), str(tmp_path / "scenes" / "{00000..00001}.tar")
+    results = retrieval.evaluate_retrieval(model, shards, rerank=4, batch_size=5)
+    assert results["images"] == 12 and 0 <= results["t2i_r1"] <= results["t2i_r10"] <= 1
+    assert captioning.evaluate_captioning(model, shards, batch_size=5, limit=7)["images"] == 7

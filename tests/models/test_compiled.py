@@ -1,0 +1,87 @@
+"""Compiled blocks: the losses and gradients of plain ones, and a run that trains and validates with them."""
+
+import pytest
+import torch
+from torch import nn
+
+from tests.tiny_model import make_images, make_model
+from vlp.config import DecodingConfig, ObjectiveConfig, RunConfig
+from vlp.data.loader import Batch
+from vlp.errors import UserError
+from vlp.models.compiled import compile_blocks
+from vlp.models.cpu.packed import pack_linears
+from vlp.tasks.pretrain import PretrainTask
+
+# torch.compile looks for gradients where there are none, and hides its warnings but from tests that forbid them.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+CAPTIONS = ["a red circle", "a small blue square left of the large green star", "white shape", "a star on the right"]
+
+
+def pretraining_task() -> tuple[PretrainTask, Batch]:
+    model = make_model()
+    pack_linears(model.blip)
+    task = PretrainTask(RunConfig(objective=ObjectiveConfig(queue_size=8)), model.blip, model.tokenizer)
+    for module in task.modules():
+        if hasattr(module, "dropout"):
+            module.dropout = 0.0
+    ids, mask = model.tokenizer.encode(CAPTIONS, 16)
+    numbers = torch.arange(len(CAPTIONS))
+    return task, Batch(make_images(len(CAPTIONS)), ids, mask, numbers, numbers, CAPTIONS, CAPTIONS)
+
+
+def losses_and_gradients(task: PretrainTask, batch: Batch) -> tuple[dict, dict]:
+    for step in range(2):  # the second one meets a twin that has moved, and a queue
+        task.zero_grad()
+        task.start_step(step, 1.0)
+        losses = task(batch)
+        sum(value for name, value in losses.items() if not name.startswith("_")).backward()
+    gradients = {name: one.grad for name, one in task.named_parameters() if one.grad is not None}
+    return {name: value.detach() for name, value in losses.items()}, gradients
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_compiled_step_is_the_plain_one(checkpointing):
+    plain, batch = pretraining_task()
+    compiled, _ = pretraining_task()
+    if checkpointing:
+        compiled.model.checkpoint_activations()
+    compile_blocks(compiled, backend="aot_eager")  # all but writing programs, which takes a minute
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    losses, gradients = losses_and_gradients(compiled, batch)
+    assert torch._dynamo.utils.counters["frames"]["ok"] >= 5  # the image block's uses and the text layer's
+    assert not torch._dynamo.utils.counters["graph_break"]
+    expected_losses, expected_gradients = losses_and_gradients(plain, batch)
+    torch.testing.assert_close(losses, expected_losses, rtol=1e-5, atol=1e-6)
+    assert gradients.keys() == expected_gradients.keys() and len(gradients) > 60
+    torch.testing.assert_close(gradients, expected_gradients, rtol=1e-4, atol=1e-5)
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_programs_for_an_image_block_are_right():
+    encoder = make_model().blip.image_encoder
+    images = make_images(3)
+    expected = encoder(images)
+    compile_blocks(encoder)
+    torch.testing.assert_close(encoder(images), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_tower_without_blocks_is_refused():
+    encoder = make_model().blip.image_encoder
+    encoder.tower = nn.Sequential(nn.Linear(2, 2))
+    with pytest.raises(UserError, match="compile: Sequential has no blocks"):
+        compile_blocks(encoder)
+
+
+@pytest.mark.parametrize("beams", [0, 3])
+def test_captions_of_compiled_blocks_are_the_same_with_few_programs(beams):
+    plain, compiled = make_model(), make_model()
+    compile_blocks(compiled.blip, backend="aot_eager")
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    decoding = DecodingConfig(beams=beams, max_length=16)
+    for images in (5, 3, 4, 2):  # rows that leave and lengths that grow must not ask for programs of their own
+        assert compiled.caption(make_images(images), decoding) == plain.caption(make_images(images), decoding)
+        programs = torch._dynamo.utils.counters["frames"]["ok"]
+        assert programs <= 10
+    assert compiled.caption(make_images(7), decoding) and torch._dynamo.utils.counters["frames"]["ok"] == programs

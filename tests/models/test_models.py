@@ -1,0 +1,221 @@
+"""The towers: parameter counts of the paper, the image memory, the cache, causality, gradients."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from timm.layers import Attention
+
+from vlp.config import ImageEncoderConfig, ModelConfig, TextTowerConfig
+from vlp.models.blip import Blip
+from vlp.models.cpu.attention import fused_attention, plain_attention
+from vlp.models.image_encoders.vit import build_vit
+from vlp.models.text_tower import SelfAttentionCache, TextTower
+
+SHARINGS = ("all", "all_but_cross_attention", "all_but_self_attention", "nothing")
+
+
+def small_tower(sharing="all_but_self_attention") -> TextTower:
+    torch.manual_seed(0)
+    config = TextTowerConfig(vocabulary=50, width=24, layers=3, heads=3, feed_forward=48, positions=32, sharing=sharing)
+    tower = TextTower(config, image_width=20).eval()
+    with torch.no_grad():
+        for parameter in tower.parameters():  # larger than at the start, so that every part plays a part
+            parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    return tower
+
+
+def texts(count=6, length=7):
+    torch.manual_seed(1)
+    ids = torch.randint(1, 50, (count, length))
+    lengths = torch.randint(3, length + 1, (count,))
+    return ids, torch.arange(length) < lengths[:, None]
+
+
+@pytest.mark.parametrize(
+    ("sharing", "millions"),
+    [("all", 224), ("all_but_cross_attention", 252), ("all_but_self_attention", 252), ("nothing", 361)],
+)
+def test_parameter_counts_are_those_of_table_3(sharing, millions):
+    with torch.device("meta"):
+        model = Blip(ModelConfig(ImageEncoderConfig(), TextTowerConfig(vocabulary=30_524, sharing=sharing)))
+    assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.7)
+
+
+def plain_cross_attention(module, x, image_tokens):
+    """Cross-attention of one text with its image, head by head, as in the formula."""
+    width, heads = x.shape[-1], module.heads
+    query = module.query(x)
+    key, value = module.key_value(image_tokens).chunk(2, dim=-1)
+    outputs = []
+    for head in torch.arange(width).chunk(heads):
+        scores = query[:, head] @ key[:, head].T / len(head) ** 0.5
+        outputs.append(scores.softmax(-1) @ value[:, head])
+    return module.norm(x + module.out(torch.cat(outputs, dim=-1)))
+
+
+def test_cross_attention_equals_the_formula():
+    tower = small_tower()
+    module = tower.layers[0].cross_attention.side("encoder")
+    x, image = torch.randn(4, 5, 24), torch.randn(2, 9, 20)
+    key, value = module.project(image)
+    expected = torch.stack([plain_cross_attention(module, x[i], image[i // 2]) for i in range(4)])
+    torch.testing.assert_close(module(x, key, value, None), expected)
+    index = torch.tensor([0, 0, 1, 1])
+    torch.testing.assert_close(module(x, key, value, index), expected)
+
+
+@pytest.mark.parametrize("sharing", SHARINGS)
+def test_one_projection_serves_all_texts_values_and_gradients(sharing):
+    tower = small_tower(sharing)
+    ids, mask = texts(6)
+    index = torch.tensor([0, 0, 1, 1, 2, 2])
+
+    def grouped(image):
+        return tower.match(ids, mask, tower.project_image(image))
+
+    def indexed(image):
+        return tower.match(ids, mask, tower.project_image(image), index)
+
+    def again_for_every_text(image):
+        return tower.match(ids, mask, tower.project_image(image[index]))
+
+    results = []
+    for way in (grouped, indexed, again_for_every_text):
+        torch.manual_seed(2)
+        image = torch.randn(3, 9, 20, requires_grad=True)
+        tower.zero_grad()
+        out = way(image)
+        out.square().sum().backward()
+        weight = tower.layers[1].cross_attention.side("encoder").key_value.weight
+        results.append((out.detach(), image.grad, weight.grad.clone()))
+    for other in results[1:]:
+        for mine, theirs in zip(results[0], other, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_cached_decoding_equals_uncached():
+    tower = small_tower()
+    ids, _ = texts(4, 9)
+    memory = tower.project_image(torch.randn(2, 5, 20), "decoder")
+    whole = tower.decode(ids, None, memory)
+    cache = SelfAttentionCache(len(tower.layers), 9)
+    parts = [tower.decode(ids[:, a:b], None, memory, cache=cache) for a, b in ((0, 4), (4, 5), (5, 8), (8, 9))]
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_cache_rows_can_be_reordered():
+    tower = small_tower()
+    ids, _ = texts(4, 6)
+    rows = torch.tensor([2, 2, 0])
+    image = torch.randn(4, 5, 20)
+    cache = SelfAttentionCache(len(tower.layers), 6)
+    tower.decode(ids[:, :5], None, tower.project_image(image, "decoder"), cache=cache)
+    cache.select(rows)
+    last = tower.decode(ids[rows, 5:], None, tower.project_image(image[rows], "decoder"), cache=cache)
+    whole = tower.decode(ids[rows], None, tower.project_image(image[rows], "decoder"))
+    torch.testing.assert_close(last[:, 0], whole[:, 5], rtol=1e-4, atol=1e-5)
+
+
+def test_a_later_token_changes_nothing_before_it():
+    tower = small_tower()
+    ids, _ = texts(3, 8)
+    memory = tower.project_image(torch.randn(3, 5, 20), "decoder")
+    before = tower.decode(ids, None, memory)
+    changed = ids.clone()
+    changed[:, 5] = (changed[:, 5] + 1) % 50
+    after = tower.decode(changed, None, memory)
+    torch.testing.assert_close(before[:, :5], after[:, :5])
+    assert (before[:, 5:] - after[:, 5:]).abs().amax(dim=(0, 2)).min() > 1e-4  # and everything from it on
+    both_ways = tower.match(changed, torch.ones_like(ids, dtype=torch.bool), memory)
+    assert (both_ways - tower.match(ids, torch.ones_like(ids, dtype=torch.bool), memory))[:, 0].abs().max() > 1e-4
+
+
+def test_padding_changes_nothing():
+    tower = small_tower()
+    ids, mask = texts(4, 7)
+    memory = tower.project_image(torch.randn(4, 5, 20))
+    for run in (tower.encode, lambda i, m: tower.match(i, m, memory), lambda i, m: tower.decode(i, m, memory)):
+        longer = torch.nn.functional.pad(ids, (0, 5), value=9)
+        padded = run(longer, torch.nn.functional.pad(mask, (0, 5)))
+        torch.testing.assert_close(padded[:, :7][mask], run(ids, mask)[mask], rtol=1e-4, atol=1e-5)
+
+
+def test_activation_checkpointing_changes_no_gradient():
+    grads = []
+    for checkpointing in (False, True):
+        tower = small_tower().train()
+        tower.config.dropout = 0.0
+        for module in tower.modules():
+            if hasattr(module, "dropout"):
+                module.dropout = 0.0
+        tower.checkpointing = checkpointing
+        ids, mask = texts(2)
+        torch.manual_seed(3)
+        memory = tower.project_image(torch.randn(2, 5, 20))
+        tower.match(ids, mask, memory).square().sum().backward()
+        grads.append([p.grad for p in tower.parameters() if p.grad is not None])
+    for one, two in zip(*grads, strict=True):
+        torch.testing.assert_close(one, two)
+
+
+def test_uint8_images_are_normalised_on_the_device():
+    torch.manual_seed(0)
+    model = Blip(
+        ModelConfig(
+            ImageEncoderConfig(image_size=16, patch_size=8, width=24, layers=1, heads=2),
+            TextTowerConfig(vocabulary=30, width=24, layers=1, heads=2, feed_forward=32),
+        )
+    ).eval()
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
+    deviation = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
+    torch.testing.assert_close(
+        model.encode_images(images), model.encode_images((images.float() / 255 - mean) / deviation)
+    )
+
+
+@pytest.mark.parametrize("width", [64, 256, 768])
+def test_towers_of_any_width_start_equally_lively(width):
+    """What a matrix makes of a unit-norm feature is as large as in BERT and ViT at their own width, 768."""
+    image = ImageEncoderConfig(image_size=32, width=width, layers=1, heads=2)
+    text = TextTowerConfig(vocabulary=50, width=width, layers=1, heads=2, feed_forward=4 * width)
+    model = Blip(ModelConfig(image, text))
+    expected = 0.02 * (768 / width) ** 0.5
+    for matrix in (
+        model.text_tower.layers[0].self_attention.side("decoder").qkv.weight,
+        model.text_tower.layers[0].cross_attention.side("decoder").key_value.weight,
+        model.text_tower.embeddings.side("encoder").words.weight,
+        model.image_encoder.tower.blocks[0].attn.qkv.weight,
+    ):
+        assert matrix.std().item() == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_image_attention_equals_timms_own(gradients):
+    ours = build_vit(ImageEncoderConfig(image_size=160, patch_size=16, width=64, layers=2, heads=4)).eval()
+    theirs = copy.deepcopy(ours)
+    for block in theirs.blocks:
+        block.attn.forward = partial(Attention.forward, block.attn)
+    images = torch.randn(2, 3, 160, 160)
+    for dtype, near in ((torch.float32, 1e-5), (torch.bfloat16, 3e-2)):
+        with torch.set_grad_enabled(gradients):
+            mine, expected = (tower.to(dtype).forward_features(images.to(dtype)) for tower in (ours, theirs))
+        torch.testing.assert_close(mine, expected, rtol=near, atol=near)
+        if gradients:
+            weights = torch.randn(mine.shape)
+            a, b = (
+                torch.autograd.grad((tokens.float() * weights).sum(), tower.blocks[0].attn.qkv.weight)[0].float()
+                for tokens, tower in ((mine, ours), (expected, theirs))
+            )
+            assert (a - b).norm() < near * b.norm()
+
+
+@pytest.mark.parametrize("queries", [1, 8, 100])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_plain_attention_equals_the_fused_kernel(queries, with_bias):
+    query, key, value = (torch.randn(2, 3, many, 16) for many in (queries, 50, 50))
+    bias = torch.randn(2, 1, queries, 50) if with_bias else None
+    plain, fused = (kernel(query, key, value, bias, 0.0) for kernel in (plain_attention, fused_attention))
+    torch.testing.assert_close(plain, fused, rtol=1e-5, atol=1e-5)

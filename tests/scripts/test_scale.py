@@ -1,0 +1,155 @@
+"""The formulas of docs/scale.md against real models, real steps and real tensors."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from vlp.bench import scale
+from vlp.bench.scale_tables import BASE, LARGE, SHARINGS, tables
+from vlp.bench.timing import PACKED
+from vlp.bench.train import bench_tokenizer
+from vlp.config import ImageEncoderConfig, ModelConfig, ObjectiveConfig, RunConfig, TextTowerConfig
+from vlp.data.loader import Batch
+from vlp.models.blip import Blip
+from vlp.models.cpu import attention
+from vlp.tasks import alignment
+from vlp.tasks.pretrain import PretrainTask
+from vlp.training.optim import build_optimizer
+
+TOKENS, QUEUE, WORDS = 9, 20, 300
+
+
+def make_step(sharing="all_but_self_attention", pairs=3, gpus=1, checkpointing=False) -> scale.Step:
+    image = ImageEncoderConfig(image_size=64, patch_size=16, width=96, layers=3, heads=2)
+    text = TextTowerConfig(WORDS, 64, 2, 2, 192, positions=40, dropout=0.0, sharing=sharing)
+    return scale.Step(ModelConfig(image, text, embed_dim=32), pairs, gpus, TOKENS, TOKENS - 1, QUEUE, checkpointing)
+
+
+def make_task(step: scale.Step) -> tuple[PretrainTask, Batch]:
+    blip = Blip(step.model)
+    if step.checkpointing:
+        blip.checkpoint_activations()
+    task = PretrainTask(RunConfig(objective=ObjectiveConfig(queue_size=QUEUE)), blip, bench_tokenizer(WORDS))
+    images = torch.randint(0, 256, (step.pairs, 3, 64, 64), dtype=torch.uint8)
+    ids, numbers = torch.randint(10, 200, (step.pairs, TOKENS)), torch.arange(step.pairs)
+    mask, names = torch.ones(step.pairs, TOKENS, dtype=torch.bool), [""] * step.pairs
+    return task, Batch(images, ids, mask, numbers, numbers, names, names)
+
+
+def total(task: PretrainTask, batch: Batch) -> torch.Tensor:
+    return sum(value for name, value in task(batch).items() if not name.startswith("_"))
+
+
+def count_flops(step: scale.Step) -> float:
+    task, batch = make_task(step)
+    with FlopCounterMode(display=False, custom_mapping=PACKED) as counter:
+        total(task, batch).backward()
+    return counter.get_total_flops() / step.pairs
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    """Attention by products that the counter counts."""
+    monkeypatch.setattr(attention, "use_fused_kernel", lambda *_: False)
+
+
+@pytest.fixture
+def exchanged(monkeypatch) -> dict[str, int]:
+    """The processes of a step played by one, each with this one's rows; bytes by what was gathered, or drawn."""
+    found: dict[str, int] = {"features and hashes": 0, "texts": 0, "draws": 0, "image tokens": 0}
+
+    def gather(what: str, tensor: torch.Tensor) -> torch.Tensor:
+        both = torch.cat([tensor, tensor])
+        found[what] += both.nbytes
+        return both
+
+    def exchange_rows(rows: torch.Tensor, wanted: torch.Tensor, travelling: torch.dtype) -> torch.Tensor:
+        gather("draws", wanted)
+        drawn = rows[wanted % len(rows)].to(travelling)
+        found["image tokens"] += drawn.nbytes
+        return drawn.to(rows.dtype)
+
+    monkeypatch.setattr(alignment, "world_size", lambda: 2)
+    monkeypatch.setattr(alignment, "gather", lambda one: gather("features and hashes", one.detach()))
+    monkeypatch.setattr(alignment, "exchange_rows", exchange_rows)
+    monkeypatch.setattr(alignment, "gather_texts", lambda *both: tuple(gather("texts", one) for one in both))
+    return found
+
+
+@pytest.mark.parametrize("sharing", SHARINGS)
+def test_parameters_are_the_models(sharing):
+    step = make_step(sharing)
+    task, _ = make_task(step)
+    assert scale.parameters(step.model) == sum(one.numel() for one in task.model.parameters())
+    assert scale.twin_parameters(step.model) == sum(one.numel() for one in task.alignment.twin.parameters())
+
+
+@pytest.mark.parametrize("model", [BASE, LARGE], ids=["base", "large"])
+def test_parameters_of_the_papers_sizes_are_the_models(model):
+    with torch.device("meta"):
+        assert scale.parameters(model) == sum(one.numel() for one in Blip(model).parameters())
+
+
+@pytest.mark.parametrize("sharing", ["all_but_self_attention", "nothing"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("pairs", [3, 260])  # more than a part of ITC's rows
+def test_flops_are_those_that_torch_counts(plain, sharing, checkpointing, pairs):
+    step = make_step(sharing, pairs, checkpointing=checkpointing)
+    assert sum(scale.step_flops(step).values()) == pytest.approx(count_flops(step), rel=0.02)
+
+
+def test_exchanged_bytes_and_flops_of_several_processes(plain, exchanged):
+    step = make_step(gpus=2)
+    with torch.autocast("cpu", torch.bfloat16):
+        counted = count_flops(step)
+    expected = scale.gathered_bytes(step)
+    assert exchanged["features and hashes"] == expected["features"] + expected["hashes"]
+    assert (exchanged["texts"], exchanged["draws"]) == (expected["texts"], expected["draws"])
+    assert exchanged["image tokens"] == scale.drawn_bytes(step)
+    assert sum(scale.step_flops(step).values()) == pytest.approx(counted, rel=0.02)
+
+
+def test_states_are_the_tensors_that_stay():
+    step = make_step()
+    task, batch = make_task(step)
+    optimizer = build_optimizer(RunConfig().optim, task)
+    total(task, batch).backward()
+    optimizer.step()
+    moments = [value for state in optimizer.state.values() for name, value in state.items() if name != "step"]
+    assert scale.state_bytes(step.model) == {
+        "weights": sum(one.nbytes for one in task.model.parameters()),
+        "gradients": sum(one.grad.nbytes for one in task.parameters() if one.grad is not None),
+        "AdamW": sum(one.nbytes for one in moments),
+        "momentum twin": sum(one.nbytes for one in task.alignment.twin.parameters()),
+    }
+    assert scale.queue_bytes(step) == sum(one.nbytes for one in task.alignment.queue.buffers())
+
+
+def saved_bytes(step: scale.Step) -> int:
+    """What autograd keeps of a forward pass in bf16: tensors that are neither weights nor their casts."""
+    task, batch = make_task(step)
+    weights = {one.data_ptr() for one in task.parameters()}
+    shapes = {size for one in task.parameters() for size in (one.shape, one.shape[::-1]) if one.ndim > 1}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.data_ptr() not in weights and tensor.shape not in shapes:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+        total(task, batch)
+    return sum(one.untyped_storage().nbytes() for one in kept.values())
+
+
+def test_activations_are_about_what_autograd_saves(monkeypatch):
+    monkeypatch.setattr(attention, "use_fused_kernel", lambda *_: True)  # as on a GPU
+    step = make_step(pairs=8)
+    assert sum(scale.activation_bytes(step).values()) == pytest.approx(saved_bytes(step), rel=0.15)
+
+
+def test_the_page_holds_the_tables():
+    assert tables() in (Path(__file__).parents[2] / "docs" / "scale.md").read_text()

@@ -1,0 +1,149 @@
+"""Tasks: hard negatives are never the true text, and losses equal a plain computation."""
+
+import itertools
+
+import pytest
+import torch
+
+from vlp.data.loader import TrainingLoader
+from vlp.tasks import build_task
+from vlp.training.loop import build_model
+
+
+@pytest.fixture
+def made(run_config):
+    """A function that makes task and batches of a config."""
+
+    def make(*overrides, count=3):
+        config = run_config("run", *overrides)
+        torch.manual_seed(0)
+        model, tokenizer = build_model(config)
+        loader = TrainingLoader(config.data, 32, tokenizer, config.batch_size, seed=1)
+        return build_task(config, model, tokenizer), list(itertools.islice(loader, count))
+
+    return make
+
+
+def repeat(batch, rows):
+    """The batch with some captions copied over others, so that equal texts meet."""
+    batch.text_ids, batch.text_mask = batch.text_ids[rows], batch.text_mask[rows]
+    batch.text_hashes = batch.text_hashes[rows]
+    return batch
+
+
+def test_hard_negatives_are_never_an_equal_text(made, monkeypatch):
+    task, (batch, *_) = made("batch_size=12", count=1)
+    batch = repeat(batch, torch.tensor([0, 0, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8]))
+    seen = []
+    original = task.model.match_logits
+
+    def spy(ids, mask, memory, image_index=None):
+        seen.append(ids)
+        return original(ids, mask, memory, image_index)
+
+    monkeypatch.setattr(task.model, "match_logits", spy)
+    for step in range(20):
+        seen.clear()
+        task.start_step(step, 0.0)
+        task(batch)
+        own, hard = seen[0].view(12, 2, -1).unbind(1)
+        assert torch.equal(own[:, 1:], batch.text_ids[:, 1:])
+        assert not (own == hard).all(dim=1).any()
+
+
+def test_a_batch_of_one_caption_has_no_negatives_and_a_finite_loss(made):
+    task, (batch,) = made(count=1)
+    batch = repeat(batch, torch.zeros(8, dtype=torch.int64))
+    task.start_step(0, 0.0)
+    losses = task(batch)
+    sum(value for name, value in losses.items() if not name.startswith("_")).backward()
+    assert all(torch.isfinite(value) for value in losses.values())
+
+
+def test_the_language_loss_equals_a_plain_one(made):
+    task, (batch, *_) = made("objective.label_smoothing=0")
+    task.start_step(0, 0.0)
+    model = task.model.eval()
+    lm = task(batch)["lm"]
+    total, words = 0.0, 0
+    for image, ids, mask in zip(batch.images, batch.text_ids, batch.text_mask, strict=True):
+        memory = model.text_tower.project_image(model.encode_images(image[None]), "decoder")
+        text = ids[mask].clone()
+        text[0] = task.dec_id
+        log_p = model.caption_logits(text[None, :-1], None, memory)[0].log_softmax(-1)
+        total -= log_p[torch.arange(len(text) - 1), text[1:]].sum()
+        words += len(text) - 1
+    torch.testing.assert_close(lm, total / words)
+
+
+def test_matching_meets_each_pair_with_its_own_image(made, monkeypatch):
+    task, (batch, *_) = made()
+    model = task.model.eval()
+    task.start_step(0, 0.0)
+    calls = []
+    original = model.match_logits
+
+    def spy(ids, mask, memory, image_index=None):
+        logits = original(ids, mask, memory, image_index)
+        calls.append((ids, mask, memory, logits))
+        return logits
+
+    monkeypatch.setattr(model, "match_logits", spy)
+    task(batch)
+    tokens = model.encode_images(batch.images)
+    (ids, mask, _, logits), (other_ids, _, other_memory, other_logits) = calls
+    for i in range(16):
+        memory = model.text_tower.project_image(tokens[i // 2 : i // 2 + 1])
+        torch.testing.assert_close(
+            original(ids[i : i + 1], mask[i : i + 1], memory)[0], logits[i], rtol=1e-4, atol=1e-5
+        )
+    keys = model.text_tower.project_image(tokens).keys[0]
+    for i in range(8):  # the hard images are images of the batch, and not the text's own
+        distance = (keys - other_memory.keys[0][i]).abs().amax(dim=(1, 2, 3))
+        assert distance.min() < 1e-5
+        assert distance.argmin() != i
+        torch.testing.assert_close(other_ids[i], ids[2 * i])
+    assert other_logits.shape == (8, 2)
+
+
+@pytest.mark.parametrize("sharing", ["all", "all_but_cross_attention", "all_but_self_attention", "nothing"])
+@pytest.mark.parametrize("task_name", ["pretrain", "captioning", "retrieval"])
+def test_every_trained_weight_gets_a_gradient(made, task_name, sharing):
+    task, batches = made(f"task={task_name}", f"model.text_tower.sharing={sharing}")
+    for step, batch in enumerate(batches):
+        task.start_step(step, 0.1)
+        losses = task(batch)
+        sum(value for name, value in losses.items() if not name.startswith("_")).backward()
+    missing = [name for name, value in task.named_parameters() if value.requires_grad and value.grad is None]
+    assert not missing
+
+
+def test_retrieval_counts_all_captions_of_an_image_as_right(made):
+    task, (batch, *_) = made("task=retrieval", "objective.alpha=0")
+    task.model.eval()
+    batch.image_hashes[1] = batch.image_hashes[0]  # two captions of one image
+    task.start_step(0, 0.0)
+    images = task.model.embed_image_tokens(task.model.encode_images(batch.images))
+    texts = task.model.embed_texts(batch.text_ids, batch.text_mask)
+    scores = images @ texts.T / task.model.temperature
+    target = torch.eye(8)
+    target[:2, :2] = 0.5
+    expected = (
+        -(target * scores.log_softmax(1)).sum(1).mean() / 2 - (target * scores.T.log_softmax(1)).sum(1).mean() / 2
+    )
+    torch.testing.assert_close(task(batch)["itc"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_prompt_is_not_in_the_loss(made, run_config):
+    task, (batch, *_) = made("task=captioning", "objective.prompt=a large", "objective.label_smoothing=0")
+    model = task.model.eval()
+    losses = task(batch)["lm"]
+    ids, mask = batch.text_ids, batch.text_mask
+    memory = model.text_tower.project_image(model.encode_images(batch.images), "decoder")
+    first = ids.clone()
+    first[:, 0] = task.dec_id
+    log_p = model.caption_logits(first[:, :-1], None, memory).log_softmax(-1)
+    words = mask[:, 1:].clone()
+    words[:, :2] = False
+    picked = log_p.gather(-1, ids[:, 1:, None])[..., 0]
+    torch.testing.assert_close(losses, -(picked * words).sum() / words.sum())

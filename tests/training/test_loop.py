@@ -1,0 +1,172 @@
+"""The loop: resuming after a kill, accumulation, refusal to overwrite, what a run leaves behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import vlp.training.loop
+from vlp.config import load_config, save_config
+from vlp.errors import UserError, WorkError
+from vlp.log import read_log
+from vlp.model import load_model
+from vlp.training.checkpoint import checkpoints
+from vlp.training.loop import train
+
+LOSSES = ("itc", "itm", "lm", "loss")
+
+
+def losses(config) -> dict[int, dict[str, float]]:
+    records = read_log(f"{config.output}/log.jsonl")
+    return {one["step"]: {name: one[name] for name in LOSSES if name in one} for one in records}
+
+
+def assert_equal(one, two, tolerance=1e-5):
+    assert one.keys() == two.keys()
+    for step in one:
+        assert one[step] == pytest.approx(two[step], rel=tolerance), step
+
+
+def test_a_run_leaves_a_model_logs_and_its_config(run_config, capsys):
+    config = run_config("run", "steps=4", "checkpoint_every=2", "keep_checkpoints=1")
+    results = train(config)
+    model = load_model(f"{config.output}/model")
+    assert len(model.caption([_image()], max_length=8)) == 1
+    records = read_log(f"{config.output}/log.jsonl")
+    names = {"itc", "itm", "lm", "itm_accuracy", "temperature", "learning_rate", "pairs_per_second", "data_wait_share"}
+    assert names <= set(records[-1])
+    assert [one["step"] for one in records] == [1, 2, 3, 4]
+    assert load_config(type(config), f"{config.output}/config.yaml").data == config.data
+    assert [path.name for path in checkpoints(vlp.training.loop.Path(config.output))] == ["step-00000004"]
+    assert results["step"] == 4
+    assert "step 4/4" in capsys.readouterr().out
+    with pytest.raises(UserError, match="exists already"):
+        train(config)
+    assert train(config, resume=True) == json.loads(json.dumps(results))
+
+
+def _image():
+    from PIL import Image
+
+    return Image.new("RGB", (40, 40), "red")
+
+
+def test_stopping_and_resuming_gives_the_same_losses(run_config, monkeypatch):
+    whole = run_config("whole")
+    train(whole)
+    part = run_config("part", "checkpoint_every=3")
+    original = vlp.training.loop.Window.add
+    calls = []
+
+    def die(self, *arguments):
+        calls.append(1)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        original(self, *arguments)
+
+    monkeypatch.setattr(vlp.training.loop.Window, "add", die)
+    with pytest.raises(KeyboardInterrupt):
+        train(part)
+    monkeypatch.undo()
+    train(part, resume=True)
+    assert_equal(losses(whole), losses(part))
+
+
+def test_a_run_killed_between_its_model_and_its_results_is_resumed(run_config):
+    config = run_config("run")
+    results = train(config)
+    output = Path(config.output)
+    weights = (output / "model" / "model.safetensors").read_bytes()
+    (output / "results.json").unlink()
+    again = train(config, resume=True)
+    assert again["loss"] == results["loss"] and (output / "results.json").exists()
+    assert (output / "model" / "model.safetensors").read_bytes() == weights
+
+
+def test_a_killed_process_is_resumed_with_the_same_losses(run_config, tmp_path):
+    whole = run_config("whole", "steps=30", "objective.queue_size=50")
+    train(whole)
+    part = run_config("part", "steps=30", "objective.queue_size=50", "checkpoint_every=2", "data.workers=1")
+    save_config(part, tmp_path / "part.yaml")
+    command = [sys.executable, "-m", "vlp", "pretrain", str(tmp_path / "part.yaml")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    folder = vlp.training.loop.Path(part.output)
+    deadline = time.monotonic() + 120
+    while len(checkpoints(folder)) < 2 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (folder / "model").exists(), "the run ended before it was killed"
+    subprocess.run([*command, "--resume"], check=True, stdout=subprocess.DEVNULL, timeout=120)
+    assert_equal(losses(whole), losses(part))
+
+
+def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(run_config, monkeypatch):
+    config = run_config("run", "steps=8")
+    original = vlp.training.loop.Window.add
+    calls = []
+
+    def interrupt(self, *arguments):
+        calls.append(1)
+        if len(calls) == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        original(self, *arguments)
+
+    monkeypatch.setattr(vlp.training.loop.Window, "add", interrupt)
+    with pytest.raises(WorkError, match=r"step 5.*--resume"):
+        train(config)
+    assert checkpoints(vlp.training.loop.Path(config.output))[-1].name == "step-00000005"
+    monkeypatch.undo()
+    train(config, resume=True)
+    assert list(losses(config)) == list(range(1, 9))
+
+
+def test_accumulation_changes_nothing_in_captioning(run_config):
+    one = run_config("one", "task=captioning", "steps=6")
+    two = run_config("two", "task=captioning", "steps=6", "accumulation=2")
+    train(one)
+    train(two)
+    for step, record in losses(one).items():  # parts differ in their number of words, so a little
+        assert record["lm"] == pytest.approx(losses(two)[step]["lm"], rel=0.02)
+
+
+def test_finetuning_starts_from_the_model(run_config):
+    first = run_config("first", "steps=2")
+    train(first)
+    for task, loss in (("captioning", "lm"), ("retrieval", "itm")):
+        second = run_config(task, f"task={task}", f"start_from={first.output}/model", "steps=2", "optim.warmup_steps=0")
+        train(second)
+        assert set(losses(second)[2]) == {"loss", loss} | ({"itc"} if task == "retrieval" else set())
+    assert load_model(f"{second.output}/model").config == load_model(f"{first.output}/model").config
+
+
+def test_validation_scores_are_logged(run_config, scenes):
+    config = run_config("run", "steps=4", "evaluate_every=2", f"validation='{scenes}/00004.tar'", "log_every=4")
+    results = train(config)
+    assert "t2i_r1" in results
+    assert [one["step"] for one in read_log(f"{config.output}/log.jsonl") if "t2i_r1" in one] == [2]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["steps=0"], "either steps or epochs"),
+        (["epochs=2"], "either steps or epochs"),
+        (["accumulation=3"], "multiple of accumulation"),
+        (["output=''"], "output is empty"),
+        (["tokenizer=''"], "tokenizer"),
+        (["model.text_tower.vocabulary=7"], "vocabulary"),
+        (["precision=fp16"], "fp16 needs a GPU"),
+        (["start_from=nowhere"], "not a model folder"),
+        (["model.image_encoder.patch_size=7"], "multiple of"),
+        (["data.sources=[]"], r"data\.sources"),
+    ],
+)
+def test_wrong_configs_are_refused_in_a_sentence(run_config, overrides, says):
+    with pytest.raises(UserError, match=says):
+        train(run_config("run", *overrides))

@@ -1,0 +1,176 @@
+"""Which texts of score tables stay under rules: a few tables at a time, in duckdb."""
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+
+from vlp.capfilt.rules import SPACES, Rules, Top, quote
+from vlp.data.score_tables import VERSION, is_same_shard, read_settings, table_path
+from vlp.data.shard_index import expand_shards
+from vlp.errors import UserError
+
+ROWS_AT_ONCE = 500_000  # of the tables that one query reads
+MOST_MEMORY = 4 * 2**30  # bytes that duckdb takes; what needs more goes to disk
+DUPLICATES = ""  # stands for the tables of duplicates among others, whose names are never empty
+TABLE_NAME = re.compile(r"(.+)\.([^./]+)\.parquet")
+
+
+def find_tables(patterns: str | list[str]) -> list[str]:
+    """Paths of score tables from globs and lists of them, each once, in order.
+
+    Raises:
+        UserError: nothing matches, or what does is no score table of this version.
+    """
+    try:
+        found = list(dict.fromkeys(expand_shards(patterns)))
+    except UserError:
+        said = patterns if isinstance(patterns, str) else " ".join(patterns)
+        raise UserError(f"No score table matches {said!r}; run `vlp capfilt score` first, or mend the path.") from None
+    for path in found:
+        shard, name = shard_and_name(path)
+        settings = read_settings(shard, name)
+        if settings is None:
+            raise UserError(f"{path} is not a score table; `vlp capfilt score` writes SHARD.capfilt.parquet.")
+        if settings.get("version") != VERSION:
+            raise UserError(f"{path} has version {settings.get('version')}, not {VERSION}; score its shard again.")
+    return found
+
+
+def shard_and_name(table: str) -> tuple[str, str]:
+    """The shard of a table and the table's name: `web/0.capfilt.parquet` -> `web/0.tar`, `capfilt`."""
+    matched = TABLE_NAME.fullmatch(table)
+    if "://" in table or not matched:
+        raise UserError(f"{table} is not a score table; name local files like SHARD.capfilt.parquet.")
+    return f"{matched[1]}.tar", matched[2]
+
+
+def select_rows(
+    tables: list[str], rules: Rules, also: dict[str, list[str]], spill: Path
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The texts that satisfy the rules; empty texts are none and never do.
+
+    Memory does not grow with the number of tables: `best` looks at one image, and `top`, which looks at all, sorts on
+    disk what does not fit.
+
+    Args:
+        also: other tables by the name under which rules know them. A row joins that of the same shard path, key,
+            source, caption_id and text; where there is none, its columns are null.
+        spill: a folder for duckdb's temporary files.
+
+    Yields:
+        Every table in order with the numbers of its rows that stay, int64 ascending.
+
+    Raises:
+        UserError: the rules name `duplicate` and a shard has no table of duplicates, or no other table fits.
+    """
+    shards = [shard_and_name(table)[0] for table in tables]
+    others = {name: {shard_and_name(path)[0]: path for path in paths} for name, paths in also.items()}
+    for name, paths in others.items():
+        if not set(shards) & set(paths):
+            raise UserError(f"None of the other tables {name} lies beside a shard of the scores.")
+    if "duplicate" in rules.columns:
+        others[DUPLICATES] = {shard: _duplicates_table(shard) for shard in shards}
+    groups = list(_groups(tables))
+    memory = min(psutil.virtual_memory().total // 2, MOST_MEMORY)
+    with connect(spill, memory) as connection:
+        connection.execute("CREATE TABLE cuts (number INTEGER, cut DOUBLE)")
+        relations = [_texts(group, rules, others) for group in groups]
+        for number, top in enumerate(rules.tops):
+            connection.execute("INSERT INTO cuts VALUES (?, ?)", [number, _cut(connection, relations, top)])
+        for group, relation in zip(groups, relations, strict=True):
+            for name, sql in rules.layers:
+                relation = f"SELECT *, {sql} AS {name} FROM ({relation})"
+            found = connection.execute(
+                f"SELECT file_index, file_row_number FROM ({relation}) WHERE {rules.condition} ORDER BY ALL"
+            ).fetchnumpy()
+            numbers, rows = found["file_index"], found["file_row_number"].astype(np.int64)
+            ends = np.searchsorted(numbers, np.arange(len(group)), side="right")
+            yield from zip(group, np.split(rows, ends[:-1]), strict=True)
+
+
+def connect(spill: Path, memory: int = MOST_MEMORY) -> duckdb.DuckDBPyConnection:
+    """duckdb in memory, with a limit in bytes beyond which it writes to `spill`; it fetches nothing."""
+    settings = {"memory_limit": f"{memory}B", "temp_directory": str(spill), "preserve_insertion_order": False}
+    fetches = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
+    connection = duckdb.connect(config={**settings, **fetches})
+    connection.execute("SET enable_progress_bar = false")
+    # It takes a parquet column without nan in its statistics, which never have one, for a column without nan.
+    connection.execute("SET disabled_optimizers = 'statistics_propagation'")
+    return connection
+
+
+def _groups(tables: list[str]) -> Iterator[list[str]]:
+    """Tables that follow each other, of about `ROWS_AT_ONCE` rows together."""
+    group, rows = [], 0
+    for table in tables:
+        more = pq.read_metadata(table).num_rows
+        if group and rows + more > ROWS_AT_ONCE:
+            yield group
+            group, rows = [], 0
+        group, rows = [*group, table], rows + more
+    yield group
+
+
+def _texts(group: list[str], rules: Rules, others: dict[str, dict[str, str]]) -> str:
+    """SQL of the rows of a group that have a text, with the columns that the rules name."""
+    shards = [shard_and_name(table)[0] for table in group]
+    joins = []
+    for name, paths in others.items():
+        if name == DUPLICATES:
+            keys, fields = ["key"], {"duplicate": "duplicate_of IS NOT NULL"}
+        else:
+            keys = ["key", "source", "caption_id", "text"]
+            named = [column.removeprefix(f"{name}.") for column in rules.columns if column.startswith(f"{name}.")]
+            fields = {f"{name}.{column}": column for column in named}
+        numbers = [number for number, shard in enumerate(shards) if shard in paths]
+        columns = ", ".join([*keys, *(f'{sql} AS "{alias}"' for alias, sql in fields.items())])
+        if numbers:
+            files = _files([paths[shards[number]] for number in numbers])
+            place = f"list_extract({numbers}::UBIGINT[], file_index::BIGINT + 1)"
+            other = f"SELECT {place} AS file_index, {columns} FROM {files}"
+        else:
+            files = _files(group)
+            other = f"SELECT file_index, {columns} FROM {files} WHERE false"
+        joins.append(f"LEFT JOIN ({other}) USING ({', '.join(['file_index', *keys])})")
+    kept = {"key": "key", "source": "source", "caption_id": "caption_id"} | rules.columns
+    columns = ", ".join(f'{sql} AS "{name}"' for name, sql in kept.items())
+    return (
+        f"SELECT file_index, file_row_number, {columns} FROM (SELECT file_index, file_row_number, * "
+        f"FROM {_files(group)}) {' '.join(joins)} WHERE trim(text, {quote(SPACES)}) <> ''"
+    )
+
+
+def _files(paths: list[str]) -> str:
+    """SQL that reads parquet files by their very names, wildcards among their letters or not."""
+    literal = ", ".join(quote(re.sub(r"([*?\[])", r"[\1]", path)) for path in paths)
+    return f"read_parquet([{literal}])"
+
+
+def _cut(connection: duckdb.DuckDBPyConnection, relations: list[str], top: Top) -> float | None:
+    """The lowest score of the best share; None where no text has the score."""
+    where = f"AND source = '{top.source}'" if top.source else ""
+    connection.execute("CREATE OR REPLACE TABLE top_scores (score DOUBLE)")
+    for relation in relations:
+        scores = f"SELECT {top.score} AS score, source FROM ({relation})"
+        connection.execute(f"INSERT INTO top_scores SELECT score FROM ({scores}) WHERE score IS NOT NULL {where}")
+    (count,) = connection.execute("SELECT count(*) FROM top_scores").fetchone()
+    before = math.ceil(top.share * count) - 1
+    found = connection.execute("SELECT score FROM top_scores ORDER BY score DESC LIMIT 1 OFFSET ?", [max(before, 0)])
+    (cut,) = found.fetchone() or (None,)
+    connection.execute("DROP TABLE top_scores")
+    return cut
+
+
+def _duplicates_table(shard: str) -> str:
+    settings = read_settings(shard, "duplicates")
+    if settings is None:
+        raise UserError(f"{shard} has no table of duplicates; run `vlp capfilt duplicates` on all shards first.")
+    if Path(shard).exists() and not is_same_shard(shard, settings):
+        raise UserError(f"{shard} was changed since its duplicates were found; run `vlp capfilt duplicates` again.")
+    return str(table_path(shard, "duplicates"))

@@ -1,0 +1,205 @@
+"""Select: the texts that satisfy rules, as new shards, as a uid list or as one table."""
+
+import json
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from keyword import iskeyword
+from pathlib import Path
+
+import duckdb
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from vlp.capfilt.query import find_tables, select_rows, shard_and_name
+from vlp.capfilt.rules import SPACES, parse_rules
+from vlp.capfilt.uids import write_uids
+from vlp.data.score_tables import SCHEMA, check_table
+from vlp.data.shard_index import IMAGE_EXTENSIONS, expand_shards, index_shard
+from vlp.data.shard_writer import ShardWriter
+from vlp.data.shards import read_members
+from vlp.errors import UserError, WorkError
+from vlp.files import prepare_output
+from vlp.log import Progress
+
+Chosen = Iterator[tuple[str, np.ndarray]]  # what `choose` yields
+
+
+@dataclass
+class SelectCounts:
+    """What `select` kept; texts by source."""
+
+    images: int = 0  # with a text that stays; human shards not counted
+    dropped_images: dict[str, int] = field(default_factory=dict)  # by reason
+    texts: dict[str, int] = field(default_factory=dict)
+    kept_texts: dict[str, int] = field(default_factory=dict)
+    human_images: int = 0  # of the shards that joined as they are
+
+
+def select(
+    scores: str | list[str],
+    rules: str = "itm >= 0.5",
+    output: str = "",
+    uids: str = "",
+    table: str = "",
+    human: str | list[str] | None = None,
+    also: dict[str, str | list[str]] | None = None,
+    quiet: bool = False,
+) -> SelectCounts:
+    """Write what the rules choose, in one of three forms; it appears when it is complete, and is else begun anew.
+
+    Args:
+        scores: score tables, as paths and globs.
+        rules: an expression; `vlp/capfilt/rules.py` says the language.
+        output: a folder for new shards, one for each table (so keys stay unique in it). Samples keep all members and
+            fields, get the chosen texts as `captions` in their JSON, and the first of them as their text. An image
+            without a chosen text is left out.
+        uids: a .npy for the list of the images that stay, as DataComp's resharder reads it.
+        table: a .parquet for the rows that stay, with their shard.
+        human: with `output`, shards that follow byte for byte.
+        also: other tables by name, whose columns the rules may name.
+
+    Raises:
+        UserError: rules that cannot be read, a missing table, a shard that was changed since it was scored or (with
+            `output`) is missing, or a target that exists.
+        WorkError: the disk is full, or the target cannot be written for another reason.
+    """
+    targets = [target for target in (output, uids, table) if target]
+    if len(targets) != 1 or (human and not output):
+        raise UserError("Name one target: --out for shards (--human goes with it), --uids or --table.")
+    others = {name: find_tables(patterns) for name, patterns in (also or {}).items()}
+    compiled = parse_rules(rules, others)
+    tables = find_tables(scores)
+    clean = expand_shards(human) if human else []
+    for path in tables:  # all that is wrong is said before anything is written
+        _check_shard(path, needed=bool(output))
+    target, counts = Path(targets[0]), SelectCounts()
+    prepare_output(str(target))
+    with _appearing(target) as result, Progress("tables", len(tables), quiet=quiet) as progress:
+        spill = result.with_name("spill")
+        chosen = _reported(select_rows(tables, compiled, others, spill), progress)
+        if output:
+            _write_shards(result, chosen, clean, counts)
+        elif uids:
+            write_uids(result, _chosen_uids(chosen, counts), spill)
+        else:
+            _write_table(result, chosen, counts)
+    return counts
+
+
+@contextmanager
+def _appearing(target: Path) -> Iterator[Path]:
+    """A path to write to, which becomes the target at the end; beside it there is room for temporary files."""
+    workplace = target.parent / f".{target.name}.tmp"
+    try:
+        if workplace.exists():  # of a call that was killed
+            shutil.rmtree(workplace)
+        workplace.mkdir(parents=True)
+        yield workplace / "result"
+        if target.is_dir():
+            target.rmdir()
+        os.replace(workplace / "result", target)
+    except (OSError, duckdb.IOException, duckdb.OutOfMemoryException) as error:
+        said = (getattr(error, "strerror", None) or str(error)).splitlines()[0]
+        raise WorkError(f"{target} cannot be written: {said}; make room, or name another place.") from None
+    finally:
+        shutil.rmtree(workplace, ignore_errors=True)
+
+
+def parse_also(given: list[str]) -> dict[str, list[str]]:
+    """`NAME=GLOB` of the command line, by name; a name may come several times.
+
+    Raises:
+        UserError: one is not of this form.
+    """
+    also: dict[str, list[str]] = {}
+    for one in given:
+        name, _, pattern = one.partition("=")
+        if not name.isidentifier() or iskeyword(name) or not pattern:
+            raise UserError(f"--also takes NAME=GLOB, such as other='web/*.other.parquet', not {one!r}.")
+        also.setdefault(name, []).append(pattern)
+    return also
+
+
+def _check_shard(table: str, needed: bool) -> None:
+    shard, name = shard_and_name(table)
+    if Path(shard).exists():
+        check_table(shard, name)
+    elif needed:
+        raise UserError(f"{shard} is missing, whose texts {table} has; bring it back, or name other tables.")
+
+
+def _reported(chosen: Chosen, progress: Progress) -> Chosen:
+    for one in chosen:
+        yield one
+        progress.add("select")
+
+
+def _read(path: str, rows: np.ndarray, columns: list[str], counts: SelectCounts) -> pa.Table:
+    """Columns of the rows that stay; counts them and the others."""
+    table = pq.read_table(path, columns=list({"key": 0, "source": 0, "text": 0} | dict.fromkeys(columns)))
+    kept = table.take(pa.array(rows))
+    _add(counts.texts, table["source"])
+    _add(counts.kept_texts, kept["source"])
+    said = table.filter(pc.not_equal(pc.utf8_trim(table["text"], SPACES), ""))
+    images, speaking, those = (pc.count_distinct(one["key"]).as_py() for one in (table, said, kept))
+    counts.images += those
+    _drop(counts, "no text satisfies the rules", speaking - those)
+    _drop(counts, "all texts are empty", images - speaking)
+    return kept.select(columns)
+
+
+def _drop(counts: SelectCounts, reason: str, images: int) -> None:
+    if images:
+        counts.dropped_images[reason] = counts.dropped_images.get(reason, 0) + images
+
+
+def _add(counts: dict[str, int], sources: pa.ChunkedArray) -> None:
+    for one in pc.value_counts(sources).to_pylist():
+        counts[one["values"]] = counts.get(one["values"], 0) + one["counts"]
+
+
+def _chosen_uids(chosen: Chosen, counts: SelectCounts) -> Iterator[pa.ChunkedArray]:
+    for path, rows in chosen:
+        yield _read(path, rows, ["uid"], counts)["uid"]
+
+
+def _write_table(result: Path, chosen: Chosen, counts: SelectCounts) -> None:
+    schema = SCHEMA.append(pa.field("shard", pa.string()))
+    with pq.ParquetWriter(result, schema) as writer:
+        for path, rows in chosen:
+            kept = _read(path, rows, SCHEMA.names, counts)
+            shards = pa.array([shard_and_name(path)[0]] * len(kept), pa.string())
+            writer.write_table(kept.append_column("shard", shards).cast(schema))
+
+
+def _write_shards(result: Path, chosen: Chosen, clean: list[str], counts: SelectCounts) -> None:
+    number = -1
+    for number, (path, rows) in enumerate(chosen):
+        shard = shard_and_name(path)[0]
+        scored = set(pq.read_table(path, columns=["key"])["key"].to_pylist())
+        texts: dict[str, list[dict[str, str]]] = defaultdict(list)
+        for row in _read(path, rows, ["key", "text", "source"], counts).to_pylist():
+            texts[row.pop("key")].append(row)
+        with ShardWriter(str(result), samples_per_shard=10**9, first=number) as writer:
+            for key, members in read_members(shard):
+                if key in texts:
+                    _write_sample(writer, key, members, texts[key])
+                _drop(counts, "not scored", int(key not in scored))  # as scoring could not read it
+    for place, shard in enumerate(clean, start=number + 1):
+        with fsspec.open(shard, "rb") as source, open(result / f"{place:05d}.tar", "wb") as target:
+            shutil.copyfileobj(source, target)
+        counts.human_images += len(index_shard(shard).keys)
+
+
+def _write_sample(writer: ShardWriter, key: str, members: dict[str, bytes], texts: list[dict[str, str]]) -> None:
+    extension = next(name for name in members if name in IMAGE_EXTENSIONS)  # a sample without an image has no score
+    others = {name: data for name, data in members.items() if name not in (extension, "txt", "json")}
+    info = {**json.loads(members.get("json") or b"{}"), "captions": texts}  # neither has one whose JSON is broken
+    writer.write(key, members[extension], extension, texts[0]["text"], info, others)

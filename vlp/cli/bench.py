@@ -1,0 +1,31 @@
+"""`vlp bench`: how fast vlp is on this machine."""
+
+import json
+from typing import Annotated, Literal
+
+import typer
+
+from vlp.cli.options import Json
+
+
+def bench(
+    what: Annotated[
+        Literal["attention", "capfilt", "caption", "clip", "data", "rerank", "select", "train"],
+        typer.Argument(help="What to measure."),
+    ],
+    size: Annotated[Literal["base", "small"], typer.Option(help="ViT-B/16 and BERT-base, or 192 wide.")] = "base",
+    precision: Annotated[Literal["bf16", "fp32"], typer.Option(help="Of weights and computation.")] = "bf16",
+    batch: Annotated[int, typer.Option(help="Images at once.")] = 8,
+    peers: Annotated[bool, typer.Option(help="Also measure the peer, in turns; see scripts/bench_peers.sh.")] = False,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns of clip, data and train.")] = 5,
+    shards: Annotated[str, typer.Option(help="What data reads; made pictures if not given.")] = "",
+    rows: Annotated[int, typer.Option(min=1, help="Texts that select chooses from.")] = 10_000_000,
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile our blocks, in train and caption.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure a part, and its peer in turns with it. Example: vlp bench caption --peers --precision fp32"""
+    from vlp.bench.command import as_table
+    from vlp.bench.command import bench as run
+
+    lines = run(what, size, precision, batch, peers, repeats, shards, rows, compiled)
+    print(json.dumps([vars(line) for line in lines]) if as_json else as_table(lines))

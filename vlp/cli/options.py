@@ -1,0 +1,35 @@
+"""What several commands share: options that mean the same everywhere, and how results are printed."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from vlp.files import write_json
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change, as key.sub=value.")]
+Precision = Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32.")]
+Shards = Annotated[
+    list[str], typer.Option("--shards", help="Shards: paths, globs, brace patterns or URLs; repeatable.")
+]
+
+Resume = Annotated[bool, typer.Option(help="Continue from the last complete checkpoint.")]
+Out = Annotated[str | None, typer.Option("--out", help="Also write the numbers to this JSON file.")]
+
+
+def print_values(values: dict[str, Any], as_json: bool) -> None:
+    """Results a line each for people, or as JSON for programs."""
+    if as_json:
+        print(json.dumps(values))
+        return
+    width = max(len(key) for key in values)
+    for key, value in values.items():
+        print(f"{key:<{width}}  {value:.4f}" if isinstance(value, float) else f"{key:<{width}}  {value}")
+
+
+def save_results(results: dict[str, Any], out: str | None, as_json: bool) -> None:
+    """Print results, and write them to the JSON file `out` when given."""
+    if out:
+        write_json(out, results)
+    print_values(results, as_json)

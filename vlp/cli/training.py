@@ -1,0 +1,46 @@
+"""`vlp tokenizer`, `vlp pretrain` and `vlp finetune`."""
+
+from typing import Annotated
+
+import typer
+
+from vlp.cli.options import Overrides, Resume
+from vlp.config import RunConfig, load_config
+from vlp.errors import UserError
+
+
+def tokenizer(
+    shards: Annotated[list[str], typer.Argument()],
+    output: Annotated[str, typer.Argument(help="Folder for the tokenizer.")],
+    size: Annotated[int, typer.Option(help="Words at most.")] = 30_524,
+) -> None:
+    """Train a WordPiece tokenizer on captions. Example: vlp tokenizer 'data/*.tar' tokenizer --size 4000"""
+    from vlp.data.bad_samples import BadSamples
+    from vlp.data.shard_index import expand_shards
+    from vlp.data.shards import iterate_samples
+    from vlp.data.tokenizer import train_tokenizer
+    from vlp.data.transforms import clean_caption
+
+    samples = iterate_samples(expand_shards(shards), BadSamples(max_share=1.0))
+    made = train_tokenizer((clean_caption(text) for sample in samples for text in sample.captions), size)
+    made.save(output)
+    print(f"{len(made)} words in {output}")
+
+
+def pretrain(config: str, overrides: Overrides = None, resume: Resume = False) -> None:
+    """Pretrain with ITC, ITM and LM. Example: vlp pretrain configs/pretrain-vit-b16.yaml batch_size=600"""
+    _train(config, overrides, resume, {"pretrain"})
+
+
+def finetune(config: str, overrides: Overrides = None, resume: Resume = False) -> None:
+    """Finetune for captioning or retrieval (the filter). Example: vlp finetune configs/captioner.yaml seed=1"""
+    _train(config, overrides, resume, {"captioning", "retrieval"})
+
+
+def _train(path: str, overrides: list[str] | None, resume: bool, tasks: set[str]) -> None:
+    config = load_config(RunConfig, path, overrides)
+    if config.task not in tasks:
+        raise UserError(f"task is {config.task}; this command takes {' or '.join(sorted(tasks))}.")
+    from vlp.training.loop import train
+
+    train(config, resume)

@@ -1,0 +1,1 @@
+"""The synthetic world and the whole loop on it."""

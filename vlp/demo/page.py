@@ -1,0 +1,67 @@
+"""The demo's page: what the loop gained, how it was learned, and what the filter said, in one HTML file."""
+
+import io
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from markupsafe import Markup
+
+from vlp.data.image_decoding import decode_image
+from vlp.data.shards import iterate_samples
+from vlp.report.curves import loss_curves
+from vlp.report.page import data_uri, render, write_page
+
+EXAMPLES = 12
+ROWS = (  # (name on the page, key in report.json)
+    ("image → text R@1", "i2t_r1"),
+    ("text → image R@1", "t2i_r1"),
+    ("exact captions", "caption_exact"),
+    ("CIDEr", "CIDEr"),
+)
+
+
+def write_demo_page(root: Path) -> None:
+    """Write ROOT/report.html from what the demo left in ROOT. It opens from disk and loads nothing."""
+    results = json.loads((root / "report.json").read_text())
+    logs = {name: root / name / "log.jsonl" for name in ("noisy", "bootstrapped")}
+    page = render(
+        "page.html.j2",
+        package="vlp.demo",
+        results=results,
+        rows=[
+            (title, results["noisy"][key], results["bootstrapped"][key], key != "CIDEr")
+            for title, key in ROWS
+            if key in results["noisy"]
+        ],
+        curves=Markup(loss_curves(logs)),
+        examples=_examples(root / "data"),
+    )
+    write_page(page, root / "report.html")
+
+
+def _examples(data: Path) -> list[dict]:
+    """Scenes of the first web shard with their texts and whether they are in the first cleaned shard, which was made
+    from it; right and wrong web texts in turn."""
+    shard, cleaned = min((data / "web").glob("*.tar")), data / "cleaned" / "00000.tar"
+    samples = iterate_samples([str(cleaned)]) if cleaned.exists() else ()  # there is none when no text stayed
+    kept = {(one.key, text["source"], text["text"]) for one in samples for text in one.info["captions"]}
+    texts: dict[str, list[dict]] = {}
+    for row in pq.read_table(shard.with_suffix(".capfilt.parquet")).to_pylist():
+        stays = (row["key"], row["source"], row["text"]) in kept
+        texts.setdefault(row["key"], []).append({**row, "kept": stays})
+    by_truth: dict[bool, list[dict]] = {True: [], False: []}
+    for sample in iterate_samples([str(shard)]):
+        truth = sample.info["truth"]
+        picture = io.BytesIO()
+        decode_image(sample.image).save(picture, "PNG")
+        example = {
+            "image": data_uri(picture.getvalue(), "png"),
+            "texts": texts.get(sample.key, []),
+            "wrong_kind": truth["wrong_kind"],
+        }
+        by_truth[truth["text_right"]].append(example)
+        if min(map(len, by_truth.values())) >= EXAMPLES // 2:
+            break
+    pairs = zip(by_truth[False], by_truth[True], strict=False)
+    return [example for pair in pairs for example in pair][:EXAMPLES]

@@ -1,0 +1,1 @@
+"""Evaluation: a model and data in, numbers and predictions out."""

@@ -1,0 +1,89 @@
+"""Retrieval: recall at 1, 5 and 10 from images to texts and back."""
+
+from collections import Counter
+
+import torch
+from torch import Tensor
+
+from vlp.data.loader import evaluation_batches
+from vlp.data.transforms import clean_caption
+from vlp.errors import UserError
+from vlp.evaluation.metrics import recall_at_k
+from vlp.evaluation.ranking import Gallery, rank_candidates, rerank_by_matching
+from vlp.log import ReportProgress, no_progress
+from vlp.model import Model
+
+KS = (1, 5, 10)
+
+
+def evaluate_retrieval(
+    model: Model,
+    shards: str | list[str],
+    rerank: int = 16,
+    batch_size: int = 32,
+    limit: int | None = None,
+    workers: int = 0,
+    progress: ReportProgress = no_progress,
+) -> dict[str, float]:
+    """Recall at 1, 5 and 10, from images to texts and back (0 to 1).
+
+    Texts that read the same count as one, which is right for every image that has it.
+
+    Args:
+        rerank: how many of the best by ITC are put in order by ITM, for every image and for every text; 0: none.
+        limit: at most this many images.
+
+    Returns:
+        `itc_i2t_r1` ... `itc_t2i_r10` by ITC alone and, with `rerank`, `i2t_r1` ... `t2i_r10` by ITM logit + cosine
+        for the `rerank` best (BLIP's rule); without it these repeat the ITC numbers. Also `images` and `texts`.
+    """
+    gallery = collect_gallery(model, shards, batch_size, limit, workers, keep_tokens=rerank > 0, progress=progress)
+    text_vectors = model.embed_texts(gallery.texts, batch_size=4 * batch_size)
+    images, texts = gallery.image_vectors.to(model.device), text_vectors.to(model.device)
+    for_images = rank_candidates(images, texts, gallery.right, rerank)
+    by_text = gallery.right.flip(1)
+    by_text = by_text[by_text[:, 0].argsort(stable=True)]
+    for_texts = rank_candidates(texts, images, by_text, rerank)
+    recalls = _recalls(for_images.ranks, for_texts.ranks, gallery)
+    results = {f"itc_{name}": value for name, value in recalls.items()}
+    if rerank > 0:
+        ranks = rerank_by_matching(model, gallery, text_vectors, for_images, for_texts, progress)
+        recalls = _recalls(*ranks, gallery)
+    return {**recalls, **results, "images": len(images), "texts": len(gallery.texts)}
+
+
+def collect_gallery(
+    model: Model,
+    shards: str | list[str],
+    batch_size: int = 32,
+    limit: int | None = None,
+    workers: int = 0,
+    keep_tokens: bool = True,
+    progress: ReportProgress = no_progress,
+) -> Gallery:
+    """Encode the images of shards and gather their captions.
+
+    Image tokens are kept in the precision that cross-attention reads them in, so keeping them changes no score.
+
+    Raises:
+        UserError: there is nothing to evaluate.
+    """
+    tokens, vectors, captions = [], [], []
+    for batch in evaluation_batches(shards, model.image_size, batch_size, workers, limit=limit):
+        encoded = model.encode_images(batch.images)
+        vectors.append(model.embed_tokens(encoded))
+        captions += [[clean_caption(text) for text in texts] for texts in batch.captions]
+        if keep_tokens:
+            tokens.append(encoded.to("cpu", model.compute_dtype or encoded.dtype))
+        progress("encode images", len(encoded))
+    counts = Counter(text for texts in captions for text in texts)
+    place = {text: number for number, text in enumerate(counts)}
+    if not captions or not all(captions):
+        raise UserError("Retrieval needs images that have captions; there are none in these shards.")
+    right = [(image, number) for image, texts in enumerate(captions) for number in sorted({place[t] for t in texts})]
+    return Gallery(tokens, torch.cat(vectors), list(place), torch.tensor(right), torch.tensor(list(counts.values())))
+
+
+def _recalls(image_ranks: Tensor, text_ranks: Tensor, gallery: Gallery) -> dict[str, float]:
+    results = {f"i2t_r{k}": recall_at_k(image_ranks, k) for k in KS}
+    return results | {f"t2i_r{k}": recall_at_k(text_ranks, k, gallery.weights) for k in KS}

@@ -1,0 +1,58 @@
+"""ITM: image-text matching over true pairs and hard negatives."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def draw_hard_negatives(similarities: Tensor, forbidden: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """One negative for each row, drawn with the softmax of the similarities over what is allowed (ALBEF, section 3.2).
+
+    All rows are drawn at once on the device, by the Gumbel-max trick: the largest of similarity + Gumbel noise is
+    distributed as the softmax.
+
+    Args:
+        similarities: [rows, columns], divided by the temperature.
+        forbidden: bool [rows, columns], True at the row's own pair and at whatever equals it.
+        noise: uniform in [0, 1), [rows, columns].
+
+    Returns:
+        The drawn columns, int64 [rows], and bool [rows]: False where every column is forbidden.
+    """
+    gumbel = -torch.log(-torch.log(noise.clamp(1e-20, 1 - 1e-7)))
+    scores = (similarities.detach().float() + gumbel).masked_fill(forbidden, float("-inf"))
+    return scores.argmax(dim=1), ~forbidden.all(dim=1)
+
+
+def uniform_noise(seed: int, rows: Tensor, columns: int) -> Tensor:
+    """Numbers that look drawn from [0, 1): float32 [rows, columns], by seed, row and column alone.
+
+    However the rows are split among processes or calls, a pair has the same number (the mixing function of
+    splitmix64; Steele et al. 2014).
+
+    Args:
+        rows: int64 [rows], their numbers.
+    """
+    pairs = rows[:, None] * columns + torch.arange(columns, device=rows.device)
+    x = pairs + (seed * 0x9E3779B97F4A7C15 + 0x2545F4914F6CDD1D) % 2**63  # int64 wraps round, as it should
+    # Shifts keep the sign here, which mixes as well.
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x = (x ^ (x >> shift)) * (factor - 2**64)
+    return ((x ^ (x >> 31)) & (2**24 - 1)) / 2**24
+
+
+def matching_loss(logits: Tensor, labels: Tensor, counted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """ITM over image-text pairs.
+
+    Args:
+        logits: [pairs, 2], class 1 is "match".
+        labels: int64 [pairs].
+        counted: bool [pairs], False for pairs that are left out.
+
+    Returns:
+        The summed cross-entropy, the number of right answers and the number of counted pairs, float32 scalars.
+    """
+    logits = logits.float()
+    losses = F.cross_entropy(logits, labels, reduction="none") * counted
+    right = ((logits.argmax(dim=1) == labels) & counted).sum()
+    return losses.sum(), right.float(), counted.sum().float()

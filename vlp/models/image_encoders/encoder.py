@@ -1,0 +1,80 @@
+"""Images to image tokens, by any of the towers that `ImageEncoderConfig.name` can name."""
+
+from collections.abc import Callable
+
+import torch
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
+
+from vlp.config import ImageEncoderConfig
+from vlp.errors import UserError
+from vlp.models.image_encoders.timm_tower import build_timm
+from vlp.models.image_encoders.vit import build_vit
+
+# BLIP normalises with the means and deviations of CLIP (Radford et al. 2021), in units of full brightness.
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+
+
+BUILDERS: dict[str, Callable[[ImageEncoderConfig], nn.Module]] = {
+    "vit": build_vit,
+    "timm": build_timm,
+}
+
+
+class ImageEncoder(nn.Module):
+    """A tower that turns images into tokens; it normalises uint8 images on the device they are on.
+
+    Attributes:
+        width: width of an image token.
+        image_size: the side in pixels of the square images it takes.
+    """
+
+    def __init__(self, config: ImageEncoderConfig):
+        super().__init__()
+        kind = config.name.split(":")[0]
+        if kind not in BUILDERS:
+            raise UserError(f"Unknown image encoder {config.name!r}; choose vit or timm:NAME.")
+        self.width = config.width
+        self.image_size = config.image_size
+        self.tower = BUILDERS[kind](config)
+        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("deviation", torch.tensor(DEVIATION).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Image tokens, the class token first.
+
+        Args:
+            images: [batch, 3, image_size, image_size]; uint8 in 0..255, or float and normalised already.
+
+        Returns:
+            [batch, tokens, width].
+        """
+        if images.dtype == torch.uint8:
+            images = (images.to(self.mean.dtype) / 255 - self.mean) / self.deviation
+        return self.tower.forward_features(images)  # [batch, tokens, width]
+
+    def checkpoint_activations(self) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        self.tower.set_grad_checkpointing(True)
+
+
+def resize_positions(encoder: ImageEncoder, config: ImageEncoderConfig) -> ImageEncoder:
+    """The encoder for images of another size, its position embeddings interpolated (bicubic, as timm does it).
+
+    Args:
+        config: the encoder's own, but for `image_size`.
+
+    Raises:
+        UserError: a tower of timm cannot take that size.
+    """
+    resized = ImageEncoder(config)
+    state = encoder.state_dict()
+    if config.name == "vit":
+        grid = config.image_size // config.patch_size
+        state["tower.pos_embed"] = resample_abs_pos_embed(state["tower.pos_embed"].float(), [grid, grid])
+    try:
+        resized.load_state_dict(state)
+    except RuntimeError:
+        raise UserError(f"{config.name} does not take images of {config.image_size} pixels with its weights.") from None
+    return resized

@@ -1,0 +1,50 @@
+"""The vision transformer that BLIP uses."""
+
+from functools import partial
+from typing import Literal
+
+from timm.layers import Attention, QuickGELU
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from vlp.config import ImageEncoderConfig
+from vlp.errors import UserError
+from vlp.models.cpu.attention import attend
+from vlp.models.initialise import initialise
+
+
+class ImageAttention(Attention):
+    """timm's attention, computed by the kernel that is fastest here; its parameters are timm's."""
+
+    def forward(self, x: Tensor, attn_mask: None = None, is_causal: Literal[False] = False) -> Tensor:
+        """[batch, tokens, width] -> the same shape."""
+        batch, tokens, _ = x.shape
+        qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, self.head_dim)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [batch, heads, tokens, head_dim]
+        return self.proj(attend(query, key, value).transpose(1, 2).reshape(batch, tokens, -1))
+
+
+def build_vit(config: ImageEncoderConfig) -> VisionTransformer:
+    """A ViT with a class token (Dosovitskiy et al. 2021), as BLIP uses it."""
+    if config.image_size % config.patch_size:
+        raise UserError(
+            f"model.image_encoder.image_size ({config.image_size}) must be a multiple of "
+            f"its patch_size ({config.patch_size})."
+        )
+    tower = VisionTransformer(
+        img_size=config.image_size,
+        patch_size=config.patch_size,
+        embed_dim=config.width,
+        depth=config.layers,
+        num_heads=config.heads,
+        drop_path_rate=config.drop_path,
+        num_classes=0,
+        global_pool="",
+        mlp_ratio=(config.feed_forward or 4 * config.width) / config.width,
+        norm_layer=partial(nn.LayerNorm, eps=config.norm_eps),
+        pre_norm=config.pre_norm,
+        act_layer={"gelu": nn.GELU, "quick_gelu": QuickGELU}[config.activation],
+        attn_layer=ImageAttention,
+    )
+    initialise(tower, config.width)
+    return tower
