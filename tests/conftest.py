@@ -74,7 +74,8 @@ def models(tmp_path_factory, tokenizer_folder) -> list[str]:
 @pytest.fixture
 def run_config(tmp_path, scenes, tokenizer_folder):
     """A function that makes the config of a tiny run; keyword arguments are `key=value` overrides."""
-    from vlp.config import RunConfig, load_config
+    from vlp.config import RunConfig
+    from vlp.config_reader import load_config
 
     def make(output: str = "run", *overrides: str) -> RunConfig:
         base = [

@@ -2,7 +2,8 @@
 
 import pytest
 
-from vlp.config import CapFiltConfig, RunConfig, load_config, save_config
+from vlp.config import CapFiltConfig, RunConfig
+from vlp.config_reader import load_config, save_config
 from vlp.errors import UserError
 
 

@@ -8,7 +8,8 @@ import yaml
 
 from vlp.bench.scale import memory_bytes
 from vlp.bench.scale_tables import STEPS
-from vlp.config import CapFiltConfig, RunConfig, load_config, to_dict
+from vlp.config import CapFiltConfig, RunConfig
+from vlp.config_reader import load_config, to_dict
 
 RECIPES = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 

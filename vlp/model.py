@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vlp.config import DecodingConfig, ModelConfig, Precision, to_dict
+from vlp.config import DecodingConfig, ModelConfig, Precision
+from vlp.config_reader import to_dict
 from vlp.convert.files import find_folder, read_json
 from vlp.convert.read import read_source
 from vlp.data.images import ImageLike, as_list, load_image

@@ -14,7 +14,8 @@ from tests.scoring import score_shards
 from vlp.capfilt import score as scoring
 from vlp.capfilt.run import run_capfilt
 from vlp.capfilt.selection import select
-from vlp.config import CapFiltConfig, DecodingConfig, save_config
+from vlp.config import CapFiltConfig, DecodingConfig
+from vlp.config_reader import save_config
 from vlp.data.bad_samples import BadSamples
 from vlp.data.image_decoding import decode_image
 from vlp.data.score_tables import Scored, folder_hash, table_path, write_table

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from vlp.capfilt.rounds import run_rounds
-from vlp.config import CapFiltConfig, DecodingConfig, RoundsConfig, RunConfig, load_config, save_config
+from vlp.config import CapFiltConfig, DecodingConfig, RoundsConfig, RunConfig
+from vlp.config_reader import load_config, save_config
 from vlp.data.score_tables import folder_hash, read_settings, table_path
 from vlp.data.shard_index import expand_shards
 from vlp.errors import UserError

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from vlp.cli.main import app, main
-from vlp.config import save_config
+from vlp.config_reader import save_config
 
 
 def vlp(*arguments, code=0):

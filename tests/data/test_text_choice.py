@@ -10,7 +10,8 @@ from typing import get_args
 import pyarrow.parquet as pq
 import pytest
 
-from vlp.config import AugmentConfig, DataConfig, RunConfig, ScoreName, SourceConfig, TextChoiceConfig, from_dict
+from vlp.config import AugmentConfig, DataConfig, RunConfig, ScoreName, SourceConfig, TextChoiceConfig
+from vlp.config_reader import from_dict
 from vlp.data.bad_samples import BadSampleError
 from vlp.data.loader import TrainingLoader
 from vlp.data.score_tables import SCHEMA, Scored, table_path, write_table

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vlp.config import save_config
+from vlp.config_reader import save_config
 from vlp.log import read_log
 from vlp.training.checkpoint import checkpoints
 from vlp.training.loop import train

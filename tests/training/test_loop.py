@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import vlp.training.loop
-from vlp.config import load_config, save_config
+from vlp.config_reader import load_config, save_config
 from vlp.errors import UserError, WorkError
 from vlp.log import read_log
 from vlp.model import load_model

@@ -9,7 +9,8 @@ from typing import Any
 
 from vlp.capfilt.run import run_capfilt
 from vlp.capfilt.scorers import OPEN_CLIP, TRANSFORMERS, as_list
-from vlp.config import CapFiltConfig, RoundsConfig, RunConfig, SourceConfig, as_yaml, load_config
+from vlp.config import CapFiltConfig, RoundsConfig, RunConfig, SourceConfig
+from vlp.config_reader import as_yaml, load_config
 from vlp.distributed import barrier, is_main, join_processes
 from vlp.errors import UserError
 from vlp.files import write_json, write_whole

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from vlp.cli.options import Json, Overrides, Precision, Shards, print_values
-from vlp.config import CapFiltConfig, load_config
+from vlp.config import CapFiltConfig
+from vlp.config_reader import load_config
 
 capfilt_app = typer.Typer(no_args_is_help=True, help="Caption and filter shards.")
 

@@ -5,7 +5,8 @@ from typing import Annotated
 import typer
 
 from vlp.cli.options import Overrides, Resume
-from vlp.config import RunConfig, load_config
+from vlp.config import RunConfig
+from vlp.config_reader import load_config
 from vlp.errors import UserError
 
 

@@ -16,7 +16,8 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-from vlp.config import RunConfig, as_yaml, save_config
+from vlp.config import RunConfig
+from vlp.config_reader import as_yaml, save_config
 from vlp.data.loader import TrainingLoader
 from vlp.data.tokenizer import CaptionTokenizer, load_tokenizer
 from vlp.distributed import all_sum, barrier, is_main, join_processes, rank, world_size
