@@ -1,10 +1,16 @@
 """Configs: defaults < YAML < key=value; unknown keys and wrong types are refused by name."""
 
+import dataclasses
+import typing
+from typing import Annotated
+
 import pytest
 
 from vlp.config import CapFiltConfig, RunConfig
 from vlp.config_reader import load_config, save_config
 from vlp.errors import UserError
+
+ANY_NUMBER = {"floor", "fallback"}  # scores, which may be negative
 
 
 def test_overrides_beat_the_file_and_the_file_beats_defaults(tmp_path):
@@ -34,12 +40,60 @@ def test_a_saved_config_loads_as_it_was(tmp_path):
         ("data.sources=[{shard: a}]", "data.sources[0].shard"),
         ("optim=3", "optim must be a section"),
         ("seed", "key=value"),
+        ("optim.learning_rate=.nan", "optim.learning_rate must be a finite number, not nan"),
+        ("optim.weight_decay=-inf", "optim.weight_decay must be a finite number, not -inf"),
+        ("batch_size=0", "batch_size must be at least 1, not 0"),
+        ("steps=99999999999999999999", "steps must be at most 2147483647"),
+        ("data.workers=-1", "data.workers must be at least 0"),
+        ("model.text_tower.dropout=1", "model.text_tower.dropout must be at least 0 and below 1, not 1"),
+        ("objective.temperature=0", "objective.temperature must be above 0"),
+        ("optim.betas=[0.9]", "optim.betas must be a list of 2"),
+        ("optim.betas=[0.9, 2]", "optim.betas[1] must be"),
+        ("data.sources=[{shards: a.tar, weight: -1}]", "data.sources[0].weight"),
+        ("data.sources=[{shards: 3}]", "data.sources[0].shards must be str or a list, not 3"),
+        ('output="a\\0b"', "output must be text without zero bytes"),
+        ("optim={decay: cosine, decay: constant}", "the key decay occurs twice"),
+        ("seed=2024-13-45", "The value of seed is not readable as YAML"),
+        ("output=" + "[" * 3000, "The value of output is not readable as YAML"),
     ],
 )
 def test_mistakes_are_named(override, says):
     with pytest.raises(UserError) as error:
         load_config(RunConfig, None, [override])
     assert says in str(error.value)
+
+
+def test_aliases_cannot_blow_up_a_config(tmp_path):
+    lists = ["a0: &a0 [x, x]", *(f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 10)}]" for i in range(20))]
+    (tmp_path / "lists.yaml").write_text("\n".join(lists) + "\noutput: *a20\n")
+    maps = ["a0: &a0 {x: 1}", *(f"a{i + 1}: &a{i + 1} {{<<: [{', '.join([f'*a{i}'] * 10)}]}}" for i in range(20))]
+    (tmp_path / "maps.yaml").write_text("\n".join(maps) + "\n")
+    for name in ("lists.yaml", "maps.yaml"):
+        with pytest.raises(UserError) as error:
+            load_config(RunConfig, tmp_path / name)
+        assert len(str(error.value)) < 1000
+
+
+def sections_of(kind):
+    """A config dataclass and all those within it."""
+    found = [kind]
+    for section in found:
+        for hint in typing.get_type_hints(section).values():
+            parts = [
+                hint,
+                *typing.get_args(hint),
+                *(one for part in typing.get_args(hint) for one in typing.get_args(part)),
+            ]
+            found += [part for part in parts if dataclasses.is_dataclass(part) and part not in found]
+    return found
+
+
+@pytest.mark.parametrize("section", sections_of(CapFiltConfig), ids=lambda section: section.__name__)
+def test_every_number_in_a_config_has_a_range(section):
+    hints = typing.get_type_hints(section, include_extras=True)
+    bare = [name for name, hint in hints.items() if {hint, *typing.get_args(hint)} & {int, float}]
+    annotated = [name for name, hint in hints.items() if typing.get_origin(hint) is Annotated]
+    assert set(bare) - set(annotated) <= ANY_NUMBER
 
 
 def test_files_that_are_no_configs(tmp_path):

@@ -23,6 +23,7 @@ ORDER = [
     ["losses"],
     ["config_reader"],
     ["config"],
+    ["config_ranges"],
     ["files", "log", "distributed"],
     ["errors"],
 ]

@@ -2,14 +2,22 @@
 
 import dataclasses
 import difflib
+import math
+import reprlib
 import types
 import typing
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import Annotated, Any, Literal, TypeVar, Union
 
 import yaml
 
+from vlp.config_ranges import LARGEST, Length, Range
 from vlp.errors import UserError
+from vlp.files import read_text
+
+MOST_YAML = 2**22  # bytes of a config file
+MOST_MERGED = 10_000  # keys of a section
 
 Config = TypeVar("Config")
 
@@ -23,16 +31,11 @@ def load_config(kind: type[Config], path: str | Path | None, overrides: list[str
         overrides: dotted assignments; each value is read as YAML.
 
     Raises:
-        UserError: the file is missing or not YAML, a key is unknown, or a value has the wrong type.
+        UserError: the file is missing or not YAML, a key is unknown, or a value has the wrong type or is out of range.
     """
-    values: Any = {}
-    if path is not None:
-        try:
-            values = yaml.safe_load(Path(path).read_text()) or {}
-        except FileNotFoundError:
-            raise UserError(f"There is no config file {path}.") from None
-        except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-            raise UserError(f"{path} is not readable as YAML: {' '.join(str(error).split())}.") from None
+    values: Any = {} if path is None else _read_yaml(read_text(path, "config file", MOST_YAML), str(path))
+    if values is None:
+        values = {}  # an empty file
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold keys and values at its top level.")
     for override in overrides or []:
@@ -69,10 +72,36 @@ def _assign(values: dict[str, Any], override: str) -> None:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
             raise UserError(f"{key} cannot be set: {parent} is not a section.")
+    values[last] = _read_yaml(text, f"The value of {key}")
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses duplicate keys, and merges that grow without bound."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        keys: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in keys:
+                    raise yaml.YAMLError(f"the key {key.value} occurs twice, line {key.start_mark.line + 1}")
+                keys.add(key.value)
+        return node
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > MOST_MERGED:
+            raise yaml.YAMLError(f"merges (<<) make a section of more than {MOST_MERGED} keys")
+
+
+def _read_yaml(text: str, what: str) -> Any:
     try:
-        values[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"The value of {key} is not readable as YAML: {text!r}.") from None
+        return yaml.load(text, _Loader)
+    except RecursionError:
+        raise UserError(f"{what} is not readable as YAML: it is nested too deeply.") from None
+    except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # A SafeLoader raises the latter ones for odd dates, numbers and tags.
+        raise UserError(f"{what} is not readable as YAML: {' '.join(str(error).split())[:200]}.") from None
 
 
 def _convert(kind: Any, value: Any, name: str) -> Any:
@@ -80,16 +109,22 @@ def _convert(kind: Any, value: Any, name: str) -> Any:
     origin = typing.get_origin(kind)
     if dataclasses.is_dataclass(kind):
         return _convert_section(kind, value, name)
+    if origin is Annotated:
+        base, *limits = typing.get_args(kind)
+        converted = _convert(base, value, name)
+        for limit in limits:
+            _check_limit(limit, converted, name)
+        return converted
     if origin is Literal:
         choices = typing.get_args(kind)
         if value not in choices:
-            raise UserError(f"{name} must be one of {', '.join(map(str, choices))}, not {value!r}.")
+            raise UserError(f"{name} must be one of {', '.join(map(str, choices))}, not {_shown(value)}.")
         return value
     if origin in (Union, types.UnionType):
         return _convert_union(kind, value, name)
     if origin is list:
         if not isinstance(value, list):
-            raise UserError(f"{name} must be a list, not {value!r}.")
+            raise UserError(f"{name} must be a list, not {_shown(value)}.")
         (item,) = typing.get_args(kind)
         return [_convert(item, entry, f"{name}[{i}]") for i, entry in enumerate(value)]
     return _convert_scalar(kind, value, name)
@@ -97,38 +132,75 @@ def _convert(kind: Any, value: Any, name: str) -> Any:
 
 def _convert_section(kind: Any, value: Any, name: str) -> Any:
     if not isinstance(value, dict):
-        raise UserError(f"{name or 'the config'} must be a section with keys, not {value!r}.")
-    hints = typing.get_type_hints(kind)
+        raise UserError(f"{name or 'the config'} must be a section with keys, not {_shown(value)}.")
+    hints = typing.get_type_hints(kind, include_extras=True)
     for key in value:
         if key not in hints:
             near = difflib.get_close_matches(str(key), hints, n=1)
             hint = f"; did you mean {near[0]}?" if near else f"; known keys: {', '.join(hints)}."
-            raise UserError(f"Unknown config key {_join(name, key)}{hint}")
+            raise UserError(f"Unknown config key {_join(name, str(key)[:80])}{hint}")
     return kind(**{key: _convert(hints[key], entry, _join(name, key)) for key, entry in value.items()})
 
 
 def _convert_union(kind: Any, value: Any, name: str) -> Any:
-    for choice in typing.get_args(kind):
-        if dataclasses.is_dataclass(choice) and value is not None:
-            return _convert_section(choice, value, name)  # which says better what is wrong
-        try:
+    choices = typing.get_args(kind)
+    given = [choice for choice in choices if choice is not types.NoneType]
+    if value is None and len(given) < len(choices):
+        return None
+    if len(given) == 1:  # `X | None`: the error of X says best what is wrong
+        return _convert(given[0], value, name)
+    for choice in given:
+        if dataclasses.is_dataclass(choice) and isinstance(value, dict):
+            return _convert_section(choice, value, name)
+        if typing.get_origin(choice) is list and isinstance(value, list):
             return _convert(choice, value, name)
-        except UserError:
-            continue
-    raise UserError(f"{name} must be {str(kind).replace('|', 'or')}, not {value!r}.")
+    for choice in given:
+        if isinstance(choice, type) and isinstance(value, choice):
+            return _convert(choice, value, name)
+    raise UserError(f"{name} must be {' or '.join(map(_type_name, given))}, not {_shown(value)}.")
 
 
 def _convert_scalar(kind: type, value: Any, name: str) -> Any:
     if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        try:  # YAML reads 1e-4 as a string
-            return float(value)
-        except ValueError:
-            pass
-    if kind is types.NoneType and value is None:
-        return None
+        with suppress(ValueError, OverflowError):  # YAML reads 1e-4 as a string
+            value = float(value)
     if type(value) is not kind:
-        raise UserError(f"{name} must be {kind.__name__}, not {value!r}.")
+        raise UserError(f"{name} must be {_type_name(kind)}, not {_shown(value)}.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name} must be a finite number, not {value}.")
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise UserError(f"{name} must be at most {LARGEST}, not {_shown(value)}.")
+    if isinstance(value, str) and ("\0" in value or not _is_text(value)):
+        raise UserError(f"{name} must be text without zero bytes or half characters, not {_shown(value)}.")
     return value
+
+
+def _check_limit(limit: Any, value: Any, name: str) -> None:
+    """Raise a UserError where a converted value is outside the `Range` or has not the `Length` of its annotation."""
+    if isinstance(limit, Range) and value not in limit:
+        raise UserError(f"{name} must be {limit}, not {value}.")
+    if isinstance(limit, Length) and len(value) != limit.items:
+        raise UserError(f"{name} must be a list of {limit.items}, not {_shown(value)}.")
+
+
+def _is_text(value: str) -> bool:
+    """Whether the string can be written as UTF-8; bytes of a file name that is not UTF-8 count as text."""
+    try:
+        value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _type_name(kind: Any) -> str:
+    if typing.get_origin(kind) is list:
+        return "a list"
+    return "a section" if dataclasses.is_dataclass(kind) else kind.__name__
+
+
+def _shown(value: Any) -> str:
+    """A value in an error: short, however large it is."""
+    return reprlib.repr(value)
 
 
 def _join(name: str, key: str) -> str:

@@ -1,6 +1,8 @@
 """Every command in one app. Heavy imports stand inside the commands, so that --help is quick."""
 
+import io
 import logging
+import os
 import sys
 from typing import Annotated
 
@@ -11,9 +13,12 @@ from vlp.cli.capfilt import capfilt_app
 from vlp.cli.data import data_app
 from vlp.cli.demo import demo
 from vlp.cli.evaluate import evaluate_app
+from vlp.cli.failures import explain, silence_stdout
 from vlp.cli.training import finetune, pretrain, tokenizer
 from vlp.cli.use import caption, convert, match, search
-from vlp.errors import UserError, WorkError
+
+INTERRUPTED = 130  # what typer returns after Ctrl-C
+UsageError: type = typer.BadParameter.__base__  # of click, or of the copy of it that newer versions of typer hold
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,10 +41,51 @@ def options(debug: Annotated[bool, typer.Option(help="Show tracebacks and every 
 
 def main() -> None:
     """Run a command. Exit codes: 0 done, 1 the work failed, 2 the call was wrong."""
+    _prepare_streams()
+    debug = "--debug" in sys.argv
     try:
-        app()
-    except (UserError, WorkError) as error:
-        if "--debug" in sys.argv:
+        code = app(standalone_mode=False) or 0
+        sys.stdout.flush()
+    except UsageError as error:
+        code = _show_usage_error(error)
+    except typer.Abort:
+        code = INTERRUPTED
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        silence_stdout()
+        code = 1
+    except Exception as error:
+        if debug:
             raise
-        print(f"vlp: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UserError) else 1)
+        code, sentence = explain(error)
+        print(f"vlp: {sentence}", file=sys.stderr)
+        _flush_or_silence()
+    if code == INTERRUPTED:
+        print("vlp: Interrupted; rerun the command to continue.", file=sys.stderr)
+        code = 1
+    sys.exit(code)
+
+
+def _prepare_streams() -> None:
+    """Let names and captions be printed on any terminal, and let closed streams be written to."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open until the process ends)
+        elif isinstance(getattr(sys, name), io.TextIOWrapper):
+            getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
+def _show_usage_error(error: Exception) -> int:
+    """Print what is wrong with the command line: one sentence, or the help where there were no arguments."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+    else:
+        where = f"; see `{error.ctx.command_path} --help`" if error.ctx else ""
+        print(f"vlp: {error.format_message().rstrip('.')}{where}.", file=sys.stderr)
+    return 2
+
+
+def _flush_or_silence() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        silence_stdout()

@@ -31,6 +31,8 @@ def build_vit(config: ImageEncoderConfig) -> VisionTransformer:
             f"model.image_encoder.image_size ({config.image_size}) must be a multiple of "
             f"its patch_size ({config.patch_size})."
         )
+    if config.width % config.heads:
+        raise UserError(f"model.image_encoder.width ({config.width}) must be a multiple of heads ({config.heads}).")
     tower = VisionTransformer(
         img_size=config.image_size,
         patch_size=config.patch_size,

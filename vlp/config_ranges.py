@@ -1,0 +1,47 @@
+"""The ranges of numbers in configs, as annotations: `batch_size: Positive` is an int of at least 1."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+LARGEST = 2**31 - 1  # of any int in a config; larger ones overflow in numpy and torch
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values that a number may have, from `least` to `most`, both included."""
+
+    least: float = -math.inf
+    most: float = math.inf
+    above: float = -math.inf  # an open lower bound
+    below: float = math.inf  # an open upper bound
+
+    def __contains__(self, value: float) -> bool:
+        return self.least <= value <= self.most and self.above < value < self.below
+
+    def __str__(self) -> str:
+        bounds = [
+            (self.least, "at least"),
+            (self.above, "above"),
+            (self.most, "at most"),
+            (self.below, "below"),
+        ]
+        return " and ".join(f"{words} {bound:.12g}" for bound, words in bounds if math.isfinite(bound))
+
+
+@dataclass(frozen=True)
+class Length:
+    """The number of items that a list must have."""
+
+    items: int
+
+
+Positive = Annotated[int, Range(least=1)]
+Natural = Annotated[int, Range(least=0)]  # 0 has a meaning of its own
+Side = Annotated[int, Range(least=1, most=16_384)]  # of an image, in pixels
+Layers = Annotated[int, Range(least=1, most=1_000)]
+Width = Annotated[int, Range(least=1, most=65_536)]  # of a vector
+Share = Annotated[float, Range(least=0, most=1)]
+DropShare = Annotated[float, Range(least=0, below=1)]  # of what is dropped
+NonNegative = Annotated[float, Range(least=0)]
+AboveZero = Annotated[float, Range(above=0)]
