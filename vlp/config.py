@@ -199,7 +199,9 @@ class DecodingConfig:
     top_k: Natural = 0
     temperature: AboveZero = 1.0
     repetition_penalty: AboveZero = 1.1
-    length_penalty: float = 1.0  # beam search: score = sum of log-probabilities / length ** length_penalty
+    length_penalty: Annotated[float, Range(-100, 100)] = (
+        1.0  # beam search: score = sum of log-probabilities / length ** length_penalty
+    )
     min_length: Natural = 5  # tokens, those of the prompt counted
     max_length: Positive = 20
     no_repeat_ngram: Natural = 0  # no sequence of this many tokens occurs twice; 0: any may
