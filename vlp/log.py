@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
@@ -81,36 +82,45 @@ class Progress:
 
 
 class RunLog:
-    """A run's records: `log.jsonl` and TensorBoard events in the run's folder."""
+    """A run's records: `log.jsonl` and, where tensorboard is installed, its events in the run folder."""
 
     def __init__(self, folder: Path, from_step: int = 0):
         """Open the logs. Records after `from_step` are those of a stopped run that will be made again: they go."""
-        from torch.utils.tensorboard import SummaryWriter
-
         self.path = folder / "log.jsonl"
         if self.path.exists():
             kept = [line for line in self.path.read_text().splitlines() if _step(line) <= from_step]
             temporary = folder / ".log.jsonl.tmp"
             temporary.write_text("".join(f"{line}\n" for line in kept))
             os.replace(temporary, self.path)
-        self.events = SummaryWriter(str(folder / "tensorboard"), purge_step=from_step + 1 if from_step else None)
+        self.events = _open_tensorboard(folder / "tensorboard", from_step)
 
     def write(self, record: dict[str, float]) -> None:
         """Append a record; its `step` is the x axis of the curves."""
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
-        for name, value in record.items():
-            if name != "step":
-                self.events.add_scalar(name, value, record["step"])
+        if self.events:
+            for name, value in record.items():
+                if name != "step":
+                    self.events.add_scalar(name, value, record["step"])
 
     def close(self) -> None:
         """Flush and close."""
-        self.events.close()
+        if self.events:
+            self.events.close()
 
 
 def read_log(path: str | Path) -> list[dict[str, float]]:
     """The records of a `log.jsonl`; a half-written last line is left out."""
     return [json.loads(line) for line in Path(path).read_text().splitlines() if _step(line) < float("inf")]
+
+
+def _open_tensorboard(folder: Path, from_step: int) -> Any:
+    """A writer of TensorBoard events that replaces those after `from_step`; None without tensorboard."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ModuleNotFoundError:
+        return None
+    return SummaryWriter(str(folder), purge_step=from_step + 1 if from_step else None)
 
 
 def _step(line: str) -> float:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,7 +20,11 @@ from vlp.data.bad_samples import BadSamples
 from vlp.data.score_tables import is_finished, read_settings, shard_state, table_path, write_beside
 from vlp.data.shard_index import expand_shards, index_shard
 from vlp.errors import UserError, WorkError
+from vlp.extras import extra
 from vlp.log import Progress
+
+with extra("capfilt"):
+    import faiss
 
 EMBEDDINGS, DUPLICATES = "embeddings", "duplicates"  # names of the tables beside the shards
 BLOCK = 4096  # images that are compared with others at once; also with one another

@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import duckdb
 import numpy as np
 import psutil
 import pyarrow.parquet as pq
@@ -14,6 +13,10 @@ from vlp.capfilt.rules import SPACES, Rules, Top, quote
 from vlp.data.score_tables import VERSION, is_same_shard, read_settings, table_path
 from vlp.data.shard_index import expand_shards
 from vlp.errors import UserError
+from vlp.extras import extra
+
+with extra("capfilt"):
+    import duckdb
 
 ROWS_AT_ONCE = 500_000  # of the tables that one query reads
 MOST_MEMORY = 4 * 2**30  # bytes that duckdb takes; what needs more goes to disk

@@ -8,12 +8,12 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vlp import __version__
 from vlp.capfilt.encoded_images import EncodedImages, TextScores
 from vlp.capfilt.scorers import Scorers
 from vlp.capfilt.scoring_batches import ScoringBatch, read_batches
@@ -202,4 +202,4 @@ def _mean(columns: list[Tensor | None]) -> Tensor | None:
 
 def _about(scorers: Scorers, settings: ScoreSettings) -> dict[str, Any]:
     """What is said of a table beside what its rows follow from."""
-    return {"command": shlex.join(sys.argv), "vlp": version("vlp"), **scorers.names, "settings": asdict(settings)}
+    return {"command": shlex.join(sys.argv), "vlp": __version__, **scorers.names, "settings": asdict(settings)}

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from keyword import iskeyword
 from pathlib import Path
 
-import duckdb
 import fsspec
 import numpy as np
 import pyarrow as pa
@@ -25,8 +24,12 @@ from vlp.data.shard_index import IMAGE_EXTENSIONS, expand_shards, index_shard
 from vlp.data.shard_writer import ShardWriter
 from vlp.data.shards import read_members
 from vlp.errors import UserError, WorkError
+from vlp.extras import extra
 from vlp.files import prepare_output
 from vlp.log import Progress
+
+with extra("capfilt"):
+    import duckdb
 
 Chosen = Iterator[tuple[str, np.ndarray]]  # what `choose` yields
 

@@ -41,6 +41,7 @@ def options(debug: Annotated[bool, typer.Option(help="Show tracebacks and every 
 
 def main() -> None:
     """Run a command. Exit codes: 0 done, 1 the work failed, 2 the call was wrong."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive in forked workers
     _prepare_streams()
     debug = "--debug" in sys.argv
     try:

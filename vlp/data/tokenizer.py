@@ -1,14 +1,11 @@
 """BERT WordPiece with BLIP's [DEC] and [ENC]: load one, or train one on captions."""
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Literal
-
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads and forked workers do not go together
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -68,8 +65,9 @@ class CaptionTokenizer:
         return self.pad(self.word_ids(texts), max_tokens, first, multiple)
 
     def word_ids(self, texts: list[str]) -> list[list[int]]:
-        """The words of texts, without special tokens."""
-        return [one.ids for one in self.tokenizer.encode_batch(texts, add_special_tokens=False)]
+        """The word pieces of each text, without special tokens."""
+        # One by one: `encode_batch` starts threads, which the forked workers of a loader do not survive.
+        return [self.tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
 
     def pad(
         self, words: list[list[int]], max_tokens: int, first: FirstToken = "[CLS]", multiple: int = 8

@@ -7,6 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from vlp.errors import UserError
+from vlp.extras import extra
 
 _NOT_A_WORD = re.compile(r"[^\w\s'-]+")
 
@@ -82,11 +83,9 @@ def captioning_scores(candidates: list[str], references: list[list[str]]) -> dic
     Raises:
         UserError: `pycocoevalcap` is not installed, or there is nothing to score.
     """
-    try:
+    with extra("metrics"):
         from pycocoevalcap.bleu.bleu import Bleu
         from pycocoevalcap.cider.cider import Cider
-    except ImportError:
-        raise UserError("CIDEr and BLEU need the extra vlp[metrics]: pip install 'vlp[metrics]'.") from None
     if not candidates or len(candidates) != len(references):
         raise UserError("Captioning scores need as many captions as reference lists, and at least one.")
     results = {i: [plain_words(text)] for i, text in enumerate(candidates)}

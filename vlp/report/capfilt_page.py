@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from duckdb import Error as DuckDBError
 from markupsafe import Markup
 
 from vlp.data.bad_samples import BadSampleError
@@ -20,10 +19,14 @@ from vlp.data.score_tables import SCHEMA, VERSION, image_uid, is_same_shard, rea
 from vlp.data.shard_index import ShardIndex, expand_shards, index_shard
 from vlp.data.shards import ShardReader, iterate_samples
 from vlp.errors import UserError
+from vlp.extras import extra
 from vlp.report import score_statistics as statistics
 from vlp.report.distributions import COLOURS, histogram_svg, kept_svg
 from vlp.report.page import data_uri, render, write_page
 from vlp.report.score_statistics import Connection
+
+with extra("capfilt"):
+    from duckdb import Error as DuckDBError
 
 PICTURES_EACH = 4  # images drawn of each decile
 PIXELS = 160  # longer side of a picture on the page

@@ -4,10 +4,11 @@ import io
 import json
 from pathlib import Path
 
-import matplotlib
+from vlp.extras import extra
 
-matplotlib.use("Agg")
-from matplotlib import pyplot
+with extra("report"):
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
 
 TITLES = {"itc": "ITC", "itm": "ITM", "lm": "LM"}
 PLATEAU = 0.6365  # ITM of a model that always answers "no match"
@@ -21,8 +22,9 @@ def loss_curves(logs: dict[str, str | Path], names: tuple[str, ...] = ("itc", "i
         logs: a log.jsonl for each run's name; a run without a loss is left out of its panel.
     """
     runs = {name: _read(path) for name, path in logs.items()}
-    with pyplot.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, **_ink()}):
-        figure, panels = pyplot.subplots(1, len(names), figsize=(4 * len(names), 2.9), squeeze=False)
+    with rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, **_ink()}):
+        figure = Figure(figsize=(4 * len(names), 2.9))  # not pyplot's, which would choose a backend for the process
+        panels = figure.subplots(1, len(names), squeeze=False)
         for panel, name in zip(panels[0], names, strict=True):
             for run, records in runs.items():
                 points = [(one["step"], one[name]) for one in records if name in one]
@@ -37,7 +39,6 @@ def loss_curves(logs: dict[str, str | Path], names: tuple[str, ...] = ("itc", "i
         figure.tight_layout()
         data = io.StringIO()
         figure.savefig(data, format="svg", transparent=True, metadata={"Date": None})
-        pyplot.close(figure)
     return data.getvalue()[data.getvalue().index("<svg") :]
 
 

@@ -2,14 +2,14 @@
 
 import io
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
-from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
-
+from vlp.extras import extra
 from vlp.report.score_statistics import Histogram, Kept
+
+with extra("report"):
+    from matplotlib import rc_context
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
 
 COLOURS = {"web": "#c8500a", "human": "#00805d", "synthetic": "#1f5fa8", "images": "#5a6472"}
 INK, LINE = "#3c424d", "#c9cdd4"
@@ -30,8 +30,8 @@ def histogram_svg(histogram: Histogram, label: str, ticks: dict[float, str] | No
         label: of the horizontal axis.
         ticks: places and words for it, where numbers would not do.
     """
-    with pyplot.rc_context(STYLE):
-        panel = _panel(label)
+    with rc_context(STYLE):
+        figure, panel = _panel(label)
         for name, counts in histogram.counts.items():
             width = (histogram.high - histogram.low) / len(counts)
             edges = [histogram.low + width * number for number in range(len(counts) + 1)]
@@ -41,23 +41,24 @@ def histogram_svg(histogram: Histogram, label: str, ticks: dict[float, str] | No
         panel.set_ylim(0)
         if ticks:
             panel.set_xticks(list(ticks), list(ticks.values()))
-        return _svg(panel)
+        return _svg(figure)
 
 
 def kept_svg(kept: Kept, label: str) -> str:
     """An SVG of the share of each source's texts that a threshold keeps."""
-    with pyplot.rc_context(STYLE):
-        panel = _panel(label)
+    with rc_context(STYLE):
+        figure, panel = _panel(label)
         for name, counts in kept.counts.items():
             if counts[0]:
                 shares = [count / counts[0] for count in counts]
                 panel.plot(kept.thresholds, shares, color=COLOURS[name], linewidth=1.8)
         panel.set_ylim(0, 1.02)
-        return _svg(panel)
+        return _svg(figure)
 
 
-def _panel(label: str) -> Axes:
-    _, panel = pyplot.subplots(figsize=(4.2, 2.5))
+def _panel(label: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(4.2, 2.5))  # not pyplot's, which would choose a backend for the process
+    panel = figure.subplots()
     panel.spines[["top", "right", "left"]].set_visible(False)
     panel.tick_params(length=0)
     panel.grid(axis="y", color=LINE, linewidth=0.5)
@@ -65,12 +66,11 @@ def _panel(label: str) -> Axes:
     panel.set_xlabel(label)
     panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     panel.margins(x=0.01)
-    return panel
+    return figure, panel
 
 
-def _svg(panel: Axes) -> str:
+def _svg(figure: Figure) -> str:
     data = io.StringIO()
-    panel.figure.tight_layout()
-    panel.figure.savefig(data, format="svg", transparent=True, metadata={"Date": None})
-    pyplot.close(panel.figure)
+    figure.tight_layout()
+    figure.savefig(data, format="svg", transparent=True, metadata={"Date": None})
     return data.getvalue()[data.getvalue().index("<svg") :]

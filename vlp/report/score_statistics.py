@@ -7,11 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlp.errors import WorkError
+from vlp.extras import extra
+
+with extra("capfilt"):
+    import duckdb
 
 SOURCES = ("web", "human", "synthetic")
 SCORES = ("itm", "itc", "clip", "nll")

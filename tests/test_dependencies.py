@@ -1,0 +1,98 @@
+"""Dependencies: everything imported is declared, everything declared is imported, optional packages are asked for."""
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import vlp
+from vlp.errors import UserError
+from vlp.extras import extra
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DEVELOPMENT = {"pyright", "pytest", "pytest-xdist", "ruff"}  # commands that scripts/test.sh runs
+# Module name, where it is not the name of the distribution.
+MODULES = {"faiss-cpu": "faiss", "open-clip-torch": "open_clip", "pillow": "PIL", "pyyaml": "yaml"}
+
+
+def declared(requirements: list[str]) -> set[str]:
+    names = {re.match(r"[\w.-]+", one).group().lower().replace("_", "-") for one in requirements}
+    return names - {"vlp"}
+
+
+def extras(*names: str) -> set[str]:
+    return set().union(*(declared(PROJECT["optional-dependencies"][name]) for name in names))
+
+
+def imported(files: list[Path]) -> set[str]:
+    """Top-level modules that the files import, apart from the standard library and vlp."""
+    modules = set()
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                modules |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                modules.add(node.module)
+    if any(name.startswith("torch.utils.tensorboard") for name in modules):
+        modules.add("tensorboard")
+    return {name.split(".")[0] for name in modules} - sys.stdlib_module_names - {"vlp", "tests"}
+
+
+def modules(names: set[str]) -> set[str]:
+    return {MODULES.get(name, name.replace("-", "_")) for name in names}
+
+
+def test_what_vlp_imports_is_declared_and_what_is_declared_is_imported():
+    wanted = declared(PROJECT["dependencies"]) | extras("capfilt", "metrics", "report", "tensorboard")
+    files = [path for path in (ROOT / "vlp").rglob("*.py") if path.name != "peer_worker.py"]
+    assert imported(files) == modules(wanted)
+
+
+def test_the_tests_import_only_what_the_test_extra_adds():
+    tests = imported(list((ROOT / "tests").rglob("*.py")))
+    needed = declared(PROJECT["dependencies"]) | extras("capfilt", "metrics", "report", "tensorboard", "test")
+    local = {path.stem for path in [*(ROOT / "tests").glob("*.py"), *(ROOT / "scripts").rglob("*.py")]}
+    assert tests - local - modules(needed) == set()
+    assert modules(extras("test") - DEVELOPMENT) <= tests
+
+
+def test_the_extra_all_holds_every_optional_package():
+    (requirement,) = PROJECT["optional-dependencies"]["all"]
+    named = set(re.search(r"\[(.*)\]", requirement).group(1).split(","))
+    assert named == set(PROJECT["optional-dependencies"]) - {"all", "test"}
+
+
+def test_the_version_is_stated_once():
+    assert "version" in PROJECT["dynamic"] and "version" not in PROJECT
+    assert re.fullmatch(r"\d+\.\d+\.\d+\w*", vlp.__version__)
+
+
+def test_a_missing_optional_package_is_one_sentence():
+    message = r"^no_such_package is not installed; .* pip install 'vlp\[capfilt\]'\.$"
+    with pytest.raises(UserError, match=message), extra("capfilt"):
+        importlib.import_module("no_such_package")
+
+
+COMMANDS = {
+    "duckdb": ["capfilt", "select", "all", "--scores", "none/*.parquet", "--out", "out"],
+    "faiss": ["capfilt", "duplicates", "--shards", "none.tar", "--model", "none"],
+    "matplotlib": ["capfilt", "report", "--scores", "none/*.parquet", "--out", "out.html"],
+}
+
+
+@pytest.mark.parametrize("package", COMMANDS)
+def test_a_command_asks_for_the_optional_package_that_it_needs(package, tmp_path):
+    code = (
+        f"import sys; sys.modules[{package!r}] = None; sys.argv = ['vlp', *{COMMANDS[package]!r}]; "
+        "from vlp.cli.main import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout == ""
+    name = "report" if package == "matplotlib" else "capfilt"
+    assert done.stderr == f"vlp: {package} is not installed; install it with: pip install 'vlp[{name}]'.\n"
