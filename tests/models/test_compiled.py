@@ -33,10 +33,10 @@ def losses_and_gradients(task: PretrainTask, batch: Batch) -> tuple[dict, dict]:
     for step in range(2):  # the second one meets a twin that has moved, and a queue
         task.zero_grad()
         task.start_step(step, 1.0)
-        losses = task(batch)
-        sum(value for name, value in losses.items() if not name.startswith("_")).backward()
+        losses, metrics = task(batch)
+        sum(losses.values()).backward()
     gradients = {name: one.grad for name, one in task.named_parameters() if one.grad is not None}
-    return {name: value.detach() for name, value in losses.items()}, gradients
+    return {name: value.detach() for name, value in {**losses, **metrics}.items()}, gradients
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -40,7 +40,7 @@ def make_task(step: scale.Step) -> tuple[PretrainTask, Batch]:
 
 
 def total(task: PretrainTask, batch: Batch) -> torch.Tensor:
-    return sum(value for name, value in task(batch).items() if not name.startswith("_"))
+    return sum(task(batch).losses.values())
 
 
 def count_flops(step: scale.Step) -> float:

@@ -55,16 +55,16 @@ def test_a_batch_of_one_caption_has_no_negatives_and_a_finite_loss(made):
     task, (batch,) = made(count=1)
     batch = repeat(batch, torch.zeros(8, dtype=torch.int64))
     task.start_step(0, 0.0)
-    losses = task(batch)
-    sum(value for name, value in losses.items() if not name.startswith("_")).backward()
-    assert all(torch.isfinite(value) for value in losses.values())
+    losses, metrics = task(batch)
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(value) for value in [*losses.values(), *metrics.values()])
 
 
 def test_the_language_loss_equals_a_plain_one(made):
     task, (batch, *_) = made("objective.label_smoothing=0")
     task.start_step(0, 0.0)
     model = task.model.eval()
-    lm = task(batch)["lm"]
+    lm = task(batch).losses["lm"]
     total, words = 0.0, 0
     for image, ids, mask in zip(batch.images, batch.text_ids, batch.text_mask, strict=True):
         memory = model.text_tower.project_image(model.encode_images(image[None]), "decoder")
@@ -112,8 +112,7 @@ def test_every_trained_weight_gets_a_gradient(made, task_name, sharing):
     task, batches = made(f"task={task_name}", f"model.text_tower.sharing={sharing}")
     for step, batch in enumerate(batches):
         task.start_step(step, 0.1)
-        losses = task(batch)
-        sum(value for name, value in losses.items() if not name.startswith("_")).backward()
+        sum(task(batch).losses.values()).backward()
     missing = [name for name, value in task.named_parameters() if value.requires_grad and value.grad is None]
     assert not missing
 
@@ -131,13 +130,13 @@ def test_retrieval_counts_all_captions_of_an_image_as_right(made):
     expected = (
         -(target * scores.log_softmax(1)).sum(1).mean() / 2 - (target * scores.T.log_softmax(1)).sum(1).mean() / 2
     )
-    torch.testing.assert_close(task(batch)["itc"], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(task(batch).losses["itc"], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_prompt_is_not_in_the_loss(made, run_config):
     task, (batch, *_) = made("task=captioning", "objective.prompt=a large", "objective.label_smoothing=0")
     model = task.model.eval()
-    losses = task(batch)["lm"]
+    losses = task(batch).losses["lm"]
     ids, mask = batch.text_ids, batch.text_mask
     memory = model.text_tower.project_image(model.encode_images(batch.images), "decoder")
     first = ids.clone()

@@ -17,6 +17,7 @@ from vlp.models.blip import Blip
 from vlp.models.compiled import compile_blocks
 from vlp.models.cpu.allocator import keep_freed_memory
 from vlp.models.cpu.packed import pack_linears
+from vlp.tasks.output import total_loss
 from vlp.tasks.pretrain import PretrainTask
 from vlp.training.optim import build_optimizer
 
@@ -113,7 +114,7 @@ def _training_step(size: Size, precision: str, captions: list[str], compiled: bo
         nonlocal steps
         task.start_step(steps, 0.0)
         steps += 1
-        return sum(value for name, value in task(data).items() if not name.startswith("_"))
+        return total_loss(task(data).losses, config.objective)
 
     return optimiser_step(losses, optimizer, precision)
 

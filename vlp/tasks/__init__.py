@@ -17,8 +17,5 @@ TASKS = {
 
 
 def build_task(config: RunConfig, model: Blip, tokenizer: CaptionTokenizer) -> nn.Module:
-    """The module that a run trains: `forward(batch)` returns named losses.
-
-    Names that begin with "_" are measurements, not losses: they are logged and not summed.
-    """
+    """The module that a run trains: `forward(batch)` returns a `TaskOutput`."""
     return TASKS[config.task](config, model, tokenizer)

@@ -14,6 +14,7 @@ from vlp.models.momentum import FeatureQueue, MomentumTwin
 from vlp.models.precision import product_dtype
 from vlp.models.text_tower import ImageMemory
 from vlp.tasks.contrast import Columns, Rows, contrast
+from vlp.tasks.output import TaskOutput
 
 Negatives = tuple[Tensor, Tensor]  # columns of the batch int64 [local], and which rows have one, bool [local]
 TEMPERATURE_RANGE = (0.001, 0.5)
@@ -48,8 +49,8 @@ class Alignment(nn.Module):
 
     def forward(
         self, model: Blip, batch: Batch, image_tokens: Tensor, memory: ImageMemory, same_image: bool
-    ) -> dict[str, Tensor]:
-        """The losses `itc` and `itm`, weighted, and the measurements `_itm`, `_itm_accuracy` and `_temperature`.
+    ) -> TaskOutput:
+        """The losses `itc` and `itm`, and the metrics `itm_accuracy` and `temperature`.
 
         Args:
             model: the online model.
@@ -64,13 +65,8 @@ class Alignment(nn.Module):
         total, right, pairs = matching_loss(logits, labels, counted)
         pairs = all_sum(pairs).clamp(min=1)
         itm = total * world_size() / pairs
-        return {
-            "itc": self.objective.itc_weight * itc,
-            "itm": self.objective.itm_weight * itm,
-            "_itm": itm.detach(),
-            "_itm_accuracy": right * world_size() / pairs,
-            "_temperature": model.temperature.detach(),
-        }
+        metrics = {"itm_accuracy": right * world_size() / pairs, "temperature": model.temperature.detach()}
+        return TaskOutput({"itc": itc, "itm": itm}, metrics)
 
     def _contrast(
         self, model: Blip, batch: Batch, image_tokens: Tensor, same_image: bool

@@ -1,12 +1,13 @@
 """Captioning finetuning, which makes the captioner: LM alone, after a prompt that is not predicted."""
 
-from torch import Tensor, nn
+from torch import nn
 
 from vlp.config import RunConfig
 from vlp.data.loader import Batch
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.models.blip import Blip
 from vlp.tasks.language import caption_loss, freeze
+from vlp.tasks.output import TaskOutput
 
 
 class CaptioningTask(nn.Module):
@@ -24,10 +25,10 @@ class CaptioningTask(nn.Module):
     def start_step(self, step: int, epoch: float) -> None:
         """Nothing moves between steps."""
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Named losses of a batch; see `build_task`."""
+    def forward(self, batch: Batch) -> TaskOutput:
+        """The loss `lm` of a batch."""
         memory = self.model.text_tower.project_image(self.model.encode_images(batch.images), "decoder")
         lm = caption_loss(
             self.model, batch.text_ids, batch.text_mask, memory, self.dec_id, self.smoothing, self.prompt_length
         )
-        return {"lm": lm}
+        return TaskOutput({"lm": lm}, {})

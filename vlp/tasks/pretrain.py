@@ -1,6 +1,6 @@
 """Pretraining: ITC, ITM and LM together (BLIP, section 3.2)."""
 
-from torch import Tensor, nn
+from torch import nn
 
 from vlp.config import RunConfig
 from vlp.data.loader import Batch
@@ -8,6 +8,7 @@ from vlp.data.tokenizer import CaptionTokenizer
 from vlp.models.blip import Blip
 from vlp.tasks.alignment import Alignment
 from vlp.tasks.language import caption_loss
+from vlp.tasks.output import TaskOutput
 
 
 class PretrainTask(nn.Module):
@@ -24,16 +25,16 @@ class PretrainTask(nn.Module):
         """Called once before each optimiser step; `epoch` counts passes over the data, with fractions."""
         self.alignment.start_step(self.model, step, epoch)
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Named losses of a batch; see `build_task`."""
+    def forward(self, batch: Batch) -> TaskOutput:
+        """The losses `itc`, `itm` and `lm` of a batch, and the metrics of ITM."""
         model = self.model
         image_tokens = model.encode_images(batch.images)  # [batch, tokens, width]
         memory = model.text_tower.project_image(image_tokens, "encoder")
         for_decoding = memory
         if not model.text_tower.shares_memory:
             for_decoding = model.text_tower.project_image(image_tokens, "decoder")
-        losses = self.alignment(model, batch, image_tokens, memory, same_image=False)
+        aligned = self.alignment(model, batch, image_tokens, memory, same_image=False)
         lm = caption_loss(
             model, batch.text_ids, batch.text_mask, for_decoding, self.dec_id, self.objective.label_smoothing
         )
-        return {**losses, "lm": self.objective.lm_weight * lm}
+        return TaskOutput({**aligned.losses, "lm": lm}, aligned.metrics)

@@ -1,6 +1,6 @@
 """Retrieval finetuning, which makes the filter: ITC and ITM, all captions of an image being its positives."""
 
-from torch import Tensor, nn
+from torch import nn
 
 from vlp.config import RunConfig
 from vlp.data.loader import Batch
@@ -8,6 +8,7 @@ from vlp.data.tokenizer import CaptionTokenizer
 from vlp.models.blip import Blip
 from vlp.tasks.alignment import Alignment
 from vlp.tasks.language import freeze
+from vlp.tasks.output import TaskOutput
 
 
 class RetrievalTask(nn.Module):
@@ -23,8 +24,8 @@ class RetrievalTask(nn.Module):
         """Called once before each optimiser step; `epoch` counts passes over the data, with fractions."""
         self.alignment.start_step(self.model, step, epoch)
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Named losses of a batch; see `build_task`."""
+    def forward(self, batch: Batch) -> TaskOutput:
+        """The losses `itc` and `itm` of a batch, and the metrics of ITM."""
         image_tokens = self.model.encode_images(batch.images)  # [batch, tokens, width]
         memory = self.model.text_tower.project_image(image_tokens, "encoder")
         return self.alignment(self.model, batch, image_tokens, memory, same_image=True)

@@ -34,6 +34,7 @@ from vlp.models.cpu.allocator import keep_freed_memory
 from vlp.models.cpu.packed import pack_linears
 from vlp.models.precision import compute_dtype
 from vlp.tasks import build_task
+from vlp.tasks.output import total_loss
 from vlp.training.checkpoint import ResumeState, checkpoints, load_checkpoint, save_checkpoint
 from vlp.training.health import PlateauWatch
 from vlp.training.optim import build_optimizer, learning_rate
@@ -196,10 +197,10 @@ def _train(
                 window.waited += time.monotonic() - waited
                 last_part = part == config.accumulation - 1
                 with nullcontext() if last_part else accelerator.no_sync(prepared):
-                    named = prepared(batch)
-                    loss = sum(value for name, value in named.items() if not name.startswith("_"))
+                    losses, metrics = prepared(batch)
+                    loss = total_loss(losses, config.objective)
                     accelerator.backward(loss / config.accumulation)
-                window.add(named, loss, len(batch.keys))
+                window.add({**losses, **metrics, "loss": loss}, len(batch.keys))
             if config.optim.clip_norm > 0:
                 accelerator.clip_grad_norm_(parameters, config.optim.clip_norm)
             optimizer.step()
@@ -245,11 +246,11 @@ class Window:
         self.forwards = 0
         self.sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
 
-    def add(self, named: dict[str, Tensor], loss: Tensor, pairs: int) -> None:
+    def add(self, named: dict[str, Tensor], pairs: int) -> None:
         """Add what a forward pass returned."""
         self.forwards += 1
         self.pairs += pairs
-        for name, value in {**named, "loss": loss}.items():
+        for name, value in named.items():
             self.sums[name] = self.sums[name].to(value.device) + value.detach().float()
 
     def close(self) -> dict[str, float]:
@@ -257,8 +258,7 @@ class Window:
         names = list(self.sums)
         means = all_sum(torch.stack([self.sums[name] for name in names])) / (self.forwards * world_size())
         seconds = time.monotonic() - self.started
-        # "_itm" is ITM without its weight, and takes the place of the weighted one
-        record = {name.lstrip("_"): value for name, value in zip(names, means.tolist(), strict=True)}
+        record = dict(zip(names, means.tolist(), strict=True))
         record["pairs_per_second"] = self.pairs * world_size() / seconds
         record["data_wait_share"] = self.waited / seconds
         record["memory_gib"] = _memory_gib()
