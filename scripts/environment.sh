@@ -1,5 +1,5 @@
-# Sourced by the other scripts: a virtual environment with vlp in it, made once and used again.
-# VLP_VENV names another place for it; VLP_PYTHON another interpreter.
+# Sourced by other scripts: activates a virtual environment with vlp and its test tools, and creates it if needed.
+# VLP_VENV sets its location (default .venv), VLP_PYTHON the interpreter that creates it.
 venv="${VLP_VENV:-.venv}"
 if [ ! -x "$venv/bin/python" ]; then
     "${VLP_PYTHON:-python3}" -m venv "$venv"
@@ -13,6 +13,6 @@ if [ ! -f "$stamp" ] || [ pyproject.toml -nt "$stamp" ]; then
 fi
 if ! python -c 'import torch, torchvision' 2>"$venv/import-error"; then
     tail -n 1 "$venv/import-error" >&2
-    echo "torch and torchvision do not fit together (a CPU-only torch beside the registry's torchvision does this): remove $venv and let this script install both." >&2
+    echo "The installed torch and torchvision are incompatible, such as a CPU-only torch with a CUDA torchvision: remove $venv and rerun this script to install both." >&2
     exit 1
 fi

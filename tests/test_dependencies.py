@@ -68,9 +68,10 @@ def test_the_extra_all_holds_every_optional_package():
     assert named == set(PROJECT["optional-dependencies"]) - {"all", "test"}
 
 
-def test_the_version_is_stated_once():
+def test_the_version_comes_from_the_package():
     assert "version" in PROJECT["dynamic"] and "version" not in PROJECT
     assert re.fullmatch(r"\d+\.\d+\.\d+\w*", vlp.__version__)
+    assert f"\nversion: {vlp.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_a_missing_optional_package_is_one_sentence():
