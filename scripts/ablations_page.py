@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 from vlp.errors import UserError
-from vlp.files import write_whole
+from vlp.files import write_text
 
 INK = "#7a8190"  # readable on light and on dark pages
 MEASURES = {
@@ -71,9 +71,9 @@ def collect(output: Path, seeds: list[int]) -> dict:
 def write_page(results: dict, page: Path) -> None:
     """Write PAGE, and beside it the same results as .json and as an .svg."""
     page.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(page.with_suffix(".json"), json.dumps(results, indent=1) + "\n")
-    write_whole(page.with_suffix(".svg"), plot(results))
-    write_whole(page, render(results, page.with_suffix(".svg").name, page.with_suffix(".json").name))
+    write_text(page.with_suffix(".json"), json.dumps(results, indent=1) + "\n")
+    write_text(page.with_suffix(".svg"), plot(results))
+    write_text(page, render(results, page.with_suffix(".svg").name, page.with_suffix(".json").name))
 
 
 def render(results: dict, picture: str, data: str) -> str:

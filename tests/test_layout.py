@@ -24,7 +24,8 @@ ORDER = [
     ["config_reader"],
     ["config"],
     ["config_ranges"],
-    ["distributed", "extras", "files", "log"],
+    ["distributed", "log"],
+    ["extras", "files"],
     ["errors"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

@@ -14,7 +14,7 @@ import yaml
 
 from vlp.config_ranges import LARGEST, Length, Range
 from vlp.errors import UserError
-from vlp.files import read_text
+from vlp.files import read_text, write_text
 
 MOST_YAML = 2**22  # bytes of a config file
 MOST_MERGED = 10_000  # keys of a section
@@ -54,8 +54,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def save_config(config: Any, path: str | Path) -> None:
-    """Write a config as YAML, every key included."""
-    Path(path).write_text(as_yaml(config))
+    """Write a config as a whole YAML file, every key included."""
+    write_text(path, as_yaml(config))
 
 
 def as_yaml(config: Any) -> str:

@@ -1,13 +1,13 @@
-"""The two ways a command may fail, so that the command line can print one sentence and choose the exit code."""
+"""The errors that end a command with one sentence and an exit code."""
 
 
 class UserError(Exception):
-    """The call, a config or an input is wrong: one sentence that says what to change. Exit code 2."""
+    """The call, a config or an input is wrong. The message is one sentence that says what to change. Exit code 2."""
 
 
 class WorkError(Exception):
-    """The call was right but the work could not be finished (a full disk, too many bad samples). Exit code 1."""
+    """The call was right, but the work failed (a full disk, too many bad samples). Exit code 1."""
 
 
 class FullDiskError(WorkError):
-    """No more can be written: to go on with other work would be in vain."""
+    """The disk is full, so that other work would fail as well."""

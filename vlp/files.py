@@ -1,28 +1,121 @@
-"""Files that appear whole or not at all, and what killed processes leave of them."""
+"""Write a file or a folder whole or not at all: under a temporary name next to it, which is renamed at the end."""
 
+import errno
 import glob
 import json
 import os
 import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from vlp.errors import UserError
+from vlp.errors import FullDiskError, UserError, WorkError
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+# What libraries that raise no OSError say of a full disk: safetensors, tokenizers, DuckDB, torch.
+FULL_DISK_TEXTS = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing")
+ABANDONED_SECONDS = 3600  # another machine's temporary file that has not changed for so long has lost its writer
+
+Writing = Callable[[str | Path], AbstractContextManager[Path]]  # `writing` or `writing_folder`
 
 MOST_TEXT = 2**30  # bytes of a text file that is read at once
 
 
-def write_whole(path: str | Path, text: str) -> None:
-    """Write a text file under a temporary name, then rename it."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+@contextmanager
+def writing(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path to write a file to; at the end it is renamed to `path`, on an error it is removed.
+
+    The folder of `path` is created where it is missing. An existing file is replaced; a device or a pipe is written to
+    directly.
+
+    Raises:
+        UserError: `path` is a folder.
+        FullDiskError, WorkError: the disk is full; the file cannot be written for another reason.
+    """
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a folder; name a file.")
+    if os.path.exists(path) and not os.path.isfile(path):
+        with write_errors(path):
+            yield Path(path)
+    else:
+        with _temporary(path) as temporary:
+            yield temporary
+            os.replace(temporary, path)
+
+
+@contextmanager
+def writing_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary empty folder to fill; at the end it is renamed to `path`, on an error it is removed.
+
+    Raises:
+        UserError: `path` is a file, a folder that is not empty, a mount point or the current folder.
+        FullDiskError, WorkError: the disk is full; the folder cannot be written for another reason.
+    """
+    prepare_output(path)
+    if os.path.ismount(path) or (os.path.exists(path) and os.path.samefile(path, os.curdir)):
+        raise UserError(f"{path} is a mount point or the current folder; name a folder inside it.")
+    with _temporary(path) as temporary:
+        temporary.mkdir()
+        yield temporary
+        os.replace(temporary, path)
+
+
+@contextmanager
+def scratch_folder(path: str | Path) -> Iterator[Path]:
+    """Yield an empty folder next to `path` for temporary files; it is removed at the end.
+
+    Raises:
+        FullDiskError, WorkError: the disk is full; the folder cannot be written for another reason.
+    """
+    scratch = absolute(path).with_name(f"{absolute(path).name}.scratch")
+    with write_errors(path, scratch), _temporary(scratch) as temporary:
+        temporary.mkdir()
+        yield temporary
+
+
+@contextmanager
+def write_errors(path: str | Path, temporary: str | Path = "") -> Iterator[None]:
+    """Turn errors while writing `path` into one sentence.
+
+    Args:
+        temporary: the name under which `path` is written; messages give `path` instead.
+
+    Raises:
+        FullDiskError, WorkError: the disk is full; `path` cannot be written for another reason.
+    """
+    try:
+        yield
+    except WorkError as error:
+        if temporary and str(temporary) in str(error):
+            raise type(error)(str(error).replace(str(temporary), str(path))) from error
+        raise
+    except Exception as error:
+        if getattr(error, "errno", None) in FULL_DISK or any(text in str(error) for text in FULL_DISK_TEXTS):
+            raise FullDiskError(
+                f"{path} cannot be written: no space left on device ({_free_bytes(path):,} bytes free); "
+                "free some space and rerun the command."
+            ) from error
+        if isinstance(error, OSError):
+            reason = error.strerror or str(error)
+            elsewhere = error.filename and not str(error.filename).startswith((str(path), str(temporary or path)))
+            raise WorkError(
+                f"{path} cannot be written: {reason}{f' ({error.filename})' if elsewhere else ''}."
+            ) from error
+        raise
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 text file whole; raises what `writing` does."""
+    with writing(path) as temporary:
+        temporary.write_text(text, "utf-8")
 
 
 def write_json(path: str | Path, values: Any) -> None:
-    """Write a JSON file, whole."""
-    write_whole(path, json.dumps(values, indent=2) + "\n")
+    """Write a JSON file whole; raises what `writing` does."""
+    write_text(path, json.dumps(values, indent=2) + "\n")
 
 
 def read_text(path: str | Path, what: str = "file", most: int = MOST_TEXT) -> str:
@@ -50,18 +143,79 @@ def read_text(path: str | Path, what: str = "file", most: int = MOST_TEXT) -> st
         raise UserError(f"The {what} {path} is not a UTF-8 text file.") from None
 
 
-def remove_leftovers(path: Path) -> None:
-    """Remove what killed processes have left of a file or a folder under its temporary names."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.tmp-*"):
-        shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
-
-
-def prepare_output(folder: str) -> None:
+def prepare_output(path: str | Path) -> None:
     """Make sure that nothing is overwritten.
 
     Raises:
-        UserError: the folder exists and is not empty.
+        UserError: there is a file of this name, or a folder that is not empty.
     """
-    path = Path(folder)
+    path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{folder} exists already; choose another name or remove it.")
+        raise UserError(f"{path} exists already; choose another name or remove it.")
+
+
+def remove_leftovers(path: str | Path) -> None:
+    """Remove the temporary files and folders of `path` whose writers were killed."""
+    path = absolute(path)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.tmp-*"):
+        if not _is_being_written(left):
+            remove(left)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all it holds, where it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def absolute(path: str | Path) -> Path:
+    """An absolute path without `..`, links kept; so that every path has a name and a parent."""
+    return Path(os.path.abspath(path))
+
+
+def temporary_path(path: str | Path) -> Path:
+    """The name under which this process writes `path`."""
+    path = absolute(path)
+    return path.with_name(f".{path.name}.tmp-{socket.gethostname()}-{os.getpid()}")
+
+
+@contextmanager
+def _temporary(path: str | Path) -> Iterator[Path]:
+    """The temporary path of `path`; whatever is there at the end is removed. Raises what `write_errors` does."""
+    temporary = temporary_path(path)
+    with write_errors(path, temporary):
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path)
+        try:
+            yield temporary
+        finally:
+            remove(temporary)
+
+
+def _is_being_written(temporary: Path) -> bool:
+    """Whether the process that a temporary name belongs to may still be writing."""
+    host, _, process = temporary.name.rpartition(".tmp-")[2].rpartition("-")
+    if not host or not process.isdigit():
+        return False
+    if host != socket.gethostname():
+        try:
+            return time.time() - temporary.stat().st_mtime < ABANDONED_SECONDS
+        except OSError:
+            return True
+    if int(process) == os.getpid():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _free_bytes(path: str | Path) -> int:
+    """The free space of the disk that holds `path`, which may not exist yet."""
+    existing = next(one for one in absolute(path).parents if one.exists())
+    return shutil.disk_usage(existing).free

@@ -1,7 +1,6 @@
 """What a run says of itself: JSON lines, TensorBoard, and progress with a rate and an estimate."""
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -10,6 +9,8 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+
+from vlp.files import write_text
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -89,9 +90,7 @@ class RunLog:
         self.path = folder / "log.jsonl"
         if self.path.exists():
             kept = [line for line in self.path.read_text().splitlines() if _step(line) <= from_step]
-            temporary = folder / ".log.jsonl.tmp"
-            temporary.write_text("".join(f"{line}\n" for line in kept))
-            os.replace(temporary, self.path)
+            write_text(self.path, "".join(f"{line}\n" for line in kept))
         self.events = _open_tensorboard(folder / "tensorboard", from_step)
 
     def write(self, record: dict[str, float]) -> None:

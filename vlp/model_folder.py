@@ -1,8 +1,6 @@
 """A model on disk: config.json, model.safetensors, tokenizer files and a card, in a folder that appears whole."""
 
 import json
-import os
-import shutil
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -12,6 +10,7 @@ from vlp.config import ModelConfig
 from vlp.config_reader import from_dict, to_dict
 from vlp.data.tokenizer import CaptionTokenizer, load_tokenizer
 from vlp.errors import UserError
+from vlp.files import writing_folder
 from vlp.models.blip import Blip
 
 FORMAT = "vlp-blip-1"
@@ -55,34 +54,23 @@ def is_ours(folder: str | Path) -> bool:
 
 
 def save_model(blip: Blip, tokenizer: CaptionTokenizer, folder: str | Path, card: str = "") -> None:
-    """Write a model folder: config.json, model.safetensors, tokenizer files and README.md.
-
-    It is written under another name and renamed, so the folder is complete or absent.
+    """Write a model folder: config.json, model.safetensors, tokenizer files and README.md, whole or not at all.
 
     Args:
         card: text of README.md: what the model is, what it learned from, how good it is.
 
     Raises:
         UserError: the folder exists and is not empty.
+        WorkError: it cannot be written.
     """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists already; choose another name or remove it.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.parent / f".{folder.name}.tmp-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
+    with writing_folder(folder) as temporary:
         config = {"format": FORMAT, "model": to_dict(blip.config)}
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         weights = {name: value.detach().cpu().contiguous() for name, value in blip.state_dict().items()}
         save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
-        tokenizer.save(str(temporary))
-        (temporary / "README.md").write_text(card or f"# {folder.name}\n\nA vision-language model made with vlp.\n")
-        os.replace(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        tokenizer.write_files(temporary)
+        card = card or f"# {Path(folder).name}\n\nA vision-language model made with vlp.\n"
+        (temporary / "README.md").write_text(card, "utf-8")
 
 
 def _read_config(folder: Path) -> ModelConfig:

@@ -12,13 +12,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from vlp import files
 from vlp.capfilt import selection, uids
 from vlp.capfilt.selection import select
 from vlp.data.score_tables import METADATA, Scored, table_path, write_table
 from vlp.data.shard_index import expand_shards
 from vlp.data.shard_writer import ShardWriter
 from vlp.data.shards import iterate_samples, read_members
-from vlp.errors import UserError, WorkError
+from vlp.errors import FullDiskError, UserError
 from vlp.log import Progress
 
 
@@ -140,17 +141,15 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(scored, tmp_pat
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
 @pytest.mark.parametrize("form", ("output", "uids", "table"))
 def test_a_full_disk_is_said_in_a_sentence(scored, tmp_path, form, monkeypatch):
-    workplace = tmp_path / ".out.tmp"
+    result = files.temporary_path(tmp_path / "out")
 
-    def start(*rest, **more):  # what select begins with once the folder for its work is there
-        if form == "output":
-            (workplace / "result").mkdir()
-        shard = f"result/.00000.tar.tmp-{os.getpid()}"
-        os.symlink("/dev/full", workplace / (shard if form == "output" else "result"))
+    def start(*rest, **more):  # called when the temporary paths exist
+        os.symlink("/dev/full", files.temporary_path(result / "00000.tar") if form == "output" else result)
         return Progress(*rest, **more)
 
     monkeypatch.setattr(selection, "Progress", start)
-    with pytest.raises(WorkError, match=r"out cannot be written: .*[Nn]o space left on device.*; make room"):
+    monkeypatch.setattr(files, "remove_leftovers", lambda path: None)
+    with pytest.raises(FullDiskError, match=r"out(/00000\.tar)? cannot be written: no space left on device"):
         select(tables_of(scored), "itm >= 0", **{form: str(tmp_path / "out")})
     assert {one.name for one in tmp_path.iterdir()} == {"web"}
 
@@ -174,7 +173,8 @@ def test_what_was_killed_is_done_again_whole(scored, tmp_path):
     command = [sys.executable, "-c", code, tables_of(scored), str(tmp_path / "out")]
     killed = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
     assert killed.returncode == -signal.SIGKILL
-    assert (tmp_path / ".out.tmp/result/00000.tar").exists() and not (tmp_path / "out").exists()
+    (half,) = tmp_path.glob(".out.tmp-*")
+    assert (half / "00000.tar").exists() and not (tmp_path / "out").exists()
     select(tables_of(scored), "itm >= 0.5", str(tmp_path / "out"))
     assert {one.name for one in tmp_path.iterdir()} == {"web", "whole", "out"}
     for shard in expand_shards(str(whole / "*.tar")):

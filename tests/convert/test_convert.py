@@ -75,7 +75,7 @@ def both(tokenizer_folder, tmp_path):
     def make(kind, size=SIZES[0]):
         theirs = make_theirs(kind, tokenizer, **size)
         theirs.save_pretrained(tmp_path / kind)
-        tokenizer.save(str(tmp_path / kind))
+        tokenizer.write_files(tmp_path / kind)
         lines = to_ours(str(tmp_path / kind), str(tmp_path / f"{kind}-ours"))
         return theirs, load_model(tmp_path / f"{kind}-ours", device="cpu", precision="fp32"), lines
 

@@ -187,9 +187,15 @@ def test_an_index_is_cached_until_the_shard_changes(tmp_path, monkeypatch):
     monkeypatch.setenv("VLP_CACHE", str(tmp_path / "cache"))
     write_tar(tmp_path / "0.tar", [("c.png", picture()), ("c.txt", b"xyz" * 1000)])
     assert index_shard(path).keys == ["c"]
-    (entry,) = [file for file in (tmp_path / "cache/index").iterdir() if file.stat().st_size][:1]
-    entry.write_bytes(b"broken")
-    assert index_shard(path).keys == ["c"]
+    entries = list((tmp_path / "cache/index").rglob("*.npz"))
+    assert len(entries) == 2
+    for entry in entries:
+        whole = entry.read_bytes()
+        damaged = whole[:200] + bytes([whole[200] ^ 255]) + whole[201:]
+        for content in (b"", b"broken", whole[: len(whole) // 2], whole[:-1], damaged, b"PK" + bytes(100)):
+            entry.write_bytes(content)
+            assert index_shard(path).keys == ["c"]
+            assert index_shard(path).members.shape == (1, 6)
 
 
 def test_samples_are_read_at_any_place_by_any_way(tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vlp.errors import UserError
+from vlp.errors import FullDiskError, UserError
 from vlp.training.checkpoint import ResumeState, checkpoints, load_checkpoint, save_checkpoint
 
 
@@ -40,8 +40,10 @@ def test_old_ones_go(tmp_path):
 
 def test_a_failure_while_writing_leaves_no_checkpoint(tmp_path, monkeypatch):
     task, optimizer = make()
-    monkeypatch.setattr("vlp.training.checkpoint.torch.save", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr(
+        "vlp.training.checkpoint.torch.save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
+    with pytest.raises(FullDiskError, match="no space left on device"):
         save_checkpoint(tmp_path, task, optimizer, ResumeState(1, {}), keep=2)
     assert checkpoints(tmp_path) == []
 

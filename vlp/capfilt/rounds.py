@@ -13,7 +13,7 @@ from vlp.config import CapFiltConfig, RoundsConfig, RunConfig, SourceConfig
 from vlp.config_reader import as_yaml, load_config
 from vlp.distributed import barrier, is_main, join_processes
 from vlp.errors import UserError
-from vlp.files import write_json, write_whole
+from vlp.files import write_json, write_text
 from vlp.training.loop import train
 
 STAGES = {"pretrain": "pretrain", "captioner": "captioning", "filter": "retrieval"}  # and their tasks
@@ -123,7 +123,7 @@ def _begin(config: CapFiltConfig | RunConfig, folder: Path, stage: str, begun: b
     if is_main():
         print(f"{folder.name}: {stage}", flush=True)
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(path, text)
+        write_text(path, text)
 
 
 def _next(scorers: list[str], trained: Path) -> list[str]:

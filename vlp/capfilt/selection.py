@@ -1,11 +1,9 @@
 """Select: the texts that satisfy rules, as new shards, as a uid list or as one table."""
 
 import json
-import os
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from keyword import iskeyword
 from pathlib import Path
@@ -25,7 +23,7 @@ from vlp.data.shard_writer import ShardWriter
 from vlp.data.shards import read_members
 from vlp.errors import UserError, WorkError
 from vlp.extras import extra
-from vlp.files import prepare_output
+from vlp.files import prepare_output, scratch_folder, writing, writing_folder
 from vlp.log import Progress
 
 with extra("capfilt"):
@@ -84,35 +82,23 @@ def select(
         _check_shard(path, needed=bool(output))
     target, counts = Path(targets[0]), SelectCounts()
     prepare_output(str(target))
-    with _appearing(target) as result, Progress("tables", len(tables), quiet=quiet) as progress:
-        spill = result.with_name("spill")
-        chosen = _reported(select_rows(tables, compiled, others, spill), progress)
-        if output:
-            _write_shards(result, chosen, clean, counts)
-        elif uids:
-            write_uids(result, _chosen_uids(chosen, counts), spill)
-        else:
-            _write_table(result, chosen, counts)
-    return counts
-
-
-@contextmanager
-def _appearing(target: Path) -> Iterator[Path]:
-    """A path to write to, which becomes the target at the end; beside it there is room for temporary files."""
-    workplace = target.parent / f".{target.name}.tmp"
+    write = writing_folder if output else writing
     try:
-        if workplace.exists():  # of a call that was killed
-            shutil.rmtree(workplace)
-        workplace.mkdir(parents=True)
-        yield workplace / "result"
-        if target.is_dir():
-            target.rmdir()
-        os.replace(workplace / "result", target)
-    except (OSError, duckdb.IOException, duckdb.OutOfMemoryException) as error:
-        said = (getattr(error, "strerror", None) or str(error)).splitlines()[0]
-        raise WorkError(f"{target} cannot be written: {said}; make room, or name another place.") from None
-    finally:
-        shutil.rmtree(workplace, ignore_errors=True)
+        with (
+            scratch_folder(target) as spill,
+            write(target) as result,
+            Progress("tables", len(tables), quiet=quiet) as progress,
+        ):
+            chosen = _reported(select_rows(tables, compiled, others, spill), progress)
+            if output:
+                _write_shards(result, chosen, clean, counts)
+            elif uids:
+                write_uids(result, _chosen_uids(chosen, counts), spill)
+            else:
+                _write_table(result, chosen, counts)
+    except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
+        raise WorkError(f"{target} cannot be written: {str(error).splitlines()[0]}.") from None
+    return counts
 
 
 def parse_also(given: list[str]) -> dict[str, list[str]]:

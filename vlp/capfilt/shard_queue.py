@@ -19,7 +19,7 @@ from vlp.capfilt.score import ScoreCounts, ShardCounts
 from vlp.data.shard_index import index_shard
 from vlp.distributed import is_main, rank, restarts, world_size
 from vlp.errors import FullDiskError, UserError, WorkError
-from vlp.files import write_whole
+from vlp.files import write_text
 from vlp.log import Progress, ReportProgress
 
 TRIES = 3
@@ -275,7 +275,7 @@ def _report(failures: list[dict], shards: int, listed: Path) -> None:
     """
     if not failures:
         return
-    write_whole(listed, "".join(json.dumps(one) + "\n" for one in failures))
+    write_text(listed, "".join(json.dumps(one) + "\n" for one in failures))
     raise WorkError(_sentence(failures, listed, f" of {shards}"))
 
 

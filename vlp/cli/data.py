@@ -1,6 +1,5 @@
 """`vlp data`: make, import and inspect shards."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -59,8 +58,10 @@ def data_inspect(
 ) -> None:
     """Counts, bad samples, captions, sizes and a contact sheet. Example: vlp data inspect 'data/web/*.tar'"""
     from vlp.data.inspect import inspect_shards
+    from vlp.files import writing
     from vlp.report.sheets import contact_sheet
 
     facts = inspect_shards(shards)
-    Path(sheet).write_bytes(contact_sheet(facts.pop("pictures")))
+    with writing(sheet) as temporary:
+        temporary.write_bytes(contact_sheet(facts.pop("pictures")))
     print_values({**facts, "contact_sheet": sheet}, as_json)

@@ -1,7 +1,5 @@
 """Our networks as `transformers` folders, which its own classes load with nothing missing and nothing unexpected."""
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +8,7 @@ from vlp.convert.blip import transformers_table
 from vlp.convert.tables import carry_back, group_names
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.errors import UserError
+from vlp.files import prepare_output, writing_folder
 from vlp.models.blip import Blip
 from vlp.models.image_encoders.encoder import DEVIATION, MEAN
 
@@ -32,9 +31,7 @@ def write_transformers(blip: Blip, tokenizer: CaptionTokenizer, folder: str | Pa
     """
     import transformers
 
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists already; choose another name or remove it.")
+    prepare_output(folder)
     config = _their_config(blip.config, tokenizer)
     table = transformers_table(kind, blip.config)
     theirs = getattr(transformers, CLASSES[kind])(config).eval()
@@ -47,18 +44,11 @@ def write_transformers(blip: Blip, tokenizer: CaptionTokenizer, folder: str | Pa
     theirs.tie_weights()
     size = {"height": config.vision_config.image_size, "width": config.vision_config.image_size}
     images = transformers.BlipImageProcessor(size=size, image_mean=list(MEAN), image_std=list(DEVIATION))
-    temporary = folder.parent / f".{folder.name}.tmp-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        tokenizer.save(str(temporary))
+    with writing_folder(folder) as temporary:
+        tokenizer.write_files(temporary)
         words = transformers.AutoTokenizer.from_pretrained(str(temporary))
         theirs.save_pretrained(temporary)
         transformers.BlipProcessor(images, words).save_pretrained(temporary)
-        os.replace(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return group_names(name for name in blip.state_dict() if name not in used)
 
 

@@ -1,10 +1,8 @@
 """Score tables: one parquet file beside each shard, with every text of every image and what the filter says of it."""
 
-import errno
 import hashlib
 import json
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlp.errors import FullDiskError, UserError, WorkError
+from vlp.errors import UserError
+from vlp.files import writing
 
 NAME = "capfilt"  # of the tables that `vlp capfilt score` writes unless it is told another
 VERSION = "2"
@@ -143,9 +142,8 @@ def write_beside(
 ) -> None:
     """Write a table of any columns beside its shard, as `write_table` does."""
     said = {**settings, **(state or shard_state(shard)), "version": VERSION, "about": about or {}}
-    written = pa.BufferOutputStream()  # first in memory, so that its size is known
-    pq.write_table(table.replace_schema_metadata({METADATA: json.dumps(said)}), written)
-    _write_whole(table_path(shard, name), written.getvalue())
+    with writing(table_path(shard, name)) as temporary:
+        pq.write_table(table.replace_schema_metadata({METADATA: json.dumps(said)}), temporary)
 
 
 def is_finished(shard: str, settings: dict[str, Any], name: str = NAME) -> bool:
@@ -186,21 +184,3 @@ def read_table(shard: str, name: str = NAME) -> pa.Table:
     """A shard's table; raises what `check_table` does."""
     check_table(shard, name)
     return pq.read_table(table_path(shard, name))
-
-
-def _write_whole(path: Path, content: pa.Buffer) -> None:
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)  # so that what is free is what the next try has
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(path.parent).free
-            raise FullDiskError(
-                f"{path} needs {content.size:,} bytes and its disk has {free:,} free; make room and run again: "
-                "tables that are finished are kept."
-            ) from None
-        raise WorkError(f"{path} cannot be written: {error.strerror or error}.") from None
-    finally:
-        temporary.unlink(missing_ok=True)

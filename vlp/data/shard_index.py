@@ -6,6 +6,7 @@ without reading what others read.
 
 import hashlib
 import json
+import logging
 import os
 import tarfile
 from dataclasses import dataclass
@@ -16,10 +17,13 @@ import fsspec
 import numpy as np
 
 from vlp.data.bad_samples import BadSample
-from vlp.errors import UserError
+from vlp.errors import UserError, WorkError
+from vlp.files import writing
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 WILDCARDS = "*?["
+
+log = logging.getLogger("vlp")
 
 
 @dataclass
@@ -66,8 +70,8 @@ def index_shard(path: str) -> ShardIndex:
     if cached is not None and cached.exists():
         try:
             return _load(path, cached)
-        except (OSError, ValueError, KeyError):
-            pass  # unreadable: made anew below
+        except Exception:
+            log.debug("%s is damaged and is rebuilt", cached)  # NumPy, zipfile and zlib raise a dozen kinds of errors
     index = scan_shard(path)
     if cached is not None:
         _store(index, cached)
@@ -163,21 +167,19 @@ def _cache_file(path: str) -> Path | None:
         return None
     folder = Path(os.environ.get("VLP_CACHE") or Path.home() / ".cache" / "vlp")
     digest = hashlib.sha256(json.dumps(["index-2", path, *stamp]).encode()).hexdigest()[:32]
-    return folder / "index" / f"{digest}.npz"
+    return folder / "index" / digest[:2] / f"{digest}.npz"  # listing a folder stays quick
 
 
 def _load(path: str, cached: Path) -> ShardIndex:
-    with np.load(cached, allow_pickle=False) as stored:
+    with open(cached, "rb") as file, np.load(file, allow_pickle=False) as stored:
         text = json.loads(stored["text"].tobytes())
         return ShardIndex(path, text["keys"], stored["members"], [BadSample(path, *pair) for pair in text["bad"]])
 
 
 def _store(index: ShardIndex, cached: Path) -> None:
     text = json.dumps({"keys": index.keys, "bad": [[bad.key, bad.reason] for bad in index.bad]}).encode()
-    temporary = cached.with_name(f".{cached.stem}.tmp-{os.getpid()}.npz")
     try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(temporary, members=index.members, text=np.frombuffer(text, dtype=np.uint8))
-        os.replace(temporary, cached)
-    except OSError:
-        temporary.unlink(missing_ok=True)  # a cache that cannot be written is no error
+        with writing(cached) as temporary, open(temporary, "wb") as file:
+            np.savez(file, members=index.members, text=np.frombuffer(text, dtype=np.uint8))
+    except WorkError:
+        pass  # the cache only saves time

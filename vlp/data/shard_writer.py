@@ -1,36 +1,35 @@
-"""Write shards in img2dataset's layout; a shard appears when it is whole."""
+"""Write shards in img2dataset's layout, each whole or not at all."""
 
 import io
 import json
-import os
 import tarfile
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
+
+from vlp.files import writing
 
 
 class ShardWriter:
     """Writes `00000.tar`, `00001.tar`, ... into a folder; equal samples give equal bytes.
 
-    Use it in a `with` block: an exception leaves no half-written shard behind.
+    Use it in a `with` block: after an exception the shard in progress is removed.
     """
 
-    def __init__(self, folder: str, samples_per_shard: int = 1000, first: int = 0):
-        """`first` numbers the first shard."""
+    def __init__(self, folder: str | Path, samples_per_shard: int = 1000, first: int = 0):
+        """`first` is the number of the first shard."""
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.samples_per_shard = samples_per_shard
         self.number = first
-        self.samples = 0
+        self.samples = 0  # in the shard in progress
         self.archive: tarfile.TarFile | None = None
+        self._files = ExitStack()
 
     def __enter__(self) -> "ShardWriter":
         return self
 
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        if self.archive is not None and kind is None:
-            self._finish()
-        elif self.archive is not None:
-            self.archive.close()
-            self._temporary().unlink(missing_ok=True)
+    def __exit__(self, *error: Any) -> None:
+        self._files.__exit__(*error)
 
     def write(
         self,
@@ -41,29 +40,25 @@ class ShardWriter:
         info: dict,
         extra: dict[str, bytes] | None = None,
     ) -> None:
-        """Add a sample: its image as it is, its text, its JSON, and any further members by extension."""
+        """Add a sample: its encoded image, its text, its JSON, and any further members by extension."""
         if self.archive is None:
-            self.archive = tarfile.open(self._temporary(), "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
-        self._member(f"{key}.{extension}", image)
+            temporary = self._files.enter_context(writing(self.folder / f"{self.number:05d}.tar"))
+            archive = tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
+            self.archive = self._files.enter_context(archive)
+        self._add(f"{key}.{extension}", image)
         if text is not None:
-            self._member(f"{key}.txt", text.encode())
-        self._member(f"{key}.json", json.dumps(info).encode())
+            self._add(f"{key}.txt", text.encode())
+        self._add(f"{key}.json", json.dumps(info).encode())
         for name, data in (extra or {}).items():
-            self._member(f"{key}.{name}", data)
+            self._add(f"{key}.{name}", data)
         self.samples += 1
         if self.samples == self.samples_per_shard:
-            self._finish()
+            self._files.close()
+            self.archive, self.samples = None, 0
+            self.number += 1
 
-    def _member(self, name: str, data: bytes) -> None:
-        header = tarfile.TarInfo(name)  # time, owner and mode are TarInfo's constants
+    def _add(self, name: str, data: bytes) -> None:
+        assert self.archive is not None
+        header = tarfile.TarInfo(name)  # with its default time, owner and mode
         header.size = len(data)
         self.archive.addfile(header, io.BytesIO(data))
-
-    def _temporary(self) -> Path:
-        return self.folder / f".{self.number:05d}.tar.tmp-{os.getpid()}"
-
-    def _finish(self) -> None:
-        self.archive.close()
-        os.replace(self._temporary(), self.folder / f"{self.number:05d}.tar")
-        self.archive, self.samples = None, 0
-        self.number += 1

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor
 
 from vlp.errors import UserError
+from vlp.files import writing_folder
 
 FirstToken = Literal["[CLS]", "[ENC]", "[DEC]"]
 BERT_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -89,13 +90,21 @@ class CaptionTokenizer:
         """Ids to text, special tokens left out and word pieces joined."""
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
-    def save(self, folder: str) -> None:
-        """Write the files that `transformers.AutoTokenizer` reads as well."""
-        path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        self.tokenizer.save(str(path / "tokenizer.json"))
+    def save(self, folder: str | Path) -> None:
+        """Write a tokenizer folder, whole; `transformers.AutoTokenizer` reads it as well.
+
+        Raises:
+            UserError: the folder exists and is not empty.
+            WorkError: it cannot be written.
+        """
+        with writing_folder(folder) as temporary:
+            self.write_files(temporary)
+
+    def write_files(self, folder: Path) -> None:
+        """Write the tokenizer's files into an existing folder, such as that of a model."""
+        self.tokenizer.save(str(folder / "tokenizer.json"))
         words = sorted(self.tokenizer.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
-        (path / "vocab.txt").write_text("".join(f"{word}\n" for word, _ in words))
+        (folder / "vocab.txt").write_text("".join(f"{word}\n" for word, _ in words), "utf-8")
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             **{f"{role}_token": token for role, token in self.roles.items()},
@@ -103,7 +112,7 @@ class CaptionTokenizer:
             "extra_special_tokens": ["[ENC]"],
             "clean_up_tokenization_spaces": False,
         }
-        (path / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
 def load_tokenizer(folder: str) -> CaptionTokenizer:

@@ -1,7 +1,6 @@
 """The whole loop on synthetic scenes: pretrain, finetune, CapFilt, pretrain anew, and a report of what it gained."""
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -34,7 +33,7 @@ from vlp.demo.truth import exact_caption_share, filter_quality
 from vlp.errors import UserError
 from vlp.evaluation.captioning import evaluate_captioning
 from vlp.evaluation.retrieval import evaluate_retrieval
-from vlp.files import write_json
+from vlp.files import write_json, writing_folder
 from vlp.model import load_model
 from vlp.training.loop import train
 
@@ -173,16 +172,12 @@ def make_data(root: Path, sizes: DemoSizes, seed: int) -> None:
     }
     for name, (count, split, wrong, scene_seed) in splits.items():
         folder = root / "data" / name
-        if not folder.exists():  # it appears when it is whole
-            temporary = root / "data" / f".{name}.tmp-{os.getpid()}"
-            write_scenes(str(temporary), count, split, wrong, sizes.image_size, 1000, scene_seed)
-            os.replace(temporary, folder)
+        if not folder.exists():
+            write_scenes(str(folder), count, split, wrong, sizes.image_size, 1000, scene_seed)
     if not (root / "tokenizer").exists():
         shards = expand_shards([shards_of(root, "human"), shards_of(root, "web")])
         texts = (clean_caption(text) for sample in iterate_samples(shards, None) for text in sample.captions)
-        temporary = root / f".tokenizer.tmp-{os.getpid()}"
-        train_tokenizer(texts, 1000).save(str(temporary))
-        os.replace(temporary, root / "tokenizer")
+        train_tokenizer(texts, 1000).save(root / "tokenizer")
 
 
 def _model(sizes: DemoSizes) -> ModelConfig:
@@ -251,9 +246,8 @@ def finetune(root: Path, name: str, config: RunConfig) -> None:
     if (root / name).exists():
         return
     train_once(config)
-    temporary = root / f".{name}.tmp-{os.getpid()}"
-    shutil.copytree(Path(config.output) / "model", temporary)
-    os.replace(temporary, root / name)
+    with writing_folder(root / name) as temporary:
+        shutil.copytree(Path(config.output) / "model", temporary, dirs_exist_ok=True)
 
 
 def train_once(config: RunConfig) -> None:

@@ -9,8 +9,9 @@ from markupsafe import Markup
 
 from vlp.data.image_decoding import decode_image
 from vlp.data.shards import iterate_samples
+from vlp.files import write_text
 from vlp.report.curves import loss_curves
-from vlp.report.page import data_uri, render, write_page
+from vlp.report.page import data_uri, render
 
 EXAMPLES = 12
 ROWS = (  # (name on the page, key in report.json)
@@ -37,7 +38,7 @@ def write_demo_page(root: Path) -> None:
         curves=Markup(loss_curves(logs)),
         examples=_examples(root / "data"),
     )
-    write_page(page, root / "report.html")
+    write_text(root / "report.html", page)
 
 
 def _examples(data: Path) -> list[dict]:

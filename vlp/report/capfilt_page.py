@@ -20,9 +20,10 @@ from vlp.data.shard_index import ShardIndex, expand_shards, index_shard
 from vlp.data.shards import ShardReader, iterate_samples
 from vlp.errors import UserError
 from vlp.extras import extra
+from vlp.files import write_text
 from vlp.report import score_statistics as statistics
 from vlp.report.distributions import COLOURS, histogram_svg, kept_svg
-from vlp.report.page import data_uri, render, write_page
+from vlp.report.page import data_uri, render
 from vlp.report.score_statistics import Connection
 
 with extra("capfilt"):
@@ -111,7 +112,7 @@ def write_capfilt_report(
         seed=seed,
         **values,
     )
-    write_page(page, output)
+    write_text(output, page)
 
 
 def _find_tables(scores: str | list[str]) -> list[str]:

@@ -1,7 +1,6 @@
 """A run's checkpoints: everything a resume needs, in one folder that appears whole."""
 
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import nn
 
 from vlp.distributed import barrier, gather_objects, is_main, rank, world_size
 from vlp.errors import UserError
+from vlp.files import writing_folder
 
 
 @dataclass
@@ -31,18 +31,16 @@ def save_checkpoint(
     mine = {"loader": progress.loader, "random": _random_state()}
     everyone = gather_objects(mine)
     if is_main() and not folder.exists():
-        temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
-        for left in folder.parent.glob(".step-*.tmp-*"):  # of a run that was killed while writing
+        for left in folder.parent.glob(".step-*.tmp-*"):  # of a run that was killed while writing another step
             shutil.rmtree(left)
-        temporary.mkdir(parents=True)
-        save_file(
-            {name: value.contiguous() for name, value in task.state_dict().items()}, temporary / "task.safetensors"
-        )
-        torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
-        torch.save([one["random"] for one in everyone], temporary / "random.pt")
-        facts = {"step": progress.step, "scaler": progress.scaler, "loaders": [one["loader"] for one in everyone]}
-        (temporary / "progress.json").write_text(json.dumps(facts))
-        os.replace(temporary, folder)
+        with writing_folder(folder) as temporary:
+            save_file(
+                {name: value.contiguous() for name, value in task.state_dict().items()}, temporary / "task.safetensors"
+            )
+            torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
+            torch.save([one["random"] for one in everyone], temporary / "random.pt")
+            facts = {"step": progress.step, "scaler": progress.scaler, "loaders": [one["loader"] for one in everyone]}
+            (temporary / "progress.json").write_text(json.dumps(facts))
         for old in checkpoints(output)[:-keep]:
             shutil.rmtree(old)
     barrier()
