@@ -7,8 +7,8 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,6 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 # What libraries that raise no OSError say of a full disk: safetensors, tokenizers, DuckDB, torch.
 FULL_DISK_TEXTS = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing")
 ABANDONED_SECONDS = 3600  # another machine's temporary file that has not changed for so long has lost its writer
-
-Writing = Callable[[str | Path], AbstractContextManager[Path]]  # `writing` or `writing_folder`
-
 MOST_TEXT = 2**30  # bytes of a text file that is read at once
 
 

@@ -215,7 +215,7 @@ def test_missing_and_stale_tables_and_missing_scores_are_named_at_the_start(load
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"web": -0.1}, "texts.web must be a number that is not negative"),
+        ({"web": -0.1}, "texts.web must be at least 0"),
         ({"human": math.nan}, "texts.human must be"),
         ({"sampling": -1}, "texts.sampling must be"),
         ({"web": 0, "human": 0, "synthetic": 0}, "all 0"),
