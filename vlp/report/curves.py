@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 from vlp.extras import extra
 
@@ -13,6 +14,12 @@ with extra("report"):
 TITLES = {"itc": "ITC", "itm": "ITM", "lm": "LM"}
 PLATEAU = 0.6365  # ITM of a model that always answers "no match"
 INK = "#7a8190"  # readable on light and on dark pages
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+}
 
 
 def loss_curves(logs: dict[str, str | Path], names: tuple[str, ...] = ("itc", "itm", "lm")) -> str:
@@ -22,7 +29,7 @@ def loss_curves(logs: dict[str, str | Path], names: tuple[str, ...] = ("itc", "i
         logs: a log.jsonl for each run's name; a run without a loss is left out of its panel.
     """
     runs = {name: _read(path) for name, path in logs.items()}
-    with rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, **_ink()}):
+    with rc_context(STYLE):
         figure = Figure(figsize=(4 * len(names), 2.9))  # not pyplot's, which would choose a backend for the process
         panels = figure.subplots(1, len(names), squeeze=False)
         for panel, name in zip(panels[0], names, strict=True):
@@ -40,11 +47,6 @@ def loss_curves(logs: dict[str, str | Path], names: tuple[str, ...] = ("itc", "i
         data = io.StringIO()
         figure.savefig(data, format="svg", transparent=True, metadata={"Date": None})
     return data.getvalue()[data.getvalue().index("<svg") :]
-
-
-def _ink() -> dict[str, str]:
-    names = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    return dict.fromkeys(names, INK)
 
 
 def _read(path: str | Path) -> list[dict]:

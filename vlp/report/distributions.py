@@ -1,6 +1,7 @@
 """Histograms and threshold curves as SVG, a colour a source; for white pages."""
 
 import io
+from typing import Any
 
 from vlp.extras import extra
 from vlp.report.score_statistics import Histogram, Kept
@@ -13,7 +14,7 @@ with extra("report"):
 
 COLOURS = {"web": "#c8500a", "human": "#00805d", "synthetic": "#1f5fa8", "images": "#5a6472"}
 INK, LINE = "#3c424d", "#c9cdd4"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "vlp",  # so that the same numbers make the same page
     "font.family": "sans-serif",

@@ -1,9 +1,10 @@
 """Images to image tokens, by any of the towers that `ImageEncoderConfig.name` can name."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from timm.layers import resample_abs_pos_embed
+from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from vlp.config import ImageEncoderConfig
@@ -30,6 +31,9 @@ class ImageEncoder(nn.Module):
         image_size: the side in pixels of the square images it takes.
     """
 
+    mean: Tensor  # [3, 1, 1]
+    deviation: Tensor  # [3, 1, 1]
+
     def __init__(self, config: ImageEncoderConfig):
         super().__init__()
         kind = config.name.split(":")[0]
@@ -37,7 +41,7 @@ class ImageEncoder(nn.Module):
             raise UserError(f"Unknown image encoder {config.name!r}; choose vit or timm:NAME.")
         self.width = config.width
         self.image_size = config.image_size
-        self.tower = BUILDERS[kind](config)
+        self.tower: Any = BUILDERS[kind](config)
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(DEVIATION).view(3, 1, 1), persistent=False)
 

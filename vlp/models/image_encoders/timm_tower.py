@@ -17,7 +17,7 @@ class TimmTower(nn.Module):
 
     def __init__(self, trunk: nn.Module):
         super().__init__()
-        self.trunk = trunk
+        self.trunk: Any = trunk
 
     def forward_features(self, images: Tensor) -> Tensor:
         """[batch, 3, size, size] -> [batch, 1 + places, width]."""
@@ -53,7 +53,7 @@ def create_trunk(name: str, image_size: int = 0, pretrained: bool = False, **set
     Raises:
         UserError: timm has none, cannot fetch its weights, or its pooled feature is no token's size.
     """
-    sized = {"img_size": image_size} if image_size else {}
+    sized: dict[str, Any] = {"img_size": image_size} if image_size else {}
     name = name.removeprefix(PREFIX)
     try:
         try:

@@ -3,7 +3,8 @@
 from functools import partial
 from typing import Literal
 
-from timm.layers import Attention, QuickGELU
+from timm.layers import QuickGELU
+from timm.layers.attention import Attention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
