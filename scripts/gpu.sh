@@ -102,7 +102,7 @@ fi
 
 part machine machine
 if [ -n "$cuda" ]; then part tests tests; else echo "tests: left out, there is no GPU" | tee -a "$out/summary.txt"; fi
-# The training step's peer is LAVIS, which scripts/bench_peers.sh installs; the others' come with vlp.
+# The training step's peer is LAVIS, which scripts/bench/install_peers.sh installs; the others' come with vlp.
 part bench-train measure train train "${sizes[@]}" "${repeats[@]}"
 if [ -n "$cuda" ]; then for what in train caption; do part "bench-$what-compiled" measure "$what-compiled" "$what" "${sizes[@]}" --compile; done; fi
 for what in caption rerank attention capfilt; do part "bench-$what" measure "$what" "$what" "${sizes[@]}" "${peers[@]}"; done

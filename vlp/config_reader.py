@@ -1,4 +1,4 @@
-"""The reader that fills the config dataclasses: defaults < YAML < key=value."""
+"""Reads config files into the dataclasses of `vlp.config`: defaults < YAML < key=value."""
 
 import dataclasses
 import difflib
@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union
 
 import yaml
 
+from vlp.config import CapFiltConfig, RunConfig
 from vlp.config_ranges import LARGEST, Length, Range
 from vlp.errors import UserError
 from vlp.files import read_text, write_text
@@ -22,29 +23,46 @@ MOST_MERGED = 10_000  # keys of a section
 Config = TypeVar("Config")
 
 
-def load_config(kind: type[Config], path: str | Path | None, overrides: list[str] | None = None) -> Config:
-    """Read a config file and apply `key.sub=value` overrides.
+def load_config(
+    kind: type[Config],
+    path: str | Path | None,
+    overrides: list[str] | None = None,
+    values: dict[str, Any] | None = None,
+) -> Config:
+    """Read a config file and apply overrides.
 
     Args:
         kind: the dataclass to fill, such as `RunConfig`.
-        path: a YAML file, or None for the defaults alone.
-        overrides: dotted assignments; each value is read as YAML.
+        path: a YAML file, or None to start from the defaults.
+        overrides: assignments as `key.sub=value`; each value is parsed as YAML. They win over `values`.
+        values: values by top-level key, used as they are. They win over the file.
 
     Raises:
-        UserError: the file is missing or not YAML, a key is unknown, or a value has the wrong type or is out of range.
+        UserError: the file is missing or is not YAML, a key is unknown, or a value has the wrong type or is out of
+            range.
     """
-    values: Any = {} if path is None else _read_yaml(read_text(path, "config file", MOST_YAML), str(path))
-    if values is None:
-        values = {}  # an empty file
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold keys and values at its top level.")
-    for override in overrides or []:
-        _assign(values, override)
-    return from_dict(kind, values)
+    return from_dict(kind, _read_values(path, overrides, values))
+
+
+def load_any_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig | CapFiltConfig:
+    """Read a config file of either kind: a training run or CapFilt.
+
+    The top-level keys decide. The kind that knows more of them is used, and `RunConfig` if both know equally many.
+
+    Raises:
+        UserError: as in `load_config`.
+    """
+    values = _read_values(path, overrides, None)
+    kinds: list[Any] = [RunConfig, CapFiltConfig]  # max takes the first of equals
+    return from_dict(max(kinds, key=lambda kind: len(values.keys() & typing.get_type_hints(kind).keys())), values)
 
 
 def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
-    """Fill the dataclass `kind` from nested dicts, refusing unknown keys and wrong types by name."""
+    """Fill the dataclass `kind` from nested dicts.
+
+    Raises:
+        UserError: a key is unknown, or a value has the wrong type or is out of range; the message names the key.
+    """
     return _convert(kind, values, "")
 
 
@@ -54,29 +72,45 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def save_config(config: Any, path: str | Path) -> None:
-    """Write a config as a whole YAML file, every key included."""
+    """Write a config as YAML with every key, including those at their defaults."""
     write_text(path, as_yaml(config))
 
 
 def as_yaml(config: Any) -> str:
-    """A config as YAML, every key included."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False)
+    """A config as YAML with every key, including those at their defaults."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def _read_values(path: str | Path | None, overrides: list[str] | None, given: dict[str, Any] | None) -> dict[str, Any]:
+    """The nested dict of a file and its overrides, before types are checked."""
+    values: Any = {} if path is None else _read_yaml(read_text(path, "config file", MOST_YAML), str(path))
+    if values is None:
+        values = {}  # an empty file
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must have keys and values at its top level.")
+    values |= given or {}
+    for override in overrides or []:
+        _assign(values, override)
+    return values
 
 
 def _assign(values: dict[str, Any], override: str) -> None:
+    """Apply one `key.sub=value` to the nested dict."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"Write an override as key=value, not {override!r}.")
     *parents, last = key.split(".")
     for parent in parents:
-        values = values.setdefault(parent, {})
+        if values.get(parent) is None:
+            values[parent] = {}
+        values = values[parent]
         if not isinstance(values, dict):
-            raise UserError(f"{key} cannot be set: {parent} is not a section.")
+            raise UserError(f"Cannot set {key}: {parent} is not a section.")
     values[last] = _read_yaml(text, f"The value of {key}")
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses duplicate keys, and merges that grow without bound."""
+    """Safe YAML that rejects duplicate keys and merges (`<<`) that grow without bound."""
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -98,14 +132,14 @@ def _read_yaml(text: str, what: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except RecursionError:
-        raise UserError(f"{what} is not readable as YAML: it is nested too deeply.") from None
+        raise UserError(f"{what} is not valid YAML: it is nested too deeply.") from None
     except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        # A SafeLoader raises the latter ones for odd dates, numbers and tags.
-        raise UserError(f"{what} is not readable as YAML: {' '.join(str(error).split())[:200]}.") from None
+        # SafeLoader raises the errors that are not YAMLErrors for invalid dates, numbers and tags.
+        raise UserError(f"{what} is not valid YAML: {' '.join(str(error).split())[:200]}.") from None
 
 
 def _convert(kind: Any, value: Any, name: str) -> Any:
-    """`value` as the annotated type `kind`; `name` is its dotted key."""
+    """Check `value` against the annotated type `kind`; `name` is its dotted key."""
     origin = typing.get_origin(kind)
     if dataclasses.is_dataclass(kind):
         return _convert_section(kind, value, name)
@@ -132,7 +166,7 @@ def _convert(kind: Any, value: Any, name: str) -> Any:
 
 def _convert_section(kind: Any, value: Any, name: str) -> Any:
     if not isinstance(value, dict):
-        raise UserError(f"{name or 'the config'} must be a section with keys, not {_shown(value)}.")
+        raise UserError(f"{name or 'The config'} must be a section with keys, not {_shown(value)}.")
     hints = typing.get_type_hints(kind, include_extras=True)
     for key in value:
         if key not in hints:
@@ -147,7 +181,7 @@ def _convert_union(kind: Any, value: Any, name: str) -> Any:
     given = [choice for choice in choices if choice is not types.NoneType]
     if value is None and len(given) < len(choices):
         return None
-    if len(given) == 1:  # `X | None`: the error of X says best what is wrong
+    if len(given) == 1:  # X | None: report the error of X
         return _convert(given[0], value, name)
     for choice in given:
         if dataclasses.is_dataclass(choice) and isinstance(value, dict):
@@ -162,7 +196,7 @@ def _convert_union(kind: Any, value: Any, name: str) -> Any:
 
 def _convert_scalar(kind: type, value: Any, name: str) -> Any:
     if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        with suppress(ValueError, OverflowError):  # YAML reads 1e-4 as a string
+        with suppress(ValueError, OverflowError):  # YAML parses 1e-4 as a string
             value = float(value)
     if type(value) is not kind:
         raise UserError(f"{name} must be {_type_name(kind)}, not {_shown(value)}.")
@@ -171,12 +205,12 @@ def _convert_scalar(kind: type, value: Any, name: str) -> Any:
     if isinstance(value, int) and abs(value) > LARGEST:
         raise UserError(f"{name} must be at most {LARGEST}, not {_shown(value)}.")
     if isinstance(value, str) and ("\0" in value or not _is_text(value)):
-        raise UserError(f"{name} must be text without zero bytes or half characters, not {_shown(value)}.")
+        raise UserError(f"{name} must be valid Unicode text without NUL characters, not {_shown(value)}.")
     return value
 
 
 def _check_limit(limit: Any, value: Any, name: str) -> None:
-    """Raise a UserError where a converted value is outside the `Range` or has not the `Length` of its annotation."""
+    """Raise UserError if a converted value violates the `Range` or `Length` of its annotation."""
     if isinstance(limit, Range) and value not in limit:
         raise UserError(f"{name} must be {limit}, not {value}.")
     if isinstance(limit, Length) and len(value) != limit.items:
@@ -184,7 +218,7 @@ def _check_limit(limit: Any, value: Any, name: str) -> None:
 
 
 def _is_text(value: str) -> bool:
-    """Whether the string can be written as UTF-8; bytes of a file name that is not UTF-8 count as text."""
+    """Whether the string can be written as UTF-8, counting surrogate escapes of file names as text."""
     try:
         value.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -193,13 +227,14 @@ def _is_text(value: str) -> bool:
 
 
 def _type_name(kind: Any) -> str:
+    """A type as error messages name it."""
     if typing.get_origin(kind) is list:
         return "a list"
     return "a section" if dataclasses.is_dataclass(kind) else kind.__name__
 
 
 def _shown(value: Any) -> str:
-    """A value in an error: short, however large it is."""
+    """A value as error messages show it, shortened."""
     return reprlib.repr(value)
 
 

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
+import scale
 import torch
+from scale_tables import BASE, LARGE, SHARINGS, tables
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from vlp.bench import scale
-from vlp.bench.scale_tables import BASE, LARGE, SHARINGS, tables
-from vlp.bench.timing import PACKED
+from vlp.bench.timing import UNCOUNTED_FLOPS
 from vlp.bench.train import bench_tokenizer
 from vlp.config import ImageEncoderConfig, ModelConfig, ObjectiveConfig, RunConfig, TextTowerConfig
 from vlp.data.loader import Batch
@@ -45,7 +45,7 @@ def total(task: PretrainTask, batch: Batch) -> torch.Tensor:
 
 def count_flops(step: scale.Step) -> float:
     task, batch = make_task(step)
-    with FlopCounterMode(display=False, custom_mapping=PACKED) as counter:
+    with FlopCounterMode(display=False, custom_mapping=UNCOUNTED_FLOPS) as counter:
         total(task, batch).backward()
     return counter.get_total_flops() / step.pairs
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from vlp.bench.caption import Size
-from vlp.bench.peers import PeerProcess, lavis_python
+from vlp.bench.peers import PeerProcess
 from vlp.bench.timing import Measured, compare
 from vlp.bench.train import MAX_TOKENS, bench_tokenizer
 from vlp.config import DataConfig, SourceConfig
@@ -35,7 +35,7 @@ def bench_data(size: Size, batch: int, peers: bool, repeats: int, shards: str) -
     """
     with nullcontext(shards) if shards else _photos() as paths:
         settings = {"image_size": size.image_size, "batch": batch, "batches": BATCHES, "shards": expand_shards(paths)}
-        with PeerProcess(lavis_python(), "lavis_data", settings) if peers else nullcontext() as peer, _one_thread():
+        with PeerProcess("lavis_data", settings) if peers else nullcontext() as peer, _one_thread():
             data = DataConfig([SourceConfig(paths)], workers=0, max_tokens=MAX_TOKENS)
             loader = TrainingLoader(data, size.image_size, bench_tokenizer(size.vocabulary), batch)
             batches = iter(loader)

@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -40,12 +41,33 @@ class Measured:
 Work = Callable[[], object]
 
 
-def _packed_flops(x: torch.Size, weight: torch.Size, *_: object, out_shape: torch.Size, **__: object) -> int:
-    """Of a product with a packed weight, whose own shape says nothing: 2 * rows * inputs * outputs."""
+def _packed_linear_flops(x: torch.Size, weight: torch.Size, *_: object, out_shape: torch.Size, **__: object) -> int:
+    """2 * rows * inputs * outputs. The shape of a packed weight does not give the number of outputs."""
     return 2 * x.numel() * out_shape[-1]
 
 
-PACKED = {torch.ops.mkldnn._linear_pointwise: _packed_flops} if hasattr(torch.ops.mkldnn, "_linear_pointwise") else {}
+def _attention_flops(query: torch.Size, key: torch.Size, *_: object, **__: object) -> int:
+    """Two products of query and key length; shapes are [batch, heads, length, head_dim]."""
+    return 2 * 2 * query.numel() * key[2]
+
+
+def _attention_backward_flops(grad: torch.Size, query: torch.Size, key: torch.Size, *_: object, **__: object) -> int:
+    """Five products: the scores again, and the gradients of weights, values, queries and keys."""
+    return 5 * 2 * query.numel() * key[2]
+
+
+def _uncounted_flops() -> dict[Any, Callable[..., int]]:
+    """Formulas for CPU operations that `FlopCounterMode` does not count; some torch builds lack some of them."""
+    aten, mkldnn = torch.ops.aten, torch.ops.mkldnn
+    formulas = (
+        (mkldnn, "_linear_pointwise", _packed_linear_flops),
+        (aten, "_scaled_dot_product_flash_attention_for_cpu", _attention_flops),
+        (aten, "_scaled_dot_product_flash_attention_for_cpu_backward", _attention_backward_flops),
+    )
+    return {getattr(place, name): formula for place, name, formula in formulas if hasattr(place, name)}
+
+
+UNCOUNTED_FLOPS = _uncounted_flops()
 
 
 def compare(
@@ -64,7 +86,7 @@ def compare(
         make_peer: builds the peer, after our memory was read; None: ours alone.
     """
     ours()
-    with FlopCounterMode(display=False, custom_mapping=PACKED) as counter:
+    with FlopCounterMode(display=False, custom_mapping=UNCOUNTED_FLOPS) as counter:
         ours()
     memory = peak_memory_gib()
     peer = make_peer() if make_peer else None

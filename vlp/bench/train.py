@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from vlp.bench.caption import Size
-from vlp.bench.peers import PeerProcess, lavis_python
+from vlp.bench.peers import PeerProcess
 from vlp.bench.timing import Measured, Work, compare, device
 from vlp.config import ObjectiveConfig, OptimConfig, RunConfig
 from vlp.data.loader import Batch
@@ -53,7 +53,7 @@ def bench_train(
     lines = []
     for name, best, their_precision in (("at its best", True, precision), ("as it comes", False, "fp32")):
         settings = {**theirs, "fused": best, "precision": their_precision}
-        with PeerProcess(lavis_python(), "lavis_train", settings, keep_freed_memory=best) as peer:
+        with PeerProcess("lavis_train", settings, keep_freed_memory=best) as peer:
             what = f"pretraining step, LAVIS {name} ({their_precision})"
             line = compare(what, "pairs/s", batch, precision, step, lambda peer=peer: peer, repeats)
             lines.append(replace(line, peer_peak_memory_gib=peer.peak_memory_gib))

@@ -7,6 +7,8 @@ import typer
 
 from vlp.cli.options import Json
 
+PEERS = "Also measure the peer, in turns with vlp. LAVIS and open_clip need scripts/bench/install_peers.sh."
+
 
 def bench(
     what: Annotated[
@@ -14,16 +16,16 @@ def bench(
         typer.Argument(help="What to measure."),
     ],
     size: Annotated[Literal["base", "small"], typer.Option(help="ViT-B/16 and BERT-base, or 192 wide.")] = "base",
-    precision: Annotated[Literal["bf16", "fp32"], typer.Option(help="Of weights and computation.")] = "bf16",
-    batch: Annotated[int, typer.Option(help="Images at once.")] = 8,
-    peers: Annotated[bool, typer.Option(help="Also measure the peer, in turns; see scripts/bench_peers.sh.")] = False,
-    repeats: Annotated[int, typer.Option(min=1, help="Turns of clip, data and train.")] = 5,
-    shards: Annotated[str, typer.Option(help="What data reads; made pictures if not given.")] = "",
-    rows: Annotated[int, typer.Option(min=1, help="Texts that select chooses from.")] = 10_000_000,
-    compiled: Annotated[bool, typer.Option("--compile", help="Compile our blocks, in train and caption.")] = False,
+    precision: Annotated[Literal["bf16", "fp32"], typer.Option(help="Precision of weights and computation.")] = "bf16",
+    batch: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 8,
+    peers: Annotated[bool, typer.Option(help=PEERS)] = False,
+    repeats: Annotated[int, typer.Option(min=1, help="How often to measure clip, data and train.")] = 5,
+    shards: Annotated[str, typer.Option(help="Shards that data reads; generated images if empty.")] = "",
+    rows: Annotated[int, typer.Option(min=1, help="Rows of the score tables that select reads.")] = 10_000_000,
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile vlp's blocks, in train and caption.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure a part, and its peer in turns with it. Example: vlp bench caption --peers --precision fp32"""
+    """Measure how fast vlp is on this machine. Example: vlp bench caption --peers --precision fp32"""
     from vlp.bench.command import as_table
     from vlp.bench.command import bench as run
 

@@ -1,6 +1,5 @@
 """The commands of `vlp capfilt`; see cli.py."""
 
-import json
 from typing import Annotated, Any
 
 import typer
@@ -104,5 +103,4 @@ def capfilt_run(config: str, overrides: Overrides = None) -> None:
 
 
 def _capfilt_config(path: str | None, overrides: list[str] | None, **values: Any) -> CapFiltConfig:
-    assignments = [f"{key}={json.dumps(value)}" for key, value in values.items()]
-    return load_config(CapFiltConfig, path, assignments + (overrides or []))
+    return load_config(CapFiltConfig, path, overrides, values)

@@ -1,8 +1,8 @@
-"""The tables of docs/scale.md, by `python -m vlp.bench.scale_tables`: what `scale.py` says of two models."""
+"""The tables of docs/scale.md, by `python scripts/bench/scale_tables.py`: `scale.py` applied to two models."""
 
 from dataclasses import replace
 
-from vlp.bench.scale import (
+from scale import (
     Step,
     activation_bytes,
     communication_bytes,
@@ -13,6 +13,7 @@ from vlp.bench.scale import (
     step_seconds,
     twin_parameters,
 )
+
 from vlp.config import ImageEncoderConfig, ModelConfig, TextTowerConfig
 
 VOCABULARY = 30_524

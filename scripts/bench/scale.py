@@ -1,6 +1,6 @@
 """What a pretraining step costs, by formulas: parameters, FLOPs a pair, memory of a GPU, bytes between GPUs.
 
-docs/scale.md explains them and shows what `python -m vlp.bench.scale_tables` prints. FLOPs are those of matrix
+docs/scale.md explains them and shows what `python scripts/bench/scale_tables.py` prints. FLOPs are those of matrix
 products, two for a multiplication and an addition. Texts count with their padding, as they are computed on a GPU.
 """
 
