@@ -12,12 +12,12 @@ WORDS = "a red blue green circle square star above below left of right the large
 SIZE = 32
 
 
-def make_model(precision="fp32", sharing="all_but_self_attention", seed=0, size=SIZE) -> Model:
+def make_model(precision="fp32", sharing="all_but_self_attention", seed=0, size=SIZE, dropout=0.1) -> Model:
     tokenizer = train_tokenizer([WORDS] * 3, size=200)
     torch.manual_seed(seed)
     image = ImageEncoderConfig(image_size=size, patch_size=16, width=32, layers=1, heads=2)
     text = TextTowerConfig(
-        vocabulary=len(tokenizer), width=32, layers=2, heads=2, feed_forward=64, positions=48, sharing=sharing
+        len(tokenizer), width=32, layers=2, heads=2, feed_forward=64, positions=48, dropout=dropout, sharing=sharing
     )
     blip = Blip(ModelConfig(image, text, embed_dim=16))
     with torch.no_grad():  # larger weights, so that images matter and texts differ

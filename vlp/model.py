@@ -24,7 +24,7 @@ from vlp.generation.decode import check_decoding, generate
 from vlp.model_folder import is_ours, read_model, save_model
 from vlp.models.blip import Blip
 from vlp.models.compiled import compile_blocks
-from vlp.models.cpu.packed import pack_linears
+from vlp.models.cpu.linear import constant_weights
 from vlp.models.precision import compute_dtype
 from vlp.models.text_tower import ImageMemory, Side
 
@@ -80,6 +80,7 @@ class Model:
         """The side of the images it takes, in pixels."""
         return self.config.image_encoder.image_size
 
+    @constant_weights()
     def caption(
         self,
         images: ImageLike | Sequence[ImageLike],
@@ -129,6 +130,7 @@ class Model:
         captions = [found[row] if details else [one.text for one in found[row]] for row in range(len(images))]
         return captions if num_captions > 1 else [texts[0] for texts in captions]
 
+    @constant_weights()
     def answer(
         self,
         images: ImageLike | Sequence[ImageLike],
@@ -165,6 +167,7 @@ class Model:
                 answers.update((row, texts[0].text) for row, texts in zip(here, made, strict=True))
         return [answers[row] for row in range(len(questions))]
 
+    @constant_weights()
     def embed_images(self, images: ImageLike | Sequence[ImageLike], batch_size: int = 32) -> Tensor:
         """Unit vectors float32 [images, embed_dim] in the space that images and texts share."""
         images = as_list(images)
@@ -174,6 +177,7 @@ class Model:
             vectors.append(self.embed_tokens(tokens))
         return torch.cat(vectors)
 
+    @constant_weights()
     def embed_texts(self, texts: str | Sequence[str], batch_size: int = 128) -> Tensor:
         """Unit vectors float32 [texts, embed_dim] in the space that images and texts share."""
         texts = [texts] if isinstance(texts, str) else list(texts)
@@ -184,6 +188,7 @@ class Model:
                 vectors.append(self.blip.embed_texts(ids, mask).cpu())
         return torch.cat(vectors)
 
+    @constant_weights()
     def match(self, images: ImageLike | Sequence[ImageLike], texts: str | Sequence[str], batch_size: int = 32) -> Match:
         """How well each text fits its image.
 
@@ -260,6 +265,7 @@ class Model:
         with self.inference():
             return self.blip.match_logits(ids, mask, memory, image_index).float().cpu()
 
+    @constant_weights()
     def match_tokens(
         self, image_tokens: Tensor, texts: Sequence[str], image_index: Tensor | None = None, batch_size: int = 128
     ) -> Match:
@@ -286,6 +292,7 @@ class Model:
         vectors = self.embed_tokens(image_tokens)[image_index.cpu()]  # [texts, embed_dim]
         return Match((vectors * self.embed_texts(texts)).sum(dim=-1), torch.cat(itm))
 
+    @constant_weights()
     def caption_tokens(
         self,
         image_tokens: Tensor,
@@ -374,7 +381,6 @@ def load_model(
     else:
         blip, tokenizer = read_model(folder)
     blip.to(device=device or ("cuda" if torch.cuda.is_available() else "cpu"), dtype=dtype)
-    pack_linears(blip)
     if compile:
         compile_blocks(blip)
     card = folder / "README.md"

@@ -7,7 +7,7 @@ products, two for a multiplication and an addition. Texts count with their paddi
 from dataclasses import dataclass
 
 from vlp.config import ImageEncoderConfig, ModelConfig, TextTowerConfig
-from vlp.models.language_head import LOGITS_AT_ONCE
+from vlp.losses.language import LOGITS_AT_ONCE
 from vlp.models.text_tower import shared_parts
 from vlp.tasks.contrast import ROWS_AT_ONCE
 

@@ -9,7 +9,7 @@ from vlp.config import DecodingConfig, ObjectiveConfig, RunConfig
 from vlp.data.loader import Batch
 from vlp.errors import UserError
 from vlp.models.compiled import compile_blocks
-from vlp.models.cpu.packed import pack_linears
+from vlp.models.cpu.optimise import optimise_for_cpu
 from vlp.tasks.pretrain import PretrainTask
 
 # torch.compile looks for gradients where there are none, and hides its warnings but from tests that forbid them.
@@ -18,12 +18,8 @@ CAPTIONS = ["a red circle", "a small blue square left of the large green star", 
 
 
 def pretraining_task() -> tuple[PretrainTask, Batch]:
-    model = make_model()
-    pack_linears(model.blip)
+    model = optimise_for_cpu(make_model(dropout=0.0))
     task = PretrainTask(RunConfig(objective=ObjectiveConfig(queue_size=8)), model.blip, model.tokenizer)
-    for module in task.modules():
-        if hasattr(module, "dropout"):
-            module.dropout = 0.0
     ids, mask = model.tokenizer.encode(CAPTIONS, 16)
     numbers = torch.arange(len(CAPTIONS))
     return task, Batch(make_images(len(CAPTIONS)), ids, mask, numbers, numbers, CAPTIONS, CAPTIONS)

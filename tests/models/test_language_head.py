@@ -5,8 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from vlp.config import TextTowerConfig
-from vlp.models import language_head
-from vlp.models.language_head import NOT_COUNTED, LanguageHead
+from vlp.losses import language
+from vlp.losses.language import NOT_COUNTED
+from vlp.models.language_head import LanguageHead
 
 VOCABULARY, WIDTH, ROWS = 37, 16, 23
 
@@ -41,7 +42,7 @@ def gradients(loss: torch.Tensor, head: LanguageHead, hidden: torch.Tensor, word
 @pytest.mark.parametrize("rows_at_once", [1, 7, 23, 1000])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_it_is_the_plain_loss_whatever_the_chunks(parts, monkeypatch, rows_at_once, smoothing):
-    monkeypatch.setattr(language_head, "LOGITS_AT_ONCE", rows_at_once * VOCABULARY)
+    monkeypatch.setattr(language, "LOGITS_AT_ONCE", rows_at_once * VOCABULARY)
     head, hidden, words, targets = parts
     loss, expected = head.loss(hidden, words, targets, smoothing), plain_loss(head, hidden, words, targets, smoothing)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
@@ -66,7 +67,7 @@ def test_under_autocast_products_are_bf16_and_the_rest_is_not(parts):
 
 @pytest.mark.parametrize("rows_at_once", [12, 1000])
 def test_logits_are_kept_of_a_single_chunk_only(parts, monkeypatch, rows_at_once):
-    monkeypatch.setattr(language_head, "LOGITS_AT_ONCE", rows_at_once * VOCABULARY)
+    monkeypatch.setattr(language, "LOGITS_AT_ONCE", rows_at_once * VOCABULARY)
     head, hidden, words, targets = parts
     kept: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one.numel()) or one, lambda one: one):

@@ -18,6 +18,7 @@ from vlp.data.shards import Sample
 from vlp.data.tokenizer import BERT_SPECIALS, BLIP_SPECIALS, CaptionTokenizer
 from vlp.model_folder import save_model
 from vlp.models.blip import Blip
+from vlp.models.cpu.linear import constant_weights
 
 WORDS = 14  # of a web text
 
@@ -50,7 +51,8 @@ def bench_capfilt(size: Size, precision: str, batch: int, peers: bool) -> list[M
 
         if peers or every:
             what = f"score, 2 texts an image{', ' + what if peers else ''}"
-            lines.append(compare(what, "images/s", batch, precision, ours, make_peer if peers else None))
+            with constant_weights():  # as for the batches of a shard
+                lines.append(compare(what, "images/s", batch, precision, ours, make_peer if peers else None))
     return lines
 
 

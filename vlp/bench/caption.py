@@ -11,7 +11,8 @@ from vlp.generation.caption_step import caption_stepper
 from vlp.generation.decode import generate
 from vlp.models.blip import Blip
 from vlp.models.compiled import compile_blocks
-from vlp.models.cpu.packed import pack_linears
+from vlp.models.cpu.linear import constant_weights
+from vlp.models.cpu.optimise import optimise_for_cpu
 
 LENGTH = 20  # tokens of every caption, the first one counted
 END = 3  # the id of [SEP] in these untrained models
@@ -65,7 +66,7 @@ def bench_caption(size: Size, precision: str, batch: int, peers: bool, compiled:
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     torch.manual_seed(0)
     blip = Blip(size.config()).to(device=device(), dtype=dtype).eval()
-    pack_linears(blip)
+    optimise_for_cpu(blip)
     if compiled:
         compile_blocks(blip)
     images = torch.randint(0, 256, (batch, 3, size.image_size, size.image_size), dtype=torch.uint8, device=device())
@@ -80,7 +81,8 @@ def bench_caption(size: Size, precision: str, batch: int, peers: bool, compiled:
             return _transformers(size, images, dtype, beams, captions)
 
         what = f"caption {name}"
-        lines.append(compare(what, "captions/s", batch * captions, precision, ours, make_peer if peers else None))
+        with constant_weights():  # as in a command that captions batch after batch
+            lines.append(compare(what, "captions/s", batch * captions, precision, ours, make_peer if peers else None))
     return lines
 
 

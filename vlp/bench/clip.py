@@ -13,8 +13,7 @@ from vlp.bench.train import MAX_TOKENS, bench_captions, bench_tokenizer, optimis
 from vlp.config import ModelConfig, OptimConfig
 from vlp.losses.contrastive import contrastive_loss
 from vlp.models.blip import Blip
-from vlp.models.cpu.allocator import keep_freed_memory
-from vlp.models.cpu.packed import pack_linears
+from vlp.models.cpu.optimise import optimise_for_cpu
 from vlp.training.optim import build_optimizer
 
 EMBED_DIM = 512
@@ -23,8 +22,6 @@ CONTEXTS = (77, 32)  # tokens open_clip pads every text to: CLIP's, and what its
 
 def bench_clip(size: Size, precision: str, batch: int, peers: bool, repeats: int) -> list[Measured]:
     """One optimiser step of two towers on random images and captions, against open_clip at two text lengths."""
-    if device().type == "cpu":
-        keep_freed_memory()
     # CLIP ViT-B/16 has a text tower of two thirds of the image's width, in heads of the same size.
     vocabulary, heads = (49_408 if size.vocabulary > 30_000 else size.vocabulary), max(1, size.heads * 2 // 3)
     text_width = heads * (size.width // size.heads)
@@ -50,7 +47,7 @@ def bench_clip(size: Size, precision: str, batch: int, peers: bool, repeats: int
 def _training_step(config: ModelConfig, ids: torch.Tensor, mask: torch.Tensor, precision: str) -> Work:
     torch.manual_seed(0)
     blip = Blip(config).to(device())
-    pack_linears(blip)
+    optimise_for_cpu(blip)
     optimizer = build_optimizer(OptimConfig(learning_rate=1e-5), blip)  # it skips what gets no gradient here
     size = config.image_encoder.image_size
     images = torch.randint(0, 256, (len(ids), 3, size, size), dtype=torch.uint8, device=device())

@@ -15,8 +15,7 @@ from vlp.data.loader import Batch
 from vlp.data.tokenizer import BERT_SPECIALS, BLIP_SPECIALS, CaptionTokenizer
 from vlp.models.blip import Blip
 from vlp.models.compiled import compile_blocks
-from vlp.models.cpu.allocator import keep_freed_memory
-from vlp.models.cpu.packed import pack_linears
+from vlp.models.cpu.optimise import optimise_for_cpu
 from vlp.tasks.output import total_loss
 from vlp.tasks.pretrain import PretrainTask
 from vlp.training.optim import build_optimizer
@@ -42,8 +41,6 @@ def bench_train(
     Raises:
         UserError: the peer was asked for and its environment is missing.
     """
-    if device().type == "cpu":
-        keep_freed_memory()
     captions = bench_captions(size.vocabulary, batch)
     step = _training_step(size, precision, captions, compiled)
     if not peers:
@@ -100,7 +97,7 @@ def _training_step(size: Size, precision: str, captions: list[str], compiled: bo
     torch.manual_seed(0)
     shape = size.config()
     blip = Blip(replace(shape, text_tower=replace(shape.text_tower, dropout=DROPOUT))).to(device())
-    pack_linears(blip)
+    optimise_for_cpu(blip)
     config = RunConfig(objective=ObjectiveConfig(queue_size=QUEUE), optim=OptimConfig(learning_rate=1e-5))
     tokenizer = bench_tokenizer(size.vocabulary)
     task = PretrainTask(config, blip, tokenizer).to(device())

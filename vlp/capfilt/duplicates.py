@@ -22,6 +22,7 @@ from vlp.data.shard_index import expand_shards, index_shard
 from vlp.errors import UserError, WorkError
 from vlp.extras import extra
 from vlp.log import Progress
+from vlp.models.cpu.linear import constant_weights
 
 with extra("capfilt"):
     import faiss
@@ -113,6 +114,7 @@ def find_duplicates(
     return counts
 
 
+@constant_weights()
 def _embed_shard(
     shard: str, scorers: Scorers, settings: dict, batch_size: int, bad: BadSamples, progress: Progress
 ) -> None:

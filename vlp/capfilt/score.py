@@ -24,6 +24,7 @@ from vlp.data.shards import Sample
 from vlp.data.transforms import clean_caption
 from vlp.log import ReportProgress, no_progress
 from vlp.model import Model
+from vlp.models.cpu.linear import constant_weights
 
 
 @dataclass
@@ -68,6 +69,7 @@ class ScoreCounts:
     bad: dict[str, int] = field(default_factory=dict)  # by reason
 
 
+@constant_weights()
 def score_shard(
     shard: str, scorers: Scorers, settings: ScoreSettings, progress: ReportProgress = no_progress
 ) -> ShardCounts:

@@ -14,6 +14,7 @@ from vlp.data.score_tables import files_hash, folder_hash
 from vlp.errors import UserError
 from vlp.model import Model, load_model
 from vlp.model_folder import is_ours
+from vlp.models.cpu.optimise import optimise_for_cpu
 from vlp.models.precision import compute_dtype
 
 TRANSFORMERS, OPEN_CLIP = "hf:", "open_clip:"
@@ -109,6 +110,6 @@ def _load(
         return scorer, scorer.identity
     # Weights are bf16 from the start where they would be turned into it at every call.
     dtype = torch.bfloat16 if compute_dtype(precision, device) == torch.bfloat16 else None
-    model, folder = load_model(name, device, precision, dtype, compile), find_folder(name)
+    model, folder = optimise_for_cpu(load_model(name, device, precision, dtype, compile)), find_folder(name)
     converted = sorted(file for file in folder.iterdir() if file.suffix in READ)
     return model, folder_hash(folder) if is_ours(folder) else files_hash(converted)

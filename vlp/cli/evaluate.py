@@ -18,9 +18,10 @@ def evaluate_retrieval(
     from vlp.evaluation.retrieval import evaluate_retrieval as run
     from vlp.log import Progress
     from vlp.model import load_model
+    from vlp.models.cpu.optimise import optimise_for_cpu
 
     with Progress("items", quiet=as_json) as progress:
-        results = run(load_model(model), shards, rerank=rerank, limit=limit, progress=progress.add)
+        results = run(optimise_for_cpu(load_model(model)), shards, rerank=rerank, limit=limit, progress=progress.add)
     save_results(results, out, as_json)
 
 
@@ -32,9 +33,11 @@ def evaluate_captioning(
     from vlp.evaluation.captioning import evaluate_captioning as run
     from vlp.log import Progress
     from vlp.model import load_model
+    from vlp.models.cpu.optimise import optimise_for_cpu
 
     with Progress("images", quiet=as_json) as progress:
-        results = run(load_model(model), shards, DecodingConfig(beams=beams), limit=limit, progress=progress.add)
+        decoding = DecodingConfig(beams=beams)
+        results = run(optimise_for_cpu(load_model(model)), shards, decoding, limit=limit, progress=progress.add)
     save_results(results, out, as_json)
 
 
@@ -50,7 +53,8 @@ def evaluate_matching(
     from vlp.evaluation.matching import evaluate_matching as run
     from vlp.log import Progress
     from vlp.model import load_model
+    from vlp.models.cpu.optimise import optimise_for_cpu
 
     with Progress("pairs", quiet=as_json) as progress:
-        results = run(load_model(model), images, pairs, progress=progress.add)
+        results = run(optimise_for_cpu(load_model(model)), images, pairs, progress=progress.add)
     save_results(results, out, as_json)

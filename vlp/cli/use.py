@@ -60,8 +60,10 @@ def caption(
         prompt=prompt,
     )
     from vlp.model import load_model
+    from vlp.models.cpu.optimise import optimise_for_cpu
 
-    made = load_model(model).caption(images, decoding, keys=images, seed=seed, num_captions=num_captions)
+    captioner = optimise_for_cpu(load_model(model))
+    made = captioner.caption(images, decoding, keys=images, seed=seed, num_captions=num_captions)
     if as_json:
         print(json.dumps(dict(zip(images, made, strict=True))))
         return
@@ -81,8 +83,9 @@ def search(
     """Search images by text. Example: vlp search MODEL photos --query "a dog on the beach" """
     from vlp.evaluation.search import search as run
     from vlp.model import load_model
+    from vlp.models.cpu.optimise import optimise_for_cpu
 
-    hits = run(load_model(model), images, query, top, rerank)
+    hits = run(optimise_for_cpu(load_model(model)), images, query, top, rerank)
     if as_json:
         print(json.dumps([vars(hit) for hit in hits]))
     else:
@@ -94,6 +97,7 @@ def search(
 def match(model: str, image: str, text: str, as_json: Json = False) -> None:
     """ITC similarity and ITM probability of an image and a text. Example: vlp match MODEL photo.jpg "a dog" """
     from vlp.model import load_model
+    from vlp.models.cpu.optimise import optimise_for_cpu
 
-    result = load_model(model).match(image, text)
+    result = optimise_for_cpu(load_model(model)).match(image, text)
     print_values({"itc": result.itc.item(), "itm": result.itm.item()}, as_json)

@@ -35,6 +35,7 @@ from vlp.evaluation.captioning import evaluate_captioning
 from vlp.evaluation.retrieval import evaluate_retrieval
 from vlp.files import write_json, writing_folder
 from vlp.model import load_model
+from vlp.models.cpu.optimise import optimise_for_cpu
 from vlp.training.loop import train
 
 WRONG = 0.4  # share of wrong web texts
@@ -281,7 +282,7 @@ def score_model(root: Path, name: str) -> dict[str, float]:
     path = root / name / "scores.json"
     if path.exists():
         return json.loads(path.read_text())
-    model, held_out = load_model(root / name / "model"), shards_of(root, "held-out")
+    model, held_out = optimise_for_cpu(load_model(root / name / "model")), shards_of(root, "held-out")
     scores = {
         **evaluate_retrieval(model, held_out, rerank=16),
         **evaluate_captioning(model, held_out, GREEDY, scorers=[exact_caption_share]),

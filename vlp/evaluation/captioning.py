@@ -10,6 +10,7 @@ from vlp.errors import UserError
 from vlp.evaluation.metrics import captioning_scores
 from vlp.log import ReportProgress, no_progress
 from vlp.model import Model
+from vlp.models.cpu.linear import constant_weights
 
 log = logging.getLogger("vlp")
 
@@ -27,6 +28,7 @@ class Captioned:
 CaptionScorer = Callable[[list[Captioned]], dict[str, float]]
 
 
+@constant_weights()
 def evaluate_captioning(
     model: Model,
     shards: str | list[str],

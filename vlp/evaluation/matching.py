@@ -9,8 +9,10 @@ from vlp.errors import UserError
 from vlp.evaluation.metrics import area_under_curve
 from vlp.log import ReportProgress, no_progress
 from vlp.model import Model
+from vlp.models.cpu.linear import constant_weights
 
 
+@constant_weights()
 def evaluate_matching(
     model: Model, images: str, pairs: str, batch_size: int = 32, progress: ReportProgress = no_progress
 ) -> dict[str, float]:

@@ -12,10 +12,12 @@ from vlp.evaluation.metrics import recall_at_k
 from vlp.evaluation.ranking import Gallery, rank_candidates, rerank_by_matching
 from vlp.log import ReportProgress, no_progress
 from vlp.model import Model
+from vlp.models.cpu.linear import constant_weights
 
 KS = (1, 5, 10)
 
 
+@constant_weights()
 def evaluate_retrieval(
     model: Model,
     shards: str | list[str],

@@ -15,6 +15,7 @@ from vlp.data.shards import iterate_samples
 from vlp.data.transforms import evaluation_image
 from vlp.errors import UserError
 from vlp.model import Model
+from vlp.models.cpu.linear import constant_weights
 
 
 @dataclass
@@ -26,6 +27,7 @@ class Hit:
     itm: float | None = None
 
 
+@constant_weights()
 def search(model: Model, images: str, query: str, top: int = 10, rerank: int = 0, batch_size: int = 64) -> list[Hit]:
     """The best images for a text, best first.
 

@@ -1,4 +1,4 @@
-"""The momentum twin, which gives ITC its soft targets, and the queue of its past features (He et al. 2020; ALBEF)."""
+"""The momentum twin, which computes ITC's soft targets, and the queue of its past features (He et al. 2020; ALBEF)."""
 
 import copy
 
@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlp.models.blip import Blip
-from vlp.models.text_tower import Both
+from vlp.models.text_tower import Shareable
 
 
 class MomentumTwin(nn.Module):
-    """A slowly moving copy of what ITC runs: image encoder, the text tower's encoder side, and projections."""
+    """A slowly moving copy of the parts that ITC uses: image encoder, text encoder and projections."""
 
     def __init__(self, model: Blip):
         super().__init__()
@@ -19,31 +19,38 @@ class MomentumTwin(nn.Module):
         self.text_tower = copy.deepcopy(model.text_tower)
         self.image_projection = copy.deepcopy(model.image_projection)
         self.text_projection = copy.deepcopy(model.text_projection)
-        for layer in self.text_tower.layers:  # ITC reads text alone
+        for layer in self.text_tower.layers:  # ITC reads text without an image
             del layer.cross_attention
         for module in list(self.text_tower.modules()):
-            if isinstance(module, Both) and "decoder" in module:
+            if isinstance(module, Shareable) and "decoder" in module:
                 del module["decoder"]
         self.requires_grad_(False)
 
     @torch.no_grad()
     def follow(self, model: Blip, momentum: float) -> None:
-        """twin = momentum * twin + (1 - momentum) * model."""
+        """twin = momentum * twin + (1 - momentum) * model for weights; buffers are copied.
+
+        Buffers hold the running statistics of batch normalization, which are averages already. They start far from
+        the statistics of any weights, so a second average would stay wrong for hundreds of steps.
+        """
         online = dict(model.named_parameters())
         names, mine = zip(*self.named_parameters(), strict=True)
         torch._foreach_lerp_(list(mine), [online[name].detach() for name in names], 1.0 - momentum)
+        buffers = dict(model.named_buffers())
+        for name, buffer in self.named_buffers():
+            buffer.copy_(buffers[name])
 
     @torch.no_grad()
     def embed(self, images: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Unit vectors of images [batch, embed_dim] and of texts [batch, embed_dim], float32. ids begin with [CLS]."""
-        self.eval()  # targets without dropout are steadier
+        self.eval()  # dropout would make the targets noisier
         image = self.image_projection(self.image_encoder(images)[:, 0])
         text = self.text_projection(self.text_tower.encode(ids, mask)[:, 0])
         return F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
 
 
 class FeatureQueue(nn.Module):
-    """The last `size` pairs of the twin's features, as further negatives for ITC. It starts empty."""
+    """The last `size` pairs of the twin's features, which serve ITC as additional negatives. It starts empty."""
 
     def __init__(self, size: int, embed_dim: int):
         super().__init__()
@@ -56,7 +63,7 @@ class FeatureQueue(nn.Module):
 
     @torch.no_grad()
     def push(self, images: Tensor, texts: Tensor, image_hashes: Tensor) -> None:
-        """Add [batch, embed_dim] features and int64 [batch] image hashes; the oldest make room."""
+        """Add [batch, embed_dim] features and int64 [batch] image hashes, in place of the oldest."""
         if self.size == 0:
             return
         images, texts, image_hashes = images[-self.size :], texts[-self.size :], image_hashes[-self.size :]

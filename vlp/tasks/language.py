@@ -5,8 +5,6 @@ from torch import Tensor
 
 from vlp.distributed import all_sum, world_size
 from vlp.models.blip import Blip
-from vlp.models.cpu.unpadded import places_of
-from vlp.models.language_head import NOT_COUNTED
 from vlp.models.text_tower import ImageMemory
 
 
@@ -26,11 +24,9 @@ def caption_loss(
     hidden = model.text_tower.decode(ids[:, :-1], mask[:, :-1], memory)  # [batch, tokens - 1, width]
     counted = mask[:, 1:].clone()
     counted[:, :prompt_length] = False
-    # The vocabulary is wide: logits are made for the words that count, and hardly ever for padding.
-    places = places_of(counted)
-    targets = ids[:, 1:].masked_fill(~counted, NOT_COUNTED).flatten()[places]
     words = all_sum(counted.sum().float()).clamp(min=1)
-    total = model.word_loss(hidden.flatten(0, 1)[places], targets, smoothing)
+    # The vocabulary is large, so logits are computed only for the words that count.
+    total = model.word_loss(hidden[counted], ids[:, 1:][counted], smoothing)
     return total * world_size() / words
 
 

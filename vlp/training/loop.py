@@ -28,10 +28,10 @@ from vlp.files import prepare_output, write_json
 from vlp.log import Progress, RunLog, read_log
 from vlp.model import Model, load_model
 from vlp.model_folder import save_model
+from vlp.models.batch_norm import average_running_statistics
 from vlp.models.blip import Blip
 from vlp.models.compiled import compile_blocks
-from vlp.models.cpu.allocator import keep_freed_memory
-from vlp.models.cpu.packed import pack_linears
+from vlp.models.cpu.optimise import optimise_for_cpu
 from vlp.models.precision import compute_dtype
 from vlp.tasks import build_task
 from vlp.tasks.output import total_loss
@@ -68,7 +68,8 @@ def train(config: RunConfig, resume: bool = False) -> dict:
     accelerator = start(config, resume)
     torch.manual_seed(config.seed)  # equal weights on all processes
     model, tokenizer = build_model(config)
-    pack_linears(model)
+    if accelerator.device.type == "cpu":
+        optimise_for_cpu(model)
     if config.activation_checkpointing:
         model.checkpoint_activations()
     task = build_task(config, model, tokenizer)
@@ -119,8 +120,6 @@ def start(config: RunConfig, resume: bool) -> Accelerator:
     # for unused parameters, which is off: tasks freeze what they do not run.
     handlers = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
     cpu = not torch.cuda.is_available()
-    if cpu:
-        keep_freed_memory()
     dtype = compute_dtype(config.precision, join_processes())
     if dtype == torch.float16 and cpu:
         raise UserError("precision fp16 needs a GPU; use bf16 or fp32 on a CPU.")
@@ -205,6 +204,7 @@ def _train(
                 accelerator.clip_grad_norm_(parameters, config.optim.clip_norm)
             optimizer.step()
             optimizer.zero_grad()
+            average_running_statistics(task.model)
             step += 1
             progress.advance()
             stopping = stopped.is_set and world_size() == 1

@@ -1,14 +1,16 @@
-"""Dropout on a CPU: the right share falls, the rest is scaled, the gradient falls alike, seeds and formats hold."""
+"""Dropout on a CPU: it zeros the right share, scales the rest, and follows seeds and dtypes."""
 
 import pytest
 import torch
+from torch import nn
 
-from vlp.models.cpu.dropout import dropout
+from vlp.models.cpu.dropout import CpuDropout, dropout
+from vlp.models.cpu.optimise import optimise_for_cpu
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
-def test_the_share_that_falls(dtype, probability):
+def test_the_right_share_becomes_zero(dtype, probability):
     torch.manual_seed(0)
     x = torch.ones(301, 1003, dtype=dtype, requires_grad=True)
     y = dropout(x, probability)
@@ -26,7 +28,7 @@ def test_the_share_that_falls(dtype, probability):
     assert torch.equal(gradient, y)
 
 
-def test_it_follows_torchs_seed_and_draws_anew():
+def test_it_follows_pytorchs_seed():
     x = torch.ones(50, 7)
     torch.manual_seed(3)
     first, second = dropout(x, 0.3), dropout(x, 0.3)
@@ -34,7 +36,9 @@ def test_it_follows_torchs_seed_and_draws_anew():
     assert torch.equal(dropout(x, 0.3), first) and not torch.equal(first, second)
 
 
-def test_nothing_falls_outside_of_training():
-    x = torch.randn(4)
-    assert dropout(x, 0.5, training=False) is x and dropout(x, 0.0) is x
-    assert not dropout(x, 1.0).any()
+def test_the_module_drops_only_in_training():
+    module, x = optimise_for_cpu(nn.Sequential(nn.Dropout(0.5)))[0], torch.ones(1000)
+    assert type(module) is CpuDropout
+    assert 0 < (module(x) == 0).sum() < 1000
+    assert torch.equal(module.eval()(x), x)
+    assert dropout(x, 0.0) is x and not dropout(x, 1.0).any()

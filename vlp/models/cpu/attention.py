@@ -1,34 +1,36 @@
-"""Scaled dot-product attention, by the kernel that is fastest on the device at hand."""
+"""Scaled dot-product attention by the kernel that is faster on a CPU."""
 
 import math
 
 import torch
+from timm.layers.attention import Attention as ImageAttention
 from torch import Tensor
 from torch.nn import functional as F
 
 from vlp.models.cpu.dropout import dropout
+from vlp.models.text_tower import Attention
 
-MOST = 2**20  # pairs of a query and a key; a matrix of more scores would take too much memory
-MANY = 64  # queries; from here on turning the keys pays
+MAX_PAIRS = 2**20  # of a query and a key; a larger matrix of scores would take too much memory
+MANY_QUERIES = 64  # with as many, copying the transposed keys pays
 
 
 def use_fused_kernel(device: torch.device, dtype: torch.dtype, queries: int, keys: int) -> bool:
     """Whether PyTorch's fused attention is the better choice for so many queries and keys.
 
-    On a CPU in bf16 it loses to two plain matrix products, most of all for short texts and where gradients follow;
-    elsewhere it wins (`vlp bench attention` measures it, docs/benchmarks.md shows it).
+    On a CPU in bf16 it loses to two plain matrix products, most of all for short texts and with gradients. Otherwise
+    it wins (`vlp bench attention` measures it; docs/benchmarks.md has the numbers).
     """
-    return device.type != "cpu" or dtype != torch.bfloat16 or queries * keys > MOST
+    return device.type != "cpu" or dtype != torch.bfloat16 or queries * keys > MAX_PAIRS
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None, dropping: float = 0.0) -> Tensor:
-    """softmax(query key^T / sqrt(head_dim) + bias) value (Vaswani et al. 2017, equation 1).
+    """softmax(query key^T / sqrt(head_dim) + bias) value (Vaswani et al. 2017, equation 1), by the faster kernel.
 
     Args:
         query: [batch, heads, queries, head_dim].
         key, value: [batch, heads, keys, head_dim].
         bias: added to the scores, broadcastable to [batch, heads, queries, keys]; -inf forbids a pair.
-        dropping: probability of dropping an attention weight; pass 0 outside training.
+        dropping: the probability of dropping an attention weight; pass 0 outside training.
 
     Returns:
         [batch, heads, queries, head_dim], in the dtype of `value`.
@@ -44,11 +46,37 @@ def fused_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | No
 
 def plain_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropping: float) -> Tensor:
     """`attend` by two matrix products."""
-    # In one piece each, keys already turned: the product of views is three times as slow where queries are many.
+    # Contiguous, with the keys transposed in advance: products of views are three times as slow for many queries.
     query, value = (query * (1.0 / math.sqrt(query.shape[-1]))).contiguous(), value.contiguous()
     key = key.transpose(-1, -2)  # [batch, heads, head_dim, keys]
-    scores = query @ (key.contiguous() if query.shape[2] >= MANY else key)  # [batch, heads, queries, keys]
+    scores = query @ (key.contiguous() if query.shape[2] >= MANY_QUERIES else key)  # [batch, heads, queries, keys]
     if bias is not None:
         scores = scores + bias
-    weights = scores.softmax(dim=-1)  # computed in float32 whatever goes in and comes out
+    weights = scores.softmax(dim=-1)  # computed in float32 whatever the dtype
     return dropout(weights, dropping) @ value
+
+
+class CpuAttention(Attention):
+    """The text tower's attention by `attend`."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+        """As in `Attention`."""
+        return attend(query, key, value, bias, self.dropout.p if self.training else 0.0)
+
+
+class CpuImageAttention(ImageAttention):
+    """timm's attention by `attend`."""
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """[batch, tokens, width] -> the same shape."""
+        batch, tokens, _ = x.shape
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        special = attn_mask is not None or is_causal or self.gate is not None
+        if special or use_fused_kernel(x.device, dtype, tokens, tokens):
+            return super().forward(x, attn_mask, is_causal)
+        qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, self.head_dim)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [batch, heads, tokens, head_dim]
+        query, key = self.q_norm(query), self.k_norm(key)
+        y = plain_attention(query, key, value, None, self.attn_drop.p if self.training else 0.0)
+        y = y.transpose(1, 2).flatten(2)  # [batch, tokens, width]
+        return self.proj_drop(self.proj(self.norm(y)))

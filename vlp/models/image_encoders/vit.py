@@ -1,28 +1,14 @@
 """The vision transformer that BLIP uses."""
 
 from functools import partial
-from typing import Literal
 
 from timm.layers import QuickGELU
-from timm.layers.attention import Attention
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import nn
 
 from vlp.config import ImageEncoderConfig
 from vlp.errors import UserError
-from vlp.models.cpu.attention import attend
 from vlp.models.initialise import initialise
-
-
-class ImageAttention(Attention):
-    """timm's attention, computed by the kernel that is fastest here; its parameters are timm's."""
-
-    def forward(self, x: Tensor, attn_mask: None = None, is_causal: Literal[False] = False) -> Tensor:
-        """[batch, tokens, width] -> the same shape."""
-        batch, tokens, _ = x.shape
-        qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, self.head_dim)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [batch, heads, tokens, head_dim]
-        return self.proj(attend(query, key, value).transpose(1, 2).reshape(batch, tokens, -1))
 
 
 def build_vit(config: ImageEncoderConfig) -> VisionTransformer:
@@ -47,7 +33,6 @@ def build_vit(config: ImageEncoderConfig) -> VisionTransformer:
         norm_layer=partial(nn.LayerNorm, eps=config.norm_eps),
         pre_norm=config.pre_norm,
         act_layer={"gelu": nn.GELU, "quick_gelu": QuickGELU}[config.activation],
-        attn_layer=ImageAttention,
     )
     initialise(tower, config.width)
     return tower

@@ -1,0 +1,43 @@
+"""Attention by the faster kernel equals PyTorch's and timm's own."""
+
+import copy
+
+import pytest
+import torch
+
+from vlp.config import ImageEncoderConfig
+from vlp.models.cpu import attention
+from vlp.models.cpu.attention import CpuImageAttention, fused_attention, plain_attention
+from vlp.models.cpu.optimise import optimise_for_cpu
+from vlp.models.image_encoders.vit import build_vit
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("fused", [None, False])  # None: whichever is faster
+def test_image_attention_equals_timms(gradients, fused, monkeypatch):
+    if fused is not None:
+        monkeypatch.setattr(attention, "use_fused_kernel", lambda *_: fused)
+    plain = build_vit(ImageEncoderConfig(image_size=160, patch_size=16, width=64, layers=2, heads=4)).eval()
+    fast = optimise_for_cpu(copy.deepcopy(plain))
+    assert all(type(block.attn) is CpuImageAttention for block in fast.blocks)
+    images = torch.randn(2, 3, 160, 160)
+    for dtype, near in ((torch.float32, 1e-5), (torch.bfloat16, 3e-2)):
+        with torch.set_grad_enabled(gradients):
+            ours, expected = (tower.to(dtype).forward_features(images.to(dtype)) for tower in (fast, plain))
+        torch.testing.assert_close(ours, expected, rtol=near, atol=near)
+        if gradients:
+            weights = torch.randn(ours.shape)
+            a, b = (
+                torch.autograd.grad((tokens.float() * weights).sum(), tower.blocks[0].attn.qkv.weight)[0].float()
+                for tokens, tower in ((ours, fast), (expected, plain))
+            )
+            assert (a - b).norm() < near * b.norm()
+
+
+@pytest.mark.parametrize("queries", [1, 8, 100])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_plain_attention_equals_the_fused_kernel(queries, with_bias):
+    query, key, value = (torch.randn(2, 3, many, 16) for many in (queries, 50, 50))
+    bias = torch.randn(2, 1, queries, 50) if with_bias else None
+    plain, fused = (kernel(query, key, value, bias, 0.0) for kernel in (plain_attention, fused_attention))
+    torch.testing.assert_close(plain, fused, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,68 @@
+"""Removing padding changes no number and no gradient."""
+
+import copy
+
+import pytest
+import torch
+
+from vlp.config import TextTowerConfig
+from vlp.models.cpu.optimise import optimise_for_cpu
+from vlp.models.cpu.padding import find_padding, rounded_up
+from vlp.models.text_tower import FeedForward, TextTower
+
+LENGTHS = torch.tensor([3, 9, 1, 5])
+
+
+def test_rows_are_removed_and_put_back():
+    mask = torch.arange(9) < LENGTHS[:, None]
+    unpadded = find_padding(mask)
+    assert len(unpadded.index) == 24 and mask.flatten()[unpadded.index[:18]].all()  # 18 tokens, rounded up
+    x = torch.randn(4, 9, 5, dtype=torch.float64, requires_grad=True)
+    kept = unpadded.remove(x)
+    assert torch.equal(kept[:18], x[mask])
+    assert torch.equal(unpadded.put_back(kept)[mask], x[mask])
+    assert (unpadded.put_back(kept) == 0).all(dim=2).sum() == 36 - 24
+    assert torch.autograd.gradcheck(lambda x: unpadded.put_back(unpadded.remove(x).sin()), (x,))
+    assert find_padding(torch.ones(4, 9, dtype=torch.bool)) is None and find_padding(None) is None
+
+
+def test_batches_of_similar_sizes_have_few_shapes():
+    """A new shape costs oneDNN more than its product."""
+    shapes = set()
+    for seed in range(100):
+        lengths = torch.randint(6, 26, (64, 1), generator=torch.Generator().manual_seed(seed))
+        mask = torch.arange(32) < lengths
+        index = find_padding(mask).index
+        assert mask.flatten()[index].sum() == mask.sum() and len(index.unique()) == len(index)
+        assert mask.sum() <= len(index) == rounded_up(int(mask.sum())) <= mask.sum() * 9 / 8
+        shapes.add(len(index))
+    assert len(shapes) <= 5
+
+
+@pytest.mark.parametrize("use", ["encode", "match", "decode"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_text_tower_gives_the_same(use, checkpointing, monkeypatch):
+    torch.manual_seed(0)
+    plain = TextTower(TextTowerConfig(60, width=32, layers=2, heads=2, feed_forward=64, dropout=0.0), 24)
+    with torch.no_grad():  # larger weights, so that tokens matter
+        for parameter in plain.parameters():
+            parameter.mul_(4)
+    fast = optimise_for_cpu(copy.deepcopy(plain))
+    fast.checkpointing = checkpointing
+    ids = torch.randint(5, 60, (4, 9))
+    mask = torch.arange(9) < LENGTHS[:, None]
+    image_tokens = torch.randn(2, 7, 24, requires_grad=True)
+    weights = torch.randn(4, 9, 32) * mask[:, :, None]
+    shapes, forward = [], FeedForward.forward
+    monkeypatch.setattr(FeedForward, "forward", lambda self, x: shapes.append(tuple(x.shape)) or forward(self, x))
+    results = []
+    for tower in (fast, plain):
+        memory = () if use == "encode" else (tower.project_image(image_tokens, "decoder"),)
+        hidden = getattr(tower, use)(ids, mask, *memory)
+        wanted = list(tower.parameters()) + ([] if use == "encode" else [image_tokens])
+        gradients = torch.autograd.grad((hidden * weights).sum(), wanted, allow_unused=True)
+        results.append((hidden * mask[:, :, None], *(one for one in gradients if one is not None)))
+    assert shapes[:2] == [(24, 32)] * 2 and shapes[-2:] == [(4, 9, 32)] * 2
+    assert len(results[0]) > 20
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5 * expected.detach().abs().max().item())

@@ -1,0 +1,133 @@
+"""Text without its padding: captions are about half as long as the longest of their batch, which halves the work."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlp.models.text_tower import ImageMemory, Layer, LayerCache, SelfAttentionCache, Side, TextTower
+
+WORTHWHILE = 0.9  # with a larger share of real tokens, moving the rows costs more than it saves
+
+
+@dataclass
+class Unpadded:
+    """Which rows of padded texts are kept.
+
+    Attributes:
+        index: int64 [kept], positions in the flattened [texts, tokens]: all tokens and a little padding.
+        texts, tokens: the shape of the padded texts.
+    """
+
+    index: Tensor
+    texts: int
+    tokens: int
+
+    def remove(self, x: Tensor) -> Tensor:
+        """[texts, tokens, width] -> [kept, width]."""
+        return _Remove.apply(x.flatten(0, 1), self.index)
+
+    def put_back(self, x: Tensor) -> Tensor:
+        """[kept, width] -> [texts, tokens, width], zero where rows were removed."""
+        return _PutBack.apply(x, self.index, self.texts * self.tokens).view(self.texts, self.tokens, -1)
+
+
+def find_padding(mask: Tensor | None) -> Unpadded | None:
+    """The rows to keep for a mask bool [texts, tokens]; None where removing padding does not pay.
+
+    It never does on a GPU, where counting the tokens would make the host wait for the device.
+    """
+    if mask is None or mask.device.type != "cpu":
+        return None
+    flat = mask.flatten()
+    index = flat.nonzero()[:, 0]
+    more = rounded_up(len(index)) - len(index)
+    index = torch.cat([index, (~flat).nonzero()[:more, 0]])
+    return Unpadded(index, *mask.shape) if len(index) < WORTHWHILE * len(flat) else None
+
+
+def rounded_up(rows: int) -> int:
+    """A number of rows, rounded up by at most an eighth to one of few numbers.
+
+    oneDNN builds a program for every new shape of a product, which costs a small model a tenth of its training step
+    (docs/benchmarks.md).
+    """
+    step = max(8, 2 ** (rows.bit_length() - 1) // 8) if rows else 1
+    return rows + -rows % step
+
+
+class UnpaddedTextTower(TextTower):
+    """A text tower that removes the padding before its first layer and puts zeros back after the last one."""
+
+    def _run(
+        self,
+        ids: Tensor,
+        mask: Tensor | None,
+        side: Side,
+        memory: ImageMemory | None = None,
+        image_index: Tensor | None = None,
+        cache: SelfAttentionCache | None = None,
+    ) -> Tensor:
+        unpadded = find_padding(mask) if cache is None else None
+        if unpadded is None:
+            return super()._run(ids, mask, side, memory, image_index, cache)
+        x, bias = self._embed(ids, mask, side)
+        x = self._run_layers(unpadded.remove(x), side, bias, memory, image_index, None, unpadded)
+        return unpadded.put_back(x)
+
+
+class UnpaddedLayer(Layer):
+    """A layer that can take rows without padding; only attention sees the padded texts."""
+
+    def forward(
+        self,
+        x: Tensor,
+        side: Side,
+        bias: Tensor | None,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        image_index: Tensor | None = None,
+        cache: LayerCache | None = None,
+        unpadded: Unpadded | None = None,
+    ) -> Tensor:
+        """As in `Layer`, with x [kept, width] where `unpadded` is given."""
+        if unpadded is None:
+            return super().forward(x, side, bias, key, value, image_index, cache)
+        attention = self.self_attention.side(side)
+        y = attention.attend(unpadded.put_back(attention.qkv(x)), bias)
+        x = attention.add(x, unpadded.remove(y))
+        if key is not None and value is not None:
+            attention = self.cross_attention.side(side)
+            y = attention.attend(unpadded.put_back(attention.query(x)), key, value, image_index)
+            x = attention.add(x, unpadded.remove(y))
+        return self.feed_forward.side(side)(x)
+
+
+class _Remove(torch.autograd.Function):
+    """Rows of a matrix by number. PyTorch's own gradient adds rows up; here none occurs twice."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, index: Tensor) -> Tensor:
+        context.save_for_backward(index)
+        context.rows = len(x)
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (index,) = context.saved_tensors
+        return gradient.new_zeros(context.rows, gradient.shape[1]).index_copy_(0, index, gradient), None
+
+
+class _PutBack(torch.autograd.Function):
+    """The inverse of `_Remove`, and its gradient."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, index: Tensor, rows: int) -> Tensor:
+        context.save_for_backward(index)
+        return x.new_zeros(rows, x.shape[1]).index_copy_(0, index, x)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (index,) = context.saved_tensors
+        return gradient.index_select(0, index), None, None
