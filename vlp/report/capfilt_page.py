@@ -90,7 +90,7 @@ def write_capfilt_report(
             "histograms": _histograms(connection),
             "shapes": _shapes(connection),
             "sizes": statistics.frequent_sizes(connection),
-            "images": connection.execute("SELECT count(*) FROM images").fetchone()[0],
+            "images": statistics.one_row(connection, "SELECT count(*) FROM images")[0],
         }
         progress("histograms")
         values["repetition"] = statistics.repetition(connection, seed)

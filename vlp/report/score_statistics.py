@@ -86,7 +86,7 @@ def open_tables(paths: list[str]) -> Iterator[Connection]:
             connection.execute(f"CREATE VIEW texts AS SELECT * REPLACE ({finite}) FROM stored")
             columns = "shard VARCHAR, key VARCHAR, uid VARCHAR, source VARCHAR, text VARCHAR"
             connection.execute(f"CREATE TABLE selected ({columns})")
-            (total,) = _row(connection, "SELECT count(*) FROM stored")
+            (total,) = one_row(connection, "SELECT count(*) FROM stored")
             # Keys are drawn by their hash, so that the same tables make the same page.
             connection.execute(
                 "CREATE MACRO few(key) AS hash(key) / 18446744073709551615.0 <= "
@@ -121,13 +121,13 @@ def kept_by_selection(connection: Connection) -> dict[str, tuple[int, int]]:
     rows = connection.execute(f"SELECT source, count(*) FILTER (kept), count(*) FROM ({query}) GROUP BY source")
     found = {source: (kept, total) for source, kept, total in rows.fetchall()}
     images = f"SELECT bool_or(kept) AS kept FROM ({query}) GROUP BY filename, key"
-    found["images"] = _row(connection, f"SELECT count(*) FILTER (kept), count(*) FROM ({images})")
+    found["images"] = one_row(connection, f"SELECT count(*) FILTER (kept), count(*) FROM ({images})")
     return {name: found[name] for name in ("images", *SOURCES) if name in found}
 
 
 def ranking(connection: Connection) -> str:
     """The score that puts images in order: ITM, or what comes next where no text has it."""
-    counts = _row(connection, f"SELECT {', '.join(f'count({name})' for name in JUDGEMENTS)} FROM texts")
+    counts = one_row(connection, f"SELECT {', '.join(f'count({name})' for name in JUDGEMENTS)} FROM texts")
     return next((name for name, count in zip(JUDGEMENTS, counts, strict=True) if count), JUDGEMENTS[0])
 
 
@@ -137,7 +137,7 @@ def by_source(connection: Connection) -> dict[str, dict[str, float | None]]:
     rows = connection.execute(
         f"SELECT source, count(*), {', '.join(f'avg({name})' for name in names)} FROM texts GROUP BY source"
     ).fetchall()
-    images = _row(
+    images = one_row(
         connection, f"SELECT {', '.join(f'count(*) FILTER (has_{source})' for source in SOURCES)} FROM images"
     )
     found = {source: dict(zip(("texts", *names), rest, strict=True)) for source, *rest in rows}
@@ -175,7 +175,7 @@ def _histogram(
         for share, end in ((0.001, "min"), (0.999, "max"))
     )
     query = f"SELECT any_value(typeof({value})), {ends} FROM {table}"
-    kind, lowest, highest = _row(connection, query)
+    kind, lowest, highest = one_row(connection, query)
     if lowest is None:
         return None
     low, high, bins = lowest if low is None else low, highest if high is None else high, BINS
@@ -203,7 +203,7 @@ def kept_by_threshold(connection: Connection, score: str) -> Kept | None:
 
     ITM's go from 0 to 1, the others' from the lowest hundredth of their values to the highest.
     """
-    low, high = _row(connection, f"SELECT min({score}), max({score}) FROM texts")
+    low, high = one_row(connection, f"SELECT min({score}), max({score}) FROM texts")
     if low is None:
         return None
     low, high = (0.0, 1.0) if score == "itm" else (math.floor(low * 100) / 100, math.ceil(high * 100) / 100)
@@ -218,7 +218,7 @@ def synthetic_against_web(connection: Connection) -> dict[str, float | None]:
     """Over images that have both: `images`, the share where the best synthetic text scores above the best web text
     (`better`), the share where they are `equal`, and the mean `difference` (synthetic less web)."""
     query = "count(*), avg((synthetic > web)::INT), avg((synthetic = web)::INT), avg(synthetic - web)"
-    row = _row(connection, f"SELECT {query} FROM images WHERE web IS NOT NULL AND synthetic IS NOT NULL")
+    row = one_row(connection, f"SELECT {query} FROM images WHERE web IS NOT NULL AND synthetic IS NOT NULL")
     return dict(zip(("images", "better", "equal", "difference"), row, strict=True))
 
 
@@ -227,7 +227,7 @@ def deciles(connection: Connection, each: int, seed: int) -> list[Decile]:
     else a human one, else a synthetic one. Equal scores stay together, so that there may be fewer than ten."""
     ranked = "(SELECT filename, key, coalesce(web, human, synthetic) AS best FROM images WHERE best IS NOT NULL)"
     inner = [step / 10 for step in range(1, 10)]
-    (edges,) = _row(connection, f"SELECT quantile_cont(best, {inner}) FILTER (few(key)) FROM {ranked}")
+    (edges,) = one_row(connection, f"SELECT quantile_cont(best, {inner}) FILTER (few(key)) FROM {ranked}")
     if edges is None:
         return []
     number = " + ".join(f"(best >= {edge!r}::DOUBLE)::INT" for edge in edges)
@@ -264,13 +264,13 @@ def repetition(connection: Connection, seed: int) -> Repetition:
         {"seed": seed},
     )
     sampled = dict(connection.execute("SELECT source, count(*) FROM sampled GROUP BY source").fetchall())
-    frequent = [
+    captions, fourgrams = (
         connection.execute(
             f"SELECT gram, count(*) / sum(count(*)) OVER () AS share FROM ({grams}) WHERE source = 'synthetic' "
             f"GROUP BY gram ORDER BY share DESC, gram LIMIT {TOP}"
         ).fetchall()
         for grams in ("SELECT source, array_to_string(words, ' ') AS gram FROM sampled", _grams(4))
-    ]
+    )
     distinct = [
         dict(
             connection.execute(
@@ -281,7 +281,7 @@ def repetition(connection: Connection, seed: int) -> Repetition:
     ]
     known = [source for source in SOURCES if source in sampled]
     shares = {source: [one.get(source) for one in distinct] for source in known}
-    return Repetition({source: sampled[source] for source in known}, *frequent, shares)
+    return Repetition({source: sampled[source] for source in known}, captions, fourgrams, shares)
 
 
 def frequent_sizes(connection: Connection) -> list[tuple[str, float]]:
@@ -311,7 +311,7 @@ def _is_readable(path: str) -> bool:
     return True
 
 
-def _row(connection: Connection, query: str) -> tuple:
+def one_row(connection: Connection, query: str) -> tuple:
     """The one row of an aggregate; what follows it is fetched too, as duckdb does nothing else before."""
     (row,) = connection.execute(query).fetchall()
     return row
