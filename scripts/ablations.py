@@ -24,7 +24,7 @@ from typing import IO
 import torch
 from ablations_page import collect, write_page
 
-from vlp.capfilt.run import score
+from vlp.capfilt.run import score_shards
 from vlp.capfilt.selection import select
 from vlp.config import DecodingConfig, Sharing, TaskName
 from vlp.demo.loop import (
@@ -174,7 +174,7 @@ class Scoring:
             name=self.name,
             decoding=self.decoding,
         )
-        score(config)
+        score_shards(config)
         return filter_quality(config.shards, config.rules, self.name)
 
 

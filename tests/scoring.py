@@ -1,8 +1,8 @@
-"""Scoring in a test's own process, the way the command does it."""
+"""Score shards in the test's process, as `vlp capfilt score` does."""
 
 from typing import Any
 
-from vlp.capfilt.run import score
+from vlp.capfilt import run
 from vlp.capfilt.score import ScoreCounts
 from vlp.config import CapFiltConfig, DecodingConfig
 
@@ -11,4 +11,6 @@ def score_shards(
     shards: str, captioner: str | list[str], filter: str | list[str], decoding: DecodingConfig, **settings: Any
 ) -> ScoreCounts:
     """`settings` are fields of `CapFiltConfig`."""
-    return score(CapFiltConfig(shards=shards, captioner=captioner, filter=filter, decoding=decoding, **settings))
+    return run.score_shards(
+        CapFiltConfig(shards=shards, captioner=captioner, filter=filter, decoding=decoding, **settings)
+    )

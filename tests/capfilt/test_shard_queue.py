@@ -1,4 +1,4 @@
-"""Work that survives: whoever does it, whatever fails and whenever it is killed, the tables are the same."""
+"""The queue of shards: the tables do not depend on which process scores them, on failures, or on kills."""
 
 import json
 import logging
@@ -8,7 +8,9 @@ import random
 import shutil
 import signal
 import socket
+import subprocess
 import sys
+import time
 from contextlib import ExitStack, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -22,16 +24,18 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from typer.testing import CliRunner
 
 from vlp.capfilt import scoring_batches, shard_queue
-from vlp.capfilt.crash_markers import in_work, read_deaths
-from vlp.capfilt.run import score
-from vlp.capfilt.score import ScoreCounts, ShardCounts
-from vlp.capfilt.shard_queue import parse_part, start_list, work_off
+from vlp.capfilt.crash_markers import count_crashes, crash_marker
+from vlp.capfilt.run import parse_part, score_shards
+from vlp.capfilt.score import ScoreCounts
+from vlp.capfilt.shard_queue import ShardQueue
 from vlp.cli.main import app
 from vlp.config import CapFiltConfig, DecodingConfig
+from vlp.config_reader import save_config
 from vlp.data.score_tables import table_path
 from vlp.data.shard_index import expand_shards
 from vlp.data.shards import iterate_samples
 from vlp.demo.scenes import write_scenes
+from vlp.distributed import gather_objects
 from vlp.errors import UserError, WorkError
 
 PROCESSES = multiprocessing.get_context("forkserver")  # processes that need not import torch again
@@ -65,7 +69,7 @@ def expected(eight_shards, models) -> list[dict]:
     """The rows that one process writes."""
     decoding = DecodingConfig(max_length=10, min_length=3)
     shards = str(eight_shards / "*.tar")
-    score(CapFiltConfig(shards, "", *models, decoding=decoding, num_captions=2, batch_size=4, precision="fp32"))
+    score_shards(CapFiltConfig(shards, "", *models, decoding=decoding, num_captions=2, batch_size=4, precision="fp32"))
     return rows_of(shards)
 
 
@@ -111,7 +115,7 @@ def test_parts_are_counted_from_one():
 
 
 def test_parts_together_are_the_whole(config, expected, eight_shards):
-    counts = [score(config, part=f"{number}/3") for number in (3, 1)]
+    counts = [score_shards(config, part=f"{number}/3") for number in (3, 1)]
     assert [one.shards for one in counts] == [2, 3]
     names = {"--captioner": config.captioner, "--filter": config.filter, "--precision": "fp32", "--batch-size": 4}
     rest = {"--num-captions": 2, "--part": "2/3", "--set": "decoding={max_length: 10, min_length: 3}"}
@@ -119,186 +123,221 @@ def test_parts_together_are_the_whole(config, expected, eight_shards):
     result = CliRunner().invoke(app, ["capfilt", "score", "--shards", config.shards, *given])
     assert "skipped_shards  0" in result.stdout, result.output
     assert rows_of(config.shards) == expected
-    assert score(config, part="9/9") == ScoreCounts()  # more parts than shards
+    assert score_shards(config, part="9/9") == ScoreCounts()  # more parts than shards
 
 
 def test_a_shard_that_is_all_bad_is_listed_where_it_is_asked_for(config, tmp_path):
     first, *others = expand_shards(config.shards)
     Path(first).write_bytes(b"no shard")
-    with pytest.raises(WorkError, match=r"1 of 3 shards failed 3 times.*00000\.tar.*bad"):
-        score(config, part="1/3", failures=str(tmp_path / "new" / "list.jsonl"))
+    with pytest.raises(WorkError, match=r"1 shard has no score table.*00000\.tar.*bad.*3 attempts"):
+        score_shards(config, part="1/3", failures=str(tmp_path / "new" / "list.jsonl"))
     assert json.loads((tmp_path / "new" / "list.jsonl").read_text())["shard"] == first
     assert [table_path(shard).exists() for shard in others[2::3]] == [True, True]
-    with pytest.raises(WorkError, match=r"capfilt-failures-1-of-3\.jsonl lists them"):
-        score(config, part="1/3")
+    with pytest.raises(WorkError, match=r"capfilt-failures-1-of-3\.jsonl lists"):
+        score_shards(config, part="1/3")
 
 
 class Work:
-    """Scores nothing; shards fail as often as `failing` says, with what `error` says."""
+    """Scores nothing. Each shard of `failing` raises `error` in its first so many attempts."""
 
     def __init__(self, failing: dict[str, int], error: Exception):
         self.failing, self.error, self.order = failing, error, []
 
-    def __call__(self, shard: str, progress) -> ShardCounts:
+    def __call__(self, shard: str, progress) -> ScoreCounts:
         self.order.append(shard)
         progress("score", 10)
         if self.failing.get(shard, 0) >= self.order.count(shard):
             raise self.error
-        return ShardCounts(10, 20, {"no image": 1})
+        return ScoreCounts(shards=1, images=10, texts=20, bad={"no image": 1})
 
 
-def test_what_fails_now_and_then_is_tried_again_after_the_others(tmp_path):
-    task = Work({"a": 2, "b": 1}, OSError("the disk is away"))
-    counts = work_off(["a", "b", "c", "d"], task, lambda shard: shard == "d", tmp_path / "list")
+def process(shards, work, failures: Path, finished=()) -> ScoreCounts:
+    return ShardQueue(list(shards), failures).process(work, lambda shard: shard in finished)
+
+
+def test_a_failing_shard_is_retried_after_the_others(tmp_path):
+    work = Work({"a": 2, "b": 1}, OSError("the disk is away"))
+    counts = process("abcd", work, tmp_path / "list", finished="d")
     assert counts == ScoreCounts(3, 1, 30, 60, {"no image": 3})
-    assert task.order == ["a", "b", "c", "a", "b", "a"]
+    assert work.order == ["a", "b", "c", "a", "b", "a"]
     assert not (tmp_path / "list").exists()
 
 
-def test_what_fails_three_times_is_listed_and_the_rest_is_done(tmp_path, monkeypatch):
-    task = Work({"a": 9, "c": 9}, WorkError("the samples are bad."))
-    with pytest.raises(WorkError, match=r"2 of 4 shards failed 3 times.*first of them a \(the samples are bad\)"):
-        work_off(["a", "b", "c", "d"], task, lambda shard: False, tmp_path / "list")
-    assert sorted(task.order) == ["a"] * 3 + ["b"] + ["c"] * 3 + ["d"]
+def test_shards_that_fail_three_times_are_listed_and_the_others_scored(tmp_path, monkeypatch):
+    work = Work({"a": 9, "c": 9}, WorkError("the samples are bad."))
+    with pytest.raises(WorkError, match=r"2 shards have no score table, the first is a \(the samples are bad, 3 att"):
+        process("abcd", work, tmp_path / "list")
+    assert sorted(work.order) == ["a"] * 3 + ["b"] + ["c"] * 3 + ["d"]
     listed = [json.loads(line) for line in (tmp_path / "list").read_text().splitlines()]
     assert listed == [{"shard": shard, "error": "the samples are bad.", "attempts": 3} for shard in ("a", "c")]
-    # The launcher takes exit code 1 for a reason to start everything again: that ends at once, but a new run does not.
+    # A launcher with --max_restarts restarts processes that end with exit code 1: that must not begin all over again.
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    with pytest.raises(WorkError, match="2 shards failed 3 times"):
-        start_list(tmp_path / "list")
+    with pytest.raises(WorkError, match="2 shards have no score table"):
+        ShardQueue(["a"], tmp_path / "list")
     monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT")
-    start_list(tmp_path / "list")
+    ShardQueue(["a"], tmp_path / "list")
     assert not (tmp_path / "list").exists()
 
 
-@pytest.mark.parametrize("error", [TypeError("a mistake"), RuntimeError("CUDA error: device-side assert triggered")])
-def test_a_mistake_and_a_dead_gpu_end_the_process(tmp_path, error):
-    task = Work({"a": 9}, error)
-    with pytest.raises(type(error)):
-        work_off(["a", "b"], task, lambda shard: False, tmp_path / "list")
-    assert task.order == ["a"]
+def test_a_bug_ends_the_process_with_its_own_error(tmp_path):
+    work = Work({"a": 9}, TypeError("a bug"))
+    with pytest.raises(TypeError):
+        process("ab", work, tmp_path / "list")
+    assert work.order == ["a"]
+    assert not count_crashes(tmp_path / "list")
 
 
-def _die_in_work(listed: Path, shards: str) -> None:
-    deaths = read_deaths(listed)
+def test_a_gpu_that_fails_ends_the_process_with_a_sentence(tmp_path):
+    work = Work({"a": 9}, RuntimeError("CUDA error: device-side assert triggered\nCUDA kernel errors might be"))
+    with pytest.raises(WorkError, match=r"The GPU failed on a \(RuntimeError: CUDA error: device-side assert tr.*\);"):
+        process("ab", work, tmp_path / "list")
+    assert work.order == ["a"]
+
+
+def _crash(failures: Path, shards: str) -> None:
+    crashes = count_crashes(failures)
     with ExitStack() as stack:
         for shard in shards:
-            stack.enter_context(in_work(listed, shard, deaths[shard]))
+            stack.enter_context(crash_marker(failures, shard, crashes[shard]))
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_what_was_in_work_when_processes_died_comes_last(tmp_path):
-    """An end that the process lived to see leaves no mark: a mistake of ours, as Ctrl-C."""
-    listed, mistake = tmp_path / "list", TypeError("a mistake")
-    with pytest.raises(TypeError):
-        work_off(["a", "b"], Work({"a": 1}, mistake), lambda shard: False, listed)
-    assert not read_deaths(listed)
-    assert [finish(start(_die_in_work, listed, shards)) for shards in ("ab", "a")] == [[-9], [-9]]
-    for failing in "abc":
+def test_suspects_of_a_crash_come_first_and_are_given_up_after_two_crashes(tmp_path):
+    failures = tmp_path / "list"
+    assert finish(start(_crash, failures, "ab")) == [-9]
+    for failing in "abc":  # an exception does not count as a crash, and forgets none
         with pytest.raises(TypeError):
-            work_off(["a", "b", "c"], Work({failing: 1}, mistake), lambda shard: False, listed)
-        assert read_deaths(listed) == {"a": 2, "b": 1}
-    task = Work({"a": 2}, OSError("the disk is away"))
-    assert work_off(["a", "b", "c"], task, lambda shard: False, listed).shards == 3
-    assert task.order == ["c", "b", "a", "a", "a"]
-    assert not list(tmp_path.iterdir())
+            process("abc", Work({failing: 1}, TypeError("a bug")), failures)
+        assert count_crashes(failures) == {"a": 1, "b": 1}
+    assert finish(start(_crash, failures, "a")) == [-9]
+    work = Work({}, OSError())
+    with pytest.raises(WorkError, match=r"1 shard has no score table, the first is a \(its process crashed, 2"):
+        process("abc", work, failures)
+    assert work.order == ["b", "c"]
+    assert [path.name for path in tmp_path.iterdir()] == ["list"], "the markers are gone: the next run tries again"
 
 
-def _die_together(folder: Path) -> None:
-    """As where memory is short and the machine kills all: "guilty" does so, when another is in work if there is one."""
+def _crash_together(folder: Path) -> None:
+    """As in a container that is killed for memory: "guilty" kills all processes, while "slow" is in progress if it can.
+
+    "slow" is in progress as long as "guilty" is.
+    """
     dist.init_process_group("gloo")
-    store, me = shard_queue._get_default_store(), dist.get_rank()
-    store.set(f"process {me}", str(os.getpid()))
+    pids = gather_objects(os.getpid())
+    queue = ShardQueue(["guilty", "slow"], folder / "list")
 
-    def begin(shard: str, progress) -> ShardCounts:
-        store.set(shard, "")
-        together = True
-        try:
-            store.wait(["guilty" if shard == "slow" else "slow"], timedelta(seconds=1))
-        except dist.DistStoreError:
-            together = False
+    def score(shard: str, progress) -> ScoreCounts:
+        queue.store.set(shard, "")
+        with suppress(dist.DistStoreError):
+            queue.store.wait(["guilty" if shard == "slow" else "slow"], timedelta(seconds=1))
+            if shard == "slow":
+                queue.store.wait(["never"], timedelta(seconds=60))
         if shard == "guilty":
-            for process in [int(store.get(f"process {rank}")) for rank in (1 - me, me)]:
+            for process in [*pids[: dist.get_rank()], *pids[dist.get_rank() + 1 :], os.getpid()]:
                 with suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
-        elif together:
-            store.get("never")
         (folder / shard).touch()
-        return ShardCounts(1, 1)
+        return ScoreCounts(1, 0, 1, 1)
 
     try:
-        work_off(["guilty", "slow"], begin, lambda shard: (folder / shard).exists(), folder / "list")
+        queue.process(score, lambda shard: (folder / shard).exists())
     except WorkError:
         sys.exit(1)
 
 
-def test_what_dies_with_a_guilty_shard_is_not_given_up(tmp_path):
-    for deaths in range(1, 4):
-        assert -9 in finish(start(_die_together, tmp_path, count=2))
-        assert read_deaths(tmp_path / "list") == {"guilty": deaths, "slow": min(deaths, 2)}
-    assert finish(start(_die_together, tmp_path, count=2)) == [1, 0]
+def test_a_shard_that_only_ran_next_to_a_deadly_one_is_scored(tmp_path):
+    assert finish(start(_crash_together, tmp_path, count=2)) == [-9, -9]
+    assert count_crashes(tmp_path / "list") == {"guilty": 1, "slow": 1}
+    assert -9 in finish(start(_crash_together, tmp_path, count=2))
+    assert count_crashes(tmp_path / "list") == {"guilty": 2, "slow": 1}
+    assert finish(start(_crash_together, tmp_path, count=2)) == [1, 0]
     assert [json.loads(line)["shard"] for line in (tmp_path / "list").read_text().splitlines()] == ["guilty"]
     assert (tmp_path / "slow").exists()
 
 
-def test_the_progress_is_that_of_all_and_its_total_is_estimated(tmp_path, monkeypatch):
+def test_the_bar_shows_all_processes_and_estimates_the_total(tmp_path, monkeypatch):
     shown = []
-    monkeypatch.setattr(shard_queue.Progress, "add", lambda bar, what, count: advance(bar, count))
 
-    def advance(bar, count):
+    def add(bar, stage, count):
         bar.done += count
         shown.append((bar.done, bar.total))
 
-    task = Work({"b": 1}, OSError("the disk is away"))
-    work_off(["a", "b", "c", "d"], task, lambda shard: shard == "d", tmp_path / "list")
-    assert shown[0] == (10, None)  # "a" cannot be read, so that nothing is known yet
-    assert shown[1] == (20, 40)  # each is as large as "a"
-    assert shown[-1] == (30, 30)  # "d" was finished, and what "b" did at first was taken back
+    monkeypatch.setattr(shard_queue.Progress, "add", add)
+    process("abcd", Work({"b": 1}, OSError("the disk is away")), tmp_path / "list", finished="d")
+    assert shown[0] == (10, None)  # "a" is not readable, so the total is unknown
+    assert shown[1] == (20, 40)  # all shards are assumed to be like "a"
+    assert shown[-1] == (30, 30)  # "d" was finished before, and the first attempt at "b" does not count
 
 
 def _fail_together(folder: Path) -> None:
     dist.init_process_group("gloo")
-    shards = [str(number) for number in range(20)]
-    task = Work({"7": 9, "11": 9}, ValueError("no number"))
+    work = Work({"7": 9, "11": 9}, ValueError("no number"))
     try:
-        counts = work_off(shards, task, lambda shard: shard in ("3", "4"), folder / "list")
-        said = {"counts": vars(counts)}
+        result = {"counts": vars(process(map(str, range(20)), work, folder / "list", finished=("3", "4")))}
     except WorkError as error:
-        said = {"error": str(error)}
-    (folder / f"{dist.get_rank()}.json").write_text(json.dumps({**said, "order": task.order}))
+        result = {"error": str(error)}
+    (folder / f"{dist.get_rank()}.json").write_text(json.dumps({**result, "order": work.order}))
 
 
-def test_processes_share_the_shards_and_the_first_says_what_failed(tmp_path):
+def test_processes_share_the_shards_and_the_first_reports_the_failures(tmp_path):
     assert finish(start(_fail_together, tmp_path, count=3)) == [0, 0, 0]
-    said = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
-    assert "2 of 20 shards failed 3 times" in said[0]["error"]
-    done = [shard for one in said for shard in one["order"]]
-    assert sorted(set(done), key=int) == [str(number) for number in range(20) if number not in (3, 4)]
-    assert len(done) == 18 + 2 * 2, "each shard was one process's, those that failed three times"
+    results = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
+    assert "2 shards have no score table" in results[0]["error"]
+    scored = [shard for result in results for shard in result["order"]]
+    assert sorted(set(scored), key=int) == [str(number) for number in range(20) if number not in (3, 4)]
+    assert len(scored) == 18 + 2 * 2, "one process scored each shard, and tried the failing ones three times"
     listed = [json.loads(line) for line in (tmp_path / "list").read_text().splitlines()]
     assert {one["shard"]: one["error"] for one in listed} == dict.fromkeys(("7", "11"), "ValueError: no number")
 
 
-def _wait_for_the_dead(folder: Path) -> None:
+def _wait_for_a_dead_process(folder: Path, dying: int) -> None:
     shard_queue.SILENCE = 1.0
     dist.init_process_group("gloo")
+    queue = ShardQueue(["a", "b"], folder / "list")
 
-    def die_second(shard: str, progress) -> ShardCounts:
-        if dist.get_rank() == 1:
-            shard_queue._get_default_store().set("the second has one", "")
+    def score(shard: str, progress) -> ScoreCounts:
+        queue.store.set(str(dist.get_rank()), "")
+        queue.store.wait([str(1 - dist.get_rank())])
+        if dist.get_rank() == dying:
             os.kill(os.getpid(), 9)
-        shard_queue._get_default_store().get("the second has one")  # waits for it
-        return ShardCounts(1, 1)
+        if dying == 0:
+            queue.store.wait(["never"])
+        return ScoreCounts(1, 0, 1, 1)
 
     try:
-        work_off(["a", "b"], die_second, lambda shard: False, folder / "list")
+        queue.process(score, lambda shard: False)
     except WorkError as error:
-        (folder / "said").write_text(str(error))
+        (folder / "error").write_text(str(error))
 
 
-def test_a_dead_process_does_not_hang_the_others(tmp_path):
-    assert finish(start(_wait_for_the_dead, tmp_path, count=2)) == [0, -9]
-    assert "Process 1 has given no sign" in (tmp_path / "said").read_text()
+@pytest.mark.parametrize(("dying", "message"), [(1, "Process 1 has made no progress"), (0, "The first process of")])
+def test_a_dead_process_does_not_hang_the_others(tmp_path, dying, message):
+    codes = finish(start(_wait_for_a_dead_process, tmp_path, dying, count=2))
+    assert codes[dying] == -9 and codes[1 - dying] == 0
+    assert message in (tmp_path / "error").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_by_a_signal_is_one_sentence_and_no_crash(config, expected, tmp_path, number):
+    """As SLURM, Kubernetes and spot machines stop a process; the launcher and the scheduler may both send a signal."""
+    save_config(config, tmp_path / "capfilt.yaml")
+    given = [f"output={tmp_path / 'new'}", "rules=itm >= 0"]
+    command = [sys.executable, "-m", "vlp", "capfilt", "run", str(tmp_path / "capfilt.yaml"), *given]
+    process = psutil.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    while not tables(config) and process.poll() is None:
+        time.sleep(0.001)
+    process.send_signal(number)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 1, error
+    assert error == f"vlp: Stopped by {number.name}; finished tables are kept: rerun the command to continue.\n"
+    assert not (tmp_path / "new").exists()
+    assert not list((tmp_path / "web").glob(".*")), "no marker and no half table"
+    finished = {path: path.stat().st_mtime_ns for path in tables(config)}
+    assert 0 < len(finished) < 8
+    score_shards(config)
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    assert rows_of(config.shards) == expected
 
 
 def test_kills_at_any_moment_change_no_row(config, expected, tmp_path):
@@ -307,7 +346,7 @@ def test_kills_at_any_moment_change_no_row(config, expected, tmp_path):
     stray.write_text("half a table")  # as if killed while writing
     killed = 0
     for finished in (0, 1, 2, 4, 6):
-        (process,) = start(score, config)
+        (process,) = start(score_shards, config)
         while process.is_alive() and len(tables(config)) < finished:
             process.join(0.001)
         process.join(moments.uniform(0, 0.1))
@@ -317,7 +356,7 @@ def test_kills_at_any_moment_change_no_row(config, expected, tmp_path):
         before = {path: path.stat().st_mtime_ns for path in tables(config)}
         assert all(pq.read_table(path).num_rows == 24 for path in before)  # whole: 8 images, 3 texts each
     assert killed
-    assert finish(start(score, config)) == [0]
+    assert finish(start(score_shards, config)) == [0]
     assert {path: path.stat().st_mtime_ns for path in before} == before  # what was finished was not done again
     assert rows_of(config.shards) == expected
     names = [f"{number:05d}.{kind}" for number in range(8) for kind in ("capfilt.parquet", "tar")]
@@ -325,11 +364,11 @@ def test_kills_at_any_moment_change_no_row(config, expected, tmp_path):
 
 
 def test_four_processes_change_no_row(config, expected):
-    assert finish(start(score, config, count=4)) == [0, 0, 0, 0]
+    assert finish(start(score_shards, config, count=4)) == [0, 0, 0, 0]
     assert rows_of(config.shards) == expected
 
 
-def _launch(config: CapFiltConfig, restarts: int, target=score, *arguments) -> None:
+def _launch(config: CapFiltConfig, restarts: int, target=score_shards, *arguments) -> None:
     """What torchrun does, and accelerate's launcher through it."""
     logging.disable()  # the launcher's own words
     how = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "start_method": "fork"}
@@ -350,8 +389,8 @@ def test_a_killed_process_ends_the_run_or_is_started_again_and_changes_no_row(co
         assert len(tables(config)) < 8
 
 
-def _score_and_die(config: CapFiltConfig, deadly: bytes, folder: Path) -> None:
-    """Scores where decoding one image kills the process; what is said at the end is in FOLDER/said."""
+def _score_and_crash(config: CapFiltConfig, deadly: bytes, folder: Path) -> None:
+    """Scores, where decoding one image kills the process; FOLDER/error gets the final error."""
     decode = scoring_batches._decode
 
     def decode_or_die(data: bytes, scorers) -> scoring_batches._Decoded:
@@ -361,9 +400,9 @@ def _score_and_die(config: CapFiltConfig, deadly: bytes, folder: Path) -> None:
 
     scoring_batches._decode = decode_or_die
     try:
-        score(config)
+        score_shards(config)
     except WorkError as error:
-        (folder / "said").write_text(str(error))
+        (folder / "error").write_text(str(error))
         raise SystemExit(1) from None
 
 
@@ -372,17 +411,15 @@ def test_a_shard_that_kills_its_process_is_given_up_and_named(config, expected, 
     guilty = expand_shards(config.shards)[1]
     deadly = next(iterate_samples(guilty)).image
     if launched:
-        assert finish(start(_launch, config, 3, _score_and_die, deadly, tmp_path)) == [1]
+        assert finish(start(_launch, config, 2, _score_and_crash, deadly, tmp_path)) == [1]
     else:
-        codes = [finish(start(_score_and_die, config, deadly, tmp_path))[0] for _ in range(4)]
-        assert codes == [-9, -9, -9, 1]
-    assert (
-        f"1 of 8 shards failed 3 times and have no table, the first of them {guilty} (its process died)"
-        in (tmp_path / "said").read_text()
-    )
+        codes = [finish(start(_score_and_crash, config, deadly, tmp_path))[0] for _ in range(3)]
+        assert codes == [-9, -9, 1]
+    message = f"1 shard has no score table, the first is {guilty} (its process crashed, 2 attempts)"
+    assert message in (tmp_path / "error").read_text()
     listed = tmp_path / "web" / "capfilt-failures.jsonl"
-    assert json.loads(listed.read_text()) == {"shard": guilty, "error": "its process died", "attempts": 3}
+    assert json.loads(listed.read_text()) == {"shard": guilty, "error": "its process crashed", "attempts": 2}
     assert [path.name for path in tables(config)] == [f"0000{number}.capfilt.parquet" for number in (0, *range(2, 8))]
     assert sorted(path.name for path in (tmp_path / "web").glob(".*")) == []
-    score(config)  # the guilty image is mended
+    score_shards(config)  # without the deadly decoder
     assert rows_of(config.shards) == expected

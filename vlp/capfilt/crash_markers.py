@@ -1,55 +1,43 @@
-"""Marks of shards in work, which outlive the process: so a shard that ends its process outright is found."""
+"""Crash markers: files that record the shard in progress, so that one that kills its process can be identified."""
 
 import glob
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
-def read_deaths(listed: Path) -> Counter[str]:
-    """How many processes ended while they had each shard in work, and did not live to say so.
-
-    Call it while no process works: a shard in work is marked like one whose process has died.
-
-    Args:
-        listed: the list of failures, beside which the marks lie.
-    """
-    names = (name for mark in _marks(listed) for name in os.fsdecode(mark.read_bytes()).split("\n"))
-    return Counter(name for name in names if name)
-
-
 @contextmanager
-def in_work(listed: Path, shard: str, deaths: int) -> Iterator[None]:
-    """Mark a shard as in work inside the block; an error, even Ctrl-C, takes the mark away as the block's end does.
-
-    A mark is a file with a line, the shard's name, for each process that began and did not come back.
+def crash_marker(failures: Path, shard: str, crashes: int) -> Iterator[None]:
+    """Mark a shard as in progress. The marker is removed at the end and on any exception; only a crash leaves it.
 
     Args:
-        deaths: how many lines there are already.
+        failures: the list of failed shards; markers are hidden files next to it.
+        crashes: how many markers the shard has already.
     """
-    line = os.fsencode(f"{shard}\n")
-    mark = _mark(listed, hashlib.sha256(line).hexdigest()[:32])
-    with suppress(OSError), mark.open("ab") as file:  # without room for a mark a table has none: that says more
-        file.write(line)
+    name = hashlib.sha256(shard.encode(errors="surrogateescape")).hexdigest()[:32]
+    marker = failures.with_name(f".{failures.name}.in-progress-{name}-{crashes}")
     try:
+        with suppress(OSError):  # a full disk: writing the shard's table reports it better
+            marker.write_bytes(shard.encode(errors="surrogateescape"))
         yield
     finally:
         with suppress(OSError):
-            os.truncate(mark, deaths * len(line)) if deaths else mark.unlink()
+            marker.unlink()
 
 
-def forget_deaths(listed: Path) -> None:
-    """Remove all marks; every shard has its table or is listed."""
-    for mark in _marks(listed):
-        mark.unlink(missing_ok=True)
+def count_crashes(failures: Path) -> Counter[str]:
+    """How many processes crashed on each shard. Call it while no process of the run is scoring."""
+    names = (marker.read_bytes().decode(errors="surrogateescape") for marker in _markers(failures))
+    return Counter(name for name in names if name)
 
 
-def _mark(listed: Path, which: str) -> Path:
-    return listed.with_name(f".{listed.name}.in-work-{which}")
+def remove_markers(failures: Path) -> None:
+    """Remove the markers of all shards."""
+    for marker in _markers(failures):
+        marker.unlink(missing_ok=True)
 
 
-def _marks(listed: Path) -> list[Path]:
-    return list(listed.parent.glob(_mark(Path(glob.escape(listed.name)), "*").name))
+def _markers(failures: Path) -> list[Path]:
+    return list(failures.parent.glob(f".{glob.escape(failures.name)}.in-progress-*"))

@@ -1,13 +1,15 @@
-"""CapFilt whole: score the shards, select (paper, section 3.3), and report."""
+"""`vlp capfilt score` and `vlp capfilt run`: score the shards, select (paper, section 3.3), and report."""
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 
 from vlp.capfilt.rules import parse_rules
-from vlp.capfilt.score import ScoreCounts, ScoreSettings, ShardCounts, score_shard, table_identity
+from vlp.capfilt.score import ScoreCounts, ScoreSettings, score_shard, table_identity
 from vlp.capfilt.scorers import as_list, load_scorers
 from vlp.capfilt.selection import select
-from vlp.capfilt.shard_queue import parse_part, start_list, work_off
+from vlp.capfilt.shard_queue import ShardQueue
+from vlp.capfilt.stop_signals import stop_on_signals
 from vlp.config import CapFiltConfig
 from vlp.data.score_tables import is_finished, table_path
 from vlp.data.shard_index import expand_shards
@@ -18,45 +20,60 @@ from vlp.log import ReportProgress
 from vlp.report.capfilt_page import write_capfilt_report
 
 
-def score(config: CapFiltConfig, part: str = "", failures: str = "") -> ScoreCounts:
-    """Score the shards, together with the other processes that `accelerate launch` started, showing progress.
+def score_shards(config: CapFiltConfig, part: str = "", failures: str = "") -> ScoreCounts:
+    """Score the shards, shared with the other processes of the launcher, and show progress.
 
     Args:
-        part: as in `parse_part`; of the shards in order, this run takes every so many-th.
-        failures: where the list of shards goes that fail three times; "" is beside the tables (`failures_path`).
+        part: see `parse_part`; the run takes every `parts`-th shard.
+        failures: path of the list of shards that were given up; "" is `failures_path`.
 
     Returns:
-        The counts of all processes in the first of them, in each other its own.
+        The counts of all processes in the first one, in the others their own.
 
     Raises:
         UserError: the config is wrong, no shard matches, or a name does not lead to a model.
-        WorkError: shards were given up, or a process died.
+        WorkError: shards were given up, a process is gone, or the run was stopped by a signal.
     """
     for name in ("shards", "filter"):
         if not as_list(getattr(config, name)):
             raise UserError(f"CapFilt needs {name}: set it in the config or on the command line.")
     number, parts = parse_part(part)
-    every = list(dict.fromkeys(expand_shards(config.shards)))
-    shards = every[number - 1 :: parts]
+    all_shards = list(dict.fromkeys(expand_shards(config.shards)))
+    shards = all_shards[number - 1 :: parts]
     tables = {shard: table_path(shard, config.name) for shard in shards}
-    listed = Path(failures) if failures else failures_path(every, config.name, part)
     device = join_processes()
-    start_list(listed)
-    scorers = load_scorers(config.captioner, config.filter, config.precision, device, config.compile)
-    settings = ScoreSettings(
-        config.decoding, config.num_captions, config.seed, config.batch_size, config.max_bad_share, config.name
-    )
-    identity = table_identity(scorers, settings)
+    with stop_on_signals():
+        queue = ShardQueue(shards, Path(failures or failures_path(all_shards, config.name, part)))
+        scorers = load_scorers(config.captioner, config.filter, config.precision, device, config.compile)
+        settings = ScoreSettings(
+            config.decoding, config.num_captions, config.seed, config.batch_size, config.max_bad_share, config.name
+        )
+        identity = table_identity(scorers, settings)
 
-    def score_one(shard: str, progress: ReportProgress) -> ShardCounts:
-        remove_leftovers(tables[shard])
-        return score_shard(shard, scorers, settings, progress)
+        def score(shard: str, progress: ReportProgress) -> ScoreCounts:
+            remove_leftovers(tables[shard])
+            return score_shard(shard, scorers, settings, progress)
 
-    return work_off(shards, score_one, lambda shard: is_finished(shard, identity, config.name), listed)
+        return queue.process(score, lambda shard: is_finished(shard, identity, config.name))
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """`3/16` -> (3, 16), the third of sixteen parts; "" -> (1, 1), everything.
+
+    Raises:
+        UserError: the text has another form, or there is no such part.
+    """
+    if not text:
+        return 1, 1
+    matched = re.fullmatch(r"(\d+)/(\d+)", text)
+    number, parts = (int(matched[1]), int(matched[2])) if matched else (0, 0)
+    if not 1 <= number <= parts:
+        raise UserError(f"--part takes NUMBER/PARTS, from 1/16 to 16/16 for sixteen parts, not {text!r}.")
+    return number, parts
 
 
 def failures_path(shards: list[str], name: str, part: str = "") -> Path:
-    """Where the list of shards that were given up goes: beside the first of all, and apart for each part."""
+    """The list of shards that were given up: next to the first shard, one list per part."""
     part = f"-{part.replace('/', '-of-')}" if part else ""
     return Path(shards[0]).parent / f"{name}-failures{part}.jsonl"
 
@@ -73,7 +90,7 @@ def run_capfilt(config: CapFiltConfig) -> dict:
     prepare_output(config.output)  # what select would refuse is refused before hours of scoring
     if config.human:
         expand_shards(config.human)
-    scored = score(config)
+    scored = score_shards(config)
     if not is_main():
         return {}
     remove_leftovers(Path(config.output))

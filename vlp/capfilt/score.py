@@ -46,33 +46,31 @@ class ScoreSettings:
 
 
 @dataclass
-class ShardCounts:
-    """What was scored of one shard.
+class ScoreCounts:
+    """What was scored of one shard, by one process or by all of them.
 
     Attributes:
-        bad: by reason, the samples that were left out, and as "empty caption" the captions that said nothing.
+        skipped_shards: shards whose tables were finished before.
+        bad: by reason, the samples that were left out, and as "empty caption" the captions without a word.
     """
 
+    shards: int = 0
+    skipped_shards: int = 0
     images: int = 0
     texts: int = 0
     bad: dict[str, int] = field(default_factory=dict)
 
-
-@dataclass
-class ScoreCounts:
-    """What was scored: by a process of a run, or by all of them together."""
-
-    shards: int = 0
-    skipped_shards: int = 0  # finished before
-    images: int = 0
-    texts: int = 0
-    bad: dict[str, int] = field(default_factory=dict)  # by reason
+    def add(self, other: "ScoreCounts") -> None:
+        """Add other counts to these."""
+        for name in ("shards", "skipped_shards", "images", "texts"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.bad = dict(Counter(self.bad) + Counter(other.bad))
 
 
 @constant_weights()
 def score_shard(
     shard: str, scorers: Scorers, settings: ScoreSettings, progress: ReportProgress = no_progress
-) -> ShardCounts:
+) -> ScoreCounts:
     """Read a shard, score it and write its table whole.
 
     A table does not depend on which process makes it: batches stay within the shard, and a sampled caption depends on
@@ -83,7 +81,7 @@ def score_shard(
     """
     bad = BadSamples(settings.max_bad_share)
     empty = BadSamples(math.inf)  # captions without a word, whose samples are as good as others
-    counts, rows = ShardCounts(), []
+    counts, rows = ScoreCounts(shards=1), []
     state = shard_state(shard)
     for batch in read_batches(shard, scorers, settings.batch_size, bad):
         rows += score_batch(batch, scorers, settings, shard, empty)

@@ -29,10 +29,10 @@ def capfilt_score(
     models = {"captioner": captioner or [], "filter": filter, "num_captions": num_captions, "name": name}
     given = {**models, "seed": seed, "batch_size": batch_size, "precision": precision}
     config = _capfilt_config(None, settings, shards=shards, **given)
-    from vlp.capfilt.run import score
+    from vlp.capfilt.run import score_shards
     from vlp.distributed import is_main
 
-    counts = score(config, part, failures)
+    counts = score_shards(config, part, failures)
     if is_main():
         print_values(vars(counts), False)
 

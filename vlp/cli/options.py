@@ -5,11 +5,12 @@ from typing import Annotated, Any
 
 import typer
 
+from vlp import config
 from vlp.files import write_json
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change, as key.sub=value.")]
-Precision = Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32.")]
+Precision = Annotated[config.Precision, typer.Option(help="Number format of the models.")]
 Shards = Annotated[
     list[str], typer.Option("--shards", help="Shards: paths, globs, brace patterns or URLs; repeatable.")
 ]
