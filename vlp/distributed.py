@@ -1,13 +1,17 @@
 """What processes of one run share: plain torch.distributed, and nothing at all when there is one process."""
 
 import os
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vlp.errors import UserError, WorkError
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
 PATIENCE = timedelta(days=7)  # how long a process waits for the slowest
 
 
@@ -126,6 +130,27 @@ def gather_objects(value: Any) -> list[Any]:
     if world_size() > 1:
         dist.all_gather_object(values, value)
     return values
+
+
+def share_out(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """`work` of every item, each done by one process; all processes get all results, which must be small.
+
+    Raises:
+        UserError, WorkError: the work of an item failed so; all processes raise the error of the first such item.
+    """
+    mine: list[Any] = []
+    for item in items[rank() :: world_size()]:
+        try:
+            mine.append(work(item))
+        except (UserError, WorkError) as error:
+            mine.append(error)
+    results: list[Any] = [None] * len(items)
+    for process, part in enumerate(gather_objects(mine)):
+        results[process :: world_size()] = part
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+    return results
 
 
 def all_sum(tensor: Tensor) -> Tensor:

@@ -22,9 +22,10 @@ from vlp.capfilt.encoded_images import EncodedImages
 from vlp.capfilt.score import ScoreSettings, score_shard
 from vlp.capfilt.scorers import load_scorers
 from vlp.capfilt.selection import select
-from vlp.config import DecodingConfig
+from vlp.config import DataConfig, DecodingConfig, SourceConfig, TextChoiceConfig
 from vlp.data import score_tables
 from vlp.data.image_decoding import decode_image
+from vlp.data.loader import TrainingLoader
 from vlp.data.score_tables import Scored, folder_hash, read_settings, read_table, table_path, write_table
 from vlp.data.shard_writer import ShardWriter
 from vlp.data.shards import iterate_samples
@@ -286,6 +287,24 @@ def test_captions_that_say_nothing_make_no_row(shard, folders, tmp_path, caplog)
     assert all(row["text"].strip() and not math.isnan(row["itm"] + row["nll"]) for row in rows_of(shard))
     alone = score_shards(shard, names[0], folders["filter"], decoding, name="alone")
     assert alone.texts == 10 and not any(row["decoding"] for row in rows_of(shard, "alone"))
+
+
+def test_an_image_without_any_text_is_captioned_selected_and_learned_from(folders, tmp_path):
+    with ShardWriter(tmp_path / "shards") as writer:
+        for number, text in enumerate([None, "a red circle", "", "..."] * 3):
+            writer.write(f"k{number:02d}", noise(number), "jpg", text, {})
+    shard = str(tmp_path / "shards/00000.tar")
+    counts = score_shards(shard, folders["captioner"], folders["filter"], DECODING, max_bad_share=0.0)
+    assert (counts.images, counts.bad) == (12, {})
+    rows = rows_of(shard)
+    assert {row["key"] for row in rows} == {f"k{number:02d}" for number in range(12)}
+    assert {row["source"] for row in rows if row["key"] == "k00"} == {"synthetic"}
+    select(str(table_path(shard)), "synthetic(best(1))", str(tmp_path / "out"))
+    assert len([one for one in iterate_samples(str(tmp_path / "out/*.tar")) if one.captions]) == 12
+    choice = TextChoiceConfig(web=0.0, human=0.0, synthetic=1.0)
+    data = DataConfig([SourceConfig(shard, texts=choice)], workers=0, max_bad_share=0.0)
+    loader = TrainingLoader(data, 32, load_model(folders["filter"]).tokenizer, 12)
+    assert len(set(next(iter(loader)).keys)) == 12 and not loader.bad_counts
 
 
 def test_punctuation_alone_is_no_caption(shard, folders, monkeypatch):

@@ -3,6 +3,7 @@
 import io
 import itertools
 import tarfile
+from collections import Counter
 
 import pytest
 import torch
@@ -126,7 +127,82 @@ def test_a_bad_sample_with_an_empty_key_is_skipped_as_well(loader_of, scenes, tm
         writer.write("named", image, "png", "a red circle", {})
     loader = loader_of(1, shards=str(tmp_path / "nameless/*.tar"), max_bad_share=0.9)
     assert {batch.keys[0] for batch in take(loader, 3)} == {"named"}
-    assert loader.bad_counts["no text"] >= 2
+    assert not loader.bad_counts and loader.filtered_counts["no text"] >= 2
+
+
+@pytest.fixture
+def half_silent(scenes, tmp_path):
+    """Thirty samples; every second one has no text, in one of several ways."""
+    image = next(iterate_samples(f"{scenes}/*.tar")).image
+    with ShardWriter(tmp_path / "silent", 10) as writer:
+        for number in range(30):
+            text, captions = [("a red circle", []), (None, []), ("a star", ["one", "two"]), ("...", ["!", ""])][
+                number % 4
+            ]
+            writer.write(f"{number:02d}", image, "png", text, {"captions": captions})
+    return str(tmp_path / "silent/*.tar")
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_samples_without_a_text_are_filtered_and_not_bad(loader_of, half_silent, workers, world):
+    many = [
+        [loader_of(3 * world, rank, world, workers, half_silent, max_bad_share=0.0) for rank in range(world)]
+        for _ in range(3)
+    ]
+    for whole, first, resumed in zip(*many, strict=True):
+        expected = take(whole, 25)
+        assert {int(key) % 2 for batch in expected for key in batch.keys} == {0}
+        assert not whole.bad_counts
+        assert abs(whole.filtered_counts["no text"] - 75) < 40
+        assert [batch.keys for batch in take(first, 12)] == [batch.keys for batch in expected[:12]]
+        resumed.load_state(first.state())
+        assert [batch.keys for batch in take(resumed, 13)] == [batch.keys for batch in expected[12:]]
+        assert resumed.state() == whole.state()
+        assert whole.state()["filtered"].keys() == {"no text"}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_source_without_any_text_ends_the_run(loader_of, scenes, tmp_path, workers):
+    image = next(iterate_samples(f"{scenes}/*.tar")).image
+    with ShardWriter(tmp_path / "silent") as writer:
+        for number in range(5):
+            writer.write(str(number), image, "png", None, {})
+    loader = loader_of(4, workers=workers, shards=str(tmp_path / "silent/*.tar"))
+    with pytest.raises(
+        WorkError, match=r"data\.sources\[0\]: none of the first 10 samples could be used \(.*no text\)"
+    ):
+        take(loader, 1)
+    both = loader_of(4, workers=workers, shards=f"{scenes}/*.tar")
+    both.data.sources.append(SourceConfig(str(tmp_path / "silent/*.tar")))
+    with pytest.raises(WorkError, match=r"data\.sources\[1\]"):
+        take(TrainingLoader(both.data, 32, both.tokenizer, 4), 200)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_reading_leaves_the_global_random_state_alone(loader_of, workers):
+    before = torch.get_rng_state()
+    take(loader_of(4, workers=workers), 3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_as_many_files_stay_open_as_a_shuffle_window_spans(loader_of, tmp_path, scenes):
+    image = next(iterate_samples(f"{scenes}/*.tar")).image
+    with ShardWriter(tmp_path / "small", samples_per_shard=2) as writer:
+        for number in range(100):
+            writer.write(f"{number:02d}", image, "png", "a star", {})
+    loader = loader_of(4, shards=str(tmp_path / "small/*.tar"), shuffle_buffer=40)
+    opened = Counter()
+    start = loader.dataset.reader._part
+
+    def count(path, *rest):
+        opened[path] += path not in loader.dataset.reader.files
+        return start(path, *rest)
+
+    loader.dataset.reader._part = count
+    take(loader, 25)
+    assert len(opened) == 50 and set(opened.values()) == {1}  # each shard is opened once an epoch
+    assert 16 < len(loader.dataset.reader.files) <= 42
 
 
 def add_member(archive, name: str, data: bytes) -> None:
@@ -140,7 +216,7 @@ def add_member(archive, name: str, data: bytes) -> None:
     [
         ("half", {"json": b'{"captions": ["half \\ud800 a pair"]}'}, "text not UTF-8"),
         ("deep", {"txt": b"a", "json": b"[" * 200_000}, "bad json"),
-        ("dots", {"txt": b"...!"}, "empty text"),
+        ("dots", {"txt": b"...!"}, "no text"),
         (b"k\xff".decode("utf-8", "surrogateescape"), {"txt": b"a red circle"}, None),  # an odd key, a good sample
     ],
 )
@@ -153,7 +229,8 @@ def test_odd_samples_stop_nothing(loader_of, scenes, tmp_path, name, texts, reas
                 add_member(archive, f"{key}.{extension}", data)
     loader = loader_of(2, workers=workers, shards=str(tmp_path / "odd.tar"), max_bad_share=0.9)
     batches = take(loader, 4)
-    assert set(loader.bad_counts) == ({reason} if reason else set())
+    counts = loader.filtered_counts if reason == "no text" else loader.bad_counts
+    assert set(counts) == ({reason} if reason else set())
     assert {key for batch in batches for key in batch.keys} == ({"good"} if reason else {"good", "k\\udcff"})
 
 
@@ -201,6 +278,15 @@ def test_evaluation_sees_every_sample_once_in_order(scenes, world, workers):
         keys.append([batch.keys for batch in batches])
     turns = [part for turn in itertools.zip_longest(*keys, fillvalue=[]) for part in turn]
     assert [key for part in turns for key in part] == [f"{number % 87:08d}" for number in range(87)]
+
+
+def test_evaluation_may_leave_out_samples_without_a_text(half_silent):
+    bad = BadSamples(0.0)
+    every = list(evaluation_batches(half_silent, 32, 8, bad=bad))
+    assert (sum(len(batch.keys) for batch in every), bad.filtered) == (30, {})
+    assert [texts for batch in every for texts in batch.captions][1:3] == [[], ["one", "two"]]
+    speaking = list(evaluation_batches(half_silent, 32, 8, bad=bad, need_text=True))
+    assert (sum(len(batch.keys) for batch in speaking), bad.filtered) == (15, {"no text": 15})
 
 
 def test_evaluation_counts_what_it_skips(scenes, tmp_path):

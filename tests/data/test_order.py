@@ -17,6 +17,25 @@ def test_an_epoch_holds_every_sample_once(buffer):
         assert sorted(epoch(order, number)) == list(range(55))
 
 
+@pytest.mark.parametrize("buffer", [0, 1, 30, 200, 10_000])
+def test_the_shards_of_a_shuffle_window(buffer):
+    """No position needs a shard again that left the window of `shards_at_once`."""
+    shards = [7, 20, 1, 1, 13, 30, 2, 9, 9, 9] * 5
+    order = SampleOrder([shards], [1.0], buffer, seed=0)
+    shard_of = np.repeat(np.arange(len(shards)), shards)
+    open_shards: dict[int, None] = {}
+    opened = []
+    for shard in shard_of[epoch(order, 0)].tolist():
+        if shard not in open_shards:
+            opened.append(shard)
+        open_shards.pop(shard, None)
+        open_shards[shard] = None
+        if len(open_shards) > order.shards_at_once():
+            open_shards.pop(next(iter(open_shards)))
+    assert sorted(opened) == list(range(len(shards)))
+    assert order.shards_at_once() <= len(shards)
+
+
 def test_weights_say_how_often_a_sample_is_seen():
     order = SampleOrder([[10], [20]], [2.0, 0.5], 100, seed=0)
     assert order.epoch_size == 30

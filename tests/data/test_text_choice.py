@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 import random
 import shutil
 from collections import Counter
@@ -12,14 +13,16 @@ import pytest
 
 from vlp.config import AugmentConfig, DataConfig, RunConfig, ScoreName, SourceConfig, TextChoiceConfig
 from vlp.config_reader import from_dict
-from vlp.data.bad_samples import BadSampleError
+from vlp.data import score_tables
+from vlp.data.bad_samples import FilteredSampleError
 from vlp.data.loader import TrainingLoader
 from vlp.data.score_tables import SCHEMA, Scored, table_path, write_table
-from vlp.data.shard_index import expand_shards
+from vlp.data.shard_index import expand_shards, index_shard
+from vlp.data.shard_writer import ShardWriter
 from vlp.data.shards import iterate_samples
-from vlp.data.text_choice import Text, choose_text
+from vlp.data.text_choice import SOURCES, Text, TextReader, choose_text, read_texts
 from vlp.data.tokenizer import load_tokenizer
-from vlp.errors import UserError, WorkError
+from vlp.errors import UserError
 from vlp.log import read_log
 from vlp.training.loop import train
 
@@ -110,9 +113,41 @@ def test_a_cold_temperature_takes_the_best_without_overflow():
 
 
 @pytest.mark.parametrize("choice", [{"floor": 0.95}, {"fallback": 0.9, "synthetic": 0.0}, {"web": 0.0}])
-def test_refused_texts_make_a_bad_sample(choice):
-    with pytest.raises(BadSampleError, match="no text chosen"):
+def test_a_sample_whose_texts_are_all_refused_is_filtered(choice):
+    with pytest.raises(FilteredSampleError, match="no text chosen"):
         choose_text([WEB], TextChoiceConfig(**choice), random.Random(0))
+    for texts in ([], [Text("web", " ...! ", 1.0)]):
+        with pytest.raises(FilteredSampleError, match=r"no text$"):
+            choose_text(texts, TextChoiceConfig(**choice), random.Random(0))
+
+
+def test_the_samples_of_an_epoch_are_those_with_a_text_to_draw(tmp_path):
+    """`ShardTexts.usable` against `choose_text` itself, for random texts and choices."""
+    rng = random.Random(0)
+    with ShardWriter(tmp_path) as writer:
+        for number in range(60):
+            writer.write(str(number), b"image", "jpg", None, {})
+    shard = str(tmp_path / "00000.tar")
+    words = ["a dog", "...", "", " \u00a0\n", "\u3000~"]
+    rows = [
+        Scored(str(rng.randrange(60)), rng.choice(SOURCES), rng.choice(words), rng.choice([0.2, 0.5, math.nan]), None)
+        for _ in range(200)
+    ]
+    write_table(shard, rows, {})
+    reader, index = TextReader(), index_shard(shard)
+    for _ in range(200):
+        chances = {name: rng.choice([0.0, 0.0, 1.0]) for name in SOURCES}
+        limits = {name: rng.choice([None, 0.2, 0.3]) for name in ("floor", "fallback")}
+        choice = TextChoiceConfig(
+            **{**chances, "web": chances["web"] or 0.1}, **limits, sampling=rng.choice([0.0, 0.1])
+        )
+        found = read_texts(index, choice).usable(choice)
+        for row in range(60):
+            try:
+                choose_text(reader.read(index, row, choice), choice, rng)
+                assert found[row]
+            except FilteredSampleError:
+                assert not found[row]
 
 
 def test_the_loader_draws_each_images_own_texts(loader_of):
@@ -157,38 +192,51 @@ def test_a_resume_draws_the_same_texts(loader_of, workers):
 
 
 def test_only_the_last_few_tables_are_kept(loader_of, monkeypatch):
-    monkeypatch.setattr("vlp.data.text_choice.OPEN_FILES", 2)
-    loader, free = loader_of(), loader_of()
+    free = loader_of()
+    monkeypatch.setattr("vlp.data.loader._file_limit", lambda: 2)
+    loader = loader_of()
     texts = [batch.texts for batch in take(loader, 10)]
-    assert len(loader.decoder.texts.tables) == 2
-    monkeypatch.undo()
+    assert len(loader.dataset.texts.tables) == len(loader.dataset.reader.files) == 2
     assert [batch.texts for batch in take(free, 10)] == texts
+    assert len(free.dataset.texts.tables) == len(free.dataset.reader.files) == 3  # all that a shuffle window spans
 
 
 def rewrite(shard, keep):
-    """Write a shard's table anew with some of its rows."""
+    """Write a shard's table again with some of its rows."""
     rows = [Scored(**row) for row in pq.read_table(table_path(shard)).to_pylist()]
     write_table(shard, [row for row in rows if keep(row)], {})
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_image_that_its_table_lacks_is_a_bad_sample(loader_of, shards, workers, caplog):
+def test_an_image_that_its_table_lacks_leaves_the_epoch(loader_of, shards, workers):
     shard = expand_shards(shards)[1]
     gone = next(iterate_samples([shard])).key
     rewrite(shard, lambda row: row.key != gone)
-    loader = loader_of(workers=workers)
+    loader = loader_of(10, workers=workers, max_bad_share=0.0)
+    assert loader.epoch_size == 59
     assert gone not in {key for batch in take(loader, 10) for key in batch.keys}
-    assert set(loader.bad_counts) == {"not in its score table"}
-    assert f"skipped {shard} {gone}: not in its score table" in caplog.text
+    assert (loader.bad_counts, sum(loader.filtered_counts.values())) == ({}, 1)
 
 
-def test_images_without_a_text_to_use_are_counted_and_too_many_stop_the_run(loader_of, shards):
-    rewrite(expand_shards(shards)[0], lambda row: row.itm < 0.5 or row.key > "00000004")
-    loader = loader_of(floor=0.5, max_bad_share=0.2)
-    take(loader, 10)
-    assert set(loader.bad_counts) == {"no text chosen"}
-    with pytest.raises(WorkError, match="no text chosen"):
-        take(loader_of(floor=0.95, max_bad_share=0.2), 10)
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_samples_below_the_floor_leave_the_epoch_and_are_no_bad_ones(loader_of, shards, workers, world):
+    for shard in expand_shards(shards):
+        rewrite(shard, lambda row: row.itm < 0.5 or row.key > "00000014")
+    loaders = [loader_of(2 * world, rank, world, workers, 0.0, floor=0.5) for rank in range(world)]
+    kept = 45
+    assert {loader.epoch_size for loader in loaders} == {kept}
+    steps = zip(*(take(loader, kept) for loader in loaders), strict=True)
+    hashes = [one for step in steps for batch in step for one in batch.image_hashes.tolist()]
+    for epoch in range(2 * world):
+        assert len(set(hashes[epoch * kept : (epoch + 1) * kept])) == kept
+    for loader in loaders:
+        assert (loader.bad_counts, loader.filtered_counts) == ({}, {"no text chosen": 15})
+
+
+def test_a_source_without_any_text_to_draw_is_named_at_the_start(loader_of):
+    with pytest.raises(UserError, match=r"data\.sources\[0\]: .* no text to use for any of its 60 samples; lower"):
+        loader_of(floor=0.95)
 
 
 def test_a_table_that_breaks_meanwhile_makes_bad_samples(loader_of, shards):
@@ -197,6 +245,18 @@ def test_a_table_that_breaks_meanwhile_makes_bad_samples(loader_of, shards):
     path.write_bytes(path.read_bytes()[:100])
     take(loader, 5)
     assert set(loader.bad_counts) == {"unreadable score table"}
+
+
+def test_a_copied_data_set_is_hashed_once(loader_of, shards, monkeypatch):
+    hashed, sha256 = [], score_tables._sha256
+    monkeypatch.setattr(score_tables, "_sha256", lambda path: hashed.append(path) or sha256(path))
+    loader_of()
+    assert not hashed
+    for shard in expand_shards(shards):
+        os.utime(shard, (1, 1))  # as after a copy
+    for _ in range(3):
+        loader_of()
+    assert sorted(hashed) == expand_shards(shards)
 
 
 def test_missing_and_stale_tables_and_missing_scores_are_named_at_the_start(loader_of, shards):

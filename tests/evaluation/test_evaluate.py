@@ -25,7 +25,7 @@ TEXTS = [
 def model(monkeypatch):
     images = make_images(len(TEXTS))
 
-    def batches(shards, image_size, batch_size, workers=0, limit=None):
+    def batches(shards, image_size, batch_size, workers=0, limit=None, **_):
         for start in range(0, limit or len(TEXTS), batch_size):
             rows = range(start, min(start + batch_size, limit or len(TEXTS)))
             yield SimpleNamespace(

@@ -1,4 +1,4 @@
-"""Bad samples: why a sample is skipped, how they are counted and named, and when there are too many."""
+"""Skipped samples: bad (damaged) ones, whose share is limited, and filtered ones, which have no text to use."""
 
 import logging
 from collections import Counter
@@ -14,16 +14,14 @@ BAD_REASONS = (
     "zero bytes",
     "image undecodable",
     "image too large",
-    "no text",
-    "empty text",
     "text not UTF-8",
     "bad json",
-    "not in its score table",
-    "no text chosen",
     "unreadable score table",
 )
+NO_TEXT = "no text"  # the reason of a filtered sample that has no text, or nothing but punctuation
+NO_TEXT_CHOSEN = "no text chosen"  # the reason of one whose texts are all below a floor or of unused sources
 NAMED_PER_REASON = 5
-SHARE_IS_JUDGED_FROM = 100  # samples; the first few may be bad by chance
+SHARE_CHECKED_FROM = 100  # samples; the first few may be bad by chance
 
 log = logging.getLogger("vlp")
 
@@ -38,7 +36,7 @@ class BadSample:
 
 
 class BadSampleError(Exception):
-    """Raised where a sample turns out to be bad; `sample` says which and why."""
+    """Raised for a damaged sample; `sample` names it and the reason."""
 
     def __init__(self, reason: str, shard: str = "", key: str = ""):
         super().__init__(f"{shard} {key}: {reason}")
@@ -46,26 +44,42 @@ class BadSampleError(Exception):
         self.sample = BadSample(shard, key, reason)
 
 
+class FilteredSampleError(Exception):
+    """Raised for a sample that is intact but has no text to use."""
+
+    def __init__(self, reason: str):
+        super().__init__(reason)
+        self.reason = reason
+
+
 class BadSamples:
-    """Counts bad samples by reason, names the first of each in the log, and stops the work when they are too many."""
+    """Counts skipped samples by reason, names the first of each in the log, and stops the work at too many bad ones.
+
+    Attributes:
+        counts: bad samples by reason.
+        filtered: filtered samples by reason; they never count toward the limit.
+        total: all samples read, good, bad and filtered.
+    """
 
     def __init__(self, max_share: float):
+        """`max_share` is the largest allowed share of bad samples, from 0 to 1."""
         self.max_share = max_share
         self.counts: Counter[str] = Counter()
-        self.total = 0  # good and bad
+        self.filtered: Counter[str] = Counter()
+        self.total = 0
 
     def seen(self, samples: int = 1) -> None:
-        """Count samples that were good.
+        """Count good samples.
 
         Raises:
             WorkError: the share of bad ones is above the limit.
         """
         self.total += samples
-        if self.total >= SHARE_IS_JUDGED_FROM:
+        if self.total >= SHARE_CHECKED_FROM:
             self.finish()
 
     def add(self, bad: BadSample, counted: bool = False) -> None:
-        """Count a bad sample, and name it unless its reason has been named often enough.
+        """Count a bad sample, and name it unless enough samples with its reason were named.
 
         Args:
             counted: whether it was counted as good before, when its bytes were read.
@@ -74,14 +88,17 @@ class BadSamples:
             WorkError: the share of bad ones is above the limit.
         """
         self.counts[bad.reason] += 1
-        if self.counts[bad.reason] <= NAMED_PER_REASON:
-            log.warning("skipped %s %s: %s", bad.shard, bad.key, bad.reason)
-        elif self.counts[bad.reason] == NAMED_PER_REASON + 1:
-            log.warning("more samples with %r: from now on they are only counted", bad.reason)
+        _name(bad, self.counts[bad.reason], logging.WARNING)
+        self.seen(0 if counted else 1)
+
+    def add_filtered(self, sample: BadSample, counted: bool = False) -> None:
+        """Count a filtered sample, and name it unless enough samples with its reason were named."""
+        self.filtered[sample.reason] += 1
+        _name(sample, self.filtered[sample.reason], logging.INFO)
         self.seen(0 if counted else 1)
 
     def finish(self) -> None:
-        """Judge the share whatever the number of samples; for the end of the work.
+        """Check the share whatever the number of samples; for the end of the work.
 
         Raises:
             WorkError: the share of bad ones is above the limit.
@@ -91,5 +108,13 @@ class BadSamples:
             counts = ", ".join(f"{reason}: {count}" for reason, count in self.counts.most_common())
             raise WorkError(
                 f"{bad} of {self.total} samples are bad ({counts}), more than the share of {self.max_share:g} that "
-                "max_bad_share allows; mend the shards or raise it."
+                "max_bad_share allows; fix the shards or raise it."
             )
+
+
+def _name(sample: BadSample, number: int, level: int) -> None:
+    """Log a skipped sample, the `number`-th with its reason."""
+    if number <= NAMED_PER_REASON:
+        log.log(level, "skipped %s %s: %s", sample.shard, sample.key, sample.reason)
+    elif number == NAMED_PER_REASON + 1:
+        log.log(level, "more samples with %r: they are only counted from now on", sample.reason)

@@ -1,30 +1,42 @@
 """Shards to batches: sources mixed and shuffled, split over processes and workers, resumable at any sample.
 
-The order of samples is one endless stream (see order.py) that knows nothing of processes or workers. A process takes
-its slice of every global batch, so any number of processes sees the same batches, and none runs out before another.
+The order of samples is one endless stream (see order.py) that does not depend on processes or workers. Each process
+takes its slice of every global batch, so any number of processes sees the same batches, and none runs out first.
 """
 
-import hashlib
-import random
+import logging
+import resource
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from vlp.config import AugmentConfig, DataConfig, TextChoiceConfig
-from vlp.data.bad_samples import BadSample, BadSampleError, BadSamples
-from vlp.data.image_decoding import EncodedImage, decode_pixels
+from vlp.config import DataConfig, SourceConfig
+from vlp.data.bad_samples import NO_TEXT_CHOSEN, BadSamples
 from vlp.data.order import SampleOrder
-from vlp.data.shard_index import ShardIndex, expand_shards, index_shard
-from vlp.data.shards import Sample, ShardReader
-from vlp.data.text_choice import TextReader, check_texts, choose_text
+from vlp.data.sample_dataset import (
+    Chunk,
+    Places,
+    SampleDataset,
+    Skipped,
+    join_chunks,
+    read_chunks,
+    split_chunk,
+    stable_hash,
+)
+from vlp.data.shard_index import ShardIndex, expand_shards, index_shard, index_shards
+from vlp.data.text_choice import check_choice, read_texts
 from vlp.data.tokenizer import CaptionTokenizer
-from vlp.data.transforms import clean_caption, evaluation_image, training_image
-from vlp.errors import UserError
+from vlp.data.transforms import clean_caption
+from vlp.distributed import share_out
+from vlp.errors import UserError, WorkError
+
+MOST_SKIPPED = 100_000  # samples of a source that are all skipped before the run stops
+
+log = logging.getLogger("vlp")
 
 
 @dataclass
@@ -63,84 +75,8 @@ class EvaluationBatch:
     infos: list[dict]
 
 
-@dataclass
-class _Chunk:
-    """What a worker returns: the good samples of the positions it was given, and the bad ones."""
-
-    images: Tensor  # uint8 [good, 3, size, size]
-    places: list[int]  # of the good ones, in this process's stream
-    captions: list[list[str]]  # all of each sample; in training the one that was drawn
-    keys: list[str]
-    image_hashes: list[int]
-    infos: list[dict]
-    bad: list[BadSample]
-    bad_places: list[int]
-
-
-class _SampleDataset(Dataset):
-    """Runs in the workers: sample numbers to decoded images and texts."""
-
-    def __init__(
-        self,
-        indexes: list[ShardIndex],
-        size: int,
-        augment: AugmentConfig | None,
-        seed: int,
-        choices: list[TextChoiceConfig | None],
-    ):
-        self.indexes = indexes
-        self.choices = choices  # of each shard; None: its own captions
-        self.ends = np.cumsum([len(index.keys) for index in indexes])
-        self.size = size
-        self.augment = augment  # None: evaluation
-        self.seed = seed
-        self.reader: ShardReader | None = None  # opened in the worker
-        self.texts = TextReader()
-
-    def __getitem__(self, places: tuple[np.ndarray, np.ndarray, np.ndarray]) -> _Chunk:
-        self.reader = self.reader or ShardReader()
-        chunk = _Chunk(torch.empty(0), [], [], [], [], [], [], [])
-        images = []
-        for place, position, number in zip(*(column.tolist() for column in places), strict=True):
-            shard = int(np.searchsorted(self.ends, number, side="right"))
-            index = self.indexes[shard]
-            row = number - (int(self.ends[shard]) - len(index.keys))
-            try:
-                sample = self.reader.read(index, row)
-                captions = sample.captions if self.augment is None else [self._caption(shard, row, sample, position)]
-                images.append(self._image(sample.image, position))
-            except BadSampleError as error:
-                chunk.bad.append(BadSample(index.path, index.keys[row], error.reason))
-                chunk.bad_places.append(place)
-                continue
-            chunk.places.append(place)
-            chunk.captions.append(captions)
-            chunk.keys.append(sample.key)
-            chunk.image_hashes.append(stable_hash(f"{index.path}#{sample.key}"))
-            chunk.infos.append(sample.info if self.augment is None else {})
-        if images:
-            chunk.images = torch.from_numpy(np.stack(images))
-        return chunk
-
-    def _caption(self, shard: int, row: int, sample: Sample, position: int) -> str:
-        rng = random.Random(f"caption {self.seed} {position}")  # by its place in the stream, whoever draws it
-        choice = self.choices[shard]
-        if choice is not None:
-            return choose_text(self.texts.read(self.indexes[shard], row, choice), choice, rng)
-        usable = [caption for caption in sample.captions if clean_caption(caption)]
-        if not usable:  # nothing but punctuation
-            raise BadSampleError("empty text")
-        return rng.choice(usable)
-
-    def _image(self, data: bytes, position: int) -> np.ndarray:
-        if self.augment is None:
-            return evaluation_image(decode_pixels(data, shortest=self.size), self.size)
-        rng = random.Random(f"image {self.seed} {position}")
-        return training_image(EncodedImage(data), self.size, self.augment, rng)
-
-
 class TrainingLoader:
-    """Endless training batches of one process; see the head of this file."""
+    """Endless training batches of one process; see the first lines of this file."""
 
     def __init__(
         self,
@@ -153,82 +89,140 @@ class TrainingLoader:
         seed: int = 0,
         prompt: str = "",
     ):
-        """Index the shards of all sources.
+        """Index the shards of all sources. Processes that run together share this work.
 
         Args:
             batch_size: samples of a batch over all processes; a multiple of `world`.
             prompt: words put before every caption.
 
         Raises:
-            UserError: no shard matches, none has a sample, one lacks the score table that its source draws from, or the
-                batch cannot be shared out.
+            UserError: no shard matches, none has a sample, one lacks the score table that its source draws from, a
+                source has no sample with a text to use, or the processes cannot share the batch equally.
         """
         if batch_size % world:
-            raise UserError(f"A batch of {batch_size} cannot be shared out over {world} processes; make it a multiple.")
+            raise UserError(f"{world} processes cannot share a batch of {batch_size} equally; make it a multiple.")
         if not data.sources:
             raise UserError("data.sources is empty: name the shards to train on.")
         if any(source.weight < 0 for source in data.sources):
             raise UserError("data.sources: a weight must not be negative.")
         self.data, self.tokenizer, self.prompt = data, tokenizer, prompt
         self.batch, self.rank, self.world = batch_size // world, rank, world
-        paths = [expand_shards(source.shards) for source in data.sources]
-        for source, shards in zip(data.sources, paths, strict=True):
-            if source.texts is not None:
-                check_texts(shards, source.texts)
-        sources = [[index_shard(path) for path in shards] for shards in paths]
-        choices = [source.texts for source, shards in zip(data.sources, paths, strict=True) for _ in shards]
-        indexes = [index for source in sources for index in source]
+        self.listed = BadSamples(data.max_bad_share)  # bad by the shards' headers; filtered by the score tables
+        sources = [self._index_source(number, source) for number, source in enumerate(data.sources)]
         counts = [[len(index.keys) for index in source] for source in sources]
         self.order = SampleOrder(counts, [source.weight for source in data.sources], data.shuffle_buffer, seed)
         if self.order.epoch_size == 0:
             raise UserError("The shards of data.sources hold no sample.")
-        self.decoder = _SampleDataset(indexes, image_size, data.augment, seed, choices)
-        self.listed = BadSamples(data.max_bad_share)  # bad already by the headers
-        self.listed.total = sum(map(sum, counts))
-        for bad in (bad for index in indexes for bad in index.bad):
-            self.listed.add(bad)
-        self.bad = BadSamples(data.max_bad_share)  # bad when read
+        choices = [source.texts for source in data.sources]
+        most_open = min(self.order.shards_at_once(), _file_limit())
+        self.dataset = SampleDataset(sources, image_size, data.augment, seed, choices, most_open)
+        self.bad = BadSamples(data.max_bad_share)  # skipped when read
         self.place = 0  # in this process's stream, of the next sample to give out
-        self.ahead: list[tuple[int, str]] = []  # place and reason of the bad ones that were read ahead of `place`
+        self.ahead: list[Skipped] = []  # those that were read ahead of `place`
+        self._skipped_at_first: Counter[int] = Counter()  # by source, until the first good sample of a source
 
     @property
     def epoch_size(self) -> int:
-        """Samples an epoch, over all processes."""
+        """Samples of an epoch, over all processes."""
         return self.order.epoch_size
 
     @property
     def bad_counts(self) -> dict[str, int]:
-        """Bad samples by reason: those the headers show, and those met when read (again in every epoch)."""
+        """Bad samples by reason: those that the headers show, and those found when read (again in every epoch)."""
         return dict(self.listed.counts + self.bad.counts)
 
+    @property
+    def filtered_counts(self) -> dict[str, int]:
+        """Filtered samples by reason: those that score tables leave out of every epoch, and those found when read."""
+        return dict(self.listed.filtered + self.bad.filtered)
+
     def state(self) -> dict:
-        """Where to go on, and what was bad up to there."""
-        ahead = Counter(reason for place, reason in self.ahead if place >= self.place)
-        return {"place": self.place * self.world, "bad": dict(self.bad.counts - ahead)}
+        """The position to resume from, and what was skipped up to it."""
+        ahead = [one for one in self.ahead if one.place >= self.place]
+        bad = Counter(one.sample.reason for one in ahead if not one.filtered)
+        filtered = Counter(one.sample.reason for one in ahead if one.filtered)
+        return {
+            "place": self.place * self.world,
+            "bad": dict(self.bad.counts - bad),
+            "filtered": dict(self.bad.filtered - filtered),
+        }
 
     def load_state(self, state: dict) -> None:
-        """Go on from a state; also one of another number of processes, then to within a batch."""
+        """Resume from a state. One of another number of processes is resumed to within a batch."""
         self.place = state["place"] // self.world
         self.bad.counts.update(state["bad"])
+        self.bad.filtered.update(state["filtered"])
         self.bad.total = self.place  # each place up to there was read once
 
     def __iter__(self) -> Iterator[Batch]:
-        waiting: list[_Chunk] = []
-        for chunk in _chunks(self.decoder, self._places(), self.data.workers):
-            self.bad.seen(len(chunk.keys))
-            for bad, place in zip(chunk.bad, chunk.bad_places, strict=True):
-                self.bad.add(bad)
-                self.ahead.append((place, bad.reason))
+        waiting: list[Chunk] = []
+        for chunk in read_chunks(self.dataset, self._places(), self.data.workers):
+            self._count(chunk)
             if chunk.keys:
                 waiting.append(chunk)
             while sum(len(one.keys) for one in waiting) >= self.batch:
-                chunk, rest = _split(_join(waiting), self.batch)
+                chunk, rest = split_chunk(join_chunks(waiting), self.batch)
                 waiting = [rest] if rest.keys else []
                 self.place = chunk.places[-1] + 1
-                self.ahead = [(place, reason) for place, reason in self.ahead if place >= self.place]
+                self.ahead = [one for one in self.ahead if one.place >= self.place]
                 yield self._batch(chunk)
 
-    def _places(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def _index_source(self, number: int, source: SourceConfig) -> list[ShardIndex]:
+        """The shards of a source, without the samples of which its score tables have no text to use."""
+        indexes = index_shards(expand_shards(source.shards))
+        self.listed.total += sum(len(index.keys) for index in indexes)
+        for bad in (bad for index in indexes for bad in index.bad):
+            self.listed.add(bad)
+        if source.texts is None:
+            return indexes
+        choice = source.texts
+
+        def usable(index: ShardIndex) -> np.ndarray | None:
+            check_choice(index.path, choice)
+            texts = read_texts(index, choice)  # a damaged table makes bad samples when it is read again
+            return None if texts is None else np.packbits(texts.usable(choice))
+
+        masks = share_out(usable, indexes)
+        kept = [
+            index if mask is None else index.subset(np.unpackbits(mask, count=len(index.keys)).astype(bool))
+            for index, mask in zip(indexes, masks, strict=True)
+        ]
+        total, left = (sum(len(index.keys) for index in part) for part in (indexes, kept))
+        if left < total:
+            self.listed.filtered[NO_TEXT_CHOSEN] += total - left
+            log.info("data.sources[%d]: %d of %d samples have no text to use", number, total - left, total)
+        if total and not left:
+            raise UserError(
+                f"data.sources[{number}]: the score tables have no text to use for any of its {total} samples; "
+                "lower texts.floor, or give other sources of texts a chance."
+            )
+        return kept
+
+    def _count(self, chunk: Chunk) -> None:
+        """Count a chunk's good and skipped samples.
+
+        Raises:
+            WorkError: too many samples are bad, or a source gives no sample at all.
+        """
+        self.bad.seen(len(chunk.keys))
+        for source in chunk.sources:
+            self._skipped_at_first[source] = -1
+        for one in chunk.skipped:
+            (self.bad.add_filtered if one.filtered else self.bad.add)(one.sample)
+            self.ahead.append(one)
+            if self._skipped_at_first[one.source] < 0:
+                continue
+            self._skipped_at_first[one.source] += 1
+            # Two passes: a resume starts within one.
+            most = min(MOST_SKIPPED, 2 * self.world * self.order.counts[one.source])
+            if self._skipped_at_first[one.source] >= most:
+                advice = "score them with `vlp capfilt score` and set texts" if one.filtered else "fix them"
+                raise WorkError(
+                    f"data.sources[{one.source}]: none of the first {most} samples could be used "
+                    f"({one.sample.shard} {one.sample.key}: {one.sample.reason}); name other shards, or {advice}."
+                )
+
+    def _places(self) -> Iterator[Places]:
         """For each batch: places in this process's stream, positions in the whole stream, sample numbers."""
         start = self.place
         while True:
@@ -238,7 +232,7 @@ class TrainingLoader:
             yield places, positions, self.order.numbers(positions)
             start = int(places[-1]) + 1
 
-    def _batch(self, chunk: _Chunk) -> Batch:
+    def _batch(self, chunk: Chunk) -> Batch:
         texts = [clean_caption(f"{self.prompt} {captions[0]}") for captions in chunk.captions]
         ids, mask = self.tokenizer.encode(texts, self.data.max_tokens)
         text_hashes = torch.tensor([stable_hash(text) for text in texts])
@@ -254,12 +248,14 @@ def evaluation_batches(
     world: int = 1,
     limit: int | None = None,
     bad: BadSamples | None = None,
+    need_text: bool = False,
 ) -> Iterator[EvaluationBatch]:
     """Every good sample of the shards once, in order; processes take turns by batch.
 
     Args:
         limit: at most this many samples, over all processes.
         bad: counts what was skipped.
+        need_text: samples without a text are skipped as filtered ones.
     """
     indexes = [index_shard(path) for path in expand_shards(shards)]
     for one in (one for index in indexes for one in index.bad if bad is not None):
@@ -268,56 +264,17 @@ def evaluation_batches(
     numbers = np.arange(total if limit is None else min(limit, total))
     starts = range(rank * batch_size, len(numbers), world * batch_size)
     parts = [numbers[start : start + batch_size] for start in starts]
-    decoder = _SampleDataset(indexes, image_size, None, 0, [None] * len(indexes))
-    for chunk in _chunks(decoder, iter([(part, part, part) for part in parts]), workers):
+    dataset = SampleDataset([indexes], image_size, need_text=need_text)
+    for chunk in read_chunks(dataset, ((part, part, part) for part in parts), workers):
         if bad is not None:
             bad.seen(len(chunk.keys))
-            for one in chunk.bad:
-                bad.add(one)
+            for one in chunk.skipped:
+                (bad.add_filtered if one.filtered else bad.add)(one.sample)
         if chunk.keys:
             yield EvaluationBatch(chunk.images, chunk.captions, chunk.keys, chunk.infos)
 
 
-def stable_hash(text: str) -> int:
-    """A 63-bit hash that is the same in every process and run."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
-
-
-def _chunks(decoder: _SampleDataset, places: Iterator, workers: int) -> Iterator[_Chunk]:
-    """Chunks in the order of `places`, decoded by `workers` processes, or here when there are none."""
-    if workers == 0:
-        return map(decoder.__getitem__, places)
-    return iter(
-        DataLoader(
-            decoder,
-            sampler=places,
-            batch_size=None,
-            num_workers=workers,
-            collate_fn=_as_it_is,
-            pin_memory=False,
-            prefetch_factor=4,
-        )
-    )
-
-
-def _as_it_is(chunk: _Chunk) -> _Chunk:
-    return chunk
-
-
-def _join(chunks: list[_Chunk]) -> _Chunk:
-    if len(chunks) == 1:
-        return chunks[0]
-    lists = {
-        one.name: [item for chunk in chunks for item in getattr(chunk, one.name)]
-        for one in fields(_Chunk)
-        if one.name != "images"
-    }
-    return _Chunk(images=torch.cat([chunk.images for chunk in chunks]), **lists)
-
-
-def _split(chunk: _Chunk, count: int) -> tuple[_Chunk, _Chunk]:
-    """The first `count` samples, and the rest."""
-    names = [one.name for one in fields(_Chunk) if not one.name.startswith("bad")]
-    first = {name: getattr(chunk, name)[:count] for name in names}
-    rest = {name: getattr(chunk, name)[count:] for name in names}
-    return replace(chunk, **first), replace(chunk, **rest)
+def _file_limit() -> int:
+    """The most shards to keep open: half of the files that a process may open."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 2**14 if limit == resource.RLIM_INFINITY else max(limit // 2, 2)

@@ -24,6 +24,15 @@ class SampleOrder:
         self._epochs: dict[int, np.ndarray] = {}
         self._passes: dict[tuple[int, int], np.ndarray] = {}
 
+    def shards_at_once(self) -> int:
+        """How many shards to keep open so that none is opened twice in a pass, over all sources.
+
+        The first and the last sample of a shard move apart by up to `shuffle_buffer` places, and the samples between
+        them come from shards up to as far away on either side.
+        """
+        spans = [np.searchsorted(np.cumsum(np.sort(shards)), 2 * self.shuffle_buffer) + 2 for shards in self.sources]
+        return sum(min(int(span), len(shards)) for span, shards in zip(spans, self.sources, strict=True))
+
     def numbers(self, positions: np.ndarray) -> np.ndarray:
         """Sample numbers, int64, at positions of the stream."""
         epochs, offsets = np.divmod(positions, self.epoch_size)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlp.errors import UserError
-from vlp.files import writing
+from vlp.data.cache import cache_file
+from vlp.errors import UserError, WorkError
+from vlp.files import write_text, writing
 
 NAME = "capfilt"  # of the tables that `vlp capfilt score` writes unless it is told another
 VERSION = "2"
@@ -83,15 +85,32 @@ def shard_state(shard: str) -> dict[str, str]:
 
 
 def is_same_shard(shard: str, state: dict[str, Any]) -> bool:
-    """Whether a shard is the file of which `state` (see `shard_state`) was taken.
+    """Whether a shard is the file that `state` (see `shard_state`) describes.
 
-    The hash is only computed where the stamp is another one but the size is not, as with a copy.
+    The content is hashed only where the size is the same and the time of change is not, as after a copy. The hash is
+    cached.
     """
     stamp = shard_stamp(shard)
     if state.get("shard") == stamp:
         return True
     same_size = str(state.get("shard")).split("-")[0] == stamp.split("-")[0]
-    return same_size and state.get("shard_sha256") == _sha256(shard).hex()
+    return same_size and state.get("shard_sha256") == _cached_sha256(shard)
+
+
+def _cached_sha256(shard: str) -> str:
+    """The hash of a shard's content, computed once until the shard changes."""
+    cached = cache_file("sha256", shard)
+    try:
+        known = cached.read_text() if cached else ""
+    except (OSError, UnicodeDecodeError):
+        known = ""
+    if len(known) == 64:
+        return known
+    digest = _sha256(shard).hex()
+    if cached:
+        with suppress(WorkError):  # the cache only saves time
+            write_text(cached, digest)
+    return digest
 
 
 def folder_hash(folder: str | Path) -> str:

@@ -4,11 +4,11 @@ Knowing every sample's place gives exact epochs, a position to resume from, and 
 without reading what others read.
 """
 
-import hashlib
 import json
 import logging
 import os
 import tarfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,8 @@ import fsspec
 import numpy as np
 
 from vlp.data.bad_samples import BadSample
+from vlp.data.cache import cache_file
+from vlp.distributed import share_out, world_size
 from vlp.errors import UserError, WorkError
 from vlp.files import writing
 
@@ -39,6 +41,11 @@ class ShardIndex:
     keys: list[str]
     members: np.ndarray
     bad: list[BadSample]
+
+    def subset(self, kept: np.ndarray) -> "ShardIndex":
+        """The index with some of its samples; `kept` is bool [samples]."""
+        keys = [key for key, keep in zip(self.keys, kept.tolist(), strict=True) if keep]
+        return ShardIndex(self.path, keys, self.members[kept], self.bad)
 
 
 def expand_shards(shards: str | list[str]) -> list[str]:
@@ -66,7 +73,7 @@ def expand_shards(shards: str | list[str]) -> list[str]:
 
 def index_shard(path: str) -> ShardIndex:
     """The index of a shard, from the cache where the shard has not changed since."""
-    cached = _cache_file(path)
+    cached = cache_file("index-3", path)
     if cached is not None and cached.exists():
         try:
             return _load(path, cached)
@@ -76,6 +83,13 @@ def index_shard(path: str) -> ShardIndex:
     if cached is not None:
         _store(index, cached)
     return index
+
+
+def index_shards(paths: list[str]) -> list[ShardIndex]:
+    """The indexes of many shards; processes that run together share the scanning, through the cache."""
+    if world_size() > 1:
+        share_out(lambda path: index_shard(path) and None, paths)
+    return [index_shard(path) for path in paths]
 
 
 class _Scan:
@@ -153,23 +167,6 @@ def split_name(name: str) -> tuple[str, str]:
     return folder + slash + stem, extension.lower()
 
 
-def _cache_file(path: str) -> Path | None:
-    """Where a shard's index is kept: named after path, size and time of change; None where these are unknown."""
-    try:
-        if "://" in path:
-            filesystem, inner = fsspec.url_to_fs(path)
-            facts = filesystem.info(inner)
-            stamp = [str(facts.get(name)) for name in ("size", "mtime", "LastModified", "ETag", "etag", "created")]
-        else:
-            status = os.stat(path)
-            stamp, path = [str(status.st_size), str(status.st_mtime_ns)], os.path.abspath(path)
-    except OSError:
-        return None
-    folder = Path(os.environ.get("VLP_CACHE") or Path.home() / ".cache" / "vlp")
-    digest = hashlib.sha256(json.dumps(["index-2", path, *stamp]).encode()).hexdigest()[:32]
-    return folder / "index" / digest[:2] / f"{digest}.npz"  # listing a folder stays quick
-
-
 def _load(path: str, cached: Path) -> ShardIndex:
     with open(cached, "rb") as file, np.load(file, allow_pickle=False) as stored:
         text = json.loads(stored["text"].tobytes())
@@ -178,8 +175,5 @@ def _load(path: str, cached: Path) -> ShardIndex:
 
 def _store(index: ShardIndex, cached: Path) -> None:
     text = json.dumps({"keys": index.keys, "bad": [[bad.key, bad.reason] for bad in index.bad]}).encode()
-    try:
-        with writing(cached) as temporary, open(temporary, "wb") as file:
-            np.savez(file, members=index.members, text=np.frombuffer(text, dtype=np.uint8))
-    except WorkError:
-        pass  # the cache only saves time
+    with suppress(WorkError), writing(cached) as temporary, open(temporary, "wb") as file:  # it only saves time
+        np.savez(file, members=index.members, text=np.frombuffer(text, dtype=np.uint8))

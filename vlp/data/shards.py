@@ -12,19 +12,18 @@ import fsspec
 from vlp.data.bad_samples import BadSampleError, BadSamples
 from vlp.data.shard_index import ShardIndex, expand_shards, index_shard, split_name
 
-OPEN_FILES = 16  # shuffling moves between this many shards without opening one again
-
 
 @dataclass
 class Sample:
-    """One image with its texts, as it lies in a shard.
+    """One image with its texts, as stored in a shard.
 
     Attributes:
         image: the encoded file.
-        text: the content of the txt member, None where there is none.
-        captions: `captions` of the JSON where it has any, else the text; stripped, never empty.
+        text: the content of the txt member, stripped; None where there is none.
+        captions: `captions` of the JSON if it has any, else the text; each stripped and not empty. Empty for a sample
+            without a text.
         info: the JSON member, {} where there is none.
-        sources: where each caption comes from: "web" unless its entry in the JSON says "human" or "synthetic".
+        sources: the source of each caption: "web" unless its entry in the JSON says "human" or "synthetic".
     """
 
     key: str
@@ -37,16 +36,18 @@ class Sample:
 
 
 class ShardReader:
-    """Reads samples at any place of any shard, keeping the last few files open."""
+    """Reads samples at any place of any shard, keeping the files that were used last open."""
 
-    def __init__(self) -> None:
-        self.files: OrderedDict[str, IO[bytes]] = OrderedDict()
+    def __init__(self, most_open: int = 16) -> None:
+        """`most_open` is the most files that are kept open."""
+        self.most_open = most_open
+        self.files: OrderedDict[str, IO[bytes]] = OrderedDict()  # the file used last is the last one
 
     def read(self, index: ShardIndex, row: int) -> Sample:
         """The sample in a row of a shard's index.
 
         Raises:
-            BadSampleError: it is cut off, has no usable text, or its text or JSON is broken.
+            BadSampleError: the sample is cut off, or its text or JSON is broken.
         """
         key, places = index.keys[row], index.members[row].tolist()
         try:
@@ -68,8 +69,8 @@ class ShardReader:
         if offset < 0:
             return None
         file = self.files.pop(path, None) or fsspec.open(path, "rb").open()
-        self.files[path] = file  # the newest stands last
-        if len(self.files) > OPEN_FILES:
+        self.files[path] = file
+        if len(self.files) > self.most_open:
             self.files.popitem(last=False)[1].close()
         file.seek(offset)
         data = file.read(size)
@@ -82,34 +83,28 @@ def make_sample(key: str, shard: str, image: bytes, text: bytes | None, info: by
     """A sample from its members.
 
     Raises:
-        BadSampleError: no image bytes, broken JSON, or no usable text.
+        BadSampleError: the image has no bytes, the JSON is broken, or a text is not UTF-8.
     """
     if not image:
         raise BadSampleError("zero bytes")
     try:
         facts = json.loads(info) if info else {}
-    except (ValueError, RecursionError):  # the latter: thousands of brackets
+    except (ValueError, RecursionError):  # RecursionError: thousands of nested brackets
         raise BadSampleError("bad json") from None
     if not isinstance(facts, dict):
         raise BadSampleError("bad json")
     try:
         words = None if text is None else text.decode("utf-8").strip()
-    except UnicodeDecodeError:
+        texts = _captions(facts) or ([(words, "web")] if words else [])
+        "".join(text for text, _ in texts).encode()  # JSON can hold half of a surrogate pair
+    except UnicodeError:
         raise BadSampleError("text not UTF-8") from None
-    said = _captions(facts) or ([(words, "web")] if words else [])
-    captions, sources = [text for text, _ in said], [source for _, source in said]
-    if not captions:
-        raise BadSampleError("no text" if text is None else "empty text")
-    try:
-        "".join(captions).encode()  # JSON can hold half of a surrogate pair
-    except UnicodeEncodeError:
-        raise BadSampleError("text not UTF-8") from None
-    return Sample(key, shard, image, words, captions, facts, sources)
+    return Sample(key, shard, image, words, [text for text, _ in texts], facts, [source for _, source in texts])
 
 
 def iterate_samples(shards: str | list[str], bad: BadSamples | None = None) -> Iterator[Sample]:
-    """All samples in order. Bad ones are given to `bad` and skipped."""
-    reader = ShardReader()
+    """All samples in order, those without a text included. Bad ones are passed to `bad` and skipped."""
+    reader = ShardReader(most_open=1)
     for path in expand_shards(shards):
         index = index_shard(path)
         for one in index.bad if bad is not None else []:
@@ -128,9 +123,9 @@ def iterate_samples(shards: str | list[str], bad: BadSamples | None = None) -> I
 
 
 def read_members(path: str) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Every sample of a shard with all its members by extension, in order; for writing shards anew.
+    """Every sample of a shard with all its members by extension, in order; for rewriting shards.
 
-    Samples that share a key with an earlier one, and whatever is cut off, are left out.
+    Samples that repeat an earlier key, and a sample that is cut off, are left out.
     """
     seen: set[str] = set()
     key, members = "", {}
@@ -145,7 +140,8 @@ def read_members(path: str) -> Iterator[tuple[str, dict[str, bytes]]]:
                         yield key, members
                     seen.add(key)
                     key, members = name, {}
-                members[extension] = archive.extractfile(member).read()
+                content = archive.extractfile(member)
+                members[extension] = content.read() if content else b""
     except (tarfile.ReadError, OSError, EOFError):
         members = {}  # `index_shard` names the damage
     if members and key not in seen:

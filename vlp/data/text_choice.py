@@ -1,4 +1,4 @@
-"""Training texts from score tables: which text of an image a sample gets, by source and score."""
+"""Training texts from score tables: draw one of an image's texts by source and score."""
 
 import math
 import random
@@ -11,11 +11,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vlp.config import TextChoiceConfig
-from vlp.data.bad_samples import BadSampleError
+from vlp.data.bad_samples import NO_TEXT, NO_TEXT_CHOSEN, BadSampleError, FilteredSampleError
 from vlp.data.score_tables import check_table, table_path
 from vlp.data.shard_index import ShardIndex
-from vlp.data.shards import OPEN_FILES
-from vlp.data.transforms import clean_caption
+from vlp.data.transforms import UNWANTED, clean_caption
 from vlp.errors import UserError
 
 SOURCES = ("web", "human", "synthetic")
@@ -23,7 +22,7 @@ SOURCES = ("web", "human", "synthetic")
 
 @dataclass
 class Text:
-    """One text of an image. `score` is that of the choice, nan where the table has none."""
+    """One text of an image. `score` is the one that the choice reads, nan where the table has none."""
 
     source: str
     text: str
@@ -31,70 +30,102 @@ class Text:
 
 
 class TextReader:
-    """Reads the texts of any sample from its shard's table, keeping the tables of the last few shards."""
+    """Reads the texts of any sample from its shard's table, keeping the tables that were used last in memory."""
 
-    def __init__(self) -> None:
-        self.tables: OrderedDict[tuple[str, str, str], _ShardTexts | None] = OrderedDict()
+    def __init__(self, most_kept: int = 16) -> None:
+        """`most_kept` is the most tables that are kept."""
+        self.most_kept = most_kept
+        self.tables: OrderedDict[tuple[str, str, str], ShardTexts | None] = OrderedDict()  # the last one used last
 
     def read(self, index: ShardIndex, row: int, choice: TextChoiceConfig) -> list[Text]:
         """The texts of the sample in a row of a shard's index, in the table's order.
 
         Raises:
-            BadSampleError: the table cannot be read, or has no text of the sample.
+            BadSampleError: the table cannot be read.
         """
         name = (index.path, choice.table, choice.score)
-        table = self.tables.pop(name) if name in self.tables else _load(index, choice)
-        self.tables[name] = table  # the newest stands last
-        if len(self.tables) > OPEN_FILES:
+        table = self.tables.pop(name) if name in self.tables else read_texts(index, choice)
+        self.tables[name] = table
+        if len(self.tables) > self.most_kept:
             self.tables.popitem(last=False)
         if table is None:
             raise BadSampleError("unreadable score table")
-        texts = table.of(row)
-        if not texts:
-            raise BadSampleError("not in its score table")
-        return texts
+        return table.of(row)
 
 
-class _ShardTexts:
-    """The texts of one shard as columns, ordered by the rows of its index."""
+class ShardTexts:
+    """The texts of one shard as columns, ordered by the rows of its index.
+
+    Attributes:
+        rows: int64 [texts], ascending: the row of each text's sample; the number of samples where the shard has no such
+            sample, or the text's source is unknown.
+        sources: int8 [texts], into `SOURCES`.
+        scores: float [texts]; nan where there is none.
+    """
 
     def __init__(self, table: pa.Table, index: ShardIndex, score: str):
-        nowhere = len(index.keys)  # where rows go whose image the shard lacks, or whose source is none of ours
+        self.samples = len(index.keys)
         sources = pc.index_in(table["source"], value_set=pa.array(SOURCES)).fill_null(-1).to_numpy()
-        rows = pc.index_in(table["key"], value_set=pa.array(index.keys, pa.string())).fill_null(nowhere).to_numpy()
-        rows = np.where(sources < 0, nowhere, rows)
+        keys = pa.array(index.keys, pa.string())
+        rows = pc.index_in(table["key"], value_set=keys).fill_null(self.samples).to_numpy()
+        rows = np.where(sources < 0, self.samples, rows)
         order = np.argsort(rows, kind="stable")
-        self.starts = np.searchsorted(rows[order], np.arange(nowhere + 1))
-        self.texts = table["text"].combine_chunks().take(pa.array(order))
+        self.rows = rows[order]
+        self.starts = np.searchsorted(self.rows, np.arange(self.samples + 1))
+        self.texts = table["text"].combine_chunks().take(pa.array(order)).fill_null("")
         self.sources = sources[order].astype(np.int8)
         self.scores = table[score].to_numpy()[order]
 
     def of(self, row: int) -> list[Text]:
         """The texts of the sample in a row of the index."""
         span = range(self.starts[row], self.starts[row + 1])
-        return [Text(SOURCES[self.sources[i]], self.texts[i].as_py() or "", float(self.scores[i])) for i in span]
+        return [Text(SOURCES[self.sources[i]], self.texts[i].as_py(), float(self.scores[i])) for i in span]
+
+    def usable(self, choice: TextChoiceConfig) -> np.ndarray:
+        """Whether `choose_text` finds a text for each sample: bool [samples]."""
+        limits = np.full(len(SOURCES), -np.inf)
+        for limit, sources in ((choice.floor, SOURCES), (choice.fallback, ("web",))):
+            for source in sources if limit is not None else ():
+                limits[SOURCES.index(source)] = max(limits[SOURCES.index(source)], limit)
+        allowed = ~np.isnan(self.scores)
+        if choice.sampling == 0:
+            allowed |= np.isneginf(limits)[self.sources]
+        with np.errstate(invalid="ignore"):
+            allowed &= ~(self.scores < limits[self.sources])
+        worded = pc.not_equal(pc.utf8_trim_whitespace(pc.replace_substring_regex(self.texts, UNWANTED.pattern, "")), "")
+        allowed &= worded.to_numpy(zero_copy_only=False)
+        has = [self._have(allowed & (self.sources == number)) for number in range(len(SOURCES))]
+        result = np.any([has[number] & (getattr(choice, name) > 0) for number, name in enumerate(SOURCES)], axis=0)
+        if choice.fallback is not None and choice.web > 0:
+            web, synthetic = SOURCES.index("web"), SOURCES.index("synthetic")
+            result |= self._have(self.sources == web) & ~has[web] & has[synthetic]
+        return result
+
+    def _have(self, texts: np.ndarray) -> np.ndarray:
+        """Whether each sample has one of the texts of a mask: bool [texts] -> bool [samples]."""
+        return np.bincount(self.rows[texts], minlength=self.samples + 1)[: self.samples] > 0
 
 
-def _load(index: ShardIndex, choice: TextChoiceConfig) -> _ShardTexts | None:
-    """The table of a shard; None where it was removed or damaged since `check_texts` saw it."""
+def read_texts(index: ShardIndex, choice: TextChoiceConfig) -> ShardTexts | None:
+    """The texts of a shard; None where its table is missing or damaged."""
     try:
         with pq.ParquetFile(table_path(index.path, choice.table)) as file:
-            # Workers are forked, and a pool of threads does not come along.
+            # Arrow's pool of threads does not survive the fork of the loader's workers.
             columns = file.read(["key", "source", "text", choice.score], use_threads=False)
     except (OSError, pa.ArrowException):
         return None
-    return _ShardTexts(columns, index, choice.score)
+    return ShardTexts(columns, index, choice.score)
 
 
 def choose_text(texts: list[Text], choice: TextChoiceConfig, rng: random.Random) -> str:
     """Draw one of an image's texts; `rng` decides everything.
 
-    A source is drawn by its chance among those that have a usable text, then one of its texts. Texts of nothing but
-    punctuation, and below the floor, are not usable. Web texts below `fallback` are not either; where that leaves an
-    image none of its web texts, a synthetic text has the chance of the web besides its own.
+    First a source is drawn by its chance among those that have a usable text, then one of its texts. Texts that are
+    only punctuation, and texts below the floor, are not usable; nor are web texts below `fallback`. An image that loses
+    all its web texts to `fallback` adds the chance of web texts to that of synthetic ones.
 
     Raises:
-        BadSampleError: no text is usable, or only texts of sources with chance 0.
+        FilteredSampleError: there is no text, none is usable, or only texts of sources with chance 0.
     """
     usable = {source: [text for text in texts if text.source == source and _usable(text, choice)] for source in SOURCES}
     chances = {source: getattr(choice, source) for source in SOURCES}
@@ -102,7 +133,7 @@ def choose_text(texts: list[Text], choice: TextChoiceConfig, rng: random.Random)
         chances["synthetic"] += chances["web"]
     weights = [chances[source] if usable[source] else 0.0 for source in SOURCES]
     if not any(weights):
-        raise BadSampleError("no text chosen")
+        raise FilteredSampleError(NO_TEXT_CHOSEN if any(clean_caption(text.text) for text in texts) else NO_TEXT)
     drawn = usable[rng.choices(SOURCES, weights)[0]]
     if choice.sampling == 0:
         return rng.choice(drawn).text
@@ -117,21 +148,20 @@ def _usable(text: Text, choice: TextChoiceConfig) -> bool:
     return not (choice.sampling and math.isnan(text.score)) and bool(clean_caption(text.text))
 
 
-def check_texts(shards: list[str], choice: TextChoiceConfig) -> None:
-    """Make sure, from their footers alone, that the shards' tables can serve a choice.
+def check_choice(shard: str, choice: TextChoiceConfig) -> None:
+    """Make sure, without reading its rows, that a shard's table can serve a choice.
 
     Raises:
-        UserError: a shard has no table, was changed after it was scored, or its texts lack the score that is read.
+        UserError: the shard has no table, was changed after it was scored, or its texts lack the score that is read.
     """
+    check_table(shard, choice.table)
     reads_score = choice.floor is not None or choice.fallback is not None or choice.sampling > 0
-    for shard in shards:
-        check_table(shard, choice.table)
-        if reads_score and not _has_scores(shard, choice):
-            raise UserError(f"The table of {shard} has no {choice.score} scores; set texts.score to another.")
+    if reads_score and not _has_scores(shard, choice):
+        raise UserError(f"The table of {shard} has no {choice.score} scores; set texts.score to another.")
 
 
 def _has_scores(shard: str, choice: TextChoiceConfig) -> bool:
-    """Whether any text has the score, as far as the footer's statistics tell; also where there is no text at all."""
+    """Whether any text may have the score, by the statistics in the table's footer; also True for an empty table."""
     metadata = pq.read_metadata(table_path(shard, choice.table))
     column = metadata.schema.names.index(choice.score)
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]

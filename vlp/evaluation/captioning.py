@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from vlp.config import DecodingConfig
+from vlp.data.bad_samples import BadSamples
 from vlp.data.loader import evaluation_batches
 from vlp.errors import UserError
 from vlp.evaluation.metrics import captioning_scores
@@ -63,9 +64,14 @@ def caption_shards(
     workers: int = 0,
     progress: ReportProgress = no_progress,
 ) -> Iterator[Captioned]:
-    """A caption for every image of shards, beside the captions that it has. Arguments as in `evaluate_captioning`."""
+    """A caption for every image of shards, with the image's own captions; images without a caption are left out.
+
+    Arguments as in `evaluate_captioning`.
+    """
     decoding = decoding or DecodingConfig(beams=3, repetition_penalty=1.0)
-    for batch in evaluation_batches(shards, model.image_size, batch_size, workers, limit=limit):
+    bad = BadSamples(max_share=1.0)
+    batches = evaluation_batches(shards, model.image_size, batch_size, workers, limit=limit, bad=bad, need_text=True)
+    for batch in batches:
         texts = model.caption_tokens(model.encode_images(batch.images), decoding, batch.keys, seed)
         for key, (made,), references, info in zip(batch.keys, texts, batch.captions, batch.infos, strict=True):
             yield Captioned(key, made.text, references, info)

@@ -5,6 +5,7 @@ from collections import Counter
 import torch
 from torch import Tensor
 
+from vlp.data.bad_samples import BadSamples
 from vlp.data.loader import evaluation_batches
 from vlp.data.transforms import clean_caption
 from vlp.errors import UserError
@@ -65,22 +66,24 @@ def collect_gallery(
 ) -> Gallery:
     """Encode the images of shards and gather their captions.
 
-    Image tokens are kept in the precision that cross-attention reads them in, so keeping them changes no score.
+    Images without a caption are left out and named in the log. Image tokens are kept in the precision that
+    cross-attention reads them in, so keeping them changes no score.
 
     Raises:
         UserError: there is nothing to evaluate.
     """
-    tokens, vectors, captions = [], [], []
-    for batch in evaluation_batches(shards, model.image_size, batch_size, workers, limit=limit):
+    tokens, vectors, captions, bad = [], [], [], BadSamples(max_share=1.0)
+    batches = evaluation_batches(shards, model.image_size, batch_size, workers, limit=limit, bad=bad, need_text=True)
+    for batch in batches:
         encoded = model.encode_images(batch.images)
         vectors.append(model.embed_tokens(encoded))
-        captions += [[clean_caption(text) for text in texts] for texts in batch.captions]
+        captions += [[text for text in map(clean_caption, texts) if text] for texts in batch.captions]
         if keep_tokens:
             tokens.append(encoded.to("cpu", model.compute_dtype or encoded.dtype))
         progress("encode images", len(encoded))
     counts = Counter(text for texts in captions for text in texts)
     place = {text: number for number, text in enumerate(counts)}
-    if not captions or not all(captions):
+    if not captions:
         raise UserError("Retrieval needs images that have captions; there are none in these shards.")
     right = [(image, number) for image, texts in enumerate(captions) for number in sorted({place[t] for t in texts})]
     return Gallery(tokens, torch.cat(vectors), list(place), torch.tensor(right), torch.tensor(list(counts.values())))

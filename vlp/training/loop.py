@@ -281,6 +281,7 @@ def _report(record: dict, log: RunLog, watch: PlateauWatch, progress: Progress, 
     if not is_main():
         return
     record["bad_samples"] = sum(loader.bad_counts.values())
+    record["filtered_samples"] = sum(loader.filtered_counts.values())
     log.write(record)
     losses = "  ".join(f"{name} {record[name]:.3f}" for name in ("itc", "itm", "lm") if name in record)
     progress.say(
