@@ -1,5 +1,6 @@
 """Gathering, exchanging and summing over gloo processes, against what one process has."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,20 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
 from vlp import distributed
+from vlp.errors import UserError
+
+
+def _fail(item: str) -> None:
+    if item != "a":
+        raise UserError(f"{item} is wrong.")
+
+
+def _error_of(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def _in_two(rank: int, meeting_point: str, results: str) -> None:
@@ -25,6 +40,8 @@ def _in_two(rank: int, meeting_point: str, results: str) -> None:
         "mask": mask,
         "sum": distributed.all_sum(rows),
         "rows": rows,
+        "shared": distributed.share_out(lambda item: (item, rank), [10, 20, 30, 40, 50]),
+        "error": _error_of(lambda: distributed.share_out(_fail, ["a", "b", "c"])),
     }
     distributed.barrier()
     torch.save(found, f"{results}-{rank}.pt")
@@ -40,6 +57,12 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
 
 def test_every_process_knows_its_place(found: list[dict]) -> None:
     assert [one["place"] for one in found] == [(0, 2, True), (1, 2, False)]
+
+
+def test_work_is_shared_and_errors_are_raised_by_all(found: list[dict]) -> None:
+    for one in found:
+        assert one["shared"] == [(10, 0), (20, 1), (30, 0), (40, 1), (50, 0)]
+        assert one["error"] == "b is wrong."
 
 
 def test_gather_is_in_rank_order_without_gradient(found: list[dict]) -> None:
