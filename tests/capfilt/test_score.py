@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tests.scoring import score_shards
 from tests.tiny_model import make_model
@@ -287,6 +287,22 @@ def test_captions_that_say_nothing_make_no_row(shard, folders, tmp_path, caplog)
     assert all(row["text"].strip() and not math.isnan(row["itm"] + row["nll"]) for row in rows_of(shard))
     alone = score_shards(shard, names[0], folders["filter"], decoding, name="alone")
     assert alone.texts == 10 and not any(row["decoding"] for row in rows_of(shard, "alone"))
+
+
+def test_sizes_and_scores_are_those_of_the_upright_image(folders, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned, upright = io.BytesIO(), io.BytesIO()
+    stored = Image.open(io.BytesIO(noise(0, (64, 40))))
+    stored.save(turned, "PNG", exif=exif)
+    ImageOps.exif_transpose(Image.open(turned)).save(upright, "PNG")
+    rows = {}
+    for name, image in (("turned", turned), ("upright", upright)):
+        with ShardWriter(tmp_path / name) as writer:
+            writer.write("k", image.getvalue(), "png", "a star", {"uid": "k"})
+        rows[name] = scored(str(tmp_path / name / "00000.tar"), folders["captioner"], folders["filter"])
+    assert (rows["turned"][0]["width"], rows["turned"][0]["height"]) == (40, 64)
+    assert rows["turned"] == rows["upright"]
 
 
 def test_an_image_without_any_text_is_captioned_selected_and_learned_from(folders, tmp_path):

@@ -1,4 +1,4 @@
-"""Encoded images to pixels: JPEG by libjpeg-turbo at the scale that is needed, everything else by Pillow."""
+"""Encoded images to upright pixels: JPEG by libjpeg-turbo at the scale that is needed, everything else by Pillow."""
 
 import io
 import warnings
@@ -8,86 +8,95 @@ import simplejpeg
 from PIL import Image
 
 from vlp.data.bad_samples import BadSampleError
+from vlp.data.exif import orient, read_orientation
 
 MAX_PIXELS = 100_000_000
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # others may call programs, as EPS does
-SHRINKS = (8, 4, 2)  # the scales at which libjpeg-turbo gains from decoding smaller
-FAST = ("Gray", "YCbCr", "RGB")  # colour spaces of JPEG that it makes RGB of
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # some others, such as EPS, would run external programs
+SHRINKS = (8, 4, 2)  # the scales at which libjpeg-turbo decodes faster
+FAST = ("Gray", "YCbCr", "RGB")  # the JPEG color spaces that it converts to RGB
+BROKEN = (OSError, SyntaxError, ValueError, EOFError)  # what Pillow raises for broken files
 
 
 class EncodedImage:
     """An image whose size is known and whose pixels are not decoded yet.
 
     Attributes:
-        width, height: in pixels, of the whole.
+        width, height: in pixels, of the upright image: EXIF orientations that turn it by 90 degrees swap the two.
     """
 
     def __init__(self, data: bytes):
         """Read the header.
 
         Raises:
-            BadSampleError: it is no image, its header is broken, or it has more than `MAX_PIXELS` pixels.
+            BadSampleError: it is not an image, its header is broken, or it has more than `MAX_PIXELS` pixels.
         """
         if not data:
             raise BadSampleError("zero bytes")
         self.data = data
         self.picture: Image.Image | None = None  # opened by Pillow
         try:
-            self.height, self.width, colours, _ = simplejpeg.decode_jpeg_header(data)
-            self.fast = colours in FAST
+            height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
+            self.fast = colors in FAST
         except ValueError:
             self.picture, self.fast = _open(data), False
-            self.width, self.height = self.picture.size
-        if self.width * self.height > MAX_PIXELS:
+            width, height = self.picture.size
+        if width * height > MAX_PIXELS:
             raise BadSampleError("image too large")
+        self.stored_size = width, height
+        self.orientation = read_orientation(data)
+        self.width, self.height = (height, width) if self.orientation >= 5 else (width, height)
 
     def pixels(self, shrink: int = 1) -> np.ndarray:
-        """RGB pixels at 1/1, 1/2, 1/4 or 1/8 of the size, rounded up: uint8 [height, width, 3].
+        """Upright RGB pixels at 1/1, 1/2, 1/4 or 1/8 of the size, rounded up: uint8 [height, width, 3].
 
         Raises:
             BadSampleError: the image is broken.
         """
+        return orient(self._stored_pixels(shrink), self.orientation)
+
+    def _stored_pixels(self, shrink: int) -> np.ndarray:
         if self.fast:
-            small = {"min_height": -(-self.height // shrink), "min_width": -(-self.width // shrink)}
+            width, height = self.stored_size
+            small = {"min_height": -(-height // shrink), "min_width": -(-width // shrink)}
             try:
                 return simplejpeg.decode_jpeg(self.data, **(small if shrink > 1 else {}))
             except ValueError:
-                pass  # odd or broken: Pillow's judgement counts
+                pass  # odd or broken: Pillow decides
         picture = _convert(self.picture or _open(self.data))
         return np.array(picture.reduce(shrink) if shrink > 1 else picture)
 
 
 def shrink_for(width: float, height: float, size: int) -> int:
-    """How many times smaller (1, 2, 4, 8) a part of an image may be decoded so that its sides keep `size` pixels."""
+    """The largest shrink factor (1, 2, 4 or 8) at which both sides of a part of an image keep `size` pixels."""
     return next((shrink for shrink in SHRINKS if min(width, height) >= shrink * size), 1)
 
 
 def decode_pixels(data: bytes, shortest: int | None = None) -> np.ndarray:
-    """Encoded bytes to RGB pixels, uint8 [height, width, 3].
+    """Encoded bytes to upright RGB pixels, uint8 [height, width, 3].
 
     Args:
-        shortest: it may be decoded smaller as long as its shorter side keeps this many pixels.
+        shortest: the image may be decoded smaller, as long as its shorter side keeps this many pixels.
 
     Raises:
-        BadSampleError: it is no image, it is broken, or it has more than `MAX_PIXELS` pixels.
+        BadSampleError: it is not an image, it is broken, or it has more than `MAX_PIXELS` pixels.
     """
     image = EncodedImage(data)
     return image.pixels(1 if shortest is None else shrink_for(image.width, image.height, shortest))
 
 
 def decode_image(data: bytes, shortest: int | None = None) -> Image.Image:
-    """Encoded bytes to an RGB picture; arguments and errors as in `decode_pixels`."""
+    """Encoded bytes to an upright RGB image; arguments and errors as in `decode_pixels`."""
     return Image.fromarray(decode_pixels(data, shortest))
 
 
 def _open(data: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's warning of large images: the limit above is ours
+            warnings.simplefilter("ignore")  # of large images: `MAX_PIXELS` is the limit
             return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
         raise BadSampleError("image too large") from None
-    except (OSError, SyntaxError, ValueError, EOFError):  # what Pillow raises for broken files
+    except BROKEN:
         raise BadSampleError("image undecodable") from None
 
 
@@ -98,5 +107,5 @@ def _convert(picture: Image.Image) -> Image.Image:
         if picture.mode.startswith("I"):  # 16 bits a pixel
             picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
         return picture.convert("RGB")
-    except (OSError, SyntaxError, ValueError, EOFError):
+    except BROKEN:
         raise BadSampleError("image undecodable") from None

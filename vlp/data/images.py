@@ -1,13 +1,15 @@
-"""Images as people have them (paths, pictures, tensors) as a model takes them."""
+"""Images as users have them (paths, PIL images, tensors) to what a model takes."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from vlp.data.bad_samples import BadSampleError
+from vlp.data.exif import orient, read_pil_orientation
 from vlp.data.image_decoding import decode_pixels
 from vlp.data.transforms import evaluation_image
 from vlp.errors import UserError
@@ -16,10 +18,12 @@ ImageLike = str | Path | Image.Image | Tensor
 
 
 def load_image(image: ImageLike, size: int) -> Tensor:
-    """One image as the model takes it: [3, size, size], uint8, or float as it was given.
+    """One image as the model takes it: [3, size, size], uint8, or float if a float tensor is given.
+
+    Paths and PIL images are turned upright by their EXIF orientation.
 
     Raises:
-        UserError: a path does not lead to an image, or a tensor has the wrong shape.
+        UserError: a path does not lead to an image, or a tensor has the wrong shape or dtype.
     """
     if isinstance(image, Tensor):
         if tuple(image.shape) != (3, size, size) or not (image.dtype == torch.uint8 or image.is_floating_point()):
@@ -28,18 +32,19 @@ def load_image(image: ImageLike, size: int) -> Tensor:
             )
         return image
     if isinstance(image, Image.Image):
-        return torch.as_tensor(evaluation_image(image.convert("RGB"), size))
+        pixels = orient(np.array(image.convert("RGB")), read_pil_orientation(image))
+        return torch.as_tensor(evaluation_image(pixels, size))
     try:
-        picture = decode_pixels(Path(image).read_bytes(), shortest=size)
+        pixels = decode_pixels(Path(image).read_bytes(), shortest=size)
     except OSError as error:
         raise UserError(f"{image} cannot be read: {error.strerror or error}.") from None
     except BadSampleError as error:
-        raise UserError(f"{image} is not an image that can be used: {error.reason}.") from None
-    return torch.as_tensor(evaluation_image(picture, size))
+        raise UserError(f"{image} cannot be used as an image: {error.reason}.") from None
+    return torch.as_tensor(evaluation_image(pixels, size))
 
 
 def as_list(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
-    """One image or several as a list; a tensor of four dimensions holds several."""
+    """One image or several as a list; a tensor with four dimensions holds several."""
     if isinstance(images, (str, Path, Image.Image)) or (isinstance(images, Tensor) and images.ndim == 3):
         return [images]
     return list(images)

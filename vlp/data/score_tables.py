@@ -30,7 +30,7 @@ SCHEMA = pa.schema(
         ("clip", pa.float32()),  # cosine by an external open_clip model; null where none was asked
         ("nll", pa.float32()),  # mean negative log-likelihood a token under the captioner, in nats; null without one
         ("tokens", pa.int32()),  # of the text in the filter's tokenizer, specials not counted; null without BLIP models
-        ("width", pa.int32()),  # of the stored image, in pixels
+        ("width", pa.int32()),  # of the upright image, in pixels
         ("height", pa.int32()),
         ("decoding", pa.string()),  # how a synthetic text was made, JSON; null for others
     ]
