@@ -1,6 +1,7 @@
 """BERT WordPiece with BLIP's [DEC] and [ENC]: load one, or train one on captions."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable
 from itertools import islice
@@ -19,6 +20,7 @@ BERT_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 BERT_ROLES = dict(zip(("pad", "unk", "cls", "sep", "mask"), BERT_SPECIALS, strict=True))
 BLIP_SPECIALS = ["[DEC]", "[ENC]"]  # last in the vocabulary, in this order
 MOST_CAPTIONS = 1_000_000
+LONG_WORD = re.compile(r"\w{101,}")  # longer than `max_input_chars_per_word` of WordPiece
 
 
 class CaptionTokenizer:
@@ -149,11 +151,13 @@ def train_tokenizer(captions: Iterable[str], size: int, min_frequency: int = 2) 
         size: most words, special tokens included.
         min_frequency: how often a piece must occur to be merged.
     """
-    texts = list(islice(captions, MOST_CAPTIONS))
     learner = _word_piece({"[UNK]": 0})
+    normalize = learner.normalizer.normalize_str
+    # A word that long is [UNK] to WordPiece, and takes the trainer time that grows with the square of its length.
+    texts = [LONG_WORD.sub(" ", normalize(text)) for text in islice(captions, MOST_CAPTIONS)]
     # The trainer numbers the pieces inside words by a random hash; naming them first makes the numbers certain.
     # Letters take at most half of the vocabulary (each has two pieces); rarer ones become [UNK].
-    counts = Counter(letter for text in texts for letter in learner.normalizer.normalize_str(text) if letter != " ")
+    counts = Counter(letter for text in texts for letter in text if letter != " ")
     letters = sorted(sorted(counts, key=lambda letter: (-counts[letter], letter))[: max(size // 4, 1)])
     trainer = trainers.WordPieceTrainer(
         vocab_size=size - len(BLIP_SPECIALS),

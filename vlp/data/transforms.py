@@ -17,6 +17,7 @@ from vlp.data.image_decoding import EncodedImage, shrink_for
 
 ASPECT = (3 / 4, 4 / 3)
 GREY = 128  # what shows where a picture was moved away
+LONGEST_CAPTION = 10_000  # characters; more than 50 words of 100 have, and longer words are unknown to any tokenizer
 UNWANTED = re.compile(r"[.!\"()*#:;~]")  # BLIP drops these from captions
 SPACES = re.compile(r"\s{2,}")
 
@@ -58,6 +59,7 @@ def evaluation_image(image: Image.Image | np.ndarray, size: int) -> np.ndarray:
 
 def clean_caption(text: str, max_words: int = 50) -> str:
     """A caption in BLIP's form: lower case, no punctuation that says nothing, single spaces, at most 50 words."""
+    text = text.strip()[:LONGEST_CAPTION]
     text = SPACES.sub(" ", UNWANTED.sub(" ", text.lower()).replace("\n", " ")).strip()
     return " ".join(text.split(" ")[:max_words])
 

@@ -20,6 +20,7 @@ SOURCES = ("web", "human", "synthetic")
 SCORES = ("itm", "itc", "clip", "nll")
 JUDGEMENTS = ("itm", "itc", "clip")  # higher is better; the first that the tables hold ranks their images
 MEMORY = "2GB"  # beyond it duckdb goes on in temporary files
+LONGEST = 200  # words of a text that are read: n-grams of n words take memory for n * n words
 SAMPLE = 200_000  # texts of a source whose n-grams are counted
 FOR_QUANTILES = 2_000_000  # texts from whose images quantiles are taken, which duckdb holds in memory
 BINS = 40
@@ -258,7 +259,7 @@ def texts_of(connection: Connection, images: list[tuple[str, str]]) -> dict[tupl
 def repetition(connection: Connection, seed: int) -> Repetition:
     """Frequent captions and n-grams, in lower case and without punctuation."""
     connection.execute(
-        f"CREATE TABLE sampled AS SELECT source, {WORDS} AS words FROM texts "
+        f"CREATE TABLE sampled AS SELECT source, ({WORDS})[1:{LONGEST}] AS words FROM texts "
         f"JOIN (SELECT source, count(*) AS texts FROM texts GROUP BY source) AS of_source USING (source) "
         f"WHERE hash($seed, filename, key, caption_id) / 18446744073709551616.0 < {SAMPLE} / of_source.texts",
         {"seed": seed},
