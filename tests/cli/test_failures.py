@@ -1,13 +1,14 @@
 """Errors of every kind become one sentence on stderr and an exit code."""
 
 import errno
+import logging
 import os
 import subprocess
 import sys
 
 import pytest
 
-from vlp.cli.failures import explain
+from vlp.cli.failures import OneLineFormatter, explain
 from vlp.cli.main import main
 from vlp.errors import UserError, WorkError
 
@@ -35,6 +36,11 @@ def test_an_unexpected_error_keeps_its_traceback_in_a_file(monkeypatch, tmp_path
     (kept,) = tmp_path.iterdir()
     assert code == 1 and str(kept) in sentence and "\n" not in sentence
     assert "KeyError" in kept.read_text()
+
+
+def test_names_with_control_characters_stay_on_one_line():
+    record = logging.LogRecord("vlp", logging.WARNING, "", 0, "skipped %s", ("a\nb\0\x1b[31m é 🙂",), None)
+    assert OneLineFormatter().format(record) == r"skipped a\nb\x00\x1b[31m é 🙂"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """How errors become one sentence on stderr and an exit code: 1 the work failed, 2 the call was wrong."""
 
 import errno
+import logging
 import os
 import sys
 import tempfile
@@ -36,6 +37,18 @@ def explain(error: Exception) -> tuple[int, str]:
         return 1, "Memory ran out; use smaller images, a smaller batch or a smaller model."
     name = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return 1, f"Unexpected error ({name}). {_keep_traceback(error)}"
+
+
+def one_line(text: str) -> str:
+    """A message on one line, whatever the names in it hold: line breaks and control characters are escaped."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+class OneLineFormatter(logging.Formatter):
+    """Log records on one line each; tracebacks, which only `--debug` shows, keep their lines."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return one_line(super().formatMessage(record))
 
 
 def silence_stdout() -> None:

@@ -14,7 +14,7 @@ from vlp.cli.config import config
 from vlp.cli.data import data_app
 from vlp.cli.demo import demo
 from vlp.cli.evaluate import evaluate_app
-from vlp.cli.failures import explain, silence_stdout
+from vlp.cli.failures import OneLineFormatter, explain, one_line, silence_stdout
 from vlp.cli.training import finetune, pretrain, tokenizer
 from vlp.cli.use import caption, convert, match, search
 
@@ -36,7 +36,9 @@ for name, group in (("data", data_app), ("capfilt", capfilt_app), ("evaluate", e
 @app.callback()
 def options(debug: Annotated[bool, typer.Option(help="Show tracebacks and every log line.")] = False) -> None:
     """BLIP-style vision-language pretraining from image-text shards, and CapFilt to clean them."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(OneLineFormatter())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("vlp").setLevel(logging.DEBUG if debug else logging.INFO)
 
 
@@ -59,7 +61,7 @@ def main() -> None:
         if debug:
             raise
         code, sentence = explain(error)
-        print(f"vlp: {sentence}", file=sys.stderr)
+        print(f"vlp: {one_line(sentence)}", file=sys.stderr)
         _flush_or_silence()
     if code == INTERRUPTED:
         print("vlp: Interrupted; rerun the command to continue.", file=sys.stderr)
@@ -82,7 +84,7 @@ def _show_usage_error(error: Exception) -> int:
         error.show()
     else:
         where = f"; see `{error.ctx.command_path} --help`" if error.ctx else ""
-        print(f"vlp: {error.format_message().rstrip('.')}{where}.", file=sys.stderr)
+        print(f"vlp: {one_line(error.format_message().rstrip('.'))}{where}.", file=sys.stderr)
     return 2
 
 

@@ -6,11 +6,15 @@ without reading what others read.
 
 import json
 import logging
+import math
 import os
+import re
 import tarfile
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import braceexpand
 import fsspec
@@ -24,6 +28,18 @@ from vlp.files import writing
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 WILDCARDS = "*?["
+BRACE_NUMBERS = re.compile(r"\{(-?\d{1,18})\.\.(-?\d{1,18})")
+MOST_SHARDS = 10_000_000  # of a brace pattern
+DAMAGE = (  # what tarfile raises for broken and hostile headers
+    tarfile.TarError,
+    EOFError,
+    ArithmeticError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 log = logging.getLogger("vlp")
 
@@ -56,12 +72,16 @@ def expand_shards(shards: str | list[str]) -> list[str]:
     """
     patterns = [shards] if isinstance(shards, str) else list(shards)
     found: list[str] = []
-    for path in (path for pattern in patterns for path in braceexpand.braceexpand(pattern)):
+    for path in (path for pattern in patterns for path in _expand_braces(pattern)):
         if "://" in path:
+            _check_protocol(path)
             found.append(path)
         elif any(letter in path for letter in WILDCARDS):
             anchor = Path(Path(path).anchor or ".")
-            found += sorted(str(match) for match in anchor.glob(path.lstrip("/")))
+            try:
+                found += sorted(str(match) for match in anchor.glob(path.lstrip("/")) if match.is_file())
+            except (ValueError, NotImplementedError) as error:  # such as a ** within a name
+                raise UserError(f"The pattern {path!r} cannot be used: {error}.") from None
         elif Path(path).is_file():
             found.append(path)
         else:
@@ -71,9 +91,28 @@ def expand_shards(shards: str | list[str]) -> list[str]:
     return found
 
 
+def _expand_braces(pattern: str) -> Iterator[str]:
+    """What a brace pattern stands for, as in a shell: `{000..127}.tar`, `{a,b}.tar`."""
+    numbers = [abs(int(last) - int(first)) + 1 for first, last in BRACE_NUMBERS.findall(pattern)]
+    if math.prod(numbers) > MOST_SHARDS:
+        raise UserError(f"The pattern {pattern!r} stands for more than {MOST_SHARDS:,} shards; check its numbers.")
+    try:
+        yield from braceexpand.braceexpand(pattern)
+    except ValueError as error:  # unbalanced braces
+        raise UserError(f"The pattern {pattern!r} cannot be used: {error}.") from None
+
+
+def _check_protocol(url: str) -> None:
+    """Raise a UserError where fsspec does not know a URL's protocol, or lacks the package for it."""
+    try:
+        fsspec.get_filesystem_class(url.partition("://")[0])
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{url} cannot be read: {' '.join(str(error).split())}.") from None
+
+
 def index_shard(path: str) -> ShardIndex:
     """The index of a shard, from the cache where the shard has not changed since."""
-    cached = cache_file("index-3", path)
+    cached = cache_file("index-4", path)
     if cached is not None and cached.exists():
         try:
             return _load(path, cached)
@@ -133,21 +172,8 @@ def scan_shard(path: str) -> ShardIndex:
     scan = _Scan(path)
     try:
         with fsspec.open(path, "rb") as file:
-            end = file.seek(0, os.SEEK_END)
-            file.seek(0)
-            with tarfile.open(fileobj=file, mode="r:") as archive:
-                for header in archive:
-                    if header.offset_data + header.size > end:
-                        key = split_name(header.name)[0]
-                        if key != scan.key:
-                            scan.close()  # the sample before the cut is whole
-                        scan.key = key
-                        scan.bad("truncated")
-                        scan.key = None
-                        break
-                    if header.isfile():
-                        scan.member(header)
-    except tarfile.ReadError as error:
+            _scan_members(scan, file)
+    except DAMAGE as error:
         whole_file = not scan.rows and scan.key is None
         scan.close()
         scan.bad("zero bytes" if "empty file" in str(error) else "unreadable shard" if whole_file else "truncated")
@@ -157,6 +183,32 @@ def scan_shard(path: str) -> ShardIndex:
     scan.close()
     scan.index.members = np.array(scan.rows, dtype=np.int64).reshape(-1, 6)
     return scan.index
+
+
+def _scan_members(scan: _Scan, file: IO[bytes]) -> None:
+    """Give every member of a tar to `scan`, up to the first one that is cut off."""
+    end = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    position = -1
+    with tarfile.open(fileobj=file, mode="r:") as archive:
+        for header in archive:
+            if header.size < 0 or header.offset <= position:  # hostile: it would be read for ever
+                raise tarfile.ReadError("negative size")
+            position = header.offset
+            if header.offset_data + header.size > end:
+                key = split_name(header.name)[0]
+                if key != scan.key:
+                    scan.close()  # the sample before the cut is whole
+                scan.key = key
+                scan.bad("truncated")
+                scan.key = None
+                return
+            if header.isfile():
+                scan.member(header)
+        # The iteration ends at a damaged header as it does at the end of the archive, which is a block of zeros.
+        file.seek(archive.offset)
+        if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+            raise tarfile.ReadError("damaged header")
 
 
 def split_name(name: str) -> tuple[str, str]:
