@@ -166,28 +166,28 @@ class RunConfig:
 
     task: TaskName = "pretrain"
     output: str = ""
-    start_from: str = ""  # a model folder whose weights and tokenizer the run starts from
+    start_from: str = ""  # a model folder: its weights, tokenizer, shape and temperature are used
     tokenizer: str = ""  # a tokenizer folder; not needed with start_from
-    image_size: Annotated[int, Range(0, 16_384)] = (
-        0  # with start_from: pixels to go on with, position embeddings interpolated; 0 keeps the model's
-    )
+    # With start_from: the new image size in pixels; position embeddings are interpolated. 0 keeps the model's.
+    image_size: Annotated[int, Range(0, 16_384)] = 0
     seed: Natural = 0
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    batch_size: Positive = 600  # samples an optimiser step, over all processes and accumulation steps
+    batch_size: Positive = 600  # samples per optimizer step, over all processes and accumulation steps
     accumulation: Positive = 1
-    steps: Natural = 0  # optimiser steps; 0: take them from epochs
+    steps: Natural = 0  # optimizer steps; 0: take them from epochs
     epochs: NonNegative = 0.0
     precision: Precision = "auto"
     activation_checkpointing: bool = False
-    compile: bool = False  # blocks, by torch.compile; pays on GPUs, where a minute of it begins the run
-    log_every: Positive = 20
-    checkpoint_every: Positive = 1000
+    compile: bool = False  # compile the blocks by torch.compile; pays on GPUs, and takes about a minute at the start
+    log_every: Natural = 20  # steps between log records; 0: only at the end
+    checkpoint_every: Natural = 1000  # steps between checkpoints; 0: only at the end
     keep_checkpoints: Natural = 2  # the newest; 0 keeps all
-    validation: str = ""  # shards scored every evaluate_every steps
-    evaluate_every: Natural = 0
+    validation: str = ""  # shards that are scored every evaluate_every steps and at the end
+    evaluate_every: Natural = 0  # 0: only at the end
+    collective_timeout_minutes: AboveZero = 30.0  # a process that waits longer for another ends the run
 
 
 @dataclass

@@ -1,8 +1,12 @@
-"""What processes of one run share: plain torch.distributed, and nothing at all when there is one process."""
+"""Communication between the processes of one run, by torch.distributed. With one process every call is local."""
 
+import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import cache
+from itertools import count
 from typing import Any, TypeVar
 
 import torch
@@ -11,30 +15,100 @@ from torch import Tensor
 
 from vlp.errors import UserError, WorkError
 
+COLLECTIVE_TIMEOUT = 30.0  # minutes that a process waits for the others before the run fails
+POLL = 0.05  # seconds
+
 Item, Result = TypeVar("Item"), TypeVar("Result")
-PATIENCE = timedelta(days=7)  # how long a process waits for the slowest
 
 
 def restarts() -> int:
-    """How often the launcher has started the processes of this run again (`--max_restarts`)."""
+    """How often the launcher has restarted the processes of this run (`--max_restarts`)."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
-def join_processes() -> torch.device:
-    """Meet the other processes that a launcher started, where there are any; returns this one's device.
+def join_processes(timeout: float = COLLECTIVE_TIMEOUT) -> torch.device:
+    """Connect to the other processes that the launcher started, if any; returns the device of this one.
 
-    The launcher keeps its store when it starts processes again, and in it the addresses of the dead. So those started
-    again meet under a prefix of their own.
+    Args:
+        timeout: minutes after which a collective operation that hangs raises an error. The first call decides.
+
+    Raises:
+        UserError: `accelerate launch` was asked for several processes on CPUs, where it starts only one.
     """
     from accelerate import PartialState  # takes a second
 
+    if os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_PORT" in os.environ and not _launched_in_parallel():
+        raise UserError(
+            "`accelerate launch` starts only one process on CPUs; "
+            "use `torchrun --nproc_per_node N -m vlp ...` to start several."
+        )
     cuda = torch.cuda.is_available()
+    patience = timedelta(minutes=timeout)
     if restarts() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and not dist.is_initialized():
-        store, number, processes = next(dist.rendezvous("env://", timeout=PATIENCE))
+        # The launcher keeps its store, which still holds the addresses of the dead processes, across restarts.
+        # A prefix keeps the restarted processes from reading them.
+        store, number, processes = next(dist.rendezvous("env://", timeout=patience))
         store = dist.PrefixStore(f"start-{restarts()}", store)
         backend = "nccl" if cuda else "gloo"
-        dist.init_process_group(backend, store=store, rank=number, world_size=processes, timeout=PATIENCE)
-    return PartialState(cpu=not cuda, timeout=PATIENCE).device
+        dist.init_process_group(backend, store=store, rank=number, world_size=processes, timeout=patience)
+    return PartialState(cpu=not cuda, timeout=patience).device
+
+
+def _launched_in_parallel() -> bool:
+    return any(name in os.environ for name in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"))
+
+
+@cache
+def shared_store() -> dist.Store:
+    """A key-value store that the first process serves to all. All processes make the first call at the same time."""
+    if world_size() == 1:
+        return dist.HashStore()
+    host = os.environ.get("MASTER_ADDR", "localhost")
+    served = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False) if is_main() else None  # 0: any free port
+    (port, *_) = gather_objects(served.port if served else 0)
+    return served or dist.TCPStore(host, port, is_master=False, wait_for_workers=False)
+
+
+@cache
+def _main_calls() -> count:
+    return count()
+
+
+def run_on_main(work: Callable[[], Result], while_waiting: Callable[[], None] = lambda: None) -> Result:
+    """Run `work` in the first process; every process returns its result. The others wait, however long it takes.
+
+    They poll a store instead of waiting in a collective operation, so that no timeout applies and signals are handled.
+
+    Args:
+        work: returns something that JSON can hold.
+        while_waiting: called by the waiting processes every `POLL` seconds.
+
+    Raises:
+        Exception: in the first process, what `work` raised. The other processes exit with the same code and print
+            nothing, so that the error is shown once.
+        WorkError: the first process died.
+    """
+    if world_size() == 1:
+        return work()
+    store, key = shared_store(), f"run on main {next(_main_calls())}"
+    if is_main():
+        try:
+            result = work()
+        except BaseException as error:
+            store.set(key, json.dumps({"exit code": 2 if isinstance(error, UserError) else 1}))
+            raise
+        store.set(key, json.dumps({"result": result}))
+        return json.loads(json.dumps(result))
+    try:
+        while not store.check([key]):
+            while_waiting()
+            time.sleep(POLL)
+        outcome = json.loads(store.get(key))
+    except dist.DistError:
+        raise WorkError("The first process of the run ended; see its error message.") from None
+    if "exit code" in outcome:
+        raise SystemExit(outcome["exit code"])
+    return outcome["result"]
 
 
 def world_size() -> int:
@@ -43,23 +117,23 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """Number of this process, from 0."""
+    """The number of this process, from 0."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes and prints."""
+    """Whether this is the first process, which writes and prints."""
     return rank() == 0
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
+    """Wait until every process calls this."""
     if world_size() > 1:
         dist.barrier()
 
 
 def gather(tensor: Tensor) -> Tensor:
-    """All processes' [rows, ...], of equal shape, one after another in rank order. No gradient."""
+    """Concatenate the [rows, ...] of all processes, equal in shape, in rank order. No gradient."""
     if world_size() == 1:
         return tensor.detach()
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
@@ -70,13 +144,13 @@ def gather(tensor: Tensor) -> Tensor:
 class _ExchangeRows(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, rows: Tensor, wanted: Tensor, travelling: torch.dtype) -> Tensor:
-        # The host must know how many rows go where, so it waits for the device, for these few numbers alone.
-        everyone = gather(wanted).cpu().view(world_size(), -1).sort(dim=1).values  # [who asks, wanted]
+        # The host has to know how many rows go where, so it waits here for the device to produce these few numbers.
+        everyone = gather(wanted).cpu().view(world_size(), -1).sort(dim=1).values  # [receiver, wanted]
         owners = everyone // len(rows)
-        counts = torch.stack([(owners == owner).sum(dim=1) for owner in range(world_size())])  # [owner, who asks]
-        context.asked = (everyone[owners == rank()] - rank() * len(rows)).to(rows.device)  # by who asks
+        counts = torch.stack([(owners == owner).sum(dim=1) for owner in range(world_size())])  # [owner, receiver]
+        context.asked = (everyone[owners == rank()] - rank() * len(rows)).to(rows.device)  # in order of receivers
         context.sent, context.received = counts[rank()].tolist(), counts[:, rank()].tolist()
-        context.order = wanted.argsort(stable=True)  # they arrive by owner
+        context.order = wanted.argsort(stable=True)  # rows arrive in order of owners
         context.travelling, context.rows = travelling, len(rows)
         arrived = _send(rows.to(travelling).index_select(0, context.asked), context.sent, context.received)
         return arrived.index_select(0, context.order.argsort()).to(rows.dtype)
@@ -84,48 +158,48 @@ class _ExchangeRows(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        said = gradient.to(context.travelling).index_select(0, context.order)
-        arrived = _send(said, context.received, context.sent).to(gradient.dtype)
+        leaving = gradient.to(context.travelling).index_select(0, context.order)
+        arrived = _send(leaving, context.received, context.sent).to(gradient.dtype)
         total = gradient.new_zeros(context.rows, *gradient.shape[1:])
         return total.index_add_(0, context.asked, arrived), None, None
 
 
 def _send(rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
-    """Send the first `sent[0]` rows to process 0 and so on; returns theirs, `received[0]` of process 0 first."""
+    """Send the first `sent[0]` rows to process 0, the next `sent[1]` to process 1, ...; returns the received rows."""
     arrived = rows.new_empty(sum(received), *rows.shape[1:])
     dist.all_to_all_single(arrived, rows, received, sent)
     return arrived
 
 
 def exchange_rows(rows: Tensor, wanted: Tensor, travelling: torch.dtype) -> Tensor:
-    """Some of the rows of all processes; only they are sent, and only their gradients are sent back.
+    """Fetch selected rows of all processes. Only these rows are sent, and only their gradients are sent back.
 
     Args:
         rows: [rows, ...], of equal shape on all processes.
-        wanted: int64 [wanted], equally many on all processes; row r of process p is p * rows + r. Repeats are allowed.
-        travelling: the dtype in which rows and gradients are sent. Gradients of a row that several processes want are
-            summed in the dtype of `rows`.
+        wanted: int64 [wanted], of equal length on all processes; row r of process p is p * rows + r. It may repeat.
+        travelling: the dtype in which rows and gradients are sent. The gradients that a row receives from several
+            processes are summed in the dtype of `rows`.
 
     Returns:
-        [wanted, ...] in the dtype of `rows`; a row's gradient is the sum of what all processes' losses say of it.
+        [wanted, ...] in the dtype of `rows`. The gradient of a row is summed over the losses of all processes.
     """
     return rows[wanted] if world_size() == 1 else _ExchangeRows.apply(rows, wanted, travelling)
 
 
 def gather_texts(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """All processes' texts, padded to the longest: int64 and bool [texts, tokens] -> [all texts, longest]."""
+    """Gather the texts of all processes, padded to the longest: int64 and bool [texts, tokens] -> [all, longest]."""
     if world_size() == 1:
         return ids, mask
     longest = torch.tensor(ids.shape[1], device=ids.device)
     dist.all_reduce(longest, dist.ReduceOp.MAX)
     more = int(longest) - ids.shape[1]
-    ids = torch.nn.functional.pad(ids, (0, more))  # the mask hides whatever stands here
+    ids = torch.nn.functional.pad(ids, (0, more))  # masked, so the value does not matter
     mask = torch.nn.functional.pad(mask.to(torch.uint8), (0, more))
     return gather(ids), gather(mask).bool()
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """Every process's value, in rank order; for small things."""
+    """The values of all processes, in rank order. For small objects."""
     values = [value] * world_size()
     if world_size() > 1:
         dist.all_gather_object(values, value)
@@ -133,10 +207,10 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def share_out(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """`work` of every item, each done by one process; all processes get all results, which must be small.
+    """Call `work` on every item, each in one process; all processes get all results, which must be small.
 
     Raises:
-        UserError, WorkError: the work of an item failed so; all processes raise the error of the first such item.
+        UserError, WorkError: `work` raised it for some item; all processes raise the error of the first such item.
     """
     mine: list[Any] = []
     for item in items[rank() :: world_size()]:
@@ -159,3 +233,16 @@ def all_sum(tensor: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(total)
     return total
+
+
+def largest(value: int, group: dist.ProcessGroup | None = None) -> int:
+    """The largest value of all processes.
+
+    Args:
+        group: a gloo group, so that no device takes part; None: the default group, which must be gloo.
+    """
+    if world_size() == 1:
+        return value
+    highest = torch.tensor(value)
+    dist.all_reduce(highest, dist.ReduceOp.MAX, group=group)
+    return int(highest)

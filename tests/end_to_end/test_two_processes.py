@@ -46,7 +46,7 @@ def test_several_processes_equal_one(run_config, tmp_path, task, processes, more
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Warning" not in done.stderr, done.stderr[-3000:]
     (checkpoint,) = checkpoints(Path(two.output))
-    assert len(json.loads((checkpoint / "progress.json").read_text())["loaders"]) == processes
+    assert json.loads((checkpoint / "progress.json").read_text())["processes"] == processes
     expected, got = (read_log(f"{config.output}/log.jsonl") for config in (one, two))
     assert [record["step"] for record in got] == list(range(1, 11))
     for mine, theirs in zip(expected, got, strict=True):

@@ -7,7 +7,7 @@ import torch
 
 from vlp.data.loader import TrainingLoader
 from vlp.tasks import build_task
-from vlp.training.loop import build_model
+from vlp.training.model_setup import build_model
 
 
 @pytest.fixture

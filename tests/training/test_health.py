@@ -5,8 +5,8 @@ import math
 from vlp.training.health import PATIENCE, PLATEAU, WINDOW, PlateauWatch
 
 
-def _steps_said(watch: PlateauWatch, level: float, last: int = 2000, every: int = 20) -> list[int]:
-    return [step for step in range(every, last + 1, every) if watch.see(step, level)]
+def _steps_with_advice(watch: PlateauWatch, level: float, last: int = 2000, every: int = 20) -> list[int]:
+    return [step for step in range(every, last + 1, every) if watch.observe(step, level)]
 
 
 def test_the_plateau_is_the_entropy_of_one_match_in_three() -> None:
@@ -16,31 +16,31 @@ def test_the_plateau_is_the_entropy_of_one_match_in_three() -> None:
 
 
 def test_stuck_is_said_once_after_patience() -> None:
-    assert _steps_said(PlateauWatch(warmup_steps=0), 0.6365) == [PATIENCE]
+    assert _steps_with_advice(PlateauWatch(warmup_steps=0), 0.6365) == [PATIENCE]
 
 
 def test_a_long_warm_up_is_waited_for() -> None:
-    assert _steps_said(PlateauWatch(warmup_steps=1000), 0.64) == [1000 + WINDOW]
+    assert _steps_with_advice(PlateauWatch(warmup_steps=1000), 0.64) == [1000 + WINDOW]
 
 
 def test_learning_and_divergence_are_not_plateaus() -> None:
     for level in (0.1, 0.6, 0.65, 0.7, 5.0):
-        assert _steps_said(PlateauWatch(warmup_steps=0), level) == []
+        assert _steps_with_advice(PlateauWatch(warmup_steps=0), level) == []
 
 
 def test_only_the_window_counts() -> None:
     watch = PlateauWatch(warmup_steps=0)
-    said = [step for step in range(20, 1501, 20) if watch.see(step, 0.3 if step <= 900 else PLATEAU)]
+    said = [step for step in range(20, 1501, 20) if watch.observe(step, 0.3 if step <= 900 else PLATEAU)]
     assert len(said) == 1
     assert 900 + WINDOW - 20 <= said[0] <= 900 + WINDOW
 
 
 def test_a_run_that_left_the_plateau_early_is_left_alone() -> None:
     watch = PlateauWatch(warmup_steps=0)
-    assert not any(watch.see(step, PLATEAU if step <= 300 else 0.4) for step in range(20, 1501, 20))
+    assert not any(watch.observe(step, PLATEAU if step <= 300 else 0.4) for step in range(20, 1501, 20))
 
 
 def test_the_advice_names_the_level_and_a_setting() -> None:
     watch = PlateauWatch(warmup_steps=0)
-    (advice,) = [said for step in range(20, 601, 20) if (said := watch.see(step, 0.6370))]
+    (advice,) = [said for step in range(20, 601, 20) if (said := watch.observe(step, 0.6370))]
     assert "0.6370" in advice and "optim.learning_rate" in advice

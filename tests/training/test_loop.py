@@ -1,18 +1,12 @@
-"""The loop: resuming after a kill, accumulation, refusal to overwrite, what a run leaves behind."""
+"""The loop: what a run leaves behind, accumulation, finetuning, validation, and refusals."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
-import vlp.training.loop
-from vlp.config_reader import load_config, save_config
-from vlp.errors import UserError, WorkError
+from vlp.config_reader import load_config
+from vlp.errors import UserError
 from vlp.log import read_log
 from vlp.model import load_model
 from vlp.training.checkpoint import checkpoints
@@ -42,7 +36,7 @@ def test_a_run_leaves_a_model_logs_and_its_config(run_config, capsys):
     assert names <= set(records[-1])
     assert [one["step"] for one in records] == [1, 2, 3, 4]
     assert load_config(type(config), f"{config.output}/config.yaml").data == config.data
-    assert [path.name for path in checkpoints(vlp.training.loop.Path(config.output))] == ["step-00000004"]
+    assert [path.name for path in checkpoints(Path(config.output))] == ["step-00000004"]
     assert results["step"] == 4
     assert "step 4/4" in capsys.readouterr().out
     with pytest.raises(UserError, match="exists already"):
@@ -54,76 +48,6 @@ def _image():
     from PIL import Image
 
     return Image.new("RGB", (40, 40), "red")
-
-
-def test_stopping_and_resuming_gives_the_same_losses(run_config, monkeypatch):
-    whole = run_config("whole")
-    train(whole)
-    part = run_config("part", "checkpoint_every=3")
-    original = vlp.training.loop.Window.add
-    calls = []
-
-    def die(self, *arguments):
-        calls.append(1)
-        if len(calls) == 8:
-            raise KeyboardInterrupt
-        original(self, *arguments)
-
-    monkeypatch.setattr(vlp.training.loop.Window, "add", die)
-    with pytest.raises(KeyboardInterrupt):
-        train(part)
-    monkeypatch.undo()
-    train(part, resume=True)
-    assert_equal(losses(whole), losses(part))
-
-
-def test_a_run_killed_between_its_model_and_its_results_is_resumed(run_config):
-    config = run_config("run")
-    results = train(config)
-    output = Path(config.output)
-    weights = (output / "model" / "model.safetensors").read_bytes()
-    (output / "results.json").unlink()
-    again = train(config, resume=True)
-    assert again["loss"] == results["loss"] and (output / "results.json").exists()
-    assert (output / "model" / "model.safetensors").read_bytes() == weights
-
-
-def test_a_killed_process_is_resumed_with_the_same_losses(run_config, tmp_path):
-    whole = run_config("whole", "steps=30", "objective.queue_size=50")
-    train(whole)
-    part = run_config("part", "steps=30", "objective.queue_size=50", "checkpoint_every=2", "data.workers=1")
-    save_config(part, tmp_path / "part.yaml")
-    command = [sys.executable, "-m", "vlp", "pretrain", str(tmp_path / "part.yaml")]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
-    folder = vlp.training.loop.Path(part.output)
-    deadline = time.monotonic() + 120
-    while len(checkpoints(folder)) < 2 and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (folder / "model").exists(), "the run ended before it was killed"
-    subprocess.run([*command, "--resume"], check=True, stdout=subprocess.DEVNULL, timeout=120)
-    assert_equal(losses(whole), losses(part))
-
-
-def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(run_config, monkeypatch):
-    config = run_config("run", "steps=8")
-    original = vlp.training.loop.Window.add
-    calls = []
-
-    def interrupt(self, *arguments):
-        calls.append(1)
-        if len(calls) == 5:
-            os.kill(os.getpid(), signal.SIGINT)
-        original(self, *arguments)
-
-    monkeypatch.setattr(vlp.training.loop.Window, "add", interrupt)
-    with pytest.raises(WorkError, match=r"step 5.*--resume"):
-        train(config)
-    assert checkpoints(vlp.training.loop.Path(config.output))[-1].name == "step-00000005"
-    monkeypatch.undo()
-    train(config, resume=True)
-    assert list(losses(config)) == list(range(1, 9))
 
 
 def test_accumulation_changes_nothing_in_captioning(run_config):

@@ -30,18 +30,21 @@ def tokenizer(
 
 def pretrain(config: str, overrides: Overrides = None, resume: Resume = False) -> None:
     """Pretrain with ITC, ITM and LM. Example: vlp pretrain configs/pretrain-vit-b16.yaml batch_size=600"""
-    _train(config, overrides, resume, {"pretrain"})
+    _run(config, overrides, resume, {"pretrain"})
 
 
 def finetune(config: str, overrides: Overrides = None, resume: Resume = False) -> None:
     """Finetune for captioning or retrieval (the filter). Example: vlp finetune configs/captioner.yaml seed=1"""
-    _train(config, overrides, resume, {"captioning", "retrieval"})
+    _run(config, overrides, resume, {"captioning", "retrieval"})
 
 
-def _train(path: str, overrides: list[str] | None, resume: bool, tasks: set[str]) -> None:
+def _run(path: str, overrides: list[str] | None, resume: bool, tasks: set[str]) -> None:
     config = load_config(RunConfig, path, overrides)
     if config.task not in tasks:
         raise UserError(f"task is {config.task}; this command takes {' or '.join(sorted(tasks))}.")
-    from vlp.training.loop import train
+    from vlp.training.stop_signals import stop_on_signals
 
-    train(config, resume)
+    with stop_on_signals():  # also while the imports below take their seconds
+        from vlp.training.loop import train
+
+        train(config, resume)

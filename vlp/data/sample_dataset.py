@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 
@@ -17,6 +18,8 @@ from vlp.data.shard_index import ShardIndex
 from vlp.data.shards import ShardReader
 from vlp.data.text_choice import TextReader, choose_text
 from vlp.data.transforms import clean_caption, evaluation_image, training_image
+
+STOP_SECONDS = 60  # longer than most steps
 
 Places = tuple[np.ndarray, np.ndarray, np.ndarray]  # int64 [samples] each: see `SampleDataset.__getitem__`
 
@@ -153,9 +156,20 @@ def read_chunks(dataset: SampleDataset, places: Iterator[Places], workers: int) 
             collate_fn=_unchanged,
             pin_memory=False,
             prefetch_factor=4,
+            worker_init_fn=_outlive_stop_signals,
             generator=torch.Generator(),  # without one the workers' seed is drawn from the global random state
         )
     )
+
+
+def _outlive_stop_signals(_worker: int) -> None:
+    """Let a worker serve the step in progress when SIGTERM or SIGINT reaches the whole process group.
+
+    The worker ends when the main process closes the iterator or dies. SIGTERM can also be the main process's last way
+    to end it, so the worker then lives for `STOP_SECONDS` at most.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(STOP_SECONDS))
 
 
 def _unchanged(chunk: Chunk) -> Chunk:

@@ -1,37 +1,74 @@
-"""The watch on ITM: a run whose matching has learned nothing says so once, with what to change."""
+"""Signs that a run goes wrong: losses that are not finite, and ITM that learns nothing."""
 
 import math
 from collections import deque
+
+import torch
+from torch import Tensor
 
 # Entropy of answering "no match" with the right frequency: one pair in three matches.
 PLATEAU = -(math.log(1 / 3) / 3 + 2 * math.log(2 / 3) / 3)  # 0.6365
 WIDTH = 0.01
 WINDOW = 200  # steps
-PATIENCE = 500  # steps; a run from scratch sits there for about 300 before it leaves
+PATIENCE = 500  # steps; a run from scratch stays at the plateau for about the first 300
 
 ADVICE = (
-    'ITM has stayed at {level:.4f} over the last {window} steps, which is what always answering "no match" gives: '
-    "likely the learning rate is too high or its warm-up too short, the batch too small for hard negatives to be hard, "
-    "or many captions are equal or wrong; lower optim.learning_rate, raise batch_size, start from pretrained towers, "
-    "or give it more steps (docs/itm.md shows a stuck run and its cure)."
+    'ITM has stayed at {level:.4f} over the last {window} steps, the value of always answering "no match": the '
+    "learning rate is probably too high or its warm-up too short, the batch too small to contain hard negatives, or "
+    "many captions are equal or wrong; lower optim.learning_rate, raise batch_size, start from pretrained towers, or "
+    "train for more steps (docs/itm.md shows a stuck run and its fix)."
 )
 
 
 class PlateauWatch:
-    """Sees the unweighted ITM loss of every logged window."""
+    """Follows the ITM loss of the log records and gives advice, once, when it stays at the plateau."""
 
     def __init__(self, warmup_steps: int):
         self.first_step = max(PATIENCE, warmup_steps + WINDOW)
         self.recent: deque[tuple[int, float]] = deque()
-        self.said = False
+        self.advised = False
 
-    def see(self, step: int, itm: float) -> str | None:
-        """The advice, once, when the mean over the window lies at the plateau; else None."""
+    def observe(self, step: int, itm: float) -> str | None:
+        """Add a record; returns the advice, once, when the mean over the window lies at the plateau."""
         self.recent.append((step, itm))
         while self.recent[0][0] <= step - WINDOW:
             self.recent.popleft()
         level = sum(value for _, value in self.recent) / len(self.recent)
-        if self.said or step < self.first_step or abs(level - PLATEAU) > WIDTH:
+        if self.advised or step < self.first_step or abs(level - PLATEAU) > WIDTH:
             return None
-        self.said = True
+        self.advised = True
         return ADVICE.format(level=level, window=WINDOW)
+
+
+class FiniteCheck:
+    """Whether every loss and gradient so far was finite.
+
+    The flag is kept on the device. On a GPU it is copied to the host without waiting for the device, so a bad step is
+    usually noticed one or two steps later. On a CPU it is known at once.
+    """
+
+    def __init__(self, device: torch.device):
+        self.finite = torch.ones((), dtype=torch.bool, device=device)
+        self.on_host = torch.ones((), dtype=torch.bool, pin_memory=device.type == "cuda")
+        self.copied = torch.cuda.Event() if device.type == "cuda" else None
+        self.copying = False
+
+    def add(self, value: Tensor) -> None:
+        """Add a scalar."""
+        self.finite = self.finite & value.detach().isfinite()
+
+    def is_finite(self, wait: bool) -> bool:
+        """Whether all values were finite, as far as the host knows.
+
+        Args:
+            wait: wait for the device, so that the answer covers every value added.
+        """
+        if wait or self.copied is None:
+            return bool(self.finite)
+        if self.copying and not self.copied.query():
+            return True  # the device has not come that far yet
+        known = bool(self.on_host)
+        self.on_host.copy_(self.finite, non_blocking=True)
+        self.copied.record()
+        self.copying = True
+        return known

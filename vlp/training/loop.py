@@ -2,355 +2,207 @@
 
 import json
 import shutil
-import signal
 import time
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
-from torch import Tensor, nn
 
 from vlp.config import RunConfig
-from vlp.config_reader import as_yaml, save_config
-from vlp.data.loader import TrainingLoader
-from vlp.data.tokenizer import CaptionTokenizer, load_tokenizer
-from vlp.distributed import all_sum, barrier, is_main, join_processes, rank, world_size
-from vlp.errors import UserError, WorkError
-from vlp.evaluation.captioning import evaluate_captioning
-from vlp.evaluation.retrieval import evaluate_retrieval
-from vlp.files import prepare_output, write_json
-from vlp.log import Progress, RunLog, read_log
-from vlp.model import Model, load_model
+from vlp.data.loader import Batch
+from vlp.distributed import is_main, join_processes, run_on_main, world_size
+from vlp.errors import WorkError
+from vlp.files import write_json, write_text
+from vlp.log import Progress, RunLog
 from vlp.model_folder import save_model
 from vlp.models.batch_norm import average_running_statistics
-from vlp.models.blip import Blip
-from vlp.models.compiled import compile_blocks
-from vlp.models.cpu.optimise import optimise_for_cpu
-from vlp.models.precision import compute_dtype
-from vlp.tasks import build_task
 from vlp.tasks.output import total_loss
-from vlp.training.checkpoint import ResumeState, checkpoints, load_checkpoint, save_checkpoint
-from vlp.training.health import PlateauWatch
-from vlp.training.optim import build_optimizer, learning_rate
-
-
-@dataclass
-class Schedule:
-    """How long a run is."""
-
-    steps: int
-    steps_per_epoch: float
+from vlp.training.checkpoint import checkpoints
+from vlp.training.checks import check_config, open_run_folder
+from vlp.training.model_card import model_card
+from vlp.training.optim import learning_rate
+from vlp.training.record_window import RecordWindow
+from vlp.training.run import Outcome, Run, prepare_run
+from vlp.training.stop_signals import stop_on_signals, stopped
+from vlp.training.validation import validate
 
 
 def train(config: RunConfig, resume: bool = False) -> dict:
     """Train, and leave OUTPUT/model, log.jsonl, TensorBoard events, config.yaml, checkpoints and results.json.
 
     Args:
-        resume: go on from the last complete checkpoint of OUTPUT; a finished run returns its results.
+        resume: continue from the last complete checkpoint of OUTPUT; a finished run returns its results.
 
     Returns:
-        What results.json holds: the last record of the log, and the validation scores where there are any.
+        The contents of results.json: the last record of the log, and validation scores if the config asks for them.
 
     Raises:
-        UserError: the config is wrong, or OUTPUT exists and `resume` is not set.
-        WorkError: too many samples were bad, or the run was stopped.
+        UserError: the config is wrong, OUTPUT exists and `resume` is not set, or its run has other settings.
+        WorkError: too many samples were bad, a loss was not finite, a process was lost, or the run was stopped by
+            SIGTERM or SIGINT. Processes other than the first raise SystemExit instead where all fail together.
     """
-    output = Path(config.output)
-    finished = output / "results.json"
-    if resume and finished.exists():
-        return json.loads(finished.read_text())
-    accelerator = start(config, resume)
-    torch.manual_seed(config.seed)  # equal weights on all processes
-    model, tokenizer = build_model(config)
-    if accelerator.device.type == "cpu":
-        optimise_for_cpu(model)
-    if config.activation_checkpointing:
-        model.checkpoint_activations()
-    task = build_task(config, model, tokenizer)
-    if config.compile:
-        compile_blocks(task)
-    loader = TrainingLoader(
-        config.data,
-        model.config.image_encoder.image_size,
-        tokenizer,
-        config.batch_size // config.accumulation,
-        rank(),
-        world_size(),
-        config.seed,
-        config.objective.prompt,
-    )
-    schedule = make_schedule(config, loader.epoch_size)
-    set_seed(config.seed + 1000 * rank())  # dropout differs between processes
-    optimizer = build_optimizer(config.optim, task)
-    prepared, optimizer = accelerator.prepare(task, optimizer)
-    if world_size() > 1:  # twin and queue are equal everywhere; as an argument, newer torch warns of it
-        prepared.broadcast_buffers = False
-    step = _restore(output, task, optimizer, loader, accelerator) if resume else 0
-    if is_main():
-        save_config(config, output / "config.yaml")
-    last = _train(config, accelerator, prepared, task, tokenizer, optimizer, loader, schedule, step)
-    results = {**last, **validate(config, task.model, tokenizer)} if is_main() else last
-    if is_main():
-        if resume:  # killed when its model was there and its results were not
-            shutil.rmtree(output / "model", ignore_errors=True)
-        save_model(task.model, tokenizer, output / "model", _card(config, results, loader))
-        write_json(finished, results)
-    barrier()
+    with stop_on_signals() as stop, _lost_processes_as_one_sentence(config):
+        join_processes(config.collective_timeout_minutes)
+        run_on_main(lambda: check_config(config))
+        if open_run_folder(config, resume):
+            return json.loads((Path(config.output) / "results.json").read_text())
+        run = prepare_run(config, resume, stop)
+        stop.finish_step = True
+        train_steps(run)
+        return finish(run)
+
+
+def train_steps(run: Run) -> None:
+    """Optimizer steps to the end of the schedule, with log records, checkpoints and validation."""
+    config, schedule, optimizer = run.config, run.schedule, run.optimizer
+    run.prepared.train()
+    with (
+        closing(iter(run.loader)) as batches,  # ends its workers
+        closing(RunLog(run.output, run.step)) if is_main() else nullcontext() as log,
+        Progress("steps", schedule.steps, run.step, quiet=not is_main()) as progress,
+    ):
+        if run.agree(wait=False) == Outcome.STOP:
+            raise stopped(f"Stopped at step {run.step}; continue with --resume.")
+        while run.step < schedule.steps:
+            rate = learning_rate(config.optim, run.step, schedule.steps, schedule.steps_per_epoch)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            run.task.start_step(run.step, run.step / schedule.steps_per_epoch)
+            for part in range(config.accumulation):
+                waited = time.monotonic()
+                batch = next(batches).to(run.accelerator.device)
+                run.window.waited += time.monotonic() - waited
+                _forward_and_backward(run, batch, is_last_part=part == config.accumulation - 1)
+            _clip_gradients(run)
+            optimizer.step()
+            optimizer.zero_grad()
+            average_running_statistics(run.task.model)
+            run.step += 1
+            progress.advance()
+
+            logs, saves = run.is_due(config.log_every), run.is_due(config.checkpoint_every)
+            outcome = run.agree(wait=logs or saves)
+            if outcome == Outcome.NOT_FINITE:
+                raise _not_finite(run, rate)
+            if logs:
+                run.record = {"step": run.step, "epoch": run.step / schedule.steps_per_epoch, "learning_rate": rate}
+                run.record |= run.window.record()
+                run.window = RecordWindow()
+                _report(run, log, progress)
+            if saves or outcome == Outcome.STOP:
+                run.save_checkpoint()
+            if outcome == Outcome.STOP and run.step < schedule.steps:
+                raise stopped(f"Stopped at step {run.step}; continue with --resume.")
+            if config.evaluate_every and run.is_due(config.evaluate_every) and run.step < schedule.steps:
+                _validate_between_steps(run, log, progress)
+
+
+def finish(run: Run) -> dict:
+    """Write the model, then validate, then write the scores into results.json and the model card."""
+    folder = run.output / "model"
+
+    def write_model() -> None:
+        # A resumed run replaces the model: it may be that of a shorter run, before `steps` was raised.
+        shutil.rmtree(folder, ignore_errors=True)
+        save_model(run.task.model, run.tokenizer, folder, model_card(run.config, run.record, run.loader.epoch_size))
+
+    run_on_main(write_model)
+    scores = validate(run.config, run.task.model, run.tokenizer, run.stop)
+    if scores is None:
+        raise stopped("Stopped during the last validation; the model is complete, --resume validates it again.")
+    results = {**run.record, **scores}
+
+    def write_results() -> None:
+        write_text(folder / "README.md", model_card(run.config, results, run.loader.epoch_size))
+        write_json(run.output / "results.json", results)
+
+    run_on_main(write_results)
     return results
 
 
-def start(config: RunConfig, resume: bool) -> Accelerator:
-    """Check the config and the output folder, and set the processes up."""
-    if not config.output:
-        raise UserError("output is empty: name the folder for the run.")
-    if (config.steps > 0) == (config.epochs > 0):
-        raise UserError("Set either steps or epochs to a positive number, not both.")
-    if config.accumulation < 1 or config.batch_size % config.accumulation:
-        raise UserError(
-            f"batch_size ({config.batch_size}) must be a multiple of accumulation ({config.accumulation}), "
-            "as every accumulation step takes its share."
-        )
-    # Not static_graph: PyTorch 2.15 fails in the first backward pass under no_sync, and it would save only the search
-    # for unused parameters, which is off: tasks freeze what they do not run.
-    handlers = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
-    cpu = not torch.cuda.is_available()
-    dtype = compute_dtype(config.precision, join_processes())
-    if dtype == torch.float16 and cpu:
-        raise UserError("precision fp16 needs a GPU; use bf16 or fp32 on a CPU.")
-    AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
-    name = {torch.bfloat16: "bf16", torch.float16: "fp16", None: "no"}[dtype]
-    accelerator = Accelerator(mixed_precision=name, kwargs_handlers=handlers, cpu=cpu)
-    if is_main():
-        if not resume:
-            prepare_output(config.output)
-        Path(config.output).mkdir(parents=True, exist_ok=True)
-    barrier()
-    return accelerator
+def _forward_and_backward(run: Run, batch: Batch, is_last_part: bool) -> None:
+    """Add the gradients of one batch; those of several processes are averaged in the last part of a step."""
+    with nullcontext() if is_last_part else run.accelerator.no_sync(run.prepared):
+        losses, metrics = run.prepared(batch)
+        loss = total_loss(losses, run.config.objective)
+        run.accelerator.backward(loss / run.config.accumulation)
+    run.window.add_forward({**losses, **metrics, "loss": loss}, len(batch.keys))
+    run.finite.add(loss)
 
 
-def build_model(config: RunConfig) -> tuple[Blip, CaptionTokenizer]:
-    """The network and its tokenizer: those of `start_from`, or new ones."""
-    if config.start_from:
-        started = load_model(config.start_from, device="cpu")
-        if config.image_size:
-            started.blip.resize_images(config.image_size)
-        return started.blip.train(), started.tokenizer
-    if config.image_size:
-        raise UserError("image_size is for start_from; a new model's is model.image_encoder.image_size.")
-    if not config.tokenizer:
-        raise UserError("Set tokenizer to a tokenizer folder (`vlp tokenizer` makes one), or start_from to a model.")
-    tokenizer = load_tokenizer(config.tokenizer)
-    words = config.model.text_tower.vocabulary
-    if words not in (0, len(tokenizer)):
-        raise UserError(f"model.text_tower.vocabulary is {words} and the tokenizer has {len(tokenizer)} words; set 0.")
-    config.model.text_tower.vocabulary = len(tokenizer)
-    if config.data.max_tokens > config.model.text_tower.positions:
-        raise UserError("data.max_tokens must not be above model.text_tower.positions.")
-    return Blip(config.model, config.objective.temperature), tokenizer
+def _clip_gradients(run: Run) -> None:
+    """Measure the norm of all gradients, and clip it where the config asks for that."""
+    if run.config.optim.clip_norm > 0:
+        norm = run.accelerator.clip_grad_norm_(run.parameters, run.config.optim.clip_norm)
+    else:
+        run.accelerator.unscale_gradients()
+        gradients = [parameter.grad for parameter in run.parameters if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+    if run.accelerator.scaler:  # skips steps whose gradients overflow in fp16
+        norm = norm.nan_to_num(0.0, posinf=0.0)
+    run.window.add_step({"gradient_norm": norm})
+    run.finite.add(norm)
 
 
-def make_schedule(config: RunConfig, epoch_size: int) -> Schedule:
-    """Steps of the run and of an epoch."""
-    per_epoch = epoch_size / config.batch_size
-    return Schedule(config.steps or max(1, round(config.epochs * per_epoch)), per_epoch)
-
-
-def _train(
-    config: RunConfig,
-    accelerator: Accelerator,
-    prepared: nn.Module,
-    task: nn.Module,
-    tokenizer: CaptionTokenizer,
-    optimizer: torch.optim.Optimizer,
-    loader: TrainingLoader,
-    schedule: Schedule,
-    step: int,
-) -> dict:
-    """Optimiser steps from `step` to the end; returns the last record."""
-    output = Path(config.output)
-    watch = PlateauWatch(config.optim.warmup_steps)
-    batches = iter(loader)
-    window = Window()
-    record = (read_log(output / "log.jsonl") or [{}])[-1] if step else {}  # a resume may have nothing left to do
-    parameters = [parameter for parameter in task.parameters() if parameter.requires_grad]
-    prepared.train()
-    with (
-        closing(RunLog(output, step)) if is_main() else nullcontext() as log,
-        Progress("steps", schedule.steps, step, quiet=not is_main()) as progress,
-        _stop_signal() as stopped,
-    ):
-        while step < schedule.steps:
-            rate = learning_rate(config.optim, step, schedule.steps, schedule.steps_per_epoch)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            task.start_step(step, step / schedule.steps_per_epoch)
-            for part in range(config.accumulation):
-                waited = time.monotonic()
-                batch = next(batches).to(accelerator.device)
-                window.waited += time.monotonic() - waited
-                last_part = part == config.accumulation - 1
-                with nullcontext() if last_part else accelerator.no_sync(prepared):
-                    losses, metrics = prepared(batch)
-                    loss = total_loss(losses, config.objective)
-                    accelerator.backward(loss / config.accumulation)
-                window.add({**losses, **metrics, "loss": loss}, len(batch.keys))
-            if config.optim.clip_norm > 0:
-                accelerator.clip_grad_norm_(parameters, config.optim.clip_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            average_running_statistics(task.model)
-            step += 1
-            progress.advance()
-            stopping = stopped.is_set and world_size() == 1
-            if step % config.log_every == 0 or step == schedule.steps:
-                record = {"step": step, "epoch": step / schedule.steps_per_epoch, "learning_rate": rate}
-                record |= window.close()
-                _report(record, log, watch, progress, loader)
-                # Several processes stop together, at a step where they meet anyway.
-                stopping = all_sum(torch.tensor(float(stopped.is_set), device=accelerator.device)).item() > 0
-            if step % config.checkpoint_every == 0 or stopping:
-                scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
-                standing = ResumeState(step, loader.state(), scaler)
-                save_checkpoint(output, task, optimizer, standing, config.keep_checkpoints)
-            if stopping:
-                raise WorkError(f"Stopped at step {step}; go on from there with --resume.")
-            if config.evaluate_every and step % config.evaluate_every == 0 and step < schedule.steps:
-                paused = time.monotonic()
-                if is_main():
-                    scores = validate(config, task.model, tokenizer)
-                    log.write({"step": step, **scores})
-                    progress.say(
-                        "  ".join([f"step {step}", *(f"{name} {value:.3f}" for name, value in scores.items())])
-                    )
-                barrier()
-                window.started += time.monotonic() - paused  # rates are those of training
-    return record
-
-
-class Window:
-    """Means over the steps since the last record, kept on the device so that no step waits for them."""
-
-    def __init__(self) -> None:
-        self._clear()
-
-    def _clear(self) -> None:
-        self.started = time.monotonic()
-        self.waited = 0.0  # seconds spent waiting for data
-        self.pairs = 0
-        self.forwards = 0
-        self.sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
-
-    def add(self, named: dict[str, Tensor], pairs: int) -> None:
-        """Add what a forward pass returned."""
-        self.forwards += 1
-        self.pairs += pairs
-        for name, value in named.items():
-            self.sums[name] = self.sums[name].to(value.device) + value.detach().float()
-
-    def close(self) -> dict[str, float]:
-        """Means over processes and steps, rates and memory; a new window begins."""
-        names = list(self.sums)
-        means = all_sum(torch.stack([self.sums[name] for name in names])) / (self.forwards * world_size())
-        seconds = time.monotonic() - self.started
-        record = dict(zip(names, means.tolist(), strict=True))
-        record["pairs_per_second"] = self.pairs * world_size() / seconds
-        record["data_wait_share"] = self.waited / seconds
-        record["memory_gib"] = _memory_gib()
-        self._clear()
-        return record
-
-
-def validate(config: RunConfig, blip: Blip, tokenizer: CaptionTokenizer) -> dict[str, float]:
-    """Scores on the validation shards; nothing where the config names none."""
-    if not config.validation:
-        return {}
-    model = Model(blip, tokenizer, config.precision)
-    evaluate = evaluate_captioning if config.task == "captioning" else evaluate_retrieval
-    # Blocks are compiled for training: caches and other batches would make programs of their own.
-    with torch.compiler.set_stance("force_eager") if config.compile else nullcontext():
-        return evaluate(model, config.validation)
-
-
-def _report(record: dict, log: RunLog, watch: PlateauWatch, progress: Progress, loader: TrainingLoader) -> None:
-    if not is_main():
+def _report(run: Run, log: RunLog | None, progress: Progress) -> None:
+    """Write and print the last record."""
+    if log is None:
         return
-    record["bad_samples"] = sum(loader.bad_counts.values())
-    record["filtered_samples"] = sum(loader.filtered_counts.values())
+    record = run.record
+    record["bad_samples"] = sum(run.loader.bad_counts.values())
+    record["filtered_samples"] = sum(run.loader.filtered_counts.values())
     log.write(record)
     losses = "  ".join(f"{name} {record[name]:.3f}" for name in ("itc", "itm", "lm") if name in record)
     progress.say(
-        f"step {record['step']}/{progress.total}  {losses}  {record['pairs_per_second']:.0f} pairs/s  "
+        f"step {run.step}/{progress.total}  {losses}  {record['pairs_per_second']:.0f} pairs/s  "
         f"data {record['data_wait_share']:.0%}  {progress.left()}"
     )
-    advice = watch.see(record["step"], record["itm"]) if "itm" in record else None
+    advice = run.plateau.observe(run.step, record["itm"]) if "itm" in record else None
     if advice:
         progress.say(advice)
 
 
-def _restore(
-    output: Path,
-    task: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    loader: TrainingLoader,
-    accelerator: Accelerator,
-) -> int:
-    """The step to go on from; 0 where there is no checkpoint yet."""
-    found = checkpoints(output)
-    if not found:
-        return 0
-    standing = load_checkpoint(found[-1], task, optimizer)
-    loader.load_state(standing.loader)
-    if accelerator.scaler and standing.scaler:
-        accelerator.scaler.load_state_dict(standing.scaler)
-    return standing.step
+def _validate_between_steps(run: Run, log: RunLog | None, progress: Progress) -> None:
+    """Log the scores of this step; rates are those of training, so the window does not count the time."""
+    paused = time.monotonic()
+    scores = validate(run.config, run.task.model, run.tokenizer, run.stop)
+    run.window.started += time.monotonic() - paused
+    if scores is None:
+        run.save_checkpoint()
+        raise stopped(f"Stopped at step {run.step}, during validation; continue with --resume.")
+    if log:
+        log.write({"step": run.step, **scores})
+        progress.say("  ".join([f"step {run.step}", *(f"{name} {value:.3f}" for name, value in scores.items())]))
 
 
-@dataclass
-class _Stop:
-    is_set: bool = False
+def _not_finite(run: Run, rate: float) -> BaseException:
+    """The error for losses or gradients that are infinite or NaN; no checkpoint is written after them."""
+    names = [name for name in ("itc", "itm", "lm") if name in run.window.forward_sums]
+    bad = run.window.not_finite(names)
+    what = f"The loss {' and '.join(bad)}" if bad else "The gradient"
+    kept = checkpoints(run.output)
+    where = f"The last good checkpoint, {kept[-1]}, is kept" if kept else "There is no checkpoint before it"
+    return stopped(
+        f"{what} is not finite at step {run.step}, with a learning rate of {rate:.3g}. {where}; start a new run with a "
+        "lower optim.learning_rate, a longer optim.warmup_steps or optim.clip_norm=1."
+    )
 
 
 @contextmanager
-def _stop_signal() -> Iterator[_Stop]:
-    """Ctrl-C ends the step at hand and writes a checkpoint; a second one ends at once."""
-    stop = _Stop()
-
-    def ask(*_: object) -> None:
-        if stop.is_set:
-            raise KeyboardInterrupt
-        stop.is_set = True
-
-    before = signal.signal(signal.SIGINT, ask)
+def _lost_processes_as_one_sentence(config: RunConfig) -> Iterator[None]:
+    """Turn errors of collective operations, which name sockets and ranks, into a WorkError."""
     try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _memory_gib() -> float:
-    """Peak memory of this process: of the GPU where there is one, else resident."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def _card(config: RunConfig, results: dict, loader: TrainingLoader) -> str:
-    """The model card: what it learned from, by which command and settings, and what it scored."""
-    sources = "\n".join(f"- `{source.shards}` (weight {source.weight:g})" for source in config.data.sources)
-    numbers = "\n".join(f"| {name} | {value:.4g} |" for name, value in results.items())
-    origin = f"starting from `{config.start_from}`" if config.start_from else "from random weights"
-    command = "pretrain" if config.task == "pretrain" else "finetune"
-    return (
-        f"# {Path(config.output).name}\n\nA BLIP-style vision-language model, trained with `vlp` ({config.task}), "
-        f"{origin}, on {loader.epoch_size} samples an epoch:\n\n{sources}\n\n"
-        f"| measure | at the end |\n| --- | --- |\n{numbers}\n\n"
-        f"`vlp {command} config.yaml` trains it again, config.yaml being:\n\n```yaml\n{as_yaml(config)}```\n"
-    )
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if world_size() > 1 and ("imed out" in text or "timeout" in text):
+            raise WorkError(
+                f"Another process did not answer for {config.collective_timeout_minutes:g} minutes "
+                "(collective_timeout_minutes); see what it printed, and continue with --resume."
+            ) from error
+        if (world_size() > 1 and isinstance(error, torch.distributed.DistError)) or "Connection closed by peer" in text:
+            raise WorkError(
+                "Another process of the run ended; see its error message, and continue with --resume."
+            ) from error
+        raise

@@ -1,0 +1,125 @@
+"""Checks before the first step: what would otherwise end a run hours or days later."""
+
+import os
+import shutil
+import socket
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vlp.config import RunConfig
+from vlp.data.shard_index import expand_shards
+from vlp.data.tokenizer import load_tokenizer
+from vlp.distributed import barrier, gather_objects, is_main, run_on_main, world_size
+from vlp.errors import FullDiskError, UserError, WorkError
+from vlp.files import prepare_output, write_errors
+from vlp.training.resume_settings import check_resumed_settings
+from vlp.training.validation import check_validation
+
+
+def check_config(config: RunConfig) -> None:
+    """Check what can be checked without the model: settings, files, and the folders that the config names.
+
+    Raises:
+        UserError: a setting or a file is missing or wrong.
+    """
+    if not config.output:
+        raise UserError("output is empty: name the folder for the run.")
+    if (config.steps > 0) == (config.epochs > 0):
+        raise UserError("Set either steps or epochs to a positive number, not both.")
+    if config.batch_size % config.accumulation:
+        raise UserError(f"batch_size ({config.batch_size}) must be a multiple of accumulation ({config.accumulation}).")
+    if config.batch_size // config.accumulation % world_size():
+        raise UserError(
+            f"batch_size / accumulation ({config.batch_size // config.accumulation}) must be a multiple of the number "
+            f"of processes ({world_size()})."
+        )
+    if config.precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("precision fp16 needs a GPU; use bf16 or fp32 on a CPU.")
+    for source in config.data.sources:
+        expand_shards(source.shards)
+    if config.tokenizer:
+        load_tokenizer(config.tokenizer)
+    check_validation(config)
+
+
+def open_run_folder(config: RunConfig, resume: bool) -> bool:
+    """Create the run folder, or check that it may be resumed; all processes must see it. All processes call it.
+
+    Returns:
+        Whether the run in it was finished before, with these settings.
+
+    Raises:
+        UserError: the folder exists and `resume` is not set, its run has other settings, or it is not shared.
+        WorkError: it cannot be written.
+    """
+    output = Path(config.output)
+    finished = run_on_main(lambda: _open(output, config, resume))
+    _check_shared(output)
+    return finished
+
+
+def check_disk_space(output: Path, task: nn.Module) -> None:
+    """Make sure that the run folder's disk has room for two checkpoints and the model. All processes call it.
+
+    Raises:
+        FullDiskError: it has not.
+    """
+    weights = sum(value.numel() * value.element_size() for value in task.state_dict().values())  # twin, queue included
+    trained = sum(one.numel() * one.element_size() for one in task.parameters() if one.requires_grad)
+    needed = 2 * (weights + 2 * trained) + weights  # AdamW keeps two moments; the model is part of `weights`
+
+    def check() -> None:
+        existing = sum(file.stat().st_size for file in output.glob("checkpoints/step-*/*"))
+        free = shutil.disk_usage(output).free
+        if free + existing < needed:
+            raise FullDiskError(
+                f"{output} has {free / 2**30:.1f} GiB free, but two checkpoints and the model need "
+                f"{needed / 2**30:.1f} GiB; free some space or choose another output."
+            )
+
+    run_on_main(check)
+
+
+def _open(output: Path, config: RunConfig, resume: bool) -> bool:
+    extended = False
+    if resume:
+        if output.is_file() or (not (output / "config.yaml").exists() and any(output.glob("[!.]*"))):
+            raise UserError(f"{output} is not a run folder; resume with the output of the run.")
+        extended = check_resumed_settings(output, config)
+    else:
+        prepare_output(output)
+    with write_errors(output):
+        output.mkdir(parents=True, exist_ok=True)
+    if not os.access(output, os.W_OK | os.X_OK):
+        raise WorkError(f"{output} cannot be written: permission denied.")
+    finished = output / "results.json"
+    if extended:
+        finished.unlink(missing_ok=True)
+    return finished.exists()
+
+
+def _check_shared(output: Path) -> None:
+    """Make sure that all processes see the folder in which the first one writes checkpoints.
+
+    Raises:
+        UserError: the processes run on several machines without a shared folder.
+    """
+    if world_size() == 1:
+        return
+    (token, *_) = gather_objects(f".seen-by-all-{os.getpid()}-{socket.gethostname()}")
+    if is_main():
+        with write_errors(output):
+            (output / token).touch()
+    barrier()
+    seen = gather_objects((socket.gethostname(), (output / token).exists()))
+    if is_main():
+        (output / token).unlink()
+    blind = sorted({host for host, sees in seen if not sees})
+    if blind:
+        sentence = (
+            f"{', '.join(blind)} cannot see the run folder {output} of {seen[0][0]}; "
+            "set output to a folder on a file system that all machines share."
+        )
+        raise UserError(sentence) if is_main() else SystemExit(2)

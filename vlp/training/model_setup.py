@@ -1,0 +1,92 @@
+"""The model that a run trains: a new one, or the one it starts from; and the config that describes it truly."""
+
+import dataclasses
+import math
+from typing import Any
+
+from vlp.config import ModelConfig, RunConfig
+from vlp.config_reader import to_dict
+from vlp.data.tokenizer import CaptionTokenizer, load_tokenizer
+from vlp.errors import UserError
+from vlp.model import load_model
+from vlp.models.blip import Blip
+
+
+def build_model(config: RunConfig) -> tuple[Blip, CaptionTokenizer]:
+    """The network and its tokenizer: those of `start_from`, or new ones. `config` is not changed.
+
+    Raises:
+        UserError: a setting is missing or out of range, or contradicts the model of `start_from`.
+    """
+    if config.start_from:
+        started = load_model(config.start_from, device="cpu")
+        if config.image_size:
+            started.blip.resize_images(config.image_size)
+        _refuse_contradictions(config, started.blip, started.tokenizer)
+        return started.blip.train(), started.tokenizer
+    if config.image_size:
+        raise UserError(
+            "image_size is for runs with start_from; set model.image_encoder.image_size for a new model instead."
+        )
+    if not config.tokenizer:
+        raise UserError("Set tokenizer to a tokenizer folder (`vlp tokenizer` makes one), or start_from to a model.")
+    tokenizer = load_tokenizer(config.tokenizer)
+    text = config.model.text_tower
+    if text.vocabulary not in (0, len(tokenizer)):
+        raise UserError(
+            f"model.text_tower.vocabulary is {text.vocabulary}, but the tokenizer has {len(tokenizer)} words; set 0."
+        )
+    if config.data.max_tokens > text.positions:
+        raise UserError(
+            f"data.max_tokens ({config.data.max_tokens}) must not exceed model.text_tower.positions ({text.positions})."
+        )
+    text = dataclasses.replace(text, vocabulary=len(tokenizer))
+    return Blip(dataclasses.replace(config.model, text_tower=text), config.objective.temperature), tokenizer
+
+
+def resolved_config(config: RunConfig, blip: Blip) -> RunConfig:
+    """A copy of `config` with the settings that the model has in truth: its shape and its temperature."""
+    temperature = config.objective.temperature
+    if config.start_from:
+        temperature = round(blip.temperature.item(), 6)
+    objective = dataclasses.replace(config.objective, temperature=temperature)
+    return dataclasses.replace(config, model=blip.config, objective=objective)
+
+
+def leaves(values: Any, name: str = "") -> dict[str, Any]:
+    """Nested dicts and lists of dicts as one dict from dotted keys to values."""
+    if isinstance(values, dict) and values:
+        parts = {f"{name}.{key}" if name else str(key): value for key, value in values.items()}
+    elif isinstance(values, list) and any(isinstance(value, dict) for value in values):
+        parts = {f"{name}[{number}]": value for number, value in enumerate(values)}
+    else:
+        return {name: values}
+    return {key: leaf for part, value in parts.items() for key, leaf in leaves(value, part).items()}
+
+
+def _refuse_contradictions(config: RunConfig, blip: Blip, tokenizer: CaptionTokenizer) -> None:
+    """Compare what the config gives with the model it starts from; a value equal to its default counts as not given.
+
+    Raises:
+        UserError: they contradict each other.
+    """
+    default, given, actual = (leaves(to_dict(one), "model") for one in (ModelConfig(), config.model, blip.config))
+    wrong = [
+        f"{key} is {given[key]} (the model has {actual[key]})"
+        for key in given
+        if given[key] not in (default[key], actual[key])
+    ]
+    temperature, default_temperature = config.objective.temperature, RunConfig().objective.temperature
+    if temperature != default_temperature and not math.isclose(temperature, blip.temperature.item(), rel_tol=1e-3):
+        wrong.append(f"objective.temperature is {temperature:g} (the model has {blip.temperature.item():.4g})")
+    if config.tokenizer and _vocabulary(load_tokenizer(config.tokenizer)) != _vocabulary(tokenizer):
+        wrong.append(f"tokenizer is {config.tokenizer} (the model has another one)")
+    if wrong:
+        raise UserError(
+            f"The config contradicts the model of start_from, {config.start_from}: {', '.join(wrong)}; "
+            "leave these keys out."
+        )
+
+
+def _vocabulary(tokenizer: CaptionTokenizer) -> dict[str, int]:
+    return tokenizer.tokenizer.get_vocab(with_added_tokens=True)

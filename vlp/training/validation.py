@@ -1,0 +1,73 @@
+"""Scores on the validation shards, during a run and at its end."""
+
+from contextlib import nullcontext
+
+import torch
+
+from vlp.config import RunConfig
+from vlp.data.shard_index import expand_shards, index_shard
+from vlp.data.tokenizer import CaptionTokenizer
+from vlp.distributed import run_on_main
+from vlp.errors import UserError
+from vlp.evaluation.captioning import evaluate_captioning
+from vlp.evaluation.retrieval import evaluate_retrieval
+from vlp.model import Model
+from vlp.models.blip import Blip
+from vlp.training.stop_signals import StopRequest
+
+
+class _Stopped(Exception):
+    """A signal arrived during validation."""
+
+
+def check_validation(config: RunConfig) -> None:
+    """Make sure, from the shards' indexes alone, that `validate` will find what it needs.
+
+    Raises:
+        UserError: no shard matches, or the shards hold no sample, or no captions.
+    """
+    if not config.validation:
+        if config.evaluate_every:
+            raise UserError("evaluate_every is set but validation is empty; name the validation shards, or set 0.")
+        return
+    try:
+        indexes = [index_shard(path) for path in expand_shards(config.validation)]
+    except UserError as error:
+        raise UserError(f"validation: {error}") from None
+    if not any(index.keys for index in indexes):
+        raise UserError(f"validation: {config.validation} holds no sample.")
+    for index in indexes:
+        without_text = (index.members[:, 2] < 0) & (index.members[:, 4] < 0)  # neither .txt nor .json
+        if without_text.any():
+            key = index.keys[int(without_text.argmax())]
+            raise UserError(
+                f"validation: sample {key} of {index.path} has no caption; validation needs one for every image."
+            )
+
+
+def validate(config: RunConfig, blip: Blip, tokenizer: CaptionTokenizer, stop: StopRequest) -> dict[str, float] | None:
+    """Scores on the validation shards: {} where the config names none, None if a signal arrived meanwhile.
+
+    All processes call it; the first one computes the scores.
+    """
+    if not config.validation:
+        return {}
+
+    def stop_between_batches(_stage: str, _items: int) -> None:
+        if stop.reached_any():
+            raise _Stopped
+
+    def scores() -> dict[str, float] | None:
+        model = Model(blip, tokenizer, config.precision)
+        evaluate = evaluate_captioning if config.task == "captioning" else evaluate_retrieval
+        # Blocks are compiled for training. The caches and batch sizes of validation would compile further programs.
+        stance = torch.compiler.set_stance("force_eager") if config.compile else nullcontext()
+        # Training draws the same random numbers with and without a validation in between.
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with stance, torch.random.fork_rng(devices):
+            try:
+                return evaluate(model, config.validation, progress=stop_between_batches)
+            except _Stopped:
+                return None
+
+    return run_on_main(scores, while_waiting=stop.tell_main)
