@@ -112,7 +112,7 @@ def _assign(values: dict[str, Any], override: str) -> None:
 class _Loader(yaml.SafeLoader):
     """Safe YAML that rejects duplicate keys and merges (`<<`) that grow without bound."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         keys: set[str] = set()
         for key, _ in node.value:

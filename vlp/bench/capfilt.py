@@ -2,6 +2,7 @@
 
 import math
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -59,10 +60,10 @@ def bench_capfilt(size: Size, precision: str, batch: int, peers: bool) -> list[M
 def _judges(size: Size, tokenizer: CaptionTokenizer, precision: str) -> Scorers:
     """A captioner and a filter, loaded as those of a run are."""
     with TemporaryDirectory() as folder:
-        names = [f"{folder}/captioner", f"{folder}/filter"]
-        for name in names:
+        captioner, filter = f"{folder}/captioner", f"{folder}/filter"
+        for name in (captioner, filter):
             save_model(Blip(size.config()), tokenizer, name)
-        return load_scorers(*names, precision, device())
+        return load_scorers(captioner, filter, precision, device())
 
 
 def _tokenizer(vocabulary: int) -> CaptionTokenizer:
@@ -86,8 +87,10 @@ def _transformers(
     """
     from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval, PreTrainedTokenizerFast
 
-    captioner = BlipForConditionalGeneration(size.theirs()).to(device=images.device, dtype=dtype).eval()
-    judge = BlipForImageTextRetrieval(size.theirs()).to(device=images.device, dtype=dtype).eval()
+    captioner: Any = BlipForConditionalGeneration(size.theirs())
+    captioner.to(device=images.device, dtype=dtype).eval()
+    judge: Any = BlipForImageTextRetrieval(size.theirs())
+    judge.to(device=images.device, dtype=dtype).eval()
     words = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", sep_token="[SEP]")
     pixels = (images.float() / 127.5 - 1).to(dtype)
 

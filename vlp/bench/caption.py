@@ -99,7 +99,8 @@ def _transformers(size: Size, images: torch.Tensor, dtype: torch.dtype, beams: i
     """Their captions, at their best: weights in the precision of the computation, not autocast."""
     from transformers import BlipForConditionalGeneration
 
-    theirs = BlipForConditionalGeneration(size.theirs()).to(device=images.device, dtype=dtype).eval()
+    theirs: Any = BlipForConditionalGeneration(size.theirs())
+    theirs.to(device=images.device, dtype=dtype).eval()
     pixels = (images.float() / 127.5 - 1).to(dtype)
     length = {"min_length": LENGTH, "max_length": LENGTH, "num_return_sequences": captions}
     how = {"num_beams": beams, "do_sample": False} if beams else {"do_sample": True, "top_p": 0.9, "top_k": 0}

@@ -38,7 +38,7 @@ def bench_clip(size: Size, precision: str, batch: int, peers: bool, repeats: int
         settings = {**theirs, "context": context}
         with PeerProcess("open_clip_train", settings, sys.executable) if peers else nullcontext() as peer:
             what = f"CLIP step, peer with {context} tokens" if peers else "CLIP step"
-            make_peer = (lambda peer=peer: peer) if peers else None
+            make_peer = (lambda peer=peer: peer) if peer else None
             line = compare(what, "pairs/s", batch, precision, step, make_peer, repeats)
             lines.append(replace(line, peer_peak_memory_gib=peer.peak_memory_gib if peer else None))
     return lines

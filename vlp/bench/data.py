@@ -44,7 +44,7 @@ def bench_data(size: Size, batch: int, peers: bool, repeats: int, shards: str) -
                 for _ in range(BATCHES):
                     next(batches)
 
-            make_peer = (lambda: peer) if peers else None
+            make_peer = (lambda peer=peer: peer) if peer else None
             line = compare("reading shards", "images/s", batch * BATCHES, "uint8", ours, make_peer, repeats)
             return [replace(line, peer_peak_memory_gib=peer.peak_memory_gib if peer else None)]
 

@@ -1,5 +1,7 @@
 """ITM pairs a second of texts against images that are encoded already, beside `transformers`' BLIP."""
 
+from typing import Any
+
 import torch
 
 from vlp.bench.caption import Size
@@ -39,7 +41,8 @@ def bench_rerank(size: Size, precision: str, images: int, peers: bool) -> list[M
 def _transformers(size: Size, tokens: torch.Tensor, ids: torch.Tensor) -> Work:
     from transformers import BlipForImageTextRetrieval
 
-    theirs = BlipForImageTextRetrieval(size.theirs()).to(device=tokens.device, dtype=tokens.dtype).eval()
+    theirs: Any = BlipForImageTextRetrieval(size.theirs())
+    theirs.to(device=tokens.device, dtype=tokens.dtype).eval()
     mask = torch.ones_like(ids)
 
     def work() -> None:

@@ -55,7 +55,7 @@ def write_random_tables(folder: Path, rows: int) -> None:
             "tokens": pa.array(rng.integers(3, 30, count).astype(np.int32)),
             "width": pa.array(rng.integers(64, 2000, count).astype(np.int32)),
             "height": pa.array(rng.integers(64, 2000, count).astype(np.int32)),
-            "decoding": pa.array(np.where(synthetic, '{"top_p": 0.9}', None)),
+            "decoding": pa.array(np.full(count, '{"top_p": 0.9}'), mask=~synthetic),
         }
         state = {"shard": "0-0", "shard_sha256": ""}  # there are no shards
         write_beside(str(folder / f"{number:05d}.tar"), pa.table(columns, SCHEMA), {}, state, NAME)

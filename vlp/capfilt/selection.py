@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from keyword import iskeyword
 from pathlib import Path
@@ -50,7 +50,7 @@ def select(
     uids: str = "",
     table: str = "",
     human: str | list[str] | None = None,
-    also: dict[str, str | list[str]] | None = None,
+    also: Mapping[str, str | list[str]] | None = None,
     quiet: bool = False,
 ) -> SelectCounts:
     """Write what the rules choose, in one of three forms; it appears when it is complete, and is else begun anew.

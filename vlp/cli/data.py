@@ -1,6 +1,6 @@
 """`vlp data`: make, import and inspect shards."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,7 +15,7 @@ data_app.add_typer(import_app, name="import")
 def data_make(
     output: str,
     num: Annotated[int, typer.Option(help="How many samples.")] = 1000,
-    split: Annotated[str, typer.Option(help="human (clean) or web (some texts wrong).")] = "human",
+    split: Annotated[Literal["human", "web"], typer.Option(help="human (clean) or web (some texts wrong).")] = "human",
     wrong: Annotated[float, typer.Option(help="Share of wrong texts in a web split.")] = 0.4,
     image_size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 64,
     shard_size: Annotated[int, typer.Option(help="Samples a shard.")] = 1000,

@@ -4,7 +4,7 @@ import io
 import logging
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,7 +19,7 @@ from vlp.cli.training import finetune, pretrain, tokenizer
 from vlp.cli.use import caption, convert, match, search
 
 INTERRUPTED = 130  # what typer returns after Ctrl-C
-UsageError: type = typer.BadParameter.__base__  # of click, or of the copy of it that newer versions of typer hold
+UsageError: Any = typer.BadParameter.__base__  # of click, or of the copy of it that newer versions of typer hold
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -78,7 +78,7 @@ def _prepare_streams() -> None:
             getattr(sys, name).reconfigure(errors="backslashreplace")
 
 
-def _show_usage_error(error: Exception) -> int:
+def _show_usage_error(error: Any) -> int:
     """Print what is wrong with the command line: one sentence, or the help where there were no arguments."""
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()

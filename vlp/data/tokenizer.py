@@ -40,14 +40,16 @@ class CaptionTokenizer:
             UserError: a special token is missing.
         """
         self.roles = roles or BERT_ROLES
-        missing = [token for token in [*self.roles.values(), *BLIP_SPECIALS] if tokenizer.token_to_id(token) is None]
+        found = {token: tokenizer.token_to_id(token) for token in [*self.roles.values(), *BLIP_SPECIALS]}
+        ids = {token: number for token, number in found.items() if number is not None}
+        missing = [token for token in found if token not in ids]
         if missing:
             raise UserError(f"The tokenizer lacks the special tokens {', '.join(missing)}.")
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self.tokenizer = tokenizer
-        self.pad_id, self.cls_id, self.sep_id = (tokenizer.token_to_id(self.roles[r]) for r in ("pad", "cls", "sep"))
-        self.dec_id, self.enc_id = map(tokenizer.token_to_id, BLIP_SPECIALS)
+        self.pad_id, self.cls_id, self.sep_id = (ids[self.roles[role]] for role in ("pad", "cls", "sep"))
+        self.dec_id, self.enc_id = (ids[token] for token in BLIP_SPECIALS)
 
     def __len__(self) -> int:
         return self.tokenizer.get_vocab_size(with_added_tokens=True)
@@ -171,9 +173,10 @@ def train_tokenizer(captions: Iterable[str], size: int, min_frequency: int = 2) 
     words = sorted(learner.get_vocab().items(), key=lambda item: item[1])
     tokenizer = _word_piece(dict(words))  # without the pieces being special
     tokenizer.add_special_tokens(BERT_SPECIALS + BLIP_SPECIALS)
-    ends = [(token, tokenizer.token_to_id(token)) for token in ("[SEP]", "[CLS]")]
+    ours = CaptionTokenizer(tokenizer)
+    ends = ("[SEP]", ours.sep_id), ("[CLS]", ours.cls_id)
     tokenizer.post_processor = processors.BertProcessing(*ends)  # for other readers of tokenizer.json
-    return CaptionTokenizer(tokenizer)
+    return ours
 
 
 def _word_piece(vocabulary: dict[str, int]) -> Tokenizer:

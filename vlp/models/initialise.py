@@ -20,5 +20,6 @@ def initialise(tower: nn.Module, width: int) -> None:
                 module.weight.normal_(std=deviation)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 module.bias.zero_()
-            if isinstance(getattr(module, "pos_embed", None), nn.Parameter):
-                module.pos_embed.normal_(std=deviation)
+            positions = getattr(module, "pos_embed", None)
+            if isinstance(positions, nn.Parameter):
+                positions.normal_(std=deviation)

@@ -5,6 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vlp.models.blip import Blip
 from vlp.models.text_tower import Shareable
@@ -35,7 +36,7 @@ class MomentumTwin(nn.Module):
         """
         online = dict(model.named_parameters())
         names, mine = zip(*self.named_parameters(), strict=True)
-        torch._foreach_lerp_(list(mine), [online[name].detach() for name in names], 1.0 - momentum)
+        get_ema_multi_avg_fn(momentum)(list(mine), [online[name] for name in names], 0)
         buffers = dict(model.named_buffers())
         for name, buffer in self.named_buffers():
             buffer.copy_(buffers[name])
@@ -51,6 +52,12 @@ class MomentumTwin(nn.Module):
 
 class FeatureQueue(nn.Module):
     """The last `size` pairs of the twin's features, which serve ITC as additional negatives. It starts empty."""
+
+    images: Tensor  # [size, embed_dim]
+    texts: Tensor  # [size, embed_dim]
+    image_hashes: Tensor  # int64 [size]
+    filled: Tensor  # bool [size]
+    next: Tensor  # int64 []
 
     def __init__(self, size: int, embed_dim: int):
         super().__init__()

@@ -6,9 +6,9 @@ cross-attention to an image. `encode` reads text alone, `match` reads text again
 do not depend on the text, so `project_image` computes them once for all texts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -264,7 +264,8 @@ class TextTower(nn.Module):
             side: "encoder" for `match`, "decoder" for `decode`; one memory serves both where cross-attention is
                 shared (`shares_memory`).
         """
-        pairs = [layer.cross_attention.side(side).project(image_tokens) for layer in self.layers]
+        layers = cast(Iterable[Layer], self.layers)
+        pairs = [layer.cross_attention.side(side).project(image_tokens) for layer in layers]
         return ImageMemory([key for key, _ in pairs], [value for _, value in pairs])
 
     @property

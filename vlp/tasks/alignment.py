@@ -81,9 +81,9 @@ class Alignment(nn.Module):
         hashes = torch.cat([image_hashes, self.queue.image_hashes])
         own = torch.arange(len(images), device=images.device) + rank() * len(images)
 
-        def side(rows: Tensor, twin: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        def side(rows: Tensor, twin: Tensor, columns: Tensor) -> tuple[Tensor, Negatives]:
             self.draws += 1
-            return contrast(
+            loss, drawn, exists = contrast(
                 Rows(rows, twin, own, batch.image_hashes, batch.text_hashes),
                 Columns(columns, present, hashes, text_hashes),
                 model.temperature,
@@ -91,12 +91,13 @@ class Alignment(nn.Module):
                 same_image,
                 self.seed * 1_000_000_007 + self.draws,
             )
+            return loss, (drawn, exists)
 
         with torch.autocast(images.device.type, enabled=False):
-            image_loss, *hard_texts = side(images, twin_images, torch.cat([all_texts, self.queue.texts]))
-            text_loss, *hard_images = side(texts, twin_texts, torch.cat([all_images, self.queue.images]))
+            image_loss, hard_texts = side(images, twin_images, torch.cat([all_texts, self.queue.texts]))
+            text_loss, hard_images = side(texts, twin_texts, torch.cat([all_images, self.queue.images]))
         self.queue.push(all_images, all_texts, image_hashes)
-        return (image_loss + text_loss) / 2, tuple(hard_texts), tuple(hard_images)
+        return (image_loss + text_loss) / 2, hard_texts, hard_images
 
     def _match(
         self,

@@ -28,7 +28,10 @@ FASTER: dict[type[nn.Module], type[nn.Module]] = {
 class HoldsNetwork(Protocol):
     """Anything with a network in `blip`, such as `vlp.Model`."""
 
-    blip: nn.Module
+    @property
+    def blip(self) -> nn.Module:
+        """The network."""
+        ...
 
 
 Optimised = TypeVar("Optimised", bound=nn.Module | HoldsNetwork)
