@@ -1,4 +1,4 @@
-"""An open_clip model as a judge from outside: the cosine of images and texts."""
+"""Scores texts with an open_clip model: the cosine of image and text embeddings."""
 
 from pathlib import Path
 
@@ -12,33 +12,33 @@ from vlp.data.score_tables import files_hash
 from vlp.errors import UserError
 from vlp.models.precision import compute_dtype
 
-TEXTS = 512  # encoded at once
-PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}  # in open_clip's words
+TEXTS = 512  # texts that are encoded at once
+PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}  # open_clip's names
 
 
 class ClipScorer:
-    """A CLIP model of open_clip's, in evaluation mode.
+    """A model of open_clip, in evaluation mode.
 
     Attributes:
-        identity: its name, and the hash of its file or the name of its weights.
+        identity: the model's name, and the hash of the weights file or the pretrained tag.
     """
 
     def __init__(self, source: str, device: torch.device | None = None, precision: Precision = "auto"):
-        """Load NAME,PRETRAINED: a model that open_clip knows, and one of its own weights for it or a .safetensors file.
+        """Load NAME,PRETRAINED: one of open_clip's models, with one of its pretrained tags or a .safetensors file.
 
         Raises:
-            UserError: open_clip does not know it, or the file is no safetensors file that fits.
+            UserError: open_clip has no such model or tag, or the file cannot be loaded into the model.
         """
         import open_clip  # takes seconds
         from safetensors import SafetensorError
 
         name, _, pretrained = source.partition(",")
         if name not in open_clip.list_models():
-            raise UserError(f"open_clip has no model {name!r}; `open_clip:NAME,PRETRAINED` takes the names it lists.")
+            raise UserError(f"open_clip has no model {name!r}; choose a name from `open_clip.list_models()`.")
         tags = open_clip.list_pretrained_tags_by_model(name)
         if pretrained not in tags and not (pretrained.endswith(".safetensors") and Path(pretrained).is_file()):
             raise UserError(
-                f"open_clip:{source} needs a .safetensors file, as others can run code, or weights that open_clip has "
+                f"open_clip:{source} needs a .safetensors file (other formats can run code) or one of open_clip's tags "
                 f"for {name}: {', '.join(tags) or 'none'}."
             )
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -58,16 +58,24 @@ class ClipScorer:
         self.image_size: int = max(size) if isinstance(size, tuple) else size
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """A picture as the model takes it, float32 [3, size, size]."""
+        """Preprocess an image for the model: float32 [3, size, size]."""
         return self.prepare_image(image)
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """Prepared pictures [images, 3, size, size] -> unit vectors float32 [images, width]."""
+        """Preprocessed images [images, 3, size, size] -> unit vectors float32 [images, width]."""
         with torch.no_grad():
             return F.normalize(self.model.encode_image(images.to(self.device, self.dtype)).float(), dim=-1)
 
     def score(self, vectors: Tensor, texts: list[str], rows: list[int]) -> Tensor:
-        """The cosine of each text, as it is written, and its image (`rows`, in `vectors`): float32 [texts], CPU."""
+        """The cosine of each text, unchanged, and its image.
+
+        Args:
+            vectors: from `encode_images`.
+            rows: the row in `vectors` of each text's image.
+
+        Returns:
+            float32 [texts], on the CPU.
+        """
         cosines = [torch.empty(0)]
         for start in range(0, len(texts), TEXTS):
             with torch.no_grad():

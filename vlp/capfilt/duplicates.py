@@ -1,4 +1,4 @@
-"""Duplicates: images that a set has twice, or shares with an evaluation set, by their bytes and by their embeddings."""
+"""Finds images that occur twice in a set or also in an evaluation set, by their bytes and their embeddings."""
 
 import hashlib
 import tempfile
@@ -27,14 +27,14 @@ from vlp.models.cpu.linear import constant_weights
 with extra("capfilt"):
     import faiss
 
-EMBEDDINGS, DUPLICATES = "embeddings", "duplicates"  # names of the tables beside the shards
-BLOCK = 4096  # images that are compared with others at once; also with one another
-STORED_BLOCK = 65_536  # images with which a block is compared at once
+EMBEDDINGS, DUPLICATES = "embeddings", "duplicates"  # names of the tables next to the shards
+BLOCK = 4096  # images that are compared with each other and with the images before them at once
+KEPT_BLOCK = 65_536  # images before them that are in memory at once
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
-        ("duplicate_of", pa.string()),  # SHARD#KEY of the image that stays instead, or of the evaluation set's
-        ("kind", pa.string()),  # "exact": the same bytes; "near": the cosine; "against": either, with an evaluation set
+        ("duplicate_of", pa.string()),  # SHARD#KEY of the image that is kept or in the evaluation set
+        ("kind", pa.string()),  # "exact": the same bytes; "near": by cosine; "against": either, with an evaluation set
         ("cosine", pa.float32()),
     ]
 )
@@ -42,23 +42,23 @@ SCHEMA = pa.schema(
 
 @dataclass
 class DuplicateCounts:
-    """Images by what was found of them; `exact`, `near` and `against` are those that should go."""
+    """How many images were compared, and how many of them are duplicates of each kind (see `SCHEMA`)."""
 
     images: int = 0
     exact: int = 0
     near: int = 0
     against: int = 0
-    bad: dict[str, int] = field(default_factory=dict)  # not among `images`; by reason
+    bad: dict[str, int] = field(default_factory=dict)  # bad samples by reason; not part of `images`
 
 
 @dataclass
-class _Found:
-    """What is known of every image by its number, those of the evaluation sets first, then the set's in shard order.
+class _Matches:
+    """The match of every image. Images are numbered: first those of the evaluation sets, then the set in shard order.
 
     Attributes:
-        first: the first image with the same bytes, which alone is compared; itself for most.
-        of: the image that stays instead, or one of an evaluation set; -1: this one stays.
-        cosine: with that.
+        first: int64 [images], the first image with the same bytes; only that one is compared by its embedding.
+        of: int64 [images], the image that this one duplicates; -1 if it is kept.
+        cosine: float32 [images], the cosine with that image.
     """
 
     first: np.ndarray
@@ -75,29 +75,30 @@ def find_duplicates(
     precision: Precision = "auto",
     quiet: bool = False,
 ) -> DuplicateCounts:
-    """Write beside each shard a table of its images that are there already, `SHARD.duplicates.parquet`.
+    """Write a table of the duplicate images next to each shard, `SHARD.duplicates.parquet`.
 
-    Images are taken in shard order. One goes when it matches an image of an evaluation set, or one before it that
-    stays: by its bytes (sha256), or by a cosine of the embeddings from `above` on. Memory holds blocks of embeddings,
-    and names and numbers of all images; every image is compared with every one that stays, so time grows with the
-    square of their number.
+    Images are compared in shard order. An image is a duplicate if it has the same bytes (sha256) as an image of an
+    evaluation set or an earlier image that is kept, or if the cosine of their embeddings is at least `above`. Memory
+    holds blocks of embeddings and the names of all images. Every image is compared with every image that is kept, so
+    the time grows with the square of their number.
 
     Args:
-        model: a BLIP model; its embeddings stay in `SHARD.embeddings.parquet`, so another run need not make them.
+        model: a BLIP model. Its embeddings are stored in `SHARD.embeddings.parquet` and reused by the next call.
         against: shards of evaluation sets.
 
     Raises:
-        UserError: nothing matches, `above` is out of range, a shard is on both sides, or `model` is no BLIP model.
+        UserError: no shard matches, `above` is out of range, a shard is in `shards` and `against`, or `model` is not a
+            BLIP model.
         WorkError: a table cannot be written.
     """
     if not 0 < above <= 1:
-        raise UserError(f"above must be a cosine over 0 and at most 1, not {above}.")
+        raise UserError(f"above must be a cosine greater than 0 and at most 1, not {above}.")
     scorers = load_scorers([], model, precision)
     if not scorers.filters:
-        raise UserError(f"{model} has no embeddings that are compared here; name the folder of a BLIP model.")
+        raise UserError(f"{model} has no image embeddings for duplicates; give the folder of a BLIP model.")
     paths, tests = expand_shards(shards), expand_shards(against) if against else []
     if both := sorted({*paths} & {*tests}):
-        raise UserError(f"{both[0]} is among the shards and among those that they are compared against.")
+        raise UserError(f"{both[0]} is in both --shards and --against; leave it out of one of them.")
     settings, bad = {**scorers.identity, "batch_size": batch_size}, BadSamples(max_share=1.0)
     total = sum(len(index_shard(path).keys) for path in [*tests, *paths])
     with Progress("images", total, quiet=quiet) as progress:
@@ -108,7 +109,7 @@ def find_duplicates(
             found = _compare(paths, tests, above, progress)
         except OSError as error:
             folder = _embeddings(paths[0]).parent
-            raise WorkError(f"{folder} cannot hold what is compared: {error.strerror or error}.") from None
+            raise WorkError(f"{folder} cannot hold the temporary embeddings: {error.strerror or error}.") from None
     counts = _write_tables(paths, tests, found, {**settings, "against": tests, "above": above})
     counts.bad = dict(bad.counts)
     return counts
@@ -118,7 +119,7 @@ def find_duplicates(
 def _embed_shard(
     shard: str, scorers: Scorers, settings: dict, batch_size: int, bad: BadSamples, progress: Progress
 ) -> None:
-    """Make sure that a shard's embeddings lie beside it; adds its bad samples to `bad`."""
+    """Write a shard's embeddings next to it, unless that is done; adds its bad samples to `bad`."""
     if is_finished(shard, settings, EMBEDDINGS):
         progress.add("embed", _rows([shard]))
         return
@@ -138,32 +139,32 @@ def _embed_shard(
     write_beside(shard, pa.table(columns), settings, state, EMBEDDINGS)
 
 
-def _compare(paths: list[str], tests: list[str], above: float, progress: Progress) -> _Found:
+def _compare(paths: list[str], tests: list[str], above: float, progress: Progress) -> _Matches:
     offset, first = _rows(tests), _first_of_equal([*tests, *paths])
-    found = _Found(first, np.full(len(first), -1), np.zeros(len(first), np.float32))
+    found = _Matches(first, np.full(len(first), -1), np.zeros(len(first), np.float32))
     of, cosine = found.of, found.cosine
     with tempfile.TemporaryFile(dir=_embeddings(paths[0]).parent) as file:
-        stored = _Stored(file)
+        kept = _KeptEmbeddings(file)
         for rows, vectors in _blocks(paths, offset):
             equal = rows[first[rows] < offset]
             of[equal], cosine[equal] = first[equal], 1
             for numbers, others in _blocks(tests, 0):
                 _match(rows, vectors, numbers, others, above, found)
             left = (of[rows] < 0) & (first[rows] == rows)
-            for numbers, others in stored.blocks(vectors.shape[1]):
+            for numbers, others in kept.blocks(vectors.shape[1]):
                 _match(rows[left], vectors[left], numbers, others, above, found)
-            stays = _first_of_near(rows, vectors, left & (of[rows] < 0), above, found)
-            stored.add(rows[stays], vectors[stays])
+            new = _first_of_near(rows, vectors, left & (of[rows] < 0), above, found)
+            kept.add(rows[new], vectors[new])
             progress.add("compare", len(rows))
     again = np.flatnonzero((of < 0) & (first != np.arange(len(first))))
     again = again[again >= offset]
-    same = first[again]  # which may have gone itself, for another that stays
+    same = first[again]  # this image may itself be a duplicate of one that is kept
     of[again], cosine[again] = np.where(of[same] < 0, same, of[same]), np.where(of[same] < 0, 1, cosine[same])
     return found
 
 
-class _Stored:
-    """The embeddings that stay, on disk, with the numbers of their images."""
+class _KeptEmbeddings:
+    """The embeddings of the images that are kept, on disk, and the numbers of these images."""
 
     def __init__(self, file: IO[bytes]):
         self.file, self.numbers = file, []
@@ -174,20 +175,20 @@ class _Stored:
         self.numbers.append(numbers)
 
     def blocks(self, width: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Numbers int64 [images] and vectors float32 [images, width], some at a time."""
+        """Numbers int64 [images] and vectors float32 [images, width], `KEPT_BLOCK` at a time."""
         if self.numbers:
             self.numbers = [np.concatenate(self.numbers)]
             self.file.seek(0)
-            for start in range(0, len(self.numbers[0]), STORED_BLOCK):
-                numbers = self.numbers[0][start : start + STORED_BLOCK]
+            for start in range(0, len(self.numbers[0]), KEPT_BLOCK):
+                numbers = self.numbers[0][start : start + KEPT_BLOCK]
                 data = self.file.read(len(numbers) * width * 4)
                 yield numbers, np.frombuffer(data, np.float32).reshape(len(numbers), width)
 
 
 def _match(
-    rows: np.ndarray, vectors: np.ndarray, numbers: np.ndarray, others: np.ndarray, above: float, found: _Found
+    rows: np.ndarray, vectors: np.ndarray, numbers: np.ndarray, others: np.ndarray, above: float, found: _Matches
 ) -> None:
-    """Note for each row which of the numbers is most like it, where it is like enough and more than any before."""
+    """Record for each row the most similar of `numbers`, if its cosine reaches `above` and beats the recorded one."""
     if not len(rows):
         return
     cosines, places = faiss.knn(vectors, others, 1, metric=faiss.METRIC_INNER_PRODUCT)
@@ -198,27 +199,27 @@ def _match(
 
 
 def _first_of_near(
-    rows: np.ndarray, vectors: np.ndarray, candidates: np.ndarray, above: float, found: _Found
+    rows: np.ndarray, vectors: np.ndarray, candidates: np.ndarray, above: float, found: _Matches
 ) -> np.ndarray:
-    """Which candidates of a block stay, bool [rows]; the others are noted with the one that they are most like."""
-    stays = candidates.copy()
+    """Which candidates of a block are kept, bool [rows]; records the most similar kept image of all others."""
+    kept = candidates.copy()
     cosines = vectors @ vectors.T
     for place in np.flatnonzero(candidates & (np.tril(cosines, -1) >= np.float32(above)).any(axis=1)):
-        before = np.where(stays[:place], cosines[place, :place], -np.inf)
+        before = np.where(kept[:place], cosines[place, :place], -np.inf)
         if (best := before.max()) >= np.float32(above):
-            stays[place] = False
+            kept[place] = False
             found.of[rows[place]], found.cosine[rows[place]] = rows[before.argmax()], best
-    return stays
+    return kept
 
 
 def _first_of_equal(shards: list[str]) -> np.ndarray:
-    """The number of the first image with the same bytes, int64 [images]; 128 bits of their hashes are compared."""
+    """The number of the first image with the same bytes, int64 [images]; compares 128 bits of the hashes."""
     digests = [np.empty((0, 2), np.uint64)]
     for shard in shards:
         column = pq.read_table(_embeddings(shard), columns=["sha256"])["sha256"]
         digests.append(np.frombuffer(b"".join(column.to_pylist()), np.uint64).reshape(-1, 4)[:, :2])
     both = np.concatenate(digests)
-    order = np.lexsort((both[:, 1], both[:, 0]))  # stable: equal ones stay in the order of the shards
+    order = np.lexsort((both[:, 1], both[:, 0]))  # stable: equal hashes keep the order of the shards
     new = np.ones(len(both), bool)
     new[1:] = (both[order][1:] != both[order][:-1]).any(axis=1)
     first = np.empty(len(both), np.int64)
@@ -227,7 +228,7 @@ def _first_of_equal(shards: list[str]) -> np.ndarray:
 
 
 def _blocks(shards: list[str], start: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Embeddings in order: numbers from `start` on, int64 [images], and float32 [images, embed_dim]."""
+    """Embeddings in shard order: image numbers from `start`, int64 [images], and float32 [images, embed_dim]."""
     for shard in shards:
         column = pq.read_table(_embeddings(shard), columns=["embedding"])["embedding"].combine_chunks()
         for place in range(0, len(column), BLOCK):
@@ -244,7 +245,7 @@ def _embeddings(shard: str) -> Path:
     return table_path(shard, EMBEDDINGS)
 
 
-def _write_tables(paths: list[str], tests: list[str], found: _Found, settings: dict) -> DuplicateCounts:
+def _write_tables(paths: list[str], tests: list[str], found: _Matches, settings: dict) -> DuplicateCounts:
     names = pa.chunked_array([_names(shard) for shard in [*tests, *paths]])
     offset = start = _rows(tests)
     kinds = Counter()
@@ -257,7 +258,7 @@ def _write_tables(paths: list[str], tests: list[str], found: _Found, settings: d
         kinds.update(kind.tolist())
         columns = [keys.take(pa.array(places)), names.take(pa.array(of)), pa.array(kind), pa.array(found.cosine[rows])]
         stored = read_settings(path, EMBEDDINGS)
-        state = {name: stored[name] for name in ("shard", "shard_sha256")}  # of the file that was read
+        state = {name: stored[name] for name in ("shard", "shard_sha256")}  # when the embeddings were made
         write_beside(path, pa.table(columns, SCHEMA.names).cast(SCHEMA), settings, state, DUPLICATES)
         start += len(keys)
     return DuplicateCounts(start - offset, kinds["exact"], kinds["near"], kinds["against"])

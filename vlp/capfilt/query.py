@@ -1,4 +1,4 @@
-"""Which texts of score tables stay under rules: a few tables at a time, in duckdb."""
+"""Finds the rows of score tables that satisfy selection rules, with duckdb, a few tables at a time."""
 
 import math
 import re
@@ -9,7 +9,7 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 
-from vlp.capfilt.rules import SPACES, Rules, Top, quote
+from vlp.capfilt.rules import SPACES, SelectionRules, Top, quote
 from vlp.data.score_tables import VERSION, is_same_shard, read_settings, table_path
 from vlp.data.shard_index import expand_shards
 from vlp.errors import UserError
@@ -18,65 +18,74 @@ from vlp.extras import extra
 with extra("capfilt"):
     import duckdb
 
-ROWS_AT_ONCE = 500_000  # of the tables that one query reads
-MOST_MEMORY = 4 * 2**30  # bytes that duckdb takes; what needs more goes to disk
-DUPLICATES = ""  # stands for the tables of duplicates among others, whose names are never empty
+ROWS_AT_ONCE = 500_000  # rows of the tables that one query reads
+MOST_MEMORY = 4 * 2**30  # bytes that duckdb uses before it writes to disk
+DUPLICATES = ""  # the name of the tables of duplicates among the other tables, whose own names are never empty
 TABLE_NAME = re.compile(r"(.+)\.([^./]+)\.parquet")
 
 
 def find_tables(patterns: str | list[str]) -> list[str]:
-    """Paths of score tables from globs and lists of them, each once, in order.
+    """Paths of score tables from globs and lists of globs, each once, in order.
 
     Raises:
-        UserError: nothing matches, or what does is no score table of this version.
+        UserError: nothing matches, or a match is not a score table of this format version.
     """
     try:
         found = list(dict.fromkeys(expand_shards(patterns)))
     except UserError:
-        said = patterns if isinstance(patterns, str) else " ".join(patterns)
-        raise UserError(f"No score table matches {said!r}; run `vlp capfilt score` first, or mend the path.") from None
+        pattern = patterns if isinstance(patterns, str) else " ".join(patterns)
+        raise UserError(
+            f"No score table matches {pattern!r}; correct the path or run `vlp capfilt score` first."
+        ) from None
     for path in found:
         shard, name = shard_and_name(path)
         settings = read_settings(shard, name)
         if settings is None:
             raise UserError(f"{path} is not a score table; `vlp capfilt score` writes SHARD.capfilt.parquet.")
         if settings.get("version") != VERSION:
-            raise UserError(f"{path} has version {settings.get('version')}, not {VERSION}; score its shard again.")
+            raise UserError(
+                f"{path} has format version {settings.get('version')}, not {VERSION}; score its shard again."
+            )
     return found
 
 
 def shard_and_name(table: str) -> tuple[str, str]:
-    """The shard of a table and the table's name: `web/0.capfilt.parquet` -> `web/0.tar`, `capfilt`."""
+    """The shard of a table, and the table's name: `web/0.capfilt.parquet` -> `web/0.tar`, `capfilt`.
+
+    Raises:
+        UserError: the path does not have this form, or is remote.
+    """
     matched = TABLE_NAME.fullmatch(table)
     if "://" in table or not matched:
-        raise UserError(f"{table} is not a score table; name local files like SHARD.capfilt.parquet.")
+        raise UserError(f"{table} is not a score table; give local files such as SHARD.capfilt.parquet.")
     return f"{matched[1]}.tar", matched[2]
 
 
 def select_rows(
-    tables: list[str], rules: Rules, also: dict[str, list[str]], spill: Path
+    tables: list[str], rules: SelectionRules, also: dict[str, list[str]], spill: Path
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The texts that satisfy the rules; empty texts are none and never do.
+    """Find the rows whose texts satisfy the rules. Empty texts never do.
 
-    Memory does not grow with the number of tables: `best` looks at one image, and `top`, which looks at all, sorts on
-    disk what does not fit.
+    Memory does not grow with the number of tables: `best` needs one image at a time, and `top` sorts all scores on
+    disk where they do not fit in memory.
 
     Args:
-        also: other tables by the name under which rules know them. A row joins that of the same shard path, key,
-            source, caption_id and text; where there is none, its columns are null.
+        also: paths of other tables, by the name that rules use. Rows are joined on shard path, key, source, caption_id
+            and text; columns without a matching row are null.
         spill: a folder for duckdb's temporary files.
 
     Yields:
-        Every table in order with the numbers of its rows that stay, int64 ascending.
+        Every table in order, with the numbers of its selected rows, int64 ascending.
 
     Raises:
-        UserError: the rules name `duplicate` and a shard has no table of duplicates, or no other table fits.
+        UserError: the rules use `duplicate` and a shard has no table of duplicates, or the tables of `also` belong to
+            other shards.
     """
     shards = [shard_and_name(table)[0] for table in tables]
     others = {name: {shard_and_name(path)[0]: path for path in paths} for name, paths in also.items()}
     for name, paths in others.items():
         if not set(shards) & set(paths):
-            raise UserError(f"None of the other tables {name} lies beside a shard of the scores.")
+            raise UserError(f"No table given as {name} belongs to a shard of the score tables; check --also.")
     if "duplicate" in rules.columns:
         others[DUPLICATES] = {shard: _duplicates_table(shard) for shard in shards}
     groups = list(_groups(tables))
@@ -98,18 +107,18 @@ def select_rows(
 
 
 def connect(spill: Path, memory: int = MOST_MEMORY) -> duckdb.DuckDBPyConnection:
-    """duckdb in memory, with a limit in bytes beyond which it writes to `spill`; it fetches nothing."""
+    """An in-memory duckdb that writes to `spill` beyond `memory` bytes and downloads no extensions."""
     settings = {"memory_limit": f"{memory}B", "temp_directory": str(spill), "preserve_insertion_order": False}
     fetches = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
     connection = duckdb.connect(config={**settings, **fetches})
     connection.execute("SET enable_progress_bar = false")
-    # It takes a parquet column without nan in its statistics, which never have one, for a column without nan.
+    # This optimizer takes columns to be free of NaN because parquet statistics never contain NaN.
     connection.execute("SET disabled_optimizers = 'statistics_propagation'")
     return connection
 
 
 def _groups(tables: list[str]) -> Iterator[list[str]]:
-    """Tables that follow each other, of about `ROWS_AT_ONCE` rows together."""
+    """Runs of consecutive tables with about `ROWS_AT_ONCE` rows in total."""
     group, rows = [], 0
     for table in tables:
         more = pq.read_metadata(table).num_rows
@@ -120,8 +129,8 @@ def _groups(tables: list[str]) -> Iterator[list[str]]:
     yield group
 
 
-def _texts(group: list[str], rules: Rules, others: dict[str, dict[str, str]]) -> str:
-    """SQL of the rows of a group that have a text, with the columns that the rules name."""
+def _texts(group: list[str], rules: SelectionRules, others: dict[str, dict[str, str]]) -> str:
+    """SQL of the rows of a group whose text is not empty, with the columns that the rules use."""
     shards = [shard_and_name(table)[0] for table in group]
     joins = []
     for name, paths in others.items():
@@ -150,13 +159,13 @@ def _texts(group: list[str], rules: Rules, others: dict[str, dict[str, str]]) ->
 
 
 def _files(paths: list[str]) -> str:
-    """SQL that reads parquet files by their very names, wildcards among their letters or not."""
+    """SQL that reads parquet files; wildcard characters in their names are escaped."""
     literal = ", ".join(quote(re.sub(r"([*?\[])", r"[\1]", path)) for path in paths)
     return f"read_parquet([{literal}])"
 
 
 def _cut(connection: duckdb.DuckDBPyConnection, relations: list[str], top: Top) -> float | None:
-    """The lowest score of the best share; None where no text has the score."""
+    """The lowest score among the best share of texts; None if no text has the score."""
     where = f"AND source = '{top.source}'" if top.source else ""
     connection.execute("CREATE OR REPLACE TABLE top_scores (score DOUBLE)")
     for relation in relations:
@@ -175,5 +184,5 @@ def _duplicates_table(shard: str) -> str:
     if settings is None:
         raise UserError(f"{shard} has no table of duplicates; run `vlp capfilt duplicates` on all shards first.")
     if Path(shard).exists() and not is_same_shard(shard, settings):
-        raise UserError(f"{shard} was changed since its duplicates were found; run `vlp capfilt duplicates` again.")
+        raise UserError(f"{shard} has changed since its duplicates were found; run `vlp capfilt duplicates` again.")
     return str(table_path(shard, "duplicates"))

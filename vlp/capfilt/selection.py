@@ -1,4 +1,4 @@
-"""Select: the texts that satisfy rules, as new shards, as a uid list or as one table."""
+"""Writes the texts that satisfy selection rules as new shards, a uid list or one table."""
 
 import json
 import shutil
@@ -29,18 +29,18 @@ from vlp.log import Progress
 with extra("capfilt"):
     import duckdb
 
-Chosen = Iterator[tuple[str, np.ndarray]]  # what `choose` yields
+SelectedRows = Iterator[tuple[str, np.ndarray]]  # what `select_rows` yields
 
 
 @dataclass
 class SelectCounts:
-    """What `select` kept; texts by source."""
+    """What `select` kept and dropped."""
 
-    images: int = 0  # with a text that stays; human shards not counted
+    images: int = 0  # with a selected text; without those of the human shards
     dropped_images: dict[str, int] = field(default_factory=dict)  # by reason
-    texts: dict[str, int] = field(default_factory=dict)
-    kept_texts: dict[str, int] = field(default_factory=dict)
-    human_images: int = 0  # of the shards that joined as they are
+    texts: dict[str, int] = field(default_factory=dict)  # by source
+    kept_texts: dict[str, int] = field(default_factory=dict)  # by source
+    human_images: int = 0  # in the human shards, which are copied unchanged
 
 
 def select(
@@ -53,32 +53,32 @@ def select(
     also: Mapping[str, str | list[str]] | None = None,
     quiet: bool = False,
 ) -> SelectCounts:
-    """Write what the rules choose, in one of three forms; it appears when it is complete, and is else begun anew.
+    """Write the selected texts in one of three forms. The output appears when it is complete.
 
     Args:
         scores: score tables, as paths and globs.
-        rules: an expression; `vlp/capfilt/rules.py` says the language.
-        output: a folder for new shards, one for each table (so keys stay unique in it). Samples keep all members and
-            fields, get the chosen texts as `captions` in their JSON, and the first of them as their text. An image
-            without a chosen text is left out.
-        uids: a .npy for the list of the images that stay, as DataComp's resharder reads it.
-        table: a .parquet for the rows that stay, with their shard.
-        human: with `output`, shards that follow byte for byte.
-        also: other tables by name, whose columns the rules may name.
+        rules: an expression, see `vlp/capfilt/rules.py`.
+        output: a folder for new shards, one per table, so that keys stay unique within a shard. Samples keep all
+            members and fields; their JSON gets the selected texts as `captions`, and the first becomes their text.
+            Images without a selected text are left out.
+        uids: a .npy file for the uids of the selected images, in the format of DataComp's resharder.
+        table: a .parquet file for the selected rows, with their shard.
+        human: with `output`, shards that are copied unchanged after the new ones.
+        also: paths of other tables, by the name under which the rules use their columns.
 
     Raises:
-        UserError: rules that cannot be read, a missing table, a shard that was changed since it was scored or (with
-            `output`) is missing, or a target that exists.
-        WorkError: the disk is full, or the target cannot be written for another reason.
+        UserError: the rules are invalid, a table is missing, a shard has changed since it was scored or (with
+            `output`) is missing, or the output exists.
+        WorkError: the disk is full, or the output cannot be written for another reason.
     """
     targets = [target for target in (output, uids, table) if target]
     if len(targets) != 1 or (human and not output):
-        raise UserError("Name one target: --out for shards (--human goes with it), --uids or --table.")
+        raise UserError("Give exactly one output: --out for shards (optionally with --human), --uids or --table.")
     others = {name: find_tables(patterns) for name, patterns in (also or {}).items()}
     compiled = parse_rules(rules, others)
     tables = find_tables(scores)
     clean = expand_shards(human) if human else []
-    for path in tables:  # all that is wrong is said before anything is written
+    for path in tables:  # before anything is written
         _check_shard(path, needed=bool(output))
     target, counts = Path(targets[0]), SelectCounts()
     prepare_output(str(target))
@@ -89,23 +89,23 @@ def select(
             write(target) as result,
             Progress("tables", len(tables), quiet=quiet) as progress,
         ):
-            chosen = _reported(select_rows(tables, compiled, others, spill), progress)
+            selected = _count_tables(select_rows(tables, compiled, others, spill), progress)
             if output:
-                _write_shards(result, chosen, clean, counts)
+                _write_shards(result, selected, clean, counts)
             elif uids:
-                write_uids(result, _chosen_uids(chosen, counts), spill)
+                write_uids(result, _selected_uids(selected, counts), spill)
             else:
-                _write_table(result, chosen, counts)
+                _write_table(result, selected, counts)
     except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
         raise WorkError(f"{target} cannot be written: {str(error).splitlines()[0]}.") from None
     return counts
 
 
 def parse_also(given: list[str]) -> dict[str, list[str]]:
-    """`NAME=GLOB` of the command line, by name; a name may come several times.
+    """The globs of `--also NAME=GLOB` by name; a name may be given several times.
 
     Raises:
-        UserError: one is not of this form.
+        UserError: an entry does not have this form.
     """
     also: dict[str, list[str]] = {}
     for one in given:
@@ -121,26 +121,26 @@ def _check_shard(table: str, needed: bool) -> None:
     if Path(shard).exists():
         check_table(shard, name)
     elif needed:
-        raise UserError(f"{shard} is missing, whose texts {table} has; bring it back, or name other tables.")
+        raise UserError(f"{table} belongs to {shard}, which is missing; restore the shard or leave the table out.")
 
 
-def _reported(chosen: Chosen, progress: Progress) -> Chosen:
-    for one in chosen:
+def _count_tables(selected: SelectedRows, progress: Progress) -> SelectedRows:
+    for one in selected:
         yield one
         progress.add("select")
 
 
 def _read(path: str, rows: np.ndarray, columns: list[str], counts: SelectCounts) -> pa.Table:
-    """Columns of the rows that stay; counts them and the others."""
+    """Columns of the selected rows of a table; adds selected and dropped texts and images to `counts`."""
     table = pq.read_table(path, columns=list({"key": 0, "source": 0, "text": 0} | dict.fromkeys(columns)))
     kept = table.take(pa.array(rows))
     _add(counts.texts, table["source"])
     _add(counts.kept_texts, kept["source"])
-    said = table.filter(pc.not_equal(pc.utf8_trim(table["text"], SPACES), ""))
-    images, speaking, those = (pc.count_distinct(one["key"]).as_py() for one in (table, said, kept))
-    counts.images += those
-    _drop(counts, "no text satisfies the rules", speaking - those)
-    _drop(counts, "all texts are empty", images - speaking)
+    not_empty = table.filter(pc.not_equal(pc.utf8_trim(table["text"], SPACES), ""))
+    images, with_text, selected = (pc.count_distinct(one["key"]).as_py() for one in (table, not_empty, kept))
+    counts.images += selected
+    _drop(counts, "no text satisfies the rules", with_text - selected)
+    _drop(counts, "all texts are empty", images - with_text)
     return kept.select(columns)
 
 
@@ -154,23 +154,23 @@ def _add(counts: dict[str, int], sources: pa.ChunkedArray) -> None:
         counts[one["values"]] = counts.get(one["values"], 0) + one["counts"]
 
 
-def _chosen_uids(chosen: Chosen, counts: SelectCounts) -> Iterator[pa.ChunkedArray]:
-    for path, rows in chosen:
+def _selected_uids(selected: SelectedRows, counts: SelectCounts) -> Iterator[pa.ChunkedArray]:
+    for path, rows in selected:
         yield _read(path, rows, ["uid"], counts)["uid"]
 
 
-def _write_table(result: Path, chosen: Chosen, counts: SelectCounts) -> None:
+def _write_table(result: Path, selected: SelectedRows, counts: SelectCounts) -> None:
     schema = SCHEMA.append(pa.field("shard", pa.string()))
     with pq.ParquetWriter(result, schema) as writer:
-        for path, rows in chosen:
+        for path, rows in selected:
             kept = _read(path, rows, SCHEMA.names, counts)
             shards = pa.array([shard_and_name(path)[0]] * len(kept), pa.string())
             writer.write_table(kept.append_column("shard", shards).cast(schema))
 
 
-def _write_shards(result: Path, chosen: Chosen, clean: list[str], counts: SelectCounts) -> None:
+def _write_shards(result: Path, selected: SelectedRows, clean: list[str], counts: SelectCounts) -> None:
     number = -1
-    for number, (path, rows) in enumerate(chosen):
+    for number, (path, rows) in enumerate(selected):
         shard = shard_and_name(path)[0]
         scored = set(pq.read_table(path, columns=["key"])["key"].to_pylist())
         texts: dict[str, list[dict[str, str]]] = defaultdict(list)
@@ -180,7 +180,7 @@ def _write_shards(result: Path, chosen: Chosen, clean: list[str], counts: Select
             for key, members in read_members(shard):
                 if key in texts:
                     _write_sample(writer, key, members, texts[key])
-                _drop(counts, "not scored", int(key not in scored))  # as scoring could not read it
+                _drop(counts, "not scored", int(key not in scored))
     for place, shard in enumerate(clean, start=number + 1):
         with fsspec.open(shard, "rb") as source, open(result / f"{place:05d}.tar", "wb") as target:
             shutil.copyfileobj(source, target)
@@ -188,7 +188,7 @@ def _write_shards(result: Path, chosen: Chosen, clean: list[str], counts: Select
 
 
 def _write_sample(writer: ShardWriter, key: str, members: dict[str, bytes], texts: list[dict[str, str]]) -> None:
-    extension = next(name for name in members if name in IMAGE_EXTENSIONS)  # a sample without an image has no score
+    extension = next(name for name in members if name in IMAGE_EXTENSIONS)  # every scored sample has an image
     others = {name: data for name, data in members.items() if name not in (extension, "txt", "json")}
-    info = {**json.loads(members.get("json") or b"{}"), "captions": texts}  # neither has one whose JSON is broken
+    info = {**json.loads(members.get("json") or b"{}"), "captions": texts}  # and its JSON, if any, is valid
     writer.write(key, members[extension], extension, texts[0]["text"], info, others)

@@ -1,4 +1,4 @@
-"""DataComp's uid lists: which images stay, as its resharder reads them."""
+"""Writes the uid list of the selected images in the format of DataComp's resharder."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,19 +10,19 @@ import pyarrow.compute as pc
 from vlp.capfilt.query import connect
 from vlp.errors import UserError
 
-DIGITS = 32  # of a uid: two numbers of 64 bits; a sha256 is cut to its first ones
+DIGITS = 32  # hexadecimal digits of a uid, which make two 64-bit numbers; a longer uid such as a sha256 is cut
 PAIRS_AT_ONCE = 1_000_000
 
 
 def write_uids(path: Path, uids: Iterable[pa.ChunkedArray], spill: Path) -> None:
-    """Write a uid list: a .npy of dtype `u8,u8`, sorted, each uid once; sorting goes to disk when memory is short.
+    """Write a uid list: a .npy of dtype `u8,u8`, sorted, each uid once. It is sorted on disk if memory is short.
 
     Args:
         uids: strings of at least 32 hexadecimal digits.
         spill: a folder for temporary files.
 
     Raises:
-        UserError: a uid is not of this form.
+        UserError: a uid does not begin with 32 hexadecimal digits.
     """
     with connect(spill) as connection:
         connection.execute("CREATE TABLE uids (high UBIGINT, low UBIGINT)")
@@ -41,14 +41,14 @@ def write_uids(path: Path, uids: Iterable[pa.ChunkedArray], spill: Path) -> None
 
 
 def uid_numbers(uids: pa.ChunkedArray) -> np.ndarray:
-    """The two numbers of each uid, uint64 [uids, 2]: its first 16 hexadecimal digits and the 16 after them.
+    """The two numbers of each uid, uint64 [uids, 2]: its first 16 hexadecimal digits, and the next 16.
 
     Raises:
-        UserError: a uid has fewer digits or another letter among them.
+        UserError: a uid does not begin with 32 hexadecimal digits.
     """
     right = pc.match_substring_regex(uids, "^[0-9a-fA-F]{32}")
     if not pc.all(right, min_count=0).as_py():
         (first, *_) = uids.filter(pc.invert(right)).to_pylist()
-        raise UserError(f"The uid {first!r} does not begin with {DIGITS} hexadecimal digits, as a uid list needs.")
+        raise UserError(f"The uid {first!r} does not begin with {DIGITS} hexadecimal digits; use --table instead.")
     text = "".join(pc.utf8_slice_codeunits(uids, 0, DIGITS).to_pylist())
     return np.frombuffer(bytes.fromhex(text), dtype=">u8").astype(np.uint64).reshape(-1, 2)
