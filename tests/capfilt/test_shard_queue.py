@@ -393,7 +393,7 @@ def _score_and_crash(config: CapFiltConfig, deadly: bytes, folder: Path) -> None
     """Scores, where decoding one image kills the process; FOLDER/error gets the final error."""
     decode = scoring_batches._decode
 
-    def decode_or_die(data: bytes, scorers) -> scoring_batches._Decoded:
+    def decode_or_die(data: bytes, scorers) -> scoring_batches._DecodedImage:
         if data == deadly:
             os.kill(os.getpid(), signal.SIGKILL)
         return decode(data, scorers)

@@ -1,4 +1,4 @@
-"""A batch of images in one BLIP model: encoded once, and projected once, for all captions, matches and likelihoods."""
+"""Encodes a batch of images once with a BLIP model, for all captions, matches and likelihoods."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,20 +12,20 @@ from vlp.data.transforms import clean_caption
 from vlp.model import Model
 from vlp.models.text_tower import ImageMemory, Side
 
-TOGETHER = 1024  # texts that go through the tower at once, where no memory is copied for them
-COPIED = 128  # the same, where every text has a copy of its image's memory
-WORDS = 1024  # whose logits over the whole vocabulary are held at once
+TOGETHER = 1024  # texts per forward pass if the image memory need not be copied
+COPIED = 128  # texts per forward pass if every text needs a copy of its image's memory
+TOKENS_AT_ONCE = 1024  # tokens whose logits over the whole vocabulary are in memory
 
 
 @dataclass
 class TextScores:
-    """What a model says of texts, each [texts] on the CPU; None where it was not asked.
+    """A model's scores of texts, each [texts] on the CPU; None for scores that were not requested.
 
     Attributes:
-        tokens: int64, words in the model's tokenizer: of the whole text, though the model reads only the first 33.
-        itm: float32, the probability of a match.
+        tokens: int64, the length of the whole text in tokens; the model reads only the first 33.
+        itm: float32, the probability that text and image match.
         itc: float32, the cosine of the embeddings.
-        nll: float32, the mean negative log-likelihood of the tokens after the prompt, the end included, in nats.
+        nll: float32, the mean negative log-likelihood of the tokens after the prompt and of the end token, in nats.
     """
 
     tokens: Tensor
@@ -35,7 +35,7 @@ class TextScores:
 
 
 class EncodedImages:
-    """What a model keeps of a batch of images while their texts are made and scored."""
+    """A batch of images, encoded by one model, that can be captioned and scored against texts."""
 
     def __init__(self, model: Model, images: Tensor):
         """Encode images uint8 [images, 3, size, size] of the model's size."""
@@ -44,17 +44,17 @@ class EncodedImages:
         self.memories: dict[Side, ImageMemory] = {}
 
     def captions(self, decoding: DecodingConfig, keys: list[str], seed: int, number: int) -> list[list[str]]:
-        """`number` captions an image; a sampled one depends on the seed, the image's key and its own number."""
+        """Make `number` captions per image; sampling depends on the seed, the image's key and the caption's number."""
         made = self.model.caption_tokens(self.tokens, decoding, keys, seed, number, self._memory("decoder"))
         return [[caption.text for caption in captions] for captions in made]
 
     def score(self, texts: list[str], rows: list[int], match: bool, prompt: str | None) -> TextScores:
-        """Score texts against their images; every text is tokenized once.
+        """Score texts against their images.
 
         Args:
-            rows: the image of each text, in order.
-            match: whether the model is a filter.
-            prompt: what a captioner's captions begin with; None when the model is no captioner.
+            rows: the image of each text, ascending.
+            match: whether to compute `itm` and `itc`.
+            prompt: the prompt for `nll`; None does not compute it.
         """
         tokenizer = self.model.tokenizer
         words = tokenizer.word_ids([clean_caption(text) for text in texts])
@@ -77,10 +77,10 @@ class EncodedImages:
         return scores
 
     def _parts(self, lengths: Tensor, images: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Which texts go together, int64 [n], and their `image_index` (see `TextTower.match`).
+        """Split texts into forward passes: their numbers, int64 [n], and their `image_index` (see `TextTower.match`).
 
-        All of them, where each image has equally many: its memory then serves them as it lies. Else those of a length,
-        each with a copy of the memory.
+        If all images have equally many texts, one pass uses the image memory as it is. Otherwise texts of similar
+        length share a pass, each with a copy of its image's memory.
         """
         even = torch.arange(len(self.tokens)).repeat_interleave(len(images) // len(self.tokens))
         if len(images) <= TOGETHER and torch.equal(even, images):
@@ -98,18 +98,18 @@ class EncodedImages:
             return self.model.blip.embed_texts(self._beginning_with(self.model.tokenizer.cls_id, ids), mask).cpu()
 
     def _negative_log_likelihood(self, ids: Tensor, mask: Tensor, index: Tensor | None, prompt: str) -> Tensor:
-        """Mean over each text's words and its end token, which the model sees given all before it; [texts]."""
+        """Mean over each text's tokens after the prompt and its end token; [texts]."""
         start = torch.tensor(self.model.tokenizer.prompt_ids(prompt), device=ids.device).expand(len(ids), -1)
         whole = torch.cat([start, ids[:, 1:]], dim=1)[:, : self.model.config.text_tower.positions + 1]
         counted = torch.cat([torch.zeros_like(start[:, 1:], dtype=torch.bool), mask[:, 1:]], dim=1)
         counted = counted[:, : whole.shape[1] - 1]  # [texts, tokens - 1], of the tokens from the second on
         with self.model.inference():
-            # Padding stands last, where the causal mask hides it from every word.
+            # Padding comes last, so the causal mask hides it from all tokens.
             hidden = self.model.blip.text_tower.decode(whole[:, :-1], None, self._memory("decoder"), index)[counted]
             targets = whole[:, 1:][counted]
             losses = [
                 F.cross_entropy(self.model.blip.word_logits(some).float(), right, reduction="none")
-                for some, right in zip(hidden.split(WORDS), targets.split(WORDS), strict=True)
+                for some, right in zip(hidden.split(TOKENS_AT_ONCE), targets.split(TOKENS_AT_ONCE), strict=True)
             ]
         texts = counted.nonzero()[:, 0]
         sums = torch.zeros(len(ids), device=ids.device).index_add(0, texts, torch.cat(losses))

@@ -1,4 +1,4 @@
-"""Rounds of CapFilt: score, select, pretrain anew, finetune the next captioner and filter, and again with these."""
+"""Rounds of CapFilt: score, select, pretrain a new model, finetune the next captioner and filter, and repeat."""
 
 import json
 import shutil
@@ -20,40 +20,41 @@ STAGES = {"pretrain": "pretrain", "captioner": "captioning", "filter": "retrieva
 
 
 def run_rounds(config: CapFiltConfig) -> list[dict[str, Any]]:
-    """Run all rounds, or go on with those that were stopped: what is finished is not done again.
+    """Run all rounds, or continue an interrupted call: finished stages are skipped, trainings resume.
 
-    Each round leaves OUTPUT/round-N with the new shards in `selected`, the runs `pretrain`, `captioner` and `filter`,
-    and the resolved config of each of these four. Its score tables lie beside the first shards, named NAME-round-N.
-    A round's captioner and filter take the place of the model folders that judged before; models from outside stay.
+    Each round writes OUTPUT/round-N, with the new shards in `selected`, the run folders `pretrain`, `captioner` and
+    `filter`, and the resolved config of each of these four stages. Its score tables, NAME-round-N, are next to the
+    original shards. The captioner and filter of a round replace the model folders of the round before; captioners of
+    `transformers` and open_clip filters stay.
 
     Returns:
-        What OUTPUT/rounds.json holds: of each round the models that judged, what was selected, and every run's results.
+        The content of OUTPUT/rounds.json: each round's models, counts of what was selected, and results of every run.
 
     Raises:
-        UserError: a config is wrong, or a stage was begun with other settings.
-        WorkError: a stage failed, or was stopped.
+        UserError: a config is wrong, or a stage was started with other settings.
+        WorkError: a stage failed or was interrupted.
     """
     trainings = _read_trainings(config)
     join_processes()
-    captioner, judge = as_list(config.captioner), as_list(config.filter)
+    captioner, filters = as_list(config.captioner), as_list(config.filter)
     reports: list[dict[str, Any]] = []
     for number in range(1, config.rounds.count + 1):
         folder = Path(config.output) / f"round-{number}"
         selecting = replace(
             config,
             captioner=captioner,
-            filter=judge,
+            filter=filters,
             name=f"{config.name}-round-{number}",
             output=str(folder / "selected"),
             human="",
             rounds=RoundsConfig(),
         )
-        report = {"round": number, "captioned by": captioner, "filtered by": judge}
+        report = {"round": number, "captioned by": captioner, "filtered by": filters}
         report["selected"] = _select(selecting, folder)
         for stage in STAGES:
             report[stage] = _train(trainings[stage], stage, config, folder)
         captioner = _next(captioner, folder / "captioner")
-        judge = _next(judge, folder / "filter")
+        filters = _next(filters, folder / "filter")
         reports.append(report)
         if is_main():
             write_json(Path(config.output) / "rounds.json", reports)
@@ -61,7 +62,7 @@ def run_rounds(config: CapFiltConfig) -> list[dict[str, Any]]:
 
 
 def flat(report: dict[str, Any]) -> dict[str, Any]:
-    """A round's report for people: one level of names."""
+    """A round's report with one level of keys, for printing."""
     lines: dict[str, Any] = {}
     for name, value in report.items():
         lines |= {f"{name} {part}": one for part, one in value.items()} if isinstance(value, dict) else {name: value}
@@ -69,30 +70,30 @@ def flat(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_trainings(config: CapFiltConfig) -> dict[str, RunConfig]:
-    """The config of each training; raises UserError where something is missing or wrong."""
+    """The config of each training; raises UserError if one is missing or wrong."""
     if not config.output:
-        raise UserError("CapFilt needs output: the folder for the rounds.")
+        raise UserError("CapFilt needs output; set it to a folder for the rounds.")
     trainings = {}
     for stage, task in STAGES.items():
         given = getattr(config.rounds, stage)
         if not given:
-            raise UserError(f"rounds.{stage} is missing: name a config file, or write its settings there.")
+            raise UserError(f"rounds.{stage} is missing; set it to a config file or to the settings themselves.")
         training = load_config(RunConfig, given) if isinstance(given, str) else given
         if training.task != task:
-            raise UserError(f"rounds.{stage} must have the task {task}, not {training.task}.")
+            raise UserError(f"rounds.{stage} has the task {training.task}; it must be {task}.")
         if not training.data.sources and not config.human:
-            raise UserError(f"rounds.{stage} has no data.sources: name clean shards there, or as human.")
+            raise UserError(f"rounds.{stage} has no data.sources; list clean shards there or in human.")
         trainings[stage] = training
     return trainings
 
 
 def _select(config: CapFiltConfig, folder: Path) -> dict[str, Any]:
-    """Score and select, unless that is done; what was selected."""
+    """Score and select, unless that is done; returns the counts of what was selected."""
     counts, selected = folder / "selected.json", Path(config.output)
-    _begin(config, folder, "selected", counts.exists())
+    _start_stage(config, folder, "selected", counts.exists())
     if not counts.exists():
         if is_main():
-            shutil.rmtree(selected, ignore_errors=True)  # stopped when it was there but not counted
+            shutil.rmtree(selected, ignore_errors=True)  # of a run that was interrupted before it wrote the counts
         barrier()
         result = run_capfilt(config)
         if is_main():
@@ -102,7 +103,7 @@ def _select(config: CapFiltConfig, folder: Path) -> dict[str, Any]:
 
 
 def _train(training: RunConfig, stage: str, config: CapFiltConfig, folder: Path) -> dict[str, float]:
-    """One run of a round, gone on with where it was stopped; its results."""
+    """Run or resume one training of a round; returns its results."""
     output = folder / stage
     sources = training.data.sources or [SourceConfig(config.human)]
     start_from = str(folder / "pretrain" / "model")
@@ -110,15 +111,15 @@ def _train(training: RunConfig, stage: str, config: CapFiltConfig, folder: Path)
         sources, start_from = [*sources, SourceConfig(str(folder / "selected" / "*.tar"))], training.start_from
     data = replace(training.data, sources=sources)
     training = replace(training, output=str(output), start_from=start_from, data=data)
-    _begin(training, folder, stage, output.exists() and any(output.iterdir()))
+    _start_stage(training, folder, stage, output.exists() and any(output.iterdir()))
     return train(deepcopy(training), resume=output.exists())  # which fills gaps of its config in
 
 
-def _begin(config: CapFiltConfig | RunConfig, folder: Path, stage: str, begun: bool) -> None:
-    """Keep a stage's config in FOLDER/STAGE.yaml; refuse to go on with another than it was begun with."""
+def _start_stage(config: CapFiltConfig | RunConfig, folder: Path, stage: str, started: bool) -> None:
+    """Save a stage's config as FOLDER/STAGE.yaml; refuse to continue a stage that was started with another config."""
     path, text = folder / f"{stage}.yaml", as_yaml(config)
-    if begun and path.read_text() != text:
-        raise UserError(f"{folder / stage} was begun with other settings ({path}); remove it and what follows from it.")
+    if started and path.read_text() != text:
+        raise UserError(f"{folder / stage} was started with other settings ({path}); remove it and the later stages.")
     barrier()
     if is_main():
         print(f"{folder.name}: {stage}", flush=True)
@@ -127,6 +128,6 @@ def _begin(config: CapFiltConfig | RunConfig, folder: Path, stage: str, begun: b
 
 
 def _next(scorers: list[str], trained: Path) -> list[str]:
-    """The scorers of the next round: a new model, and those from outside."""
-    outside = [name for name in scorers if name.startswith((TRANSFORMERS, OPEN_CLIP))]
-    return [str(trained / "model"), *outside]
+    """The captioners or filters of the next round: the newly trained model, and those that are not model folders."""
+    others = [name for name in scorers if name.startswith((TRANSFORMERS, OPEN_CLIP))]
+    return [str(trained / "model"), *others]

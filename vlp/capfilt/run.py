@@ -36,7 +36,7 @@ def score_shards(config: CapFiltConfig, part: str = "", failures: str = "") -> S
     """
     for name in ("shards", "filter"):
         if not as_list(getattr(config, name)):
-            raise UserError(f"CapFilt needs {name}: set it in the config or on the command line.")
+            raise UserError(f"CapFilt needs {name}; set it in the config or on the command line.")
     number, parts = parse_part(part)
     all_shards = list(dict.fromkeys(expand_shards(config.shards)))
     shards = all_shards[number - 1 :: parts]
@@ -79,15 +79,18 @@ def failures_path(shards: list[str], name: str, part: str = "") -> Path:
 
 
 def run_capfilt(config: CapFiltConfig) -> dict:
-    """Score; when all processes are done, the first one selects and writes OUTPUT/report.html.
+    """Score with all processes; then the first process selects and writes OUTPUT/report.html.
 
     Returns:
-        The counts of both in the first process, {} in the others.
+        The counts of both steps in the first process, {} in the others.
+
+    Raises:
+        UserError, WorkError: what `score_shards` and `select` raise.
     """
     if not config.output:
-        raise UserError("CapFilt needs output: the folder for the new shards.")
+        raise UserError("CapFilt needs output; set it to a folder for the new shards.")
     parse_rules(config.rules)
-    prepare_output(config.output)  # what select would refuse is refused before hours of scoring
+    prepare_output(config.output)  # what `select` would refuse is refused before hours of scoring
     if config.human:
         expand_shards(config.human)
     scored = score_shards(config)

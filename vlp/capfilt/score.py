@@ -1,4 +1,4 @@
-"""Score a shard: caption every image, and ask the scorers about its own texts and the new captions."""
+"""Scores one shard: captions every image, and scores its own texts and the new captions."""
 
 import json
 import math
@@ -29,12 +29,12 @@ from vlp.models.cpu.linear import constant_weights
 
 @dataclass
 class ScoreSettings:
-    """How shards are scored, beside the models.
+    """How shards are scored, apart from the models.
 
     Attributes:
-        num_captions: an image and captioner.
+        num_captions: captions per image and captioner.
         max_bad_share: a shard with a larger share of bad samples fails.
-        name: of the tables, as in `table_path`.
+        name: the tables' name, see `table_path`.
     """
 
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
@@ -71,16 +71,16 @@ class ScoreCounts:
 def score_shard(
     shard: str, scorers: Scorers, settings: ScoreSettings, progress: ReportProgress = no_progress
 ) -> ScoreCounts:
-    """Read a shard, score it and write its table whole.
+    """Score a shard and write its table.
 
-    A table does not depend on which process makes it: batches stay within the shard, and a sampled caption depends on
-    the seed, the shard's file name and the sample's key.
+    The table does not depend on which process writes it: a batch holds samples of one shard only, and a sampled caption
+    depends on the seed, the shard's file name and the sample's key.
 
     Raises:
-        WorkError: more samples than `max_bad_share` are bad, or the table cannot be written; there is none then.
+        WorkError: more than `max_bad_share` of the samples are bad, or the table cannot be written.
     """
     bad = BadSamples(settings.max_bad_share)
-    empty = BadSamples(math.inf)  # captions without a word, whose samples are as good as others
+    empty = BadSamples(math.inf)  # captions without a word; their samples are not bad
     counts, rows = ScoreCounts(shards=1), []
     state = shard_state(shard)
     for batch in read_batches(shard, scorers, settings.batch_size, bad):
@@ -89,44 +89,44 @@ def score_shard(
         progress("score", len(batch.samples))
     bad.finish()
     counts.texts, counts.bad = len(rows), dict(bad.counts + empty.counts)
-    about = {**_about(scorers, settings), "bad": counts.bad}
+    about = {**_provenance(scorers, settings), "bad": counts.bad}
     write_table(shard, rows, table_identity(scorers, settings), state, settings.name, about)
     return counts
 
 
 def table_identity(scorers: Scorers, settings: ScoreSettings) -> dict[str, Any]:
-    """What the rows of a table follow from: a table made from another one of these is not finished."""
+    """What the rows of a table depend on. A table with another identity is scored again."""
     return {
         **scorers.identity,
         "decoding": asdict(settings.decoding),
         "num_captions": settings.num_captions,
         "seed": settings.seed,
-        "batch_size": settings.batch_size,  # another one rounds otherwise
+        "batch_size": settings.batch_size,  # it changes rounding
     }
 
 
 def score_batch(
     batch: ScoringBatch, scorers: Scorers, settings: ScoreSettings, shard: str, empty: BadSamples
 ) -> list[Scored]:
-    """Caption a batch and score all its texts, image by image; each model encodes an image once.
+    """Caption a batch and score all its texts; returns rows image by image. Each model encodes an image once.
 
-    Captions without a word are given to `empty` and make no row.
+    Captions without a word are added to `empty` and make no row.
     """
     encoded = {model: EncodedImages(model, batch.uint8[model.image_size]) for model in scorers.models}
     vectors = [scorer.encode_images(images) for scorer, images in zip(scorers.clips, batch.clip, strict=True)]
-    blank = [_blank(sample, size) for sample, size in zip(batch.samples, batch.sizes, strict=True)]
-    given = [
-        (image, {**blank[image], "source": source, "text": text})
+    common = [_image_columns(sample, size) for sample, size in zip(batch.samples, batch.sizes, strict=True)]
+    own = [
+        (image, {**common[image], "source": source, "text": text})
         for image, sample in enumerate(batch.samples)
         for text, source in zip(sample.captions, sample.sources, strict=True)
     ]
     captions = _captions(batch, encoded, scorers, settings, shard, empty)
-    made = [(image, {**blank[image], **caption}) for image, caption in captions]
+    synthetic = [(image, {**common[image], **caption}) for image, caption in captions]
     rows: list[tuple[int, Scored]] = []
-    for texts in (given, made):  # apart, as each have a length and, mostly, a number an image of their own
+    for texts in (own, synthetic):  # apart: texts of one kind have similar lengths, mostly equally many per image
         if texts:
             images = [image for image, _ in texts]
-            columns = _judge([row["text"] for _, row in texts], images, encoded, vectors, scorers, settings)
+            columns = _score_texts([row["text"] for _, row in texts], images, encoded, vectors, scorers, settings)
             values = zip(*columns.values(), strict=True)
             for (image, row), scores in zip(texts, values, strict=True):
                 rows.append((image, Scored(**row, **dict(zip(columns, scores, strict=True)))))
@@ -138,8 +138,8 @@ def score_batch(
     return [row for _, row in rows]
 
 
-def _blank(sample: Sample, size: tuple[int, int]) -> dict[str, Any]:
-    """What all rows of an image have in common."""
+def _image_columns(sample: Sample, size: tuple[int, int]) -> dict[str, Any]:
+    """The columns that are equal in all rows of an image."""
     uid = image_uid(sample.image, sample.info)
     return {"key": sample.key, "uid": uid, "width": size[0], "height": size[1]}
 
@@ -152,11 +152,11 @@ def _captions(
     shard: str,
     empty: BadSamples,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """All captioners' captions of each image, with the image's number."""
+    """The number of an image, and the columns of a caption of it, for all captions of all captioners."""
     keys = [f"{os.path.basename(shard)}/{sample.key}" for sample in batch.samples]
     how = (settings.decoding, keys, settings.seed, settings.num_captions)
     made = [
-        encoded[captioner].captions(*how) if captioner in encoded else captioner.captions(batch.whole, *how)
+        encoded[captioner].captions(*how) if captioner in encoded else captioner.captions(batch.full, *how)
         for captioner in scorers.captioners
     ]
     notes = [json.dumps({"captioner": number, **asdict(settings.decoding)}) for number in range(len(made))]
@@ -169,7 +169,7 @@ def _captions(
                     empty.add(BadSample(shard, sample.key, "empty caption"), counted=True)
 
 
-def _judge(
+def _score_texts(
     texts: list[str],
     images: list[int],
     encoded: dict[Model, EncodedImages],
@@ -177,13 +177,13 @@ def _judge(
     scorers: Scorers,
     settings: ScoreSettings,
 ) -> dict[str, list[float | int | None]]:
-    """The columns that models fill, each [texts]; `images` is the image of each text."""
+    """The score columns, each [texts]; `images` is the number of each text's image."""
     prompt = settings.decoding.prompt
     scores: list[TextScores] = [
-        seen.score(texts, images, model in scorers.filters, prompt if model in scorers.captioners else None)
-        for model, seen in encoded.items()
+        batch.score(texts, images, model in scorers.filters, prompt if model in scorers.captioners else None)
+        for model, batch in encoded.items()
     ]
-    clip = [scorer.score(seen, texts, images) for scorer, seen in zip(scorers.clips, vectors, strict=True)]
+    clip = [scorer.score(vector, texts, images) for scorer, vector in zip(scorers.clips, vectors, strict=True)]
     columns = {
         "itm": _mean([one.itm for one in scores]),
         "itc": _mean([one.itc for one in scores]),
@@ -195,11 +195,11 @@ def _judge(
 
 
 def _mean(columns: list[Tensor | None]) -> Tensor | None:
-    """The mean of those that there are."""
+    """The mean of the columns that are not None; None if all are."""
     present = [column for column in columns if column is not None]
     return torch.stack(present).mean(dim=0) if present else None
 
 
-def _about(scorers: Scorers, settings: ScoreSettings) -> dict[str, Any]:
-    """What is said of a table beside what its rows follow from."""
+def _provenance(scorers: Scorers, settings: ScoreSettings) -> dict[str, Any]:
+    """What a table records about how it was made, apart from its identity."""
     return {"command": shlex.join(sys.argv), "vlp": __version__, **scorers.names, "settings": asdict(settings)}

@@ -1,4 +1,4 @@
-"""The models of a CapFilt run: captioners, filters and scorers from outside, each loaded once."""
+"""Loads the captioners and filters of a CapFilt run, each model once."""
 
 import os
 from dataclasses import dataclass
@@ -22,14 +22,14 @@ TRANSFORMERS, OPEN_CLIP = "hf:", "open_clip:"
 
 @dataclass
 class Scorers:
-    """The models of a run. A model that captions and filters is one and the same object, which sees an image once.
+    """The models of a run. A model that captions and filters is one object, so it encodes an image once.
 
     Attributes:
-        captioners: their captions are pooled; the likelihood of a text is the mean over the BLIP models among them.
-        filters: BLIP models, whose ITM and ITC are averaged; without one both are null.
-        clips: open_clip models, whose cosines are averaged.
-        identity: what of them decides a table's rows: hashes of their contents, and the precision.
-        names: as they were given.
+        captioners: their captions are pooled; `nll` is the mean over the BLIP models among them.
+        filters: BLIP models; `itm` and `itc` are their means, null without any.
+        clips: open_clip models; `clip` is their mean.
+        identity: what a table's rows depend on: hashes of the models, and the precision.
+        names: the names given for the captioners and filters.
     """
 
     captioners: list[Model | TransformersCaptioner]
@@ -52,36 +52,36 @@ def load_scorers(
     device: torch.device | None = None,
     compile: bool = False,
 ) -> Scorers:
-    """Load the models that are named.
+    """Load captioners and filters.
 
     Args:
-        captioner: model folders, or hf:NAME_OR_FOLDER for an image-to-text model of `transformers`; "" or []: none.
+        captioner: model folders, or hf:NAME_OR_FOLDER for image-to-text models of `transformers`; "" or []: none.
         filter: model folders, or open_clip:NAME,PRETRAINED.
-        compile: compile the blocks of model folders, see `load_model`.
+        compile: compile the models from model folders, see `load_model`.
 
     Raises:
-        UserError: there is no filter, or a name does not lead to a model of its kind.
+        UserError: there is no filter, or a name is not a model of the required kind.
     """
     captioners, filters = as_list(captioner), as_list(filter)
     if not filters:
-        raise UserError("CapFilt needs a filter: a model folder, or open_clip:NAME,PRETRAINED.")
+        raise UserError("CapFilt needs a filter; give a model folder or open_clip:NAME,PRETRAINED.")
     if any(name.startswith(OPEN_CLIP) for name in captioners):
-        raise UserError("An open_clip model makes no captions; name it as a filter.")
+        raise UserError("An open_clip model cannot caption; give it as a filter.")
     if any(name.startswith(TRANSFORMERS) for name in filters):
-        raise UserError("A captioner of transformers cannot filter; name a model folder or open_clip:NAME,PRETRAINED.")
+        raise UserError("An hf: captioner cannot filter; give a model folder or open_clip:NAME,PRETRAINED.")
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loaded: dict[str, tuple[Model | TransformersCaptioner | ClipScorer, str]] = {}
     for name in [*captioners, *filters]:
-        if _place(name) not in loaded:
-            loaded[_place(name)] = _load(name, device, precision, compile)
-    making, judging = ([loaded[_place(name)] for name in names] for names in (captioners, filters))
+        if _real_name(name) not in loaded:
+            loaded[_real_name(name)] = _load(name, device, precision, compile)
+    captioning, filtering = ([loaded[_real_name(name)] for name in names] for names in (captioners, filters))
     return Scorers(
-        [model for model, _ in making],
-        [model for model, _ in judging if isinstance(model, Model)],
-        [model for model, _ in judging if isinstance(model, ClipScorer)],
+        [model for model, _ in captioning],
+        [model for model, _ in filtering if isinstance(model, Model)],
+        [model for model, _ in filtering if isinstance(model, ClipScorer)],
         {
-            "captioner": [content for _, content in making],
-            "filter": [content for _, content in judging],
+            "captioner": [content_hash for _, content_hash in captioning],
+            "filter": [content_hash for _, content_hash in filtering],
             "precision": str(compute_dtype(precision, device)) + (", compiled" if compile else ""),
         },
         {"captioner": captioners, "filter": filters},
@@ -89,26 +89,26 @@ def load_scorers(
 
 
 def as_list(names: str | list[str]) -> list[str]:
-    """One name or several, empty ones left out."""
+    """A name or a list of names as a list without empty names."""
     return [name for name in ([names] if isinstance(names, str) else names) if name]
 
 
-def _place(name: str) -> str:
-    """The same for every way to write the path of a folder."""
+def _real_name(name: str) -> str:
+    """The name, with folders as real paths, so that two spellings of a path load one model."""
     return name if name.startswith((TRANSFORMERS, OPEN_CLIP)) else os.path.realpath(name)
 
 
 def _load(
     name: str, device: torch.device, precision: Precision, compile: bool
 ) -> tuple[Model | TransformersCaptioner | ClipScorer, str]:
-    """A model, and a hash of its content."""
+    """A model, and a hash of its files."""
     if name.startswith(TRANSFORMERS):
         captioner = TransformersCaptioner(name.removeprefix(TRANSFORMERS), device, precision)
         return captioner, captioner.identity
     if name.startswith(OPEN_CLIP):
         scorer = ClipScorer(name.removeprefix(OPEN_CLIP), device, precision)
         return scorer, scorer.identity
-    # Weights are bf16 from the start where they would be turned into it at every call.
+    # Store bf16 weights if they would be converted at every call anyway.
     dtype = torch.bfloat16 if compute_dtype(precision, device) == torch.bfloat16 else None
     model, folder = optimise_for_cpu(load_model(name, device, precision, dtype, compile)), find_folder(name)
     converted = sorted(file for file in folder.iterdir() if file.suffix in READ)

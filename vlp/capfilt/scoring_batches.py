@@ -1,4 +1,4 @@
-"""A shard's images as the scorers take them, batch by batch; the next batch is decoded while one is scored."""
+"""Reads a shard's images in the forms that the scorers need, and decodes the next batch while one is scored."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,49 +16,49 @@ from vlp.data.image_decoding import EncodedImage, shrink_for
 from vlp.data.shards import Sample, iterate_samples
 from vlp.data.transforms import evaluation_image
 
-DECODERS = 4  # threads: Pillow works outside of Python's lock
+DECODERS = 4  # threads; decoding releases Python's global lock
 
 
 @dataclass
 class ScoringBatch:
-    """Samples of one shard whose images are readable.
+    """Samples of one shard with their decoded images.
 
     Attributes:
         sizes: width and height of the stored images, in pixels.
-        uint8: [samples, 3, size, size] for each `size` that a BLIP model takes.
+        uint8: [samples, 3, size, size] by image size, for the BLIP models.
         clip: float32 [samples, 3, size, size] for each open_clip model.
-        whole: the pictures themselves, where a captioner of `transformers` needs them.
+        full: the images at full size for `transformers` captioners; empty if there are none.
     """
 
     samples: list[Sample]
     sizes: list[tuple[int, int]]
     uint8: dict[int, Tensor]
     clip: list[Tensor]
-    whole: list[Image.Image]
+    full: list[Image.Image]
 
 
 @dataclass
-class _Decoded:
-    """One image, as in `Batch`."""
+class _DecodedImage:
+    """One image in the forms of `ScoringBatch`."""
 
     size: tuple[int, int]
     uint8: dict[int, Tensor]
     clip: list[Tensor]
-    whole: Image.Image | None
+    full: Image.Image | None
 
 
 def read_batches(shard: str, scorers: Scorers, batch_size: int, bad: BadSamples) -> Iterator[ScoringBatch]:
-    """The samples of a shard in order, `batch_size` at a time, bad ones left out and given to `bad`.
+    """The samples of a shard in order, `batch_size` at a time. Bad samples are left out and added to `bad`.
 
-    At most two batches of images are held at once, whatever the size of the shard.
+    Memory holds at most two batches of images.
 
     Raises:
-        WorkError: the share of bad samples is above `bad`'s limit.
+        WorkError: the share of bad samples exceeds the limit of `bad`.
     """
     samples = iterate_samples([shard], bad)
     with ThreadPoolExecutor(DECODERS) as pool:
 
-        def start() -> list[tuple[Sample, Future[_Decoded]]]:
+        def start() -> list[tuple[Sample, Future[_DecodedImage]]]:
             return [(sample, pool.submit(_decode, sample.image, scorers)) for sample in islice(samples, batch_size)]
 
         following = start()
@@ -68,23 +68,23 @@ def read_batches(shard: str, scorers: Scorers, batch_size: int, bad: BadSamples)
                 yield batch
 
 
-def _decode(data: bytes, scorers: Scorers) -> _Decoded:
+def _decode(data: bytes, scorers: Scorers) -> _DecodedImage:
     sizes = {model.image_size for model in scorers.models}
-    whole = any(isinstance(captioner, TransformersCaptioner) for captioner in scorers.captioners)
+    full = any(isinstance(captioner, TransformersCaptioner) for captioner in scorers.captioners)
     largest = max([*sizes, *(scorer.image_size for scorer in scorers.clips)])
     stored = EncodedImage(data)
-    pixels = stored.pixels(1 if whole else shrink_for(stored.width, stored.height, largest))
+    pixels = stored.pixels(1 if full else shrink_for(stored.width, stored.height, largest))
     image = Image.fromarray(pixels)
-    return _Decoded(
+    return _DecodedImage(
         (stored.width, stored.height),
         {size: torch.as_tensor(evaluation_image(pixels, size)) for size in sizes},
         [scorer.prepare(image) for scorer in scorers.clips],
-        image if whole else None,
+        image if full else None,
     )
 
 
-def _collect(started: list[tuple[Sample, "Future[_Decoded]"]], bad: BadSamples) -> ScoringBatch | None:
-    """The batch, when its images are decoded; None where none could be."""
+def _collect(started: list[tuple[Sample, "Future[_DecodedImage]"]], bad: BadSamples) -> ScoringBatch | None:
+    """Wait for the images of a batch; None if no image can be decoded."""
     samples, decoded = [], []
     for sample, future in started:
         try:
@@ -100,5 +100,5 @@ def _collect(started: list[tuple[Sample, "Future[_Decoded]"]], bad: BadSamples) 
         [one.size for one in decoded],
         {size: torch.stack([one.uint8[size] for one in decoded]) for size in decoded[0].uint8},
         [torch.stack(images) for images in zip(*(one.clip for one in decoded), strict=True)],
-        [one.whole for one in decoded if one.whole is not None],
+        [one.full for one in decoded if one.full is not None],
     )

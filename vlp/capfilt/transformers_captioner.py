@@ -1,4 +1,4 @@
-"""Any image-to-text model of `transformers` as a captioner."""
+"""Captions images with any image-to-text model of `transformers`."""
 
 from typing import Any
 
@@ -15,28 +15,30 @@ from vlp.generation.decode import check_decoding
 from vlp.generation.token_rules import cut_distribution, draw, uniform_numbers
 from vlp.models.precision import compute_dtype
 
-READ = (".safetensors", ".json", ".txt", ".model", ".jinja")  # what a model is made of; never a pickle, never code
-QUESTION = "Describe the image in one short sentence."  # to models that chat, where the decoding has no prompt
+READ = (".safetensors", ".json", ".txt", ".model", ".jinja")  # the files that are loaded; never a pickle, never code
+QUESTION = "Describe the image in one short sentence."  # the prompt of chat models if the decoding has none
 
 
 class TransformersCaptioner:
-    """A model with its processor; only its captions are asked, as likelihoods are counted in too many ways.
+    """A model and its processor. It makes captions only: each such model computes likelihoods differently.
 
     Attributes:
-        identity: the hash of its files.
+        identity: a hash of the model's files.
     """
 
     def __init__(self, source: str, device: torch.device | None = None, precision: Precision = "auto"):
-        """Load a folder, or a name on the hub. Weights are read from safetensors alone, and no code of theirs is run.
+        """Load a folder or a name on the hub. Only safetensors weights are read, and no code of the model is run.
 
         Raises:
-            UserError: it is not such a model, or has no safetensors file.
+            UserError: it is not an image-to-text model, or has no safetensors file.
         """
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         folder = find_folder(source)
         if not list(folder.glob("*.safetensors")):
-            raise UserError(f"hf:{source} has no weights as safetensors; others are not read, as they can run code.")
+            raise UserError(
+                f"hf:{source} has no safetensors weights; other formats are not read, as they can run code."
+            )
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = compute_dtype(precision, self.device) or torch.float32
         try:
@@ -46,7 +48,7 @@ class TransformersCaptioner:
             )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             problem = " ".join(str(error).split())[:200]
-            raise UserError(f"hf:{source} is no image-to-text model that transformers can load: {problem}") from None
+            raise UserError(f"transformers cannot load hf:{source} as an image-to-text model: {problem}") from None
         self.model = model.to(self.device).eval()
         self.tokenizer = getattr(self.processor, "tokenizer", self.processor)
         self.tokenizer.padding_side = "left"  # new tokens follow the prompt
@@ -55,10 +57,10 @@ class TransformersCaptioner:
     def captions(
         self, images: list[Image.Image], decoding: DecodingConfig, keys: list[str], seed: int, number: int
     ) -> list[list[str]]:
-        """`number` captions an image, without the prompt.
+        """Make `number` captions per image, without the prompt.
 
-        The decoding means what it does elsewhere, but lengths count the new tokens alone, and a sampled caption depends
-        on the seed, the image's key and its own number.
+        The decoding settings have their usual meaning, but lengths count only the new tokens. A sampled caption depends
+        on the seed, the image's key and the caption's number.
         """
         check_decoding(decoding, 0, number)
         inputs = self._inputs(images, decoding.prompt)
@@ -73,27 +75,27 @@ class TransformersCaptioner:
         with torch.no_grad():
             output = self.model.generate(**inputs, **settings)
         texts = [text.strip() for text in self.tokenizer.batch_decode(output, skip_special_tokens=True)]
-        texts = [text.removeprefix(start).strip() for text in texts]  # some models give the prompt back, others do not
+        texts = [text.removeprefix(start).strip() for text in texts]  # some models repeat the prompt
         return [texts[i : i + number] for i in range(0, len(texts), number)]
 
     def _inputs(self, images: list[Image.Image], prompt: str) -> dict[str, Any]:
-        """What the model's `generate` takes: the same prompt for every image."""
+        """The inputs of the model's `generate`, with the same prompt for every image."""
         if getattr(self.processor, "chat_template", None):
             content = [{"type": "image"}, {"type": "text", "text": prompt or QUESTION}]
             prompt = self.processor.apply_chat_template(
                 [{"role": "user", "content": content}], add_generation_prompt=True
             )
-        # Padding is for images that are as many tokens as they are large.
+        # Padding is needed where the number of image tokens depends on the image's size.
         texts = {"text": [prompt] * len(images), "padding": True} if prompt else {}
         inputs = dict(self.processor(images=images, return_tensors="pt", **texts).to(self.device, self.model.dtype))
-        if prompt and self.model.config.model_type == "git":  # its tokenizer ends the prompt, which must go on
+        if prompt and self.model.config.model_type == "git":  # GIT's tokenizer appends an end token to the prompt
             inputs["input_ids"] = inputs["input_ids"][:, :-1]
             inputs["attention_mask"] = inputs["attention_mask"][:, :-1]
         return inputs
 
 
 def generation_settings(decoding: DecodingConfig) -> dict[str, Any]:
-    """Our decoding in the words of `generate`: all of it, as a model's folder may bring settings of its own."""
+    """The arguments of `generate` for our decoding settings; complete, because a model folder may set other defaults."""
     settings = {
         "num_beams": max(decoding.beams, 1),
         "do_sample": decoding.beams == 0,
@@ -105,14 +107,14 @@ def generation_settings(decoding: DecodingConfig) -> dict[str, Any]:
     if decoding.beams > 1:
         settings |= {"length_penalty": decoding.length_penalty, "early_stopping": False}
     if decoding.beams == 0:
-        settings |= {"top_p": 1.0, "top_k": 0, "temperature": 1.0}  # `DrawnToken` cuts the distribution
+        settings |= {"top_p": 1.0, "top_k": 0, "temperature": 1.0}  # `DrawnToken` truncates the distribution
     return settings
 
 
 class DrawnToken:
-    """A logits processor that leaves `generate` no token but the one that our own sampling draws.
+    """A logits processor that leaves `generate` only the token that our own sampling draws.
 
-    So a caption does not depend on the batch, on how many captions were asked for, or on torch's generator.
+    So a caption does not depend on the batch, on the number of captions or on torch's random generator.
     """
 
     def __init__(self, decoding: DecodingConfig, keys: list[str], seed: int, number: int):
