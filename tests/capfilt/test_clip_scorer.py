@@ -114,11 +114,11 @@ def test_wrong_names_are_refused(clips, tmp_path):
     with pytest.raises(UserError, match="open_clip has no model 'ViT-Z'"):
         load_scorers("", "open_clip:ViT-Z,openai")
     for weights in ("weights.pt", "nosuchtag", ""):
-        with pytest.raises(UserError, match=r"needs a \.safetensors file, as others can run code, or weights"):
+        with pytest.raises(UserError, match=r"needs a \.safetensors file \(other formats can run code\) or one"):
             load_scorers("", f"open_clip:{NAME},{tmp_path / weights if weights.endswith('.pt') else weights}")
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"no tensors here")
     with pytest.raises(UserError, match="cannot be loaded"):
         load_scorers("", f"open_clip:{NAME},{broken}")
-    with pytest.raises(UserError, match="makes no captions; name it as a filter"):
+    with pytest.raises(UserError, match="cannot caption; give it as a filter"):
         load_scorers(clips[0], clips[0])

@@ -116,7 +116,7 @@ def read_tables(pattern):
 def test_what_goes_is_what_a_plain_loop_finds(sets, model, monkeypatch, block, with_tests):
     shards, tests = sets[0], sets[1] if with_tests else ""
     monkeypatch.setattr(duplicates, "BLOCK", block)
-    monkeypatch.setattr(duplicates, "STORED_BLOCK", block + 3)
+    monkeypatch.setattr(duplicates, "KEPT_BLOCK", block + 3)
     expected, closest = plain_duplicates(model[0], shards, tests, ABOVE)
     assert closest > 1e-5  # so that rounding decides nothing
     counts = find_duplicates(shards, model[1], tests, ABOVE, precision="fp32", quiet=True)
@@ -161,15 +161,15 @@ def test_a_rule_leaves_duplicates_out(sets, model, tmp_path):
     with open(changed, "ab") as file:
         file.write(bytes(512))
     write_table(changed, [Scored("0030", "web", "a text", 0.9, 0.0)], {})  # scored again
-    with pytest.raises(UserError, match="was changed since its duplicates were found"):
+    with pytest.raises(UserError, match="has changed since its duplicates were found"):
         select(tables, "not duplicate", table=str(tmp_path / "again.parquet"), quiet=True)
 
 
 def test_wrong_calls(sets, model, monkeypatch):
     shards, _ = sets
-    with pytest.raises(UserError, match=r"over 0 and at most 1, not 1\.5"):
+    with pytest.raises(UserError, match=r"greater than 0 and at most 1, not 1\.5"):
         find_duplicates(shards, model[1], above=1.5)
-    with pytest.raises(UserError, match="is among the shards and among those"):
+    with pytest.raises(UserError, match="is in both --shards and --against"):
         find_duplicates(shards, model[1], expand_shards(shards)[1])
     with pytest.raises(UserError, match="not a model folder"):
         find_duplicates(shards, "nowhere")

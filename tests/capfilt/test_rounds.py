@@ -56,7 +56,7 @@ def _run(config: CapFiltConfig) -> None:
     run_rounds(config)
 
 
-def test_rounds_train_their_judges_and_go_on_after_kills(config, models):
+def test_rounds_train_the_next_captioner_and_filter_and_continue_after_kills(config, models):
     whole = run_rounds(config)
     root = Path(config.output)
     assert json.loads((root / "rounds.json").read_text()) == whole
@@ -100,7 +100,7 @@ def test_rounds_train_their_judges_and_go_on_after_kills(config, models):
             assert {**mine[stage], **TIMED} == {**theirs[stage], **TIMED}
     left = [name for _, folders, files in os.walk(root) for name in [*folders, *files] if ".tmp" in name]
     assert not left
-    with pytest.raises(UserError, match="round-1/selected was begun with other settings"):
+    with pytest.raises(UserError, match="round-1/selected was started with other settings"):
         run_rounds(replace(config, rules="itm >= 0"))
 
 

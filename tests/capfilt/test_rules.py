@@ -1,4 +1,4 @@
-"""Rules: each against a plain Python reading of it, and every wrong one refused in a sentence."""
+"""Selection rules: random rules select the same texts as plain Python, and invalid rules end with one sentence."""
 
 import math
 import random
@@ -24,7 +24,7 @@ SIGNS = {
 
 
 def make_rows(rng, images):
-    """Texts with many equal scores, missing ones, empty texts and spaces of every kind."""
+    """Rows with many ties, missing scores, empty texts and all kinds of spaces."""
 
     def score(share_missing=0.2, low=0.0):
         missing = rng.random() < share_missing
@@ -45,7 +45,7 @@ def make_rows(rng, images):
 
 
 def value_of(row, name):
-    """A column of a row in double precision; None where it is missing."""
+    """A column of a row in double precision; None if it is missing or NaN."""
     if name == "words":
         return len(row.text.split())
     if name == "shortest":
@@ -59,8 +59,8 @@ def value_of(row, name):
     return None if value is None or value != value else value
 
 
-class Maker:
-    """Random rules, each as its text and as a function from the rows that have a text to the set of those that stay."""
+class RandomRules:
+    """Makes random rules, each as text and as a function from rows with a text to the set of selected rows."""
 
     def __init__(self, rng):
         self.rng = rng
@@ -107,13 +107,13 @@ class Maker:
             found = sorted((value for value in scores.values() if value is not None), reverse=True)
             if not found:
                 return set()
-            count = -(-len(found) * round(share * 100) // 100)  # the least whole number that is no smaller
+            count = -(-len(found) * round(share * 100) // 100)  # rounded up
             return {row.place for row in rows if compute(row) is not None and compute(row) >= found[max(count, 1) - 1]}
 
         return f"top({text}, {share})", holds
 
     def best(self, source, parts):
-        """One of best(...) beside the other parts of its `and`."""
+        """A best(...) and its meaning, given the other parts of its `and`."""
         count, named = self.rng.choice((1, 2)), self.rng.random() < 0.5
         text, compute = self.score() if named else ("itm", lambda row: value_of(row, "itm"))
 
@@ -160,7 +160,7 @@ class Maker:
         return f"{source}({text})", lambda rows: {row.place for row in rows if row.source == source} & holds(rows)
 
     def closed(self, depth, source):
-        """A part of an `and` that is no `and` itself, nor holds one of its own `best`."""
+        """A part of an `and` that does not add a `best` to its group."""
         if self.rng.random() < 0.4:
             return self.top(source) if self.rng.random() < 0.3 else self.comparison()
         text, holds = self.rule(depth, source)
@@ -169,7 +169,10 @@ class Maker:
 
 
 def write_tables(folder, rng, tables, images):
-    """Tables and others beside most of them; returns the paths and the rows, with their place and the other's itm."""
+    """Write tables, and other tables for most of them; returns the paths of both and all rows.
+
+    A row gets its place, and as `other` the itm of the other table.
+    """
     folder.mkdir()
     paths, others, everything = [], [], []
     for number in range(tables):
@@ -194,48 +197,48 @@ def write_tables(folder, rng, tables, images):
     return paths, others, everything
 
 
-def chosen_by(paths, rules, tmp_path, **also):
+def selected_by(paths, rules, tmp_path, **also):
     found = select_rows(paths, parse_rules(rules, also), also, tmp_path / "spill")
     return {(paths.index(path), row) for path, rows in found for row in rows.tolist()}
 
 
 @pytest.mark.parametrize("rows_at_once", (1, 500_000))
-def test_random_rules_choose_what_a_plain_reading_chooses(tmp_path, monkeypatch, rows_at_once):
+def test_random_rules_select_the_same_texts_as_plain_python(tmp_path, monkeypatch, rows_at_once):
     monkeypatch.setattr(query, "ROWS_AT_ONCE", rows_at_once)
     rng = random.Random(rows_at_once)
     paths, others, rows = write_tables(tmp_path / "t", rng, tables=3, images=40)
     rows = [row for row in rows if row.text.strip()]
-    maker, sizes = Maker(rng), []
+    maker, sizes = RandomRules(rng), []
     for _ in range(150):
         text, holds = maker.rule()
         expected = holds(rows)
-        assert chosen_by(paths, text, tmp_path, other=others) == expected, text
+        assert selected_by(paths, text, tmp_path, other=others) == expected, text
         sizes.append(len(expected))
-    assert sum(0 < size < len(rows) for size in sizes) > 75  # not all of them say yes or no to everything
+    assert sum(0 < size < len(rows) for size in sizes) > 75  # most rules select some texts but not all
 
 
-def test_shares_count_exactly_and_what_equals_the_last_stays(tmp_path):
+def test_shares_are_exact_and_ties_with_the_last_text_are_kept(tmp_path):
     shard = tmp_path / "0.tar"
     shard.touch()
     scores = [0.9, 0.5, 0.5, 0.5, 0.1, None, math.nan, 0.05, 0.04, 0.03, 0.02, 0.01]
     rows = [Scored(f"{place}", "web", "a text", score, 0.0) for place, score in enumerate(scores)]
     write_table(str(shard), rows, {})
     paths = [str(table_path(str(shard)))]
-    found = {share: len(chosen_by(paths, f"top(itm, {share})", tmp_path)) for share in (0.01, 0.1, 0.2, 0.4, 0.5, 1)}
+    found = {share: len(selected_by(paths, f"top(itm, {share})", tmp_path)) for share in (0.01, 0.1, 0.2, 0.4, 0.5, 1)}
     assert found == {0.01: 1, 0.1: 1, 0.2: 4, 0.4: 4, 0.5: 5, 1: 10}
-    assert chosen_by(paths, "not itm >= 0 and not itm < 0", tmp_path) == {(0, 5), (0, 6)}
-    assert chosen_by(paths, "itm / 0 >= 0 or -itm > itm / itc", tmp_path) == set()
+    assert selected_by(paths, "not itm >= 0 and not itm < 0", tmp_path) == {(0, 5), (0, 6)}
+    assert selected_by(paths, "itm / 0 >= 0 or -itm > itm / itc", tmp_path) == set()
 
 
-def test_ties_of_best_go_by_source_and_number(tmp_path):
-    shard = tmp_path / "a[1]*.tar"  # a name with letters that globs know
+def test_best_breaks_ties_by_source_and_number(tmp_path):
+    shard = tmp_path / "a[1]*.tar"  # a name with wildcard characters
     shard.touch()
     places = [("web", 0), ("synthetic", 1), ("synthetic", 0), ("human", 3)]
     rows = [Scored("same", source, "a text", 0.5, 0.0, caption_id=number) for source, number in places]
     write_table(str(shard), [*rows, Scored("other", "web", "a text", None, 0.0)], {})
     paths = [str(table_path(str(shard)))]
-    assert chosen_by(paths, "best(2)", tmp_path) == {(0, 2), (0, 3)}
-    assert chosen_by(paths, 'best(1) and source != "human"', tmp_path) == {(0, 2)}
+    assert selected_by(paths, "best(2)", tmp_path) == {(0, 2), (0, 3)}
+    assert selected_by(paths, 'best(1) and source != "human"', tmp_path) == {(0, 2)}
 
 
 def test_duplicates_need_their_tables(tmp_path):
@@ -243,84 +246,84 @@ def test_duplicates_need_their_tables(tmp_path):
     shard.touch()
     write_table(str(shard), [Scored("a", "web", "a text", 0.5, 0.0)], {})
     with pytest.raises(UserError, match=r"has no table of duplicates; run `vlp capfilt duplicates`"):
-        chosen_by([str(table_path(str(shard)))], "not duplicate", tmp_path)
+        selected_by([str(table_path(str(shard)))], "not duplicate", tmp_path)
 
 
 @pytest.mark.parametrize(
-    "rules, said",
+    "rules, message",
     [
         (" ", "The rules are empty"),
-        ("itm >=", "cannot be read: invalid syntax"),
-        ("itm = 0.5", "cannot be read"),
-        ("itm >= 0.5; itm", "cannot be read"),
+        ("itm >=", "not a valid expression: invalid syntax"),
+        ("itm = 0.5", "not a valid expression"),
+        ("itm >= 0.5; itm", "not a valid expression"),
         ("itm >= 0.5) or (itm", "is a number, not true or false"),
         ("itn >= 0.5", "no column itn in rules; did you mean itm?"),
         ("zebra > 1", "no column zebra in rules; known: key, uid, source"),
-        ("there.itm > 1", "no other tables there; known: beside."),
+        ("there.itm > 1", "no tables named there; known: beside."),
         ("beside.itn > 1", "no column beside.itn in rules; did you mean itm?"),
         ("beside.words > 1", "no column beside.words in rules"),
         ("itm", "`itm` is a number, not true or false; compare it"),
         ("text", "`text` is a text, not true or false"),
-        ("itm >= '0.5'", "compares a number with a text"),
+        ("itm >= '0.5'", "compares a number with a text; both must be"),
         ("duplicate == 1", "compares a truth with a number"),
         ("duplicate == duplicate", "compares a truth with a truth"),
         ("text < 'b'", "a text takes == and !="),
         ("'a' in text", "a text takes == and !="),
         ("itm is 1", "a number takes <, <=, >, >=, ==, !="),
-        ("itm + text > 1", "`text` is a text where rules need a number"),
-        ("itm % 2 > 1", "not part of the language"),
+        ("itm + text > 1", "`text` is a text, but rules need a number here"),
+        ("itm % 2 > 1", "not allowed in rules"),
         ("top(itm, 0)", "needs a share above 0 and at most 1"),
         ("top(itm, 1.5)", "needs a share above 0 and at most 1"),
         ("top(itm, 0.1 + 0.2)", "needs a share above 0"),
         ("top(itm, True)", "needs a share above 0"),
-        ("top(itm)", "not of the form top(SCORE, SHARE)"),
-        ("top(itm, share=0.3)", "not of the form top(SCORE, SHARE)"),
-        ("top(source, 0.3)", "where rules need a number"),
-        ("top(itm, 0.3) > 1", "not part of the language"),
-        ("best(0)", "a whole number of texts from 1 on"),
-        ("best(1.0)", "a whole number of texts from 1 on"),
-        ("best()", "not of the form best(N, SCORE)"),
-        ("best(1) and best(2, itc)", "Two best(...) stand in one `and`"),
-        ("best(1) and (itm > 0 and web(best(2)))", "Two best(...) stand in one `and`"),
-        ("web()", "not of the form web(RULE)"),
-        ("web(synthetic(itm > 0))", "synthetic(...) stands inside web(...); no text is of both"),
+        ("top(itm)", "does not have the form top(SCORE, SHARE)"),
+        ("top(itm, share=0.3)", "does not have the form top(SCORE, SHARE)"),
+        ("top(source, 0.3)", "but rules need a number here"),
+        ("top(itm, 0.3) > 1", "not allowed in rules"),
+        ("best(0)", "a positive whole number of texts"),
+        ("best(1.0)", "a positive whole number of texts"),
+        ("best()", "does not have the form best(N, SCORE)"),
+        ("best(1) and best(2, itc)", "has two best(...) in one `and`"),
+        ("best(1) and (itm > 0 and web(best(2)))", "has two best(...) in one `and`"),
+        ("web()", "does not have the form web(RULE)"),
+        ("web(synthetic(itm > 0))", "synthetic(...) is inside web(...), but no text has both sources"),
         ("tops(itm, 0.3)", "There is no tops(...) in rules; did you mean top?"),
-        ("itm > 1e999", "neither a number nor a text"),
-        ("itm > 1j", "neither a number nor a text"),
-        ("text == b'a'", "neither a number nor a text"),
-        ("text == None", "neither a number nor a text"),
-        ("text == 'a\\x00'", "neither a number nor a text"),
-        ("__import__('os').system('true')", "not part of the language"),
+        ("itm > 1e999", "not a number or text that rules can use"),
+        ("itm > 1j", "not a number or text that rules can use"),
+        ("text == b'a'", "not a number or text that rules can use"),
+        ("text == None", "not a number or text that rules can use"),
+        ("text == 'a\\x00'", "not a number or text that rules can use"),
+        ("__import__('os').system('true')", "not allowed in rules"),
         ("__import__('os')", "There is no __import__(...) in rules"),
-        ("itm.__class__ > 1", "no other tables itm"),
-        ("(lambda: 1)() > 1", "not part of the language"),
-        ("[itm for itm in (1, 2)] > 1", "not part of the language"),
-        ("(x := itm) > 1", "not part of the language"),
-        ("f'{itm}' == text", "not part of the language"),
-        ("itm if 1 > 0 else itc", "not part of the language"),
-        ("itm[0] > 1", "not part of the language"),
-        ("itm > 0 or " * 500 + "itm > 0", "characters; 4000 are allowed"),
-        ("(" * 1500 + "itm > 0" + ")" * 1500, "cannot be read"),
+        ("itm.__class__ > 1", "no tables named itm"),
+        ("(lambda: 1)() > 1", "not allowed in rules"),
+        ("[itm for itm in (1, 2)] > 1", "not allowed in rules"),
+        ("(x := itm) > 1", "not allowed in rules"),
+        ("f'{itm}' == text", "not allowed in rules"),
+        ("itm if 1 > 0 else itc", "not allowed in rules"),
+        ("itm[0] > 1", "not allowed in rules"),
+        ("itm > 0 or " * 500 + "itm > 0", "characters; at most 4000 are allowed"),
+        ("(" * 1500 + "itm > 0" + ")" * 1500, "nested too deeply"),
         ("not " * 990 + "itm > 0", "nested too deeply"),
-        ("itm > 0\0", "cannot be read"),
+        ("itm > 0\0", "contain null bytes"),
     ],
 )
-def test_what_is_no_rule_is_refused_in_a_sentence(rules, said):
+def test_invalid_rules_end_with_one_sentence(rules, message):
     with pytest.raises(UserError) as refused:
         parse_rules(rules, ["beside"])
-    assert said in str(refused.value)
+    assert message in str(refused.value)
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 350
 
 
-def test_columns_of_other_tables_need_these_tables():
-    with pytest.raises(UserError, match="no other tables other; known: none, as --also names none"):
+def test_rules_know_only_the_tables_given_by_also():
+    with pytest.raises(UserError, match="no tables named other; known: none; name tables with --also"):
         parse_rules("other.itm > 1")
 
 
-def test_long_rules_that_are_allowed_run(tmp_path):
+def test_the_longest_allowed_rules_run(tmp_path):
     paths, _, rows = write_tables(tmp_path / "t", random.Random(0), tables=1, images=3)
     for rules in (" or ".join(["itm > 2"] * 300 + ["itm > -1"]), "(" * 60 + "itm > -1" + ")" * 60, "\nitm\n > -1\n"):
         expected = {row.place for row in rows if row.text.strip() and value_of(row, "itm") is not None}
-        assert chosen_by(paths, rules, tmp_path) == expected
-    assert chosen_by(paths, "text != 'x\\'; DROP TABLE cuts; --'", tmp_path)
+        assert selected_by(paths, rules, tmp_path) == expected
+    assert selected_by(paths, "text != 'x\\'; DROP TABLE cuts; --'", tmp_path)

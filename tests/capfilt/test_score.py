@@ -166,7 +166,7 @@ def test_filters_are_averaged(shard, folders):
             assert mean[column] == pytest.approx((first[column] + second[column]) / 2, abs=1e-6)
 
 
-def test_judges_hold_bf16_weights_where_they_compute_in_bf16(shard, folders, tmp_path):
+def test_models_store_bf16_weights_if_they_compute_in_bf16(shard, folders, tmp_path):
     scorers = load_scorers(folders["captioner"], folders["filter"], "bf16", torch.device("cpu"))
     assert {weight.dtype for model in scorers.models for weight in model.blip.parameters()} == {torch.bfloat16}
     calm = load_model(folders["filter"])  # large random weights make chaos of every rounding

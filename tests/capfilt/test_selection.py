@@ -1,4 +1,4 @@
-"""Select: the three forms of what was chosen, what is refused before, and what a stop or a full disk leaves behind."""
+"""`select`: its three outputs, what it refuses before it writes, and what a kill or a full disk leaves behind."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from vlp.log import Progress
 
 @pytest.fixture
 def scored(tmp_path, web_scenes):
-    """A folder of scored shards, two texts an image, the uids hexadecimal and some images twice."""
+    """A folder of scored shards with two texts per image and hexadecimal uids; some images occur twice."""
     folder = shutil.copytree(web_scenes, tmp_path / "web")
     for number, shard in enumerate(expand_shards(str(folder / "*.tar"))):
         rows = []
@@ -49,7 +49,7 @@ def rows_of(folder):
     ]
 
 
-def test_a_uid_list_is_sorted_and_names_each_image_once(scored, tmp_path, monkeypatch):
+def test_a_uid_list_is_sorted_and_has_each_image_once(scored, tmp_path, monkeypatch):
     monkeypatch.setattr(uids, "PAIRS_AT_ONCE", 7)
     counts = select(tables_of(scored), "itm >= 0.7", uids=str(tmp_path / "uids.npy"))
     expected = sorted({row["uid"][:32] for row in rows_of(scored) if row["itm"] >= 0.7})
@@ -59,7 +59,7 @@ def test_a_uid_list_is_sorted_and_names_each_image_once(scored, tmp_path, monkey
     assert len(expected) < counts.images  # some images are in two shards
 
 
-def test_an_empty_uid_list_and_one_of_other_names(scored, tmp_path):
+def test_an_empty_uid_list_and_uids_that_are_not_hexadecimal(scored, tmp_path):
     select(tables_of(scored), "itm > 2", uids=str(tmp_path / "none.npy"))
     assert np.load(tmp_path / "none.npy").shape == (0,)
     shard = expand_shards(str(scored / "*.tar"))[1]
@@ -69,13 +69,13 @@ def test_an_empty_uid_list_and_one_of_other_names(scored, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"web", "none.npy"}
 
 
-def test_a_table_holds_the_rows_that_stay_with_their_shards(scored, tmp_path):
+def test_a_table_has_the_selected_rows_with_their_shards(scored, tmp_path):
     select(tables_of(scored), "itm >= 0.5 or width == 3", table=str(tmp_path / "kept.parquet"))
     expected = [row for row in rows_of(scored) if row["itm"] >= 0.5 or row["width"] == 3]
     assert pq.read_table(tmp_path / "kept.parquet").to_pylist() == expected
 
 
-def test_tables_of_another_model_join_by_name(scored, tmp_path):
+def test_rules_use_the_columns_of_other_tables(scored, tmp_path):
     for shard in expand_shards(str(scored / "*.tar")):
         rows = [Scored(**row) for row in pq.read_table(table_path(shard)).to_pylist()]
         for row in rows:
@@ -90,12 +90,12 @@ def test_tables_of_another_model_join_by_name(scored, tmp_path):
         for row in rows_of(scored)
         if (row["itm"] + float(np.float32(0.9 if int(row["key"]) % 3 == 0 else 0.1))) / 2 >= 0.7
     }
-    with pytest.raises(UserError, match="None of the other tables other lies beside"):
+    with pytest.raises(UserError, match="No table given as other belongs to a shard"):
         elsewhere = shutil.copytree(scored, tmp_path / "elsewhere")
         select(tables_of(elsewhere), "other.itm > 0", table=str(tmp_path / "x"), also={"other": [glob]})
 
 
-def test_a_human_text_keeps_its_source_and_other_members_stay(tmp_path):
+def test_human_texts_keep_their_source_and_samples_their_members(tmp_path):
     info = {"captions": [{"text": "said", "source": "human", "by": 3}], "license": "CC0", "deep": {"a": [1]}}
     with ShardWriter(str(tmp_path / "in")) as writer:
         writer.write("a", b"image", "jpg", "old", info, {"cls": b"7", "mask.png": b"mask"})
@@ -109,16 +109,16 @@ def test_a_human_text_keeps_its_source_and_other_members_stay(tmp_path):
     assert members == {"jpg": b"image", "txt": b"said", "cls": b"7", "mask.png": b"mask"}
 
 
-def test_what_does_not_fit_is_refused_before_anything_is_written(scored, tmp_path):
+def test_wrong_calls_are_refused_before_anything_is_written(scored, tmp_path):
     first, second, third = expand_shards(str(scored / "*.tar"))
     target = str(tmp_path / "out")
     for wrong in ({}, {"output": target, "uids": target}, {"uids": target, "human": first}):
-        with pytest.raises(UserError, match="Name one target"):
+        with pytest.raises(UserError, match="Give exactly one output"):
             select(tables_of(scored), "itm > 0", **wrong)
     os.rename(second, tmp_path / "away.tar")
     with pytest.raises(UserError, match=r"00001\.tar is missing"):
         select(tables_of(scored), "itm > 0", target)
-    select(tables_of(scored), "itm > 0", table=str(tmp_path / "kept.parquet"))  # which needs no shards
+    select(tables_of(scored), "itm > 0", table=str(tmp_path / "kept.parquet"))  # needs no shards
     os.rename(tmp_path / "away.tar", second)
     content = bytearray(Path(third).read_bytes())
     content[600] ^= 1
@@ -130,7 +130,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(scored, tmp_pat
     old = pq.read_table(path)
     said = json.loads(old.schema.metadata[METADATA.encode()])
     pq.write_table(old.replace_schema_metadata({METADATA: json.dumps({**said, "version": "1"})}), path)
-    with pytest.raises(UserError, match="has version 1, not 2; score its shard again"):
+    with pytest.raises(UserError, match="has format version 1, not 2; score its shard again"):
         select(tables_of(scored), "itm > 0", target)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="is not a score table"):
@@ -140,7 +140,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(scored, tmp_pat
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
 @pytest.mark.parametrize("form", ("output", "uids", "table"))
-def test_a_full_disk_is_said_in_a_sentence(scored, tmp_path, form, monkeypatch):
+def test_a_full_disk_ends_with_one_sentence(scored, tmp_path, form, monkeypatch):
     result = files.temporary_path(tmp_path / "out")
 
     def start(*rest, **more):  # called when the temporary paths exist
@@ -160,7 +160,7 @@ def run_command(*arguments):
     subprocess.run(command, check=True, env=environment, capture_output=True)
 
 
-def test_what_was_killed_is_done_again_whole(scored, tmp_path):
+def test_a_killed_call_is_repeated_whole(scored, tmp_path):
     whole = tmp_path / "whole"
     select(tables_of(scored), "itm >= 0.5", str(whole))
     code = (

@@ -172,11 +172,11 @@ def test_its_captions_stand_in_the_table(folders, tmp_path):
 
 def test_what_is_no_such_model_is_refused(folders, tmp_path):
     make_model().save(tmp_path / "ours")
-    with pytest.raises(UserError, match="no image-to-text model that transformers can load"):
+    with pytest.raises(UserError, match="transformers cannot load hf:.* as an image-to-text model"):
         load_scorers(f"hf:{tmp_path / 'ours'}", str(tmp_path / "ours"))
     (tmp_path / "pickled").mkdir()
     (tmp_path / "pickled" / "pytorch_model.bin").touch()
-    with pytest.raises(UserError, match="no weights as safetensors; others are not read"):
+    with pytest.raises(UserError, match="no safetensors weights; other formats are not read"):
         load_scorers(f"hf:{tmp_path / 'pickled'}", str(tmp_path / "ours"))
-    with pytest.raises(UserError, match="captioner of transformers cannot filter"):
+    with pytest.raises(UserError, match="An hf: captioner cannot filter"):
         load_scorers("", f"hf:{folders['git']}")

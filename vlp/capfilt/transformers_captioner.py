@@ -95,7 +95,7 @@ class TransformersCaptioner:
 
 
 def generation_settings(decoding: DecodingConfig) -> dict[str, Any]:
-    """The arguments of `generate` for our decoding settings; complete, because a model folder may set other defaults."""
+    """All arguments of `generate` for our decoding settings, so that the defaults in a model folder have no effect."""
     settings = {
         "num_beams": max(decoding.beams, 1),
         "do_sample": decoding.beams == 0,
