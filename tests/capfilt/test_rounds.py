@@ -104,14 +104,14 @@ def test_rounds_train_the_next_captioner_and_filter_and_continue_after_kills(con
         run_rounds(replace(config, rules="itm >= 0"))
 
 
-def test_what_is_missing_is_said_before_anything_is_scored(config):
+def test_missing_settings_are_refused_before_anything_is_scored(config):
     rounds = config.rounds
-    for wrong, said in (
+    for wrong, message in (
         (replace(config, rounds=replace(rounds, filter="")), "rounds.filter is missing"),
-        (replace(config, rounds=replace(rounds, filter=rounds.pretrain)), "must have the task retrieval"),
+        (replace(config, rounds=replace(rounds, filter=rounds.pretrain)), "it must be retrieval"),
         (replace(config, human=""), "has no data.sources"),
         (replace(config, output=""), "needs output"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             run_rounds(wrong)
     assert not Path(config.output).exists()

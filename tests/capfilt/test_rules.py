@@ -303,7 +303,7 @@ def test_duplicates_need_their_tables(tmp_path):
         ("itm if 1 > 0 else itc", "not allowed in rules"),
         ("itm[0] > 1", "not allowed in rules"),
         ("itm > 0 or " * 500 + "itm > 0", "characters; at most 4000 are allowed"),
-        ("(" * 1500 + "itm > 0" + ")" * 1500, "nested too deeply"),
+        ("(" * 1500 + "itm > 0" + ")" * 1500, "not a valid expression"),
         ("not " * 990 + "itm > 0", "nested too deeply"),
         ("itm > 0\0", "contain null bytes"),
     ],

@@ -116,7 +116,7 @@ def test_wrong_calls_are_refused_before_anything_is_written(scored, tmp_path):
         with pytest.raises(UserError, match="Give exactly one output"):
             select(tables_of(scored), "itm > 0", **wrong)
     os.rename(second, tmp_path / "away.tar")
-    with pytest.raises(UserError, match=r"00001\.tar is missing"):
+    with pytest.raises(UserError, match=r"00001\.tar, which is missing"):
         select(tables_of(scored), "itm > 0", target)
     select(tables_of(scored), "itm > 0", table=str(tmp_path / "kept.parquet"))  # needs no shards
     os.rename(tmp_path / "away.tar", second)

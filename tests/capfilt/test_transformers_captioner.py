@@ -172,7 +172,7 @@ def test_its_captions_stand_in_the_table(folders, tmp_path):
 
 def test_what_is_no_such_model_is_refused(folders, tmp_path):
     make_model().save(tmp_path / "ours")
-    with pytest.raises(UserError, match="transformers cannot load hf:.* as an image-to-text model"):
+    with pytest.raises(UserError, match=r"transformers cannot load hf:.* as an image-to-text model"):
         load_scorers(f"hf:{tmp_path / 'ours'}", str(tmp_path / "ours"))
     (tmp_path / "pickled").mkdir()
     (tmp_path / "pickled" / "pytorch_model.bin").touch()
