@@ -27,7 +27,7 @@ from ablations_page import collect, write_page
 from vlp.capfilt.run import score_shards
 from vlp.capfilt.selection import select
 from vlp.config import DecodingConfig, Sharing, TaskName
-from vlp.demo.loop import (
+from vlp.demo.stages import (
     NUCLEUS,
     DemoSizes,
     capfilt_config,

@@ -76,10 +76,14 @@ class Progress:
         """An estimate of the time left, for people."""
         if not self.total or self.done == self.before:
             return ""
-        seconds = (self.total - self.done) / self.rate()
-        if seconds < 90:
-            return f"{seconds:.0f} s left"
-        return f"{seconds / 60:.0f} min left" if seconds < 5400 else f"{seconds / 3600:.1f} h left"
+        return f"{format_duration((self.total - self.done) / self.rate())} left"
+
+
+def format_duration(seconds: float) -> str:
+    """A duration for people, such as 80 s, 12 min or 2.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class RunLog:

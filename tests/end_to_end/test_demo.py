@@ -1,4 +1,4 @@
-"""The demo: what it leaves, and that a killed one goes on where it was."""
+"""The demo: what it announces, what it leaves, and that a killed one resumes."""
 
 import json
 import os
@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from vlp.demo.loop import run_demo
 from vlp.errors import UserError
 
 TINY = """
@@ -37,24 +38,38 @@ def scores(folder):
     return {**report, **{f"{number} {key}": value for number, one in enumerate(nested) for key, value in one.items()}}
 
 
+def check_announcement(output):
+    """The stages and their estimates come before the first stage, and each stage tells the time left."""
+    announcement, *stages = re.split(r"^\[\d\d:\d\d\] ", output, flags=re.MULTILINE)
+    assert len(stages) == 7 and all(re.search(r"about \d+ (s|min) of \d+ (s|min) left", stage) for stage in stages)
+    titles = [stage.split(":")[0] for stage in stages]
+    estimates = re.findall(r"^  (.+?) +(\d+) s$", announcement, flags=re.MULTILINE)
+    assert [title for title, _ in estimates] == [*titles, "in all, about"]
+    seconds = [int(number) for _, number in estimates]
+    assert abs(sum(seconds[:-1]) - seconds[-1]) <= 4  # rounding
+    assert stages[-1].splitlines()[-1].startswith("Done after ")
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
-def test_a_killed_demo_goes_on_and_ends_the_same(tmp_path):
+def test_a_killed_demo_resumes_and_ends_the_same(tmp_path):
     whole = start_demo(tmp_path / "whole")
-    _, errors = whole.communicate(timeout=300)
+    output, errors = whole.communicate(timeout=300)
     assert whole.returncode == 0, errors.decode()[-3000:]
     assert b"Warning" not in errors, errors.decode()[-3000:]
-    for marker in ("noisy", "data/web/00000.capfilt.parquet", "bootstrapped"):  # killed as soon as this appears
+    check_announcement(output.decode())
+    for marker in ("noisy", "data/web/00000.capfilt.parquet", "bootstrapped"):  # kill it as soon as this exists
         demo = start_demo(tmp_path / "killed")
         until = time.monotonic() + 200
         while demo.poll() is None and not (tmp_path / "killed" / marker).exists():
             assert time.monotonic() < until
             time.sleep(0.01)
-        assert demo.poll() is None, "it ended before it could be killed"
+        assert demo.poll() is None, "the demo ended before it could be killed"
         os.kill(demo.pid, signal.SIGKILL)
         demo.communicate()
     last = start_demo(tmp_path / "killed")
-    _, errors = last.communicate(timeout=300)
+    output, errors = last.communicate(timeout=300)
     assert last.returncode == 0, errors.decode()[-3000:]
+    assert b"Measuring" not in output and re.search(rb"pretrain on the noisy data +done", output)
     assert scores(tmp_path / "killed") == pytest.approx(scores(tmp_path / "whole"), nan_ok=True)
     kept = json.loads((tmp_path / "killed" / "capfilt.json").read_text())["selected"]["kept_texts"]
     assert sum(kept.values()) > 0
@@ -64,13 +79,27 @@ def test_a_killed_demo_goes_on_and_ends_the_same(tmp_path):
     assert not re.findall(r"<(?:link|script|iframe)|(?:src|href)=\"(?!data:|#)", page), "the page must load nothing"
 
 
-def test_another_demo_in_the_folder_is_refused(tmp_path):
-    from vlp.demo.loop import run_demo
+def test_a_finished_demo_is_not_run_again(tmp_path):
+    demo = start_demo(tmp_path / "demo")
+    assert demo.communicate(timeout=300) and demo.returncode == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "demo").rglob("*.safetensors")}
+    again = start_demo(tmp_path / "demo")
+    output, errors = again.communicate(timeout=300)
+    assert again.returncode == 0, errors.decode()[-3000:]
+    assert len(output.splitlines()) == 1 and output.startswith(b"Done after ")
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "demo").rglob("*.safetensors")}
 
-    (tmp_path / "demo.json").write_text("{}")
-    with pytest.raises(UserError, match="other settings"):
+
+@pytest.mark.parametrize("mark", ["{}", "not JSON"])
+def test_a_folder_of_another_demo_is_refused(tmp_path, mark):
+    (tmp_path / "demo.json").write_text(mark)
+    with pytest.raises(UserError, match="holds a demo with other settings"):
         run_demo(str(tmp_path))
+
+
+def test_a_folder_or_a_file_of_something_else_is_refused(tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("mine")
-    with pytest.raises(UserError, match="is not of demo"):
-        run_demo(str(tmp_path / "other"))
+    for name in ("other", "other/file"):
+        with pytest.raises(UserError, match="does not hold a demo"):
+            run_demo(str(tmp_path / name))

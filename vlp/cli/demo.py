@@ -1,4 +1,4 @@
-"""`vlp demo`: the whole loop on synthetic scenes."""
+"""`vlp demo`: the whole CapFilt loop on synthetic scenes."""
 
 from typing import Annotated
 
@@ -6,11 +6,14 @@ import typer
 
 
 def demo(
-    output: Annotated[str, typer.Argument(help="Folder for everything the demo makes.")] = "demo",
-    quick: Annotated[bool, typer.Option(help="A smoke test of a minute.")] = False,
-    seed: int = 0,
+    output: Annotated[str, typer.Argument(help="Folder for the data, the models and the report.")] = "demo",
+    quick: Annotated[bool, typer.Option("--quick", help="Only check that everything runs, in about a minute.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="For the scenes, the initial weights and all sampling.")] = 0,
 ) -> None:
-    """The whole loop on synthetic scenes, with a report. Example: vlp demo runs/demo"""
+    """Run the whole CapFilt loop on synthetic scenes and report the gains. Example: vlp demo runs/demo
+
+    The demo estimates how long it takes before it starts. Rerun an interrupted demo to resume it.
+    """
     from vlp.demo.loop import run_demo
 
     run_demo(output, quick=quick, seed=seed)

@@ -1,1 +1,1 @@
-"""The synthetic world and the whole loop on it."""
+"""The demo: synthetic scenes and the whole CapFilt loop on them."""

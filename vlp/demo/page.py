@@ -1,4 +1,4 @@
-"""The demo's page: what the loop gained, how it was learned, and what the filter said, in one HTML file."""
+"""The demo's report: gains of the loop, loss curves and examples of filtered texts, in one HTML file."""
 
 import io
 import json
@@ -23,7 +23,7 @@ ROWS = (  # (name on the page, key in report.json)
 
 
 def write_demo_page(root: Path) -> None:
-    """Write ROOT/report.html from what the demo left in ROOT. It opens from disk and loads nothing."""
+    """Write ROOT/report.html from the demo's files in ROOT. The page opens from disk and loads nothing else."""
     results = json.loads((root / "report.json").read_text())
     logs = {name: root / name / "log.jsonl" for name in ("noisy", "bootstrapped")}
     page = render(
@@ -42,10 +42,12 @@ def write_demo_page(root: Path) -> None:
 
 
 def _examples(data: Path) -> list[dict]:
-    """Scenes of the first web shard with their texts and whether they are in the first cleaned shard, which was made
-    from it; right and wrong web texts in turn."""
+    """Scenes of the first web shard with their texts, alternating between correct and wrong web texts.
+
+    A text counts as kept if it is in the first cleaned shard, which was made from this web shard.
+    """
     shard, cleaned = min((data / "web").glob("*.tar")), data / "cleaned" / "00000.tar"
-    samples = iterate_samples([str(cleaned)]) if cleaned.exists() else ()  # there is none when no text stayed
+    samples = iterate_samples([str(cleaned)]) if cleaned.exists() else ()  # missing if no text was kept
     kept = {(one.key, text["source"], text["text"]) for one in samples for text in one.info["captions"]}
     texts: dict[str, list[dict]] = {}
     for row in pq.read_table(shard.with_suffix(".capfilt.parquet")).to_pylist():

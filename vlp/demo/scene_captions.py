@@ -1,4 +1,4 @@
-"""The language of synthetic scenes: captions from templates, wrong web texts, and reading captions back."""
+"""Texts of synthetic scenes: correct captions from templates, wrong web texts, and a parser for captions."""
 
 import random
 
@@ -43,12 +43,12 @@ ADVERTS = (
     "new arrivals in our online shop",
     "contact us for a custom quote",
 )
-# Words that say nothing of the scene; a caption with any other word is not exact.
+# Words without information about the scene. A caption with any other unknown word is not exact.
 FILLERS = frozenset(["a", "the", "there", "is", "of", "we", "see", "to"])
 
 
 def _words(table: dict[str, tuple[str, ...]]) -> dict[str, str]:
-    """Each synonym's meaning."""
+    """From each synonym to its meaning."""
     return {synonym: meaning for meaning, synonyms in table.items() for synonym in synonyms}
 
 
@@ -65,11 +65,11 @@ RELATION_OF = {
 
 
 def describe(objects: list[dict], relation: str | None, rng: random.Random) -> str:
-    """A true caption.
+    """A correct caption.
 
     Args:
         objects: one or two of {"shape", "colour", "size"}.
-        relation: where the first stands as seen from the second; None for one object.
+        relation: position of the first object relative to the second; None if there is only one.
     """
     opening = rng.choice(OPENINGS)
     if relation is None:
@@ -82,7 +82,7 @@ def describe(objects: list[dict], relation: str | None, rng: random.Random) -> s
 
 
 def wrong_text(kind: str, objects: list[dict], relation: str | None, other: str, rng: random.Random) -> str:
-    """A text of the web that does not describe the scene; `other` is the caption of another scene."""
+    """A web text that does not describe the scene; `other` is the caption of another scene."""
     if kind == "other caption":
         return other
     if kind == "file name":
@@ -92,9 +92,11 @@ def wrong_text(kind: str, objects: list[dict], relation: str | None, other: str,
         return rng.choice(ADVERTS)
     changed = [dict(thing) for thing in objects]
     tables = {"colour": COLOURS, "shape": SHAPES, "size": SIZES}
-    # Whatever the caption says is as likely to be changed as anything else that it says.
-    said = [(thing, attribute) for thing in changed for attribute in tables] + ([(None, None)] if relation else [])
-    thing, attribute = rng.choice(said)
+    # Each attribute and the relation are equally likely to be changed.
+    changeable = [(thing, attribute) for thing in changed for attribute in tables] + (
+        [(None, None)] if relation else []
+    )
+    thing, attribute = rng.choice(changeable)
     if thing is None:
         return describe(changed, INVERSE[relation], rng)
     table = tables[attribute]
@@ -103,8 +105,7 @@ def wrong_text(kind: str, objects: list[dict], relation: str | None, other: str,
 
 
 def read_caption(text: str) -> tuple[list[dict], str | None] | None:
-    """What a caption says: its objects in the order they are named, and the relation; None where it is no sentence
-    of this language."""
+    """Parse a caption into its objects, in the order of the text, and their relation; None if it cannot be parsed."""
     objects, relation, colour, size = [], None, None, None
     for word in text.lower().replace(".", " ").replace(",", " ").split():
         if word in SIZE_OF and size is None:
@@ -123,15 +124,17 @@ def read_caption(text: str) -> tuple[list[dict], str | None] | None:
 
 
 def caption_is_exact(text: str, truth: dict) -> bool:
-    """Whether a caption names all objects of a scene with shape and colour, sizes (where it says any) and relation.
+    """Whether a caption names all objects of a scene with the correct shapes, colors and relation.
+
+    Sizes may be missing but must not be wrong.
 
     Args:
-        truth: the `truth` of a scene's JSON.
+        truth: the field `truth` of a scene's JSON.
     """
-    said = read_caption(text)
-    if said is None:
+    parsed = read_caption(text)
+    if parsed is None:
         return False
-    objects, relation = said
+    objects, relation = parsed
     if relation is not None and truth["relation"] == INVERSE[relation]:
         objects, relation = objects[::-1], INVERSE[relation]
     if relation != truth["relation"] or len(objects) != len(truth["objects"]):
@@ -139,9 +142,9 @@ def caption_is_exact(text: str, truth: dict) -> bool:
     return all(_agrees(one, true) for one, true in zip(objects, truth["objects"], strict=True))
 
 
-def _agrees(said: dict, true: dict) -> bool:
-    size = said["size"] in (None, true["size"])
-    return size and said["shape"] == true["shape"] and said["colour"] == true["colour"]
+def _agrees(named: dict, true: dict) -> bool:
+    size = named["size"] in (None, true["size"])
+    return size and named["shape"] == true["shape"] and named["colour"] == true["colour"]
 
 
 def _name(thing: dict, rng: random.Random) -> str:

@@ -1,4 +1,4 @@
-"""Synthetic scenes with a known truth: coloured shapes, their captions, and the wrong texts that a web has."""
+"""Synthetic scenes: images of colored shapes, correct and wrong texts, and the ground truth."""
 
 import io
 import math
@@ -33,17 +33,17 @@ PAINT = {
     "white": (250, 250, 250),
 }
 BACKGROUNDS = {"grey": (150, 150, 150), "pink": (238, 180, 195), "sky": (165, 205, 235), "sand": (205, 185, 145)}
-RADIUS = {"large": 0.21, "small": 0.11}  # of the image's side
+RADIUS = {"large": 0.21, "small": 0.11}  # fraction of the image side
 ONE_OBJECT = 0.15  # share of scenes with a single object
 
 
 @dataclass
 class Scene:
-    """One or two objects {"shape", "colour", "size"} and where they stand.
+    """One or two objects {"shape", "colour", "size"} and their positions.
 
     Attributes:
-        relation: where the first object stands as seen from the second; None with one object.
-        places: centre of each object, as shares of the side.
+        relation: position of the first object relative to the second; None if there is only one.
+        places: x and y of each object's center, as fractions of the image side.
     """
 
     objects: list[dict]
@@ -53,7 +53,7 @@ class Scene:
 
 
 def make_scene(rng: random.Random) -> Scene:
-    """Draw a scene: objects, relation and places."""
+    """A random scene."""
     count = 1 if rng.random() < ONE_OBJECT else 2
     objects = [
         {"shape": rng.choice(list(SHAPES)), "colour": rng.choice(list(COLOURS)), "size": rng.choice(list(SIZES))}
@@ -72,7 +72,7 @@ def make_scene(rng: random.Random) -> Scene:
 
 
 def draw_scene(scene: Scene, size: int) -> Image.Image:
-    """The picture, [size, size] pixels."""
+    """An RGB image of `size` x `size` pixels."""
     image = Image.new("RGB", (size, size), BACKGROUNDS[scene.background])
     canvas = ImageDraw.Draw(image)
     for thing, (x, y) in zip(scene.objects, scene.places, strict=True):
@@ -81,7 +81,7 @@ def draw_scene(scene: Scene, size: int) -> Image.Image:
 
 
 def make_sample(number: int, split: str, wrong: float, size: int, seed: int) -> tuple[bytes, str, dict]:
-    """PNG bytes, text and JSON facts of a sample; a function of its arguments alone."""
+    """PNG bytes, text and JSON metadata of a sample; the same arguments give the same sample."""
     rng = random.Random(f"scene {seed} {number}")
     scene = make_scene(rng)
     text, kind = describe(scene.objects, scene.relation, rng), None
@@ -116,7 +116,7 @@ def write_scenes(
     """Write shards of scenes.
 
     Args:
-        split: "human" has true captions alone; in "web" a share of `wrong` of the texts is wrong.
+        split: in "human" all captions are correct; in "web" a share of `wrong` of the texts is wrong.
         progress: called with the number of samples just written.
 
     Raises:
@@ -127,7 +127,7 @@ def write_scenes(
     if not 0 <= wrong <= 1:
         raise UserError(f"wrong must be a share between 0 and 1, not {wrong}.")
     if count < 1 or shard_size < 1 or image_size < 16:
-        raise UserError("scenes need at least one sample, one sample a shard and 16 pixels.")
+        raise UserError("Scenes need at least one sample, one sample per shard and 16 pixels.")
     with writing_folder(output) as temporary, ShardWriter(temporary, shard_size) as writer:
         for number in range(count):
             image, text, facts = make_sample(number, split, wrong, image_size, seed)

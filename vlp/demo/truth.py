@@ -1,4 +1,4 @@
-"""Captions and filters against the truth of synthetic scenes."""
+"""Scores captions and filters against the ground truth of synthetic scenes."""
 
 import tempfile
 from pathlib import Path
@@ -16,21 +16,24 @@ from vlp.evaluation.metrics import area_under_curve
 
 
 def exact_caption_share(captions: list[Captioned]) -> dict[str, float]:
-    """`caption_exact`: the share (0 to 1) of captions that name everything in their scene correctly."""
+    """`caption_exact`: the share (0 to 1) of captions that describe their scene exactly."""
     exact = [caption_is_exact(one.caption, one.info["truth"]) for one in captions]
     return {"caption_exact": sum(exact) / len(exact)}
 
 
 def filter_quality(shards: str | list[str], rules: str = "itm >= 0.5", name: str = NAME) -> dict[str, float | str]:
-    """Compare the score tables of scenes, SHARD.NAME.parquet, with their truth.
+    """Compare the score tables of scenes, SHARD.NAME.parquet, with the ground truth.
 
     Returns:
-        `rules`, as given; `filter_auc` of the ITM probability over web texts; `web_texts_kept_right` and
-        `web_texts_kept_wrong`, the shares of the right and of the wrong web texts that the rules keep;
-        `synthetic_kept`, the share of synthetic texts kept; `synthetic_exact` and `synthetic_kept_exact`, the shares
-        of all and of the kept synthetic texts that say exactly what the scene shows. A share of no texts is nan.
+        `rules`: the argument.
+        `filter_auc`: AUC of the ITM probability on web texts.
+        `web_texts_kept_right`, `web_texts_kept_wrong`: the shares of correct and of wrong web texts kept by the rules.
+        `synthetic_kept`: the share of synthetic texts that the rules keep.
+        `synthetic_exact`, `synthetic_kept_exact`: the shares of exact captions among all and among the kept synthetic
+            texts.
+        A share of zero texts is nan.
     """
-    scores, right, kept_web, kept, exact = [], [], [], [], []
+    scores, right, kept_web, kept_synthetic, exact = [], [], [], [], []
     paths = expand_shards(shards)
     for shard in paths:
         check_table(shard, name)
@@ -46,16 +49,16 @@ def filter_quality(shards: str | list[str], rules: str = "itm >= 0.5", name: str
                     right.append(truth["text_right"])
                     kept_web.append(number in stays)
                 else:
-                    kept.append(number in stays)
+                    kept_synthetic.append(number in stays)
                     exact.append(caption_is_exact(row["text"], truth))
-    score, label, believed_web = torch.tensor(scores), torch.tensor(right), torch.tensor(kept_web).float()
-    believed, exactly = torch.tensor(kept, dtype=torch.bool), torch.tensor(exact, dtype=torch.float32)
+    score, label, web_kept = torch.tensor(scores), torch.tensor(right), torch.tensor(kept_web).float()
+    kept, is_exact = torch.tensor(kept_synthetic, dtype=torch.bool), torch.tensor(exact, dtype=torch.float32)
     return {
         "rules": rules,
         "filter_auc": area_under_curve(score, label),
-        "web_texts_kept_right": believed_web[label].mean().item(),
-        "web_texts_kept_wrong": believed_web[~label].mean().item(),
-        "synthetic_kept": believed.float().mean().item(),
-        "synthetic_exact": exactly.mean().item(),
-        "synthetic_kept_exact": exactly[believed].mean().item(),
+        "web_texts_kept_right": web_kept[label].mean().item(),
+        "web_texts_kept_wrong": web_kept[~label].mean().item(),
+        "synthetic_kept": kept.float().mean().item(),
+        "synthetic_exact": is_exact.mean().item(),
+        "synthetic_kept_exact": is_exact[kept].mean().item(),
     }
