@@ -1,5 +1,6 @@
 """`vlp tokenizer`, `vlp pretrain` and `vlp finetune`."""
 
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
@@ -17,15 +18,25 @@ def tokenizer(
 ) -> None:
     """Train a WordPiece tokenizer on captions. Example: vlp tokenizer 'data/*.tar' tokenizer --size 4000"""
     from vlp.data.bad_samples import BadSamples
-    from vlp.data.shard_index import expand_shards
+    from vlp.data.shard_index import expand_shards, index_shard
     from vlp.data.shards import iterate_samples
     from vlp.data.tokenizer import train_tokenizer
     from vlp.data.transforms import clean_caption
+    from vlp.files import prepare_output
+    from vlp.log import Progress
 
-    samples = iterate_samples(expand_shards(shards), BadSamples(max_share=1.0))
-    made = train_tokenizer((clean_caption(text) for sample in samples for text in sample.captions), size)
+    prepare_output(output)
+    paths = expand_shards(shards)
+    with Progress("samples", sum(len(index_shard(path).keys) for path in paths)) as bar:
+
+        def captions() -> Iterator[str]:
+            for sample in iterate_samples(paths, BadSamples(max_share=1.0)):
+                bar.add("read captions")
+                yield from map(clean_caption, sample.captions)
+
+        made = train_tokenizer(captions(), size)
     made.save(output)
-    print(f"{len(made)} words in {output}")
+    print(f"Wrote a tokenizer of {len(made)} words to {output}.")
 
 
 def pretrain(config: str, overrides: Overrides = None, resume: Resume = False) -> None:

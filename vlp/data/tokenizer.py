@@ -21,6 +21,7 @@ BERT_ROLES = dict(zip(("pad", "unk", "cls", "sep", "mask"), BERT_SPECIALS, stric
 BLIP_SPECIALS = ["[DEC]", "[ENC]"]  # last in the vocabulary, in this order
 MOST_CAPTIONS = 1_000_000
 LONG_WORD = re.compile(r"\w{101,}")  # longer than `max_input_chars_per_word` of WordPiece
+SMALLEST = 16  # words, special tokens included
 
 
 class CaptionTokenizer:
@@ -153,10 +154,14 @@ def train_tokenizer(captions: Iterable[str], size: int, min_frequency: int = 2) 
         size: most words, special tokens included.
         min_frequency: how often a piece must occur to be merged.
     """
+    if size < SMALLEST:
+        raise UserError(f"A tokenizer needs a size of at least {SMALLEST} words, not {size}.")
     learner = _word_piece({"[UNK]": 0})
     normalize = learner.normalizer.normalize_str
     # A word that long is [UNK] to WordPiece, and takes the trainer time that grows with the square of its length.
     texts = [LONG_WORD.sub(" ", normalize(text)) for text in islice(captions, MOST_CAPTIONS)]
+    if not any(map(str.strip, texts)):
+        raise UserError("There are no captions to learn a tokenizer from; name shards whose samples have texts.")
     # The trainer numbers the pieces inside words by a random hash; naming them first makes the numbers certain.
     # Letters take at most half of the vocabulary (each has two pieces); rarer ones become [UNK].
     counts = Counter(letter for text in texts for letter in text if letter != " ")

@@ -1,13 +1,19 @@
-"""Importers: other people's folders to shards, bad rows skipped."""
+"""Importers: other data formats to shards; bad rows are skipped, and a killed import leaves nothing."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
-from vlp.data.importers.flickr8k import import_flickr8k
-from vlp.data.importers.folder import import_folder
-from vlp.data.inspect import inspect_shards
+from vlp.cli.main import app
+from vlp.data.importers.flickr8k import Flickr8k
+from vlp.data.importers.folder import ImageFolder
+from vlp.data.importers.write import write_imported
 from vlp.data.shards import iterate_samples
 from vlp.errors import UserError, WorkError
 
@@ -22,57 +28,127 @@ def images(tmp_path):
     return folder
 
 
+def write_lines(images, lines):
+    (images / "metadata.jsonl").write_text(
+        "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+    )
+
+
+def samples_of(folder):
+    return list(iterate_samples(f"{folder}/*.tar"))
+
+
 def test_flickr8k(images, tmp_path):
     rows = ["image,caption", *(f"{n}.jpg,caption {k} of {n} , with a comma" for n in range(4) for k in range(5))]
     rows += ['0.jpg,"quoted, caption"', "broken.jpg,a caption", "absent.jpg,a caption", "../0.jpg,outside"]
     (tmp_path / "captions.txt").write_text("\n".join(rows))
     out = tmp_path / "out"
-    assert import_flickr8k(str(images), str(tmp_path / "captions.txt"), str(out), max_bad_share=0.5) == 4
-    samples = list(iterate_samples(f"{out}/*.tar"))
+    importer = Flickr8k(str(images), str(tmp_path / "captions.txt"))
+    counts = write_imported(importer, str(out), max_bad_share=0.5)
+    assert (len(importer), counts.samples, counts.without_text) == (7, 4, 0)
+    assert counts.bad == {"image undecodable": 1, "no image": 2}
+    samples = samples_of(out)
     assert [sample.key for sample in samples] == ["0", "1", "2", "3"]
     assert samples[0].captions[-1] == "quoted, caption"
     assert samples[1].captions == [f"caption {k} of 1 , with a comma" for k in range(5)]
-    (tmp_path / "split.txt").write_text("2.jpg\n1.jpg\n")
-    arguments = (str(images), str(tmp_path / "captions.txt"), str(tmp_path / "part"), str(tmp_path / "split.txt"))
-    assert import_flickr8k(*arguments) == 2
-    assert [sample.key for sample in iterate_samples(str(tmp_path / "part/*.tar"))] == ["2", "1"]
+    assert samples[1].text == "caption 0 of 1 , with a comma"
+    (tmp_path / "split.txt").write_text("2.jpg\r\n\n1.jpg\n2.jpg\n")
+    part = Flickr8k(str(images), str(tmp_path / "captions.txt"), str(tmp_path / "split.txt"))
+    assert write_imported(part, str(tmp_path / "part")).samples == 2
+    assert [sample.key for sample in samples_of(tmp_path / "part")] == ["2", "1"]
+
+
+def test_names_that_give_one_key_are_one_sample(images, tmp_path):
+    for name in ("a.b.jpg", "a_b.jpg"):
+        Image.new("RGB", (20, 10)).save(images / name)
+    (tmp_path / "captions.txt").write_text("a.b.jpg,first\na_b.jpg,second\n")
+    importer = Flickr8k(str(images), str(tmp_path / "captions.txt"))
+    assert write_imported(importer, str(tmp_path / "out"), max_bad_share=0.5).bad == {"duplicate key": 1}
+    assert [sample.captions for sample in samples_of(tmp_path / "out")] == [["first"]]
 
 
 def test_too_many_bad_rows_stop_the_import(images, tmp_path):
     (tmp_path / "captions.txt").write_text("image,caption\n0.jpg,x\nabsent.jpg,a caption\n")
     with pytest.raises(WorkError, match="no image: 1"):
-        import_flickr8k(str(images), str(tmp_path / "captions.txt"), str(tmp_path / "out"))
+        write_imported(Flickr8k(str(images), str(tmp_path / "captions.txt")), str(tmp_path / "out"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["captions.txt", "images"]
 
 
 def test_an_image_folder(images, tmp_path, caplog):
     lines = [
-        {"file_name": "0.jpg", "text": "first", "licence": "free"},
+        {"file_name": "0.jpg", "text": "first", "license": "free", "uid": "of DataComp"},
         {"file_name": "1.jpg", "text": ["one", "two"]},
         {"file_name": "2.jpg"},
         {"file_name": "broken.jpg", "text": "x"},
         {"file_name": "../secret.jpg", "text": "x"},
+        {"file_name": "nul\0.jpg", "text": "x"},
+        {"file_name": "half \ud800.jpg", "text": "x"},
+        {"file_name": "3.jpg", "text": "half \ud800"},
         {"text": "x"},
+        "",
+        "{",
+        "[" * 100_000,
     ]
     Image.new("RGB", (4, 4)).save(tmp_path / "secret.jpg")
-    (images / "metadata.jsonl").write_text("\n".join([json.dumps(line) for line in lines] + ["{"]))
+    write_lines(images, lines)
+    importer = ImageFolder(str(images))
     with caplog.at_level("WARNING", logger="vlp"):
-        assert import_folder(str(images), str(tmp_path / "out"), max_bad_share=1.0) == 2
-    samples = list(iterate_samples(str(tmp_path / "out/*.tar")))
-    assert [sample.captions for sample in samples] == [["first"], ["one", "two"]]
-    assert samples[0].info["licence"] == "free"
-    assert "line 4: image undecodable" in caplog.text
+        counts = write_imported(importer, str(tmp_path / "out"), max_bad_share=1.0)
+    assert (len(importer), counts.samples, counts.without_text) == (11, 3, 1)
+    assert counts.bad == {"image undecodable": 1, "no image": 3, "text not UTF-8": 1, "bad json": 3}
+    samples = samples_of(tmp_path / "out")
+    assert [sample.captions for sample in samples] == [["first"], ["one", "two"], []]
+    assert (samples[0].info["license"], samples[0].info["uid"]) == ("free", "of DataComp")
+    assert (samples[1].info["uid"], samples[2].text) == ("1.jpg", None)
+    assert "00000004: image undecodable" in caplog.text
+    assert f"{images}/metadata.jsonl line 11: bad json" in caplog.text
 
 
 def test_wrong_calls(images, tmp_path):
     with pytest.raises(UserError, match=r"metadata\.jsonl"):
-        import_folder(str(images), str(tmp_path / "out"))
-    with pytest.raises(UserError, match="cannot be read"):
-        import_flickr8k(str(images), "nowhere.txt", str(tmp_path / "out"))
+        ImageFolder(str(images))
+    with pytest.raises(UserError, match=r"no caption file nowhere\.txt"):
+        Flickr8k(str(images), "nowhere.txt")
+    (tmp_path / "captions.txt").write_text("image,caption\n" + "0.jpg," + "x" * 200_000)
+    with pytest.raises(UserError, match="not readable as CSV"):
+        Flickr8k(str(images), str(tmp_path / "captions.txt"))
+    write_lines(images, [])
+    with pytest.raises(UserError, match="no sample to import"):
+        write_imported(ImageFolder(str(images)), str(tmp_path / "out"))
+    with pytest.raises(UserError, match="images exists already"):
+        write_imported(ImageFolder(str(images)), str(images))
+    with pytest.raises(UserError, match="at least one sample, not 0"):
+        write_imported(ImageFolder(str(images)), str(tmp_path / "out"), 0)
+    assert not (tmp_path / "out").exists()
 
 
-def test_inspection_counts_what_is_there(web_scenes):
-    facts = inspect_shards(f"{web_scenes}/*.tar")
-    assert (facts["shards"], facts["samples"], facts["captions"], facts["bad"]) == (3, 60, 60, {})
-    assert facts["image_sizes"] == {"32x32": 60}
-    assert len(facts["pictures"]) == 40
-    assert sum(facts["frequent_words"].values()) > 60
+def test_a_killed_import_leaves_nothing_and_can_be_rerun(images, tmp_path):
+    write_lines(images, [{"file_name": f"{number}.jpg", "text": "a photo"} for number in range(4)])
+    code = (
+        "import os, signal, sys\n"
+        "from vlp.data.importers import folder, write\n"
+        "seen = []\n"
+        "progress = lambda *_: (seen.append(1), len(seen) == 3 and os.kill(os.getpid(), signal.SIGKILL))\n"
+        "write.write_imported(folder.ImageFolder(sys.argv[1]), sys.argv[2], 2, progress=progress)"
+    )
+    command = [sys.executable, "-c", code, str(images), str(tmp_path / "out")]
+    assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    (left,) = (path for path in tmp_path.iterdir() if path.name.startswith(".out."))
+    assert (left / "00000.tar").exists()
+    write_imported(ImageFolder(str(images)), str(tmp_path / "out"), 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "out"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["00000.tar", "00001.tar"]
+
+
+def test_the_commands(images, tmp_path):
+    write_lines(images, [{"file_name": "0.jpg", "text": "first"}, {"file_name": "1.jpg"}, {"file_name": "broken.jpg"}])
+    out = str(tmp_path / "out")
+    result = CliRunner().invoke(app, ["data", "import", "folder", out, str(images), "--max-bad-share", "0.5"])
+    assert result.output.splitlines()[-1] == (
+        f"Wrote 2 samples to {out}. 1 of them have no text. 1 bad samples were skipped (image undecodable: 1)."
+    )
+    (tmp_path / "captions.txt").write_text("0.jpg,x\n")
+    options = ["--images", str(images), "--captions", str(tmp_path / "captions.txt")]
+    result = CliRunner().invoke(app, ["data", "import", "flickr8k", f"{out}-2", *options])
+    assert result.output == f"Wrote 1 samples to {out}-2.\n"

@@ -1,1 +1,1 @@
-"""Importers: other formats to shards, one file per format."""
+"""Importers: other data formats to samples, one file per format, and the one function that writes samples as shards."""
