@@ -31,7 +31,7 @@ from vlp.report.capfilt_page import PIXELS, STEPS, TITLES, write_capfilt_report
 EVIL = "<script>alert(1)</script> & so on"
 ABOUT = {"command": "vlp capfilt score --filter <b>F</b>", "captioner": ["C"], "bad": {"truncated": 2, "<i>": 1}}
 RULES = "itm >= 0.5 and (source != 'human' or itc > 0)"
-GONE = "its shard is gone or changed"
+GONE = "shard missing or changed"
 
 
 def score_all(folder, **columns):
@@ -136,13 +136,13 @@ def test_the_page_names_scores_failures_and_bad_samples(whole):
     for words in (
         *TITLES.values(),
         *(f"threshold of {TITLES[name]}" for name in ("itm", "itc", "clip")),
-        "words a text",
+        "words per text",
         "shorter side of the image (pixels)",
         "width : height",
         "60 images",
         "60 synthetic texts",
         "3 score tables",
-        "2 shards given up",
+        "2 failed shards",
         "9 bad samples",
         "web/7.tar OSError: <u>gone</u> for good 3",
         "<i> 3",
@@ -154,13 +154,13 @@ def test_the_page_names_scores_failures_and_bad_samples(whole):
     assert whole.page.source.count("<svg") == 5 + 3 + 3
 
 
-def test_pictures_stand_in_the_page_with_all_their_texts(whole):
+def test_the_page_shows_images_with_all_their_texts(whole):
     pictures = whole.page.pictures
     assert 20 < len(pictures) <= 40
     assert {picture.size for picture in pictures} == {(PIXELS, PIXELS)}
     assert len({picture.tobytes() for picture in pictures}) == len(pictures)
     assert GONE not in whole.page.text
-    assert whole.page.text.count("✓ kept") + whole.page.text.count("✗ ITM") == 3 * len(pictures)
+    assert whole.page.text.count("✓ kept") + whole.page.text.count("✗ dropped ITM") == 3 * len(pictures)
 
 
 def test_a_selection_marks_the_same_texts_as_a_folder_and_as_a_table(whole, scored):
@@ -176,8 +176,8 @@ def test_a_selection_marks_the_same_texts_as_a_folder_and_as_a_table(whole, scor
 
 
 @pytest.mark.parametrize("target", ["output", "table"])
-def test_a_key_in_two_shards_is_kept_in_that_which_was_selected(tmp_path, target):
-    """Three shards number their samples alike, and have the same texts; a table tells even equal images apart."""
+def test_a_key_in_two_shards_is_marked_only_in_the_selected_one(tmp_path, target):
+    """Three shards have the same keys and texts; with a selected table even equal images are told apart."""
     for number, seed in enumerate((4, 4, 5) if target == "table" else (4, 5, 6)):
         shard = tmp_path / f"{number}.tar"
         write_scenes(str(tmp_path / "new"), 5, "web", 0.5, 32, 5, seed=seed)
@@ -190,11 +190,11 @@ def test_a_key_in_two_shards_is_kept_in_that_which_was_selected(tmp_path, target
     page = make_page(tmp_path, tmp_path / "page.html", chosen)
     assert "5 of 15 images" in page.text and "5 of 15 web texts" in page.text
     assert page.text.count("✓ kept") == page.text.count("✓ kept ITM 0.90") == 4
-    assert page.text.count("✗ ITM 0.10") == 4
+    assert page.text.count("✗ dropped ITM 0.10") == 4
 
 
-def test_what_no_rule_kept_and_what_no_table_was_made_from(copied, tmp_path):
-    """A folder without shards selects nothing; shards that changed or are gone show no pictures."""
+def test_an_empty_selection_and_shards_that_changed_or_are_missing(copied, tmp_path):
+    """A folder without shards selects nothing; changed and missing shards show no images."""
     select(f"{copied}/*.capfilt.parquet", "itm > 2", output=str(tmp_path / "none"), quiet=True)
     shards = expand_shards(f"{copied}/*.tar")
     write_scenes(str(tmp_path / "else"), 20, "web", 0.5, 32, 20, seed=9)
@@ -210,11 +210,11 @@ def test_what_no_rule_kept_and_what_no_table_was_made_from(copied, tmp_path):
     page = make_page(copied, tmp_path / "page.html")
     assert not page.pictures
     assert page.text.count(GONE) == shown + hidden
-    assert "What the selection kept" not in page.text
+    assert "Selection" not in page.text
     assert "✓" not in page.text and "dropped" not in re.findall(r'class="text ?(\w*)"', page.source)
 
 
-def test_pages_of_few_columns_and_of_no_rows(scenes, tmp_path):
+def test_pages_of_tables_with_few_columns_or_no_rows(scenes, tmp_path):
     folder = shutil.copytree(scenes, tmp_path / "few[1]")
     score_all(tmp_path / "few[[]1]", itm=None, clip=None, nll=None, tokens=None, width=0)
     page = make_page([f"{tmp_path}/few?1]/*.capfilt.parquet"], tmp_path / "page.html")
@@ -227,7 +227,7 @@ def test_pages_of_few_columns_and_of_no_rows(scenes, tmp_path):
     assert "0 images" in page.text and "svg" not in page.tags
 
 
-def test_another_seed_draws_other_pictures(whole, scored, tmp_path):
+def test_another_seed_samples_other_images(whole, scored, tmp_path):
     page = make_page(scored, tmp_path / "page.html", seed=1)
     assert len(page.pictures) == len(whole.page.pictures)
     assert page.addresses != whole.page.addresses
@@ -243,7 +243,7 @@ def sentence(kind, *args):
     return said
 
 
-def test_what_is_no_score_table(copied, tmp_path, monkeypatch):
+def test_files_that_are_not_score_tables(copied, tmp_path, monkeypatch):
     out, table = tmp_path / "page.html", table_path(expand_shards(f"{copied}/*.tar")[0])
     assert "No score table matches" in sentence(UserError, tmp_path / "*.capfilt.parquet", out)
     assert "No score table matches" in sentence(UserError, tmp_path / "none.capfilt.parquet", out)
@@ -255,7 +255,7 @@ def test_what_is_no_score_table(copied, tmp_path, monkeypatch):
     assert "duplicates.parquet is not a score table" in sentence(UserError, copied / "0*.parquet", out)
     monkeypatch.setattr(score_tables, "VERSION", "1")
     write_table(str(copied / "00000.tar"), [], {})
-    assert f"{table} is a score table of another version" in sentence(UserError, table, out)
+    assert f"{table} has format version 1, not 2" in sentence(UserError, table, out)
     assert not out.exists()
 
 
@@ -273,22 +273,24 @@ def test_damaged_tables(copied, tmp_path):
 @pytest.mark.parametrize(
     "content", ("not JSON", "5", '{"shard": "a"}', '["shard", "error"]', '{"shard": "a", "err', b"\xff")
 )
-def test_failures_that_are_no_json_lines(scored, tmp_path, content):
+def test_lists_of_failures_that_are_not_json_lines(scored, tmp_path, content):
     path = tmp_path / "failures.jsonl"
     path.write_bytes(content if isinstance(content, bytes) else f'{{"shard": "a", "error": "b"}}\n{content}'.encode())
     said = sentence(UserError, f"{scored}/*.capfilt.parquet", tmp_path / "page.html", "", path)
-    assert f"{path} must hold a JSON object a line" in said
+    assert f"{path} is not a list of failed shards" in said
 
 
-def test_other_files_that_are_not_there_or_not_what_they_should_be(scored, tmp_path):
+def test_missing_and_wrong_arguments(scored, tmp_path):
     out, tables = tmp_path / "page.html", f"{scored}/*.capfilt.parquet"
-    assert "There is no file" in sentence(UserError, tables, out, "", tmp_path / "none.jsonl")
-    assert "There is no file" in sentence(UserError, tables, out, "", tmp_path)
-    assert "none; name the folder or the table" in sentence(UserError, tables, out, tmp_path / "none")
+    assert "cannot be read; give the list of failed shards" in sentence(
+        UserError, tables, out, "", tmp_path / "none.jsonl"
+    )
+    assert "cannot be read; give the list of failed shards" in sentence(UserError, tables, out, "", tmp_path)
+    assert "none; give the folder or table" in sentence(UserError, tables, out, tmp_path / "none")
     (tmp_path / "uids.npy").write_bytes(b"no table")
     pq.write_table(pa.table({"key": ["a"]}), tmp_path / "other.parquet")
     for name in ("uids.npy", "other.parquet"):
-        assert f"{name} is no table that" in sentence(UserError, tables, out, tmp_path / name)
+        assert f"{name} was not written by" in sentence(UserError, tables, out, tmp_path / name)
     (tmp_path / "folder.html").mkdir()
     with pytest.raises(UserError, match=r"folder\.html is a folder; name a file\."):
         write_text(tmp_path / "folder.html", "a page")
@@ -309,4 +311,6 @@ def test_the_command(whole, scored, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 2
-    assert capsys.readouterr().err == f"vlp: There is no file {scored}/none of failed shards.\n"
+    assert capsys.readouterr().err == (
+        f"vlp: {scored}/none cannot be read; give the list of failed shards, or leave out --failures.\n"
+    )

@@ -10,8 +10,8 @@ import psutil
 import pyarrow.parquet as pq
 
 from vlp.capfilt.rules import SPACES, SelectionRules, Top, quote
-from vlp.data.score_tables import VERSION, is_same_shard, read_settings, table_path
-from vlp.data.shard_index import expand_shards
+from vlp.data.find_tables import shard_and_name
+from vlp.data.score_tables import is_same_shard, read_settings, table_path
 from vlp.errors import UserError
 from vlp.extras import extra
 
@@ -21,44 +21,6 @@ with extra("capfilt"):
 ROWS_AT_ONCE = 500_000  # rows of the tables that one query reads
 MOST_MEMORY = 4 * 2**30  # bytes that duckdb uses before it writes to disk
 DUPLICATES = ""  # the name of the tables of duplicates among the other tables, whose own names are never empty
-TABLE_NAME = re.compile(r"(.+)\.([^./]+)\.parquet")
-
-
-def find_tables(patterns: str | list[str]) -> list[str]:
-    """Paths of score tables from globs and lists of globs, each once, in order.
-
-    Raises:
-        UserError: nothing matches, or a match is not a score table of this format version.
-    """
-    try:
-        found = list(dict.fromkeys(expand_shards(patterns)))
-    except UserError:
-        pattern = patterns if isinstance(patterns, str) else " ".join(patterns)
-        raise UserError(
-            f"No score table matches {pattern!r}; correct the path or run `vlp capfilt score` first."
-        ) from None
-    for path in found:
-        shard, name = shard_and_name(path)
-        settings = read_settings(shard, name)
-        if settings is None:
-            raise UserError(f"{path} is not a score table; `vlp capfilt score` writes SHARD.capfilt.parquet.")
-        if settings.get("version") != VERSION:
-            raise UserError(
-                f"{path} has format version {settings.get('version')}, not {VERSION}; score its shard again."
-            )
-    return found
-
-
-def shard_and_name(table: str) -> tuple[str, str]:
-    """The shard of a table, and the table's name: `web/0.capfilt.parquet` -> `web/0.tar`, `capfilt`.
-
-    Raises:
-        UserError: the path does not have this form, or is remote.
-    """
-    matched = TABLE_NAME.fullmatch(table)
-    if "://" in table or not matched:
-        raise UserError(f"{table} is not a score table; give local files such as SHARD.capfilt.parquet.")
-    return f"{matched[1]}.tar", matched[2]
 
 
 def select_rows(

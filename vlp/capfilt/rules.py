@@ -24,9 +24,9 @@ from fractions import Fraction
 import pyarrow as pa
 
 from vlp.data.score_tables import SCHEMA
+from vlp.data.text_choice import SOURCES
 from vlp.errors import UserError
 
-SOURCES = ("web", "human", "synthetic")
 LONGEST = 4000  # characters; shorter rules cannot nest deeper than duckdb allows
 SPACES = "".join(letter for letter in map(chr, range(0x3001)) if letter.isspace())  # as in Python's str.split
 COMPARISONS = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "=", ast.NotEq: "<>"}

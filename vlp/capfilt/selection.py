@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vlp.capfilt.query import find_tables, select_rows, shard_and_name
+from vlp.capfilt.query import select_rows
 from vlp.capfilt.rules import SPACES, parse_rules
 from vlp.capfilt.uids import write_uids
+from vlp.data.find_tables import find_tables, shard_and_name
 from vlp.data.score_tables import SCHEMA, check_table
 from vlp.data.shard_index import IMAGE_EXTENSIONS, expand_shards, index_shard
 from vlp.data.shard_writer import ShardWriter

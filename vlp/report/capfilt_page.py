@@ -1,4 +1,4 @@
-"""CapFilt's page: what score tables hold, as numbers, curves and pictures, in one HTML file that opens from disk."""
+"""Writes CapFilt's report: score tables as numbers, figures and sample images, in one HTML file."""
 
 import glob
 import io
@@ -10,35 +10,35 @@ from functools import lru_cache
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from markupsafe import Markup
 
 from vlp.data.bad_samples import BadSampleError
+from vlp.data.find_tables import find_tables, shard_and_name
 from vlp.data.image_decoding import decode_image
-from vlp.data.score_tables import SCHEMA, VERSION, image_uid, is_same_shard, read_settings
-from vlp.data.shard_index import ShardIndex, expand_shards, index_shard
+from vlp.data.score_tables import image_uid, is_same_shard, read_settings
+from vlp.data.shard_index import ShardIndex, index_shard
 from vlp.data.shards import ShardReader, iterate_samples
 from vlp.errors import UserError
 from vlp.extras import extra
 from vlp.files import write_text
 from vlp.report import score_statistics as statistics
-from vlp.report.distributions import COLOURS, histogram_svg, kept_svg
+from vlp.report.distributions import COLORS, histogram_svg, kept_svg
 from vlp.report.page import data_uri, render
 from vlp.report.score_statistics import Connection
 
 with extra("capfilt"):
     from duckdb import Error as DuckDBError
 
-PICTURES_EACH = 4  # images drawn of each decile
-PIXELS = 160  # longer side of a picture on the page
-STEPS = 6  # of which progress is told
-HIDDEN = ("version", "shard", "shard_sha256", "settings")  # for programs, or said elsewhere
+PICTURES_EACH = 4  # sample images per decile
+PIXELS = 160  # longer side of an image on the page
+STEPS = 6  # calls of `progress`
+HIDDEN = ("version", "shard", "shard_sha256", "settings")  # of interest to programs only, or repeated in other entries
 SELECTED = pa.schema([(name, pa.string()) for name in ("shard", "key", "uid", "source", "text")])
 TITLES = {
     "itm": "ITM probability",
     "itc": "ITC cosine",
     "clip": "CLIP cosine",
-    "nll": "negative log-likelihood a token (nats)",
+    "nll": "negative log-likelihood per token (nats)",
     "tokens": "tokens",
 }
 ASPECTS = {-2.0: "1:4", -1.0: "1:2", 0.0: "1:1", 1.0: "2:1", 2.0: "4:1"}  # by log2 of width / height
@@ -46,7 +46,7 @@ ASPECTS = {-2.0: "1:4", -1.0: "1:2", 0.0: "1:1", 1.0: "2:1", 2.0: "4:1"}  # by l
 
 @dataclass
 class _Picture:
-    """An image on the page with its texts; `address` is empty where the image cannot be shown."""
+    """An image on the page with its texts; `address` is a data URI, empty if the image cannot be read."""
 
     address: str
     key: str
@@ -64,17 +64,17 @@ def write_capfilt_report(
     """Write the page.
 
     Args:
-        scores: score tables, as paths and patterns. Pictures come from the shards beside them, where they still are.
-        selected: what `vlp capfilt select` wrote from these tables: a folder of shards, or a table, which is faster.
-        failures: a file of JSON lines, one a shard that was given up: `shard`, `error` and perhaps `attempts`.
-        seed: of the images and texts that are drawn.
-        progress: is told what is done, `STEPS` times in all.
+        scores: score tables, as paths and patterns. Images come from the shards next to them, if these still exist.
+        selected: what `vlp capfilt select` wrote from these tables: a folder of shards, or a table (faster).
+        failures: the list of failed shards, in JSON lines with `shard`, `error` and optionally `attempts`.
+        seed: for sampling images and texts.
+        progress: called `STEPS` times with the name of a finished step.
 
     Raises:
-        UserError: no table matches, a file is none, or `selected` or `failures` are not what they should be.
+        UserError: no table matches, a file is not a score table, or `selected` or `failures` is not of the right kind.
         WorkError: a table is damaged, or the page cannot be written.
     """
-    paths = _find_tables(scores)
+    paths = find_tables(scores)
     settings, bad = _read_footers(paths)
     given_up = _read_failures(failures)
     progress("settings")
@@ -85,7 +85,7 @@ def write_capfilt_report(
         rank = statistics.ranking(connection)
         values = {
             "sources": statistics.by_source(connection),
-            "duel": statistics.synthetic_against_web(connection),
+            "comparison": statistics.synthetic_against_web(connection),
             "kept": _kept(connection),
             "histograms": _histograms(connection),
             "shapes": _shapes(connection),
@@ -107,7 +107,7 @@ def write_capfilt_report(
         selection=kept,
         failures=given_up,
         failures_file=failures,
-        colours=COLOURS,
+        colors=COLORS,
         sample=statistics.SAMPLE,
         seed=seed,
         **values,
@@ -115,39 +115,19 @@ def write_capfilt_report(
     write_text(output, page)
 
 
-def _find_tables(scores: str | list[str]) -> list[str]:
-    """Paths of score tables, each once."""
-    try:
-        return list(dict.fromkeys(expand_shards(scores)))
-    except UserError:
-        said = scores if isinstance(scores, str) else " ".join(scores)
-        raise UserError(f"No score table matches {said!r}; run `vlp capfilt score` first, or mend the path.") from None
-
-
-def _shard_and_name(table: str) -> tuple[str, str]:
-    """`web/00012.capfilt.parquet` -> `web/00012.tar`, `capfilt`."""
-    stem, _, name = table.removesuffix(".parquet").rpartition(".")
-    return f"{stem}.tar", name
-
-
 def _read_footers(paths: list[str]) -> tuple[list[tuple[str, list[tuple[str, int]]]], dict[str, int]]:
-    """What the tables say of themselves: each setting's values with how many tables have them, and the bad samples by
-    reason."""
+    """Read what the tables record: the values of each setting with the number of tables, and bad samples by reason."""
     counted: dict[str, Counter[str]] = defaultdict(Counter)
     bad: Counter[str] = Counter()
     for path in paths:
-        said = read_settings(*_shard_and_name(path)) if path.endswith(".parquet") else None
-        if said is not None and said.get("version") != VERSION:
-            raise UserError(f"{path} is a score table of another version; score its shard again.")
-        if said is None or not set(SCHEMA.names) <= set(pq.read_schema(path).names):
-            raise UserError(f"{path} is not a score table; `vlp capfilt score` writes them.")
-        about = said.pop("about", {})
+        settings = read_settings(*shard_and_name(path)) or {}
+        about = settings.pop("about", {})
         bad.update(about.pop("bad", {}))
-        for key, value in {**said, **about}.items():
+        for key, value in {**settings, **about}.items():
             if key not in HIDDEN:
                 counted[key][_plain(value)] += 1
-    settings = [(key.replace("_", " "), counts.most_common()) for key, counts in counted.items()]
-    return settings, dict(bad.most_common())
+    values = [(key.replace("_", " "), counts.most_common()) for key, counts in counted.items()]
+    return values, dict(bad.most_common())
 
 
 def _selection(connection: Connection, selected: str) -> dict[str, tuple[int, int]]:
@@ -157,16 +137,16 @@ def _selection(connection: Connection, selected: str) -> dict[str, tuple[int, in
 
 
 def _read_selected(connection: Connection, selected: str) -> None:
-    """Make what `selected` holds known to the connection, a shard at a time."""
+    """Add the texts that `selected` holds to the connection, one shard at a time."""
     if Path(selected).is_file():
         try:
             return statistics.add_selected(connection, selected)
         except DuckDBError:
-            raise UserError(f"{selected} is no table that `vlp capfilt select --table` wrote.") from None
+            raise UserError(f"{selected} was not written by `vlp capfilt select --table`; check --selected.") from None
     if not Path(selected).is_dir():
-        raise UserError(f"There is no {selected}; name the folder or the table that `vlp capfilt select` wrote.")
-    for shard in sorted(Path(selected).glob("*.tar")):  # none where nothing satisfied the rules
-        rows = [  # a new shard does not say which shard its samples are from
+        raise UserError(f"There is no {selected}; give the folder or table that `vlp capfilt select` wrote.")
+    for shard in sorted(Path(selected).glob("*.tar")):  # empty if no text satisfied the rules
+        rows = [  # a new shard does not record the original shard of its samples
             {"shard": "", "key": one.key, "uid": image_uid(one.image, one.info), "source": source, "text": text}
             for one in iterate_samples(glob.escape(str(shard)))
             for text, source in zip(one.captions, one.sources, strict=True)
@@ -175,7 +155,7 @@ def _read_selected(connection: Connection, selected: str) -> None:
 
 
 def _plain(value: object) -> str:
-    """A setting in words: JSON is taken apart, whether or not it lies in a string."""
+    """A setting as plain text; JSON, also within a string, is flattened."""
     if isinstance(value, str) and value[:1] in ("{", "["):
         try:
             value = json.loads(value)
@@ -195,13 +175,15 @@ def _read_failures(path: str) -> list[dict]:
         lines = [json.loads(line) for line in Path(path).read_text("utf-8").split("\n") if line.strip()]
         return [{"attempts": "", **line, "shard": line["shard"], "error": line["error"]} for line in lines]
     except OSError:
-        raise UserError(f"There is no file {path} of failed shards.") from None
+        raise UserError(f"{path} cannot be read; give the list of failed shards, or leave out --failures.") from None
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path} must hold a JSON object a line, each with shard and error.") from None
+        raise UserError(
+            f"{path} is not a list of failed shards; each line must be a JSON object with shard and error."
+        ) from None
 
 
 def _histograms(connection: Connection) -> list[Markup]:
-    """A figure for every score that some text has."""
+    """A figure for each score that occurs."""
     figures = []
     for name, title in TITLES.items():
         found = statistics.histogram(connection, name, *((0.0, 1.0) if name == "itm" else ()))
@@ -210,23 +192,23 @@ def _histograms(connection: Connection) -> list[Markup]:
 
 
 def _kept(connection: Connection) -> list[tuple[str, Markup, statistics.Kept]]:
-    found = [(TITLES[name], statistics.kept_by_threshold(connection, name)) for name in statistics.JUDGEMENTS]
+    found = [(TITLES[name], statistics.kept_by_threshold(connection, name)) for name in statistics.MATCH_SCORES]
     return [(title, Markup(kept_svg(kept, f"threshold of {title}")), kept) for title, kept in found if kept]
 
 
 def _shapes(connection: Connection) -> list[Markup]:
-    """Figures of the captions' lengths and the images' sizes."""
+    """Figures of text lengths and image sizes."""
     words = statistics.histogram(connection, f"len({statistics.WORDS})")
     shorter = statistics.image_histogram(connection, "least(width, height)")
     aspect = statistics.image_histogram(connection, "log2(width / height)", -2.05, 2.05)
-    figures = [histogram_svg(words, "words a text")] if words else []
+    figures = [histogram_svg(words, "words per text")] if words else []
     figures += [histogram_svg(shorter, "shorter side of the image (pixels)")] if shorter else []
     figures += [histogram_svg(aspect, "width : height", ASPECTS)] if aspect else []
     return [Markup(figure) for figure in figures]
 
 
 def _sheets(connection: Connection, seed: int) -> list[tuple[float, float, list[_Picture]]]:
-    """For each decile its bounds, and some of its images with all their texts."""
+    """The bounds of each decile, and sample images with all their texts."""
     found = statistics.deciles(connection, PICTURES_EACH, seed)
     texts = statistics.texts_of(connection, [image for decile in found for image in decile.drawn])
     reader, index_of = ShardReader(), lru_cache(maxsize=16)(_index)
@@ -240,15 +222,15 @@ def _sheets(connection: Connection, seed: int) -> list[tuple[float, float, list[
 
 
 def _index(table: str) -> ShardIndex | None:
-    """The index of a table's shard; None where that is gone or another one by now."""
-    shard, name = _shard_and_name(table)
+    """The index of a table's shard; None if the shard is missing or has changed."""
+    shard, name = shard_and_name(table)
     if not Path(shard).exists() or not is_same_shard(shard, read_settings(shard, name) or {}):
         return None
     return index_shard(shard)
 
 
 def _address(reader: ShardReader, index: ShardIndex | None, key: str) -> str:
-    """A small JPEG of an image as an address; "" where it cannot be read."""
+    """A small JPEG of an image as a data URI; "" if the image cannot be read."""
     if index is None:
         return ""
     try:

@@ -1,4 +1,4 @@
-"""Loss curves of runs, from their log.jsonl, as SVG."""
+"""Draws the loss curves of runs from their log.jsonl, as SVG."""
 
 import io
 import json
@@ -23,10 +23,10 @@ STYLE: dict[Any, Any] = {
 
 
 def loss_curves(logs: dict[str, str | Path], names: tuple[str, ...] = ("itc", "itm", "lm")) -> str:
-    """An SVG with a panel a loss and a line a run.
+    """An SVG with one panel per loss and one line per run.
 
     Args:
-        logs: a log.jsonl for each run's name; a run without a loss is left out of its panel.
+        logs: the path of log.jsonl by the run's name. A panel leaves out runs that lack its loss.
     """
     runs = {name: _read(path) for name, path in logs.items()}
     with rc_context(STYLE):

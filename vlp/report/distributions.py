@@ -1,4 +1,4 @@
-"""Histograms and threshold curves as SVG, a colour a source; for white pages."""
+"""Draws histograms and threshold curves as SVG for white pages, one color per source."""
 
 import io
 from typing import Any
@@ -12,11 +12,11 @@ with extra("report"):
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
-COLOURS = {"web": "#c8500a", "human": "#00805d", "synthetic": "#1f5fa8", "images": "#5a6472"}
+COLORS = {"web": "#c8500a", "human": "#00805d", "synthetic": "#1f5fa8", "images": "#5a6472"}
 INK, LINE = "#3c424d", "#c9cdd4"
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
-    "svg.hashsalt": "vlp",  # so that the same numbers make the same page
+    "svg.hashsalt": "vlp",  # equal numbers give equal SVGs
     "font.family": "sans-serif",
     "font.size": 9.5,
     **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
@@ -25,11 +25,11 @@ STYLE: dict[Any, Any] = {
 
 
 def histogram_svg(histogram: Histogram, label: str, ticks: dict[float, str] | None = None) -> str:
-    """An SVG of a histogram, each source as shares of its own texts.
+    """An SVG of a histogram; each source is normalized by its number of texts.
 
     Args:
-        label: of the horizontal axis.
-        ticks: places and words for it, where numbers would not do.
+        label: label of the horizontal axis.
+        ticks: positions and labels on it, instead of numbers.
     """
     with rc_context(STYLE):
         figure, panel = _panel(label)
@@ -37,8 +37,8 @@ def histogram_svg(histogram: Histogram, label: str, ticks: dict[float, str] | No
             width = (histogram.high - histogram.low) / len(counts)
             edges = [histogram.low + width * number for number in range(len(counts) + 1)]
             shares = [count / sum(counts) for count in counts]
-            panel.stairs(shares, edges, fill=True, color=COLOURS[name], alpha=0.14)
-            panel.stairs(shares, edges, color=COLOURS[name], linewidth=1.4)
+            panel.stairs(shares, edges, fill=True, color=COLORS[name], alpha=0.14)
+            panel.stairs(shares, edges, color=COLORS[name], linewidth=1.4)
         panel.set_ylim(0)
         if ticks:
             panel.set_xticks(list(ticks), list(ticks.values()))
@@ -52,7 +52,7 @@ def kept_svg(kept: Kept, label: str) -> str:
         for name, counts in kept.counts.items():
             if counts[0]:
                 shares = [count / counts[0] for count in counts]
-                panel.plot(kept.thresholds, shares, color=COLOURS[name], linewidth=1.8)
+                panel.plot(kept.thresholds, shares, color=COLORS[name], linewidth=1.8)
         panel.set_ylim(0, 1.02)
         return _svg(figure)
 

@@ -1,4 +1,4 @@
-"""What score tables say as a whole: counts, histograms, thresholds, repetition; in SQL, however many they are."""
+"""Statistics of any number of score tables, computed by duckdb: counts, histograms, thresholds, repetition."""
 
 import math
 import re
@@ -10,23 +10,23 @@ from tempfile import TemporaryDirectory
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vlp.data.text_choice import SOURCES
 from vlp.errors import WorkError
 from vlp.extras import extra
 
 with extra("capfilt"):
     import duckdb
 
-SOURCES = ("web", "human", "synthetic")
 SCORES = ("itm", "itc", "clip", "nll")
-JUDGEMENTS = ("itm", "itc", "clip")  # higher is better; the first that the tables hold ranks their images
-MEMORY = "2GB"  # beyond it duckdb goes on in temporary files
+MATCH_SCORES = ("itm", "itc", "clip")  # higher is better; the first that occurs ranks the images
+MEMORY = "2GB"  # duckdb uses temporary files beyond it
 LONGEST = 200  # words of a text that are read: n-grams of n words take memory for n * n words
-SAMPLE = 200_000  # texts of a source whose n-grams are counted
-FOR_QUANTILES = 2_000_000  # texts from whose images quantiles are taken, which duckdb holds in memory
+SAMPLE = 200_000  # texts per source whose n-grams are counted
+FOR_QUANTILES = 2_000_000  # texts of the images from which quantiles are estimated; duckdb holds them in memory
 BINS = 40
-TOP = 10  # captions and n-grams that are listed
+TOP = 10  # listed captions and n-grams
 WORDS = r"regexp_extract_all(lower(text), '[^\s.,!?\"()*#:;~]+')"
-# A key may occur in several shards. The image's uid tells them apart, and the shard's name where the selection has it.
+# A key may occur in several shards: also compare the image's uid, and the shard's name if the selection records it.
 SHARD = r"regexp_replace(parse_filename(filename), '\.[^.]*\.parquet$', '.tar')"
 IS_SELECTED = " OR ".join(
     f"({shard}, key, uid, source, text) IN (SELECT (shard, key, uid, source, text) FROM selected)"
@@ -37,11 +37,11 @@ Connection = duckdb.DuckDBPyConnection
 
 @dataclass
 class Histogram:
-    """How often values fall into equal bins from `low` to `high`; the outermost also hold what lies beyond them."""
+    """Counts of values in equal bins from `low` to `high`; the outer bins include all values beyond."""
 
     low: float
     high: float
-    counts: dict[str, list[int]]  # by source, a number a bin
+    counts: dict[str, list[int]]  # by source, one count per bin
 
 
 @dataclass
@@ -54,29 +54,29 @@ class Kept:
 
 @dataclass
 class Decile:
-    """A tenth of the images by their best text of their own, and some of them drawn."""
+    """A tenth of the images by the score of their best own text, with a sample of them."""
 
     low: float
     high: float
-    drawn: list[tuple[str, str]]  # path of the table, key
+    drawn: list[tuple[str, str]]  # the sample: path of the table, key
 
 
 @dataclass
 class Repetition:
-    """How much texts repeat each other, over a sample of at most about `SAMPLE` texts of a source."""
+    """How often texts repeat, in a sample of about `SAMPLE` texts per source."""
 
-    sampled: dict[str, int]
-    captions: list[tuple[str, float]]  # the most frequent synthetic ones, and their share of the synthetic texts
-    fourgrams: list[tuple[str, float]]  # the same of four words in a row, as a share of all such
-    distinct: dict[str, list[float | None]]  # by source: share of different n-grams among all, n = 1 to 4
+    sampled: dict[str, int]  # texts by source
+    captions: list[tuple[str, float]]  # the most frequent synthetic captions, and their share of all of them
+    fourgrams: list[tuple[str, float]]  # the most frequent synthetic 4-grams, and their share of all of them
+    distinct: dict[str, list[float | None]]  # by source: the share of distinct n-grams, n = 1 to 4
 
 
 @contextmanager
 def open_tables(paths: list[str]) -> Iterator[Connection]:
-    """The tables as a view `texts`, a row a text, and a table `images`, a row an image.
+    """Open the tables in duckdb: a view `texts` with one row per text, and a table `images` with one row per image.
 
     Raises:
-        WorkError: a table is damaged; also from queries inside the block.
+        WorkError: a table is damaged, also if a query inside the block finds it.
     """
     with TemporaryDirectory() as folder, duckdb.connect() as connection:
         try:
@@ -88,7 +88,7 @@ def open_tables(paths: list[str]) -> Iterator[Connection]:
             columns = "shard VARCHAR, key VARCHAR, uid VARCHAR, source VARCHAR, text VARCHAR"
             connection.execute(f"CREATE TABLE selected ({columns})")
             (total,) = one_row(connection, "SELECT count(*) FROM stored")
-            # Keys are drawn by their hash, so that the same tables make the same page.
+            # Sample keys by their hash, so that the same tables give the same page.
             connection.execute(
                 "CREATE MACRO few(key) AS hash(key) / 18446744073709551615.0 <= "
                 f"{FOR_QUANTILES / max(total, FOR_QUANTILES)}::DOUBLE"
@@ -102,22 +102,22 @@ def open_tables(paths: list[str]) -> Iterator[Connection]:
             )
             yield connection
         except duckdb.Error as error:
-            said = str(error).splitlines()[0].rstrip(".")
+            reason = str(error).splitlines()[0].rstrip(".")
             damaged = next((path for path in paths if not _is_readable(path)), None)
             if damaged:
-                raise WorkError(f"{damaged} cannot be read: {said}; score its shard again.") from None
-            raise WorkError(f"The score tables cannot be read: {said}.") from None
+                raise WorkError(f"{damaged} cannot be read: {reason}; score its shard again.") from None
+            raise WorkError(f"The score tables cannot be read: {reason}.") from None
 
 
 def add_selected(connection: Connection, rows: pa.Table | str) -> None:
-    """Take note of texts that a selection kept: rows with shard, key, uid, source and text, or the path of a parquet of
-    such. The shard is "" where its name is not known."""
+    """Add texts that a selection kept: rows with shard, key, uid, source and text, or the path of a parquet file with
+    these columns. An unknown shard is ""."""
     found = connection.read_parquet(_literal(rows)) if isinstance(rows, str) else connection.from_arrow(rows)
     found.project("parse_filename(shard), key, uid, source, text").insert_into("selected")
 
 
 def kept_by_selection(connection: Connection) -> dict[str, tuple[int, int]]:
-    """Texts that are among the selected ones, and all texts, by source; under "images" those with a text that is."""
+    """The numbers of selected texts and of all texts by source; and of images with a selected text, and all images."""
     query = f"SELECT *, ({IS_SELECTED}) AS kept FROM texts"
     rows = connection.execute(f"SELECT source, count(*) FILTER (kept), count(*) FROM ({query}) GROUP BY source")
     found = {source: (kept, total) for source, kept, total in rows.fetchall()}
@@ -127,13 +127,14 @@ def kept_by_selection(connection: Connection) -> dict[str, tuple[int, int]]:
 
 
 def ranking(connection: Connection) -> str:
-    """The score that puts images in order: ITM, or what comes next where no text has it."""
-    counts = one_row(connection, f"SELECT {', '.join(f'count({name})' for name in JUDGEMENTS)} FROM texts")
-    return next((name for name, count in zip(JUDGEMENTS, counts, strict=True) if count), JUDGEMENTS[0])
+    """The score that ranks the images: the first of `MATCH_SCORES` that occurs."""
+    counts = one_row(connection, f"SELECT {', '.join(f'count({name})' for name in MATCH_SCORES)} FROM texts")
+    return next((name for name, count in zip(MATCH_SCORES, counts, strict=True) if count), MATCH_SCORES[0])
 
 
 def by_source(connection: Connection) -> dict[str, dict[str, float | None]]:
-    """For each source that occurs: `texts`, `images` with one, and the mean of every score and of `tokens`."""
+    """For each source that occurs: the number of `texts`, of `images` that have one, and the mean of all scores and of
+    `tokens`."""
     names = (*SCORES, "tokens")
     rows = connection.execute(
         f"SELECT source, count(*), {', '.join(f'avg({name})' for name in names)} FROM texts GROUP BY source"
@@ -152,10 +153,9 @@ def by_source(connection: Connection) -> dict[str, dict[str, float | None]]:
 def histogram(
     connection: Connection, value: str, low: float | None = None, high: float | None = None
 ) -> Histogram | None:
-    """How an SQL expression over `texts` is distributed, by source; None where it is null everywhere.
+    """The histogram by source of an SQL expression over `texts`; None if it is null everywhere.
 
-    Without `low` and `high` the bins span all values but the outermost thousandths; whole numbers get bins of whole
-    numbers.
+    By default the bins span all values except the lowest and highest thousandth; integers get bins of integer width.
     """
     return _histogram(connection, "texts", "source", value, low, high)
 
@@ -163,14 +163,14 @@ def histogram(
 def image_histogram(
     connection: Connection, value: str, low: float | None = None, high: float | None = None
 ) -> Histogram | None:
-    """The same over the images whose size is known; `counts` has the one key "images"."""
+    """The histogram of an SQL expression over the images of known size; `counts` has the single key "images"."""
     return _histogram(connection, "(FROM images WHERE width > 0 AND height > 0)", "'images'", value, low, high)
 
 
 def _histogram(
     connection: Connection, table: str, group: str, value: str, low: float | None, high: float | None
 ) -> Histogram | None:
-    # Where no text has the value from which quantiles are taken, the ends are those of all.
+    # If no sampled key has the value, use the extremes of all values.
     ends = ", ".join(
         f"coalesce(quantile_cont({value}, {share}) FILTER (few(key)), {end}({value}))"
         for share, end in ((0.001, "min"), (0.999, "max"))
@@ -200,9 +200,9 @@ def _histogram(
 
 
 def kept_by_threshold(connection: Connection, score: str) -> Kept | None:
-    """How many texts of each source a threshold keeps, at `BINS` + 1 thresholds; None where no text has the score.
+    """How many texts of each source `BINS` + 1 thresholds keep; None if no text has the score.
 
-    ITM's go from 0 to 1, the others' from the lowest hundredth of their values to the highest.
+    The thresholds span 0 to 1 for ITM, and the range of the values, rounded outwards to hundredths, for other scores.
     """
     low, high = one_row(connection, f"SELECT min({score}), max({score}) FROM texts")
     if low is None:
@@ -216,16 +216,16 @@ def kept_by_threshold(connection: Connection, score: str) -> Kept | None:
 
 
 def synthetic_against_web(connection: Connection) -> dict[str, float | None]:
-    """Over images that have both: `images`, the share where the best synthetic text scores above the best web text
-    (`better`), the share where they are `equal`, and the mean `difference` (synthetic less web)."""
+    """Compare the best synthetic with the best web text of each image that has both: the number of such `images`, the
+    share where the synthetic text is `better`, where they are `equal`, and the mean `difference` (synthetic - web)."""
     query = "count(*), avg((synthetic > web)::INT), avg((synthetic = web)::INT), avg(synthetic - web)"
     row = one_row(connection, f"SELECT {query} FROM images WHERE web IS NOT NULL AND synthetic IS NOT NULL")
     return dict(zip(("images", "better", "equal", "difference"), row, strict=True))
 
 
 def deciles(connection: Connection, each: int, seed: int) -> list[Decile]:
-    """The images in tenths, lowest first, with some of each drawn, by the best text that they came with: of the web,
-    else a human one, else a synthetic one. Equal scores stay together, so that there may be fewer than ten."""
+    """Images in tenths, lowest first, by their best web text (else human, else synthetic), with `each` sample images
+    per tenth. Equal scores stay together, so there may be fewer than ten."""
     ranked = "(SELECT filename, key, coalesce(web, human, synthetic) AS best FROM images WHERE best IS NOT NULL)"
     inner = [step / 10 for step in range(1, 10)]
     (edges,) = one_row(connection, f"SELECT quantile_cont(best, {inner}) FILTER (few(key)) FROM {ranked}")
@@ -242,7 +242,7 @@ def deciles(connection: Connection, each: int, seed: int) -> list[Decile]:
 
 
 def texts_of(connection: Connection, images: list[tuple[str, str]]) -> dict[tuple[str, str], list[dict]]:
-    """All texts of some images (path of the table, key): source, text, scores, tokens, and whether they are `kept`."""
+    """All texts of images given as (path of the table, key): source, text, scores, tokens, and whether it is `kept`."""
     names = ("source", "text", *SCORES, "tokens", "kept")
     rows = connection.execute(
         f"SELECT filename, key, {', '.join(names[:-1])}, ({IS_SELECTED}) AS kept FROM texts "
@@ -257,7 +257,7 @@ def texts_of(connection: Connection, images: list[tuple[str, str]]) -> dict[tupl
 
 
 def repetition(connection: Connection, seed: int) -> Repetition:
-    """Frequent captions and n-grams, in lower case and without punctuation."""
+    """Count frequent captions and n-grams, in lower case and without punctuation."""
     connection.execute(
         f"CREATE TABLE sampled AS SELECT source, ({WORDS})[1:{LONGEST}] AS words FROM texts "
         f"JOIN (SELECT source, count(*) AS texts FROM texts GROUP BY source) AS of_source USING (source) "
@@ -286,7 +286,7 @@ def repetition(connection: Connection, seed: int) -> Repetition:
 
 
 def frequent_sizes(connection: Connection) -> list[tuple[str, float]]:
-    """The most frequent sizes as "WIDTH×HEIGHT" and their share of the images whose size is known."""
+    """The most frequent sizes as "WIDTH×HEIGHT", and their share of all images of known size."""
     return connection.execute(
         "SELECT concat(width, '×', height) AS size, count(*) / sum(count(*)) OVER () AS share FROM images "
         f"WHERE width > 0 AND height > 0 GROUP BY size ORDER BY share DESC, size LIMIT {TOP}"
@@ -294,13 +294,13 @@ def frequent_sizes(connection: Connection) -> list[tuple[str, float]]:
 
 
 def _grams(n: int) -> str:
-    """A query for every `n` words in a row of every sampled text."""
+    """A query for all n-grams of `n` words of the sampled texts."""
     slices = f"list_transform(range(1, len(words) - {n - 2}), lambda i: array_to_string(words[i:i + {n - 1}], ' '))"
     return f"SELECT source, unnest({slices}) AS gram FROM sampled"
 
 
 def _literal(path: str) -> str:
-    """A pattern for duckdb that only this very path fits, wildcards among its letters or not."""
+    """A path as a duckdb pattern, with wildcard characters escaped."""
     return re.sub(r"([*?\[])", r"[\1]", path)
 
 
@@ -313,6 +313,6 @@ def _is_readable(path: str) -> bool:
 
 
 def one_row(connection: Connection, query: str) -> tuple:
-    """The one row of an aggregate; what follows it is fetched too, as duckdb does nothing else before."""
+    """The single row of an aggregate. All rows are fetched, because duckdb runs no other query before that."""
     (row,) = connection.execute(query).fetchall()
     return row

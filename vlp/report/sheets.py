@@ -1,4 +1,4 @@
-"""Contact sheets: many pictures with their captions on one PNG."""
+"""Draws contact sheets: many images with their captions in one PNG."""
 
 import io
 import textwrap
@@ -10,7 +10,7 @@ PAPER, INK = (250, 250, 248), (40, 42, 48)
 
 
 def contact_sheet(pictures: list[tuple[Image.Image, str]], columns: int = 8) -> bytes:
-    """PNG bytes of a sheet of (picture, caption), row by row."""
+    """A sheet of (image, caption) pairs, row by row, as PNG bytes."""
     rows = max(1, -(-len(pictures) // columns))
     width, height = columns * (CELL + GAP) + GAP, rows * (CELL + TEXT_HEIGHT + GAP) + GAP
     sheet = Image.new("RGB", (width, height), PAPER)
