@@ -26,7 +26,7 @@ from ablations_page import collect, write_page
 
 from vlp.capfilt.run import score_shards
 from vlp.capfilt.selection import select
-from vlp.config import DecodingConfig, Sharing, TaskName
+from vlp.config import SamplingOverrides, Sharing, TaskName
 from vlp.demo.stages import (
     NUCLEUS,
     DemoSizes,
@@ -45,7 +45,7 @@ from vlp.errors import UserError, WorkError
 from vlp.files import write_json
 
 PAPER_RULES = "itm >= 0.5"
-BEAM = DecodingConfig(beams=3, repetition_penalty=1.0, min_length=4, max_length=24)
+BEAM = SamplingOverrides(beams=3, repetition_penalty=1.0)
 FULL = DemoSizes(
     human=3000,
     web=9600,
@@ -159,7 +159,7 @@ class Scoring:
     name: str
     captioner: str
     filter: str
-    decoding: DecodingConfig
+    decoding: SamplingOverrides
 
     def needs(self) -> set[str]:
         """Names of the stages that must be done before."""

@@ -10,12 +10,13 @@ from tiny_model import SIZE, make_images, make_model
 
 from vlp.config import DecodingConfig
 from vlp.errors import UserError, WorkError
-from vlp.generation.caption_step import caption_stepper
+from vlp.generation.caption_step import CaptionStepper
 from vlp.generation.decode import generate
+from vlp.generation.token_rules import TokenRules
 from vlp.model import Model, load_model
 from vlp.model_folder import save_model
 
-SAMPLING = DecodingConfig(top_p=0.95, min_length=4, max_length=14)
+SAMPLING = DecodingConfig(beams=0, top_p=0.95, repetition_penalty=1.1, min_length=4, max_length=14)
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +28,13 @@ def test_a_saved_model_is_the_same_model(model, tmp_path):
     folder = tmp_path / "runs" / "model"
     model.save(folder, "# A card\n")
     assert {"config.json", "model.safetensors", "README.md"} <= {path.name for path in folder.iterdir()}
-    assert (folder / "README.md").read_text() == "# A card\n"
+    assert (folder / "README.md").read_text().startswith("# A card\n")
     loaded = load_model(folder, device="cpu", precision="fp32")
     assert loaded.config == model.config
     for name, value in model.blip.state_dict().items():
         assert torch.equal(value, loaded.blip.state_dict()[name])
     images = make_images(3)
-    assert loaded.caption(images, SAMPLING) == model.caption(images, SAMPLING)
+    assert loaded.caption_texts(images, SAMPLING) == model.caption_texts(images, SAMPLING)
     torch.testing.assert_close(loaded.embed_images(images), model.embed_images(images))  # not to the bit: packed
     assert [path.name for path in folder.parent.iterdir()] == ["model"]  # nothing temporary is left
     with pytest.raises(UserError, match="exists already"):
@@ -104,26 +105,28 @@ def test_folders_that_are_no_models(model, tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("decoding", [SAMPLING, DecodingConfig(beams=3, max_length=14)])
+@pytest.mark.parametrize("decoding", [SAMPLING, DecodingConfig(beams=3, repetition_penalty=1.1, max_length=14)])
 def test_captions_do_not_depend_on_the_batch(precision, decoding):
     model = make_model(precision)
     images = make_images(11)
     keys = [f"key{i}" for i in range(11)]
-    whole = model.caption(images, decoding, keys, seed=3)
+    whole = model.caption_texts(images, decoding, keys=keys, seed=3)
     assert len(set(whole)) > 3
-    assert model.caption(images, decoding, keys, seed=3, batch_size=1) == whole
-    assert model.caption(images, decoding, keys, seed=3, batch_size=4) == whole
-    assert model.caption(images.flip(0), decoding, keys[::-1], seed=3)[::-1] == whole
+    assert model.caption_texts(images, decoding, keys=keys, seed=3, batch_size=1) == whole
+    assert model.caption_texts(images, decoding, keys=keys, seed=3, batch_size=4) == whole
+    assert model.caption_texts(images.flip(0), decoding, keys=keys[::-1], seed=3)[::-1] == whole
 
 
 def test_sampled_captions_depend_on_seed_and_key(model):
     image = make_images(1)[0]
-    by_key = model.caption([image] * 8, SAMPLING, keys=[f"k{i}" for i in range(8)])
+    keys = [f"k{i}" for i in range(8)]
+    by_key = model.caption_texts([image] * 8, SAMPLING, keys=keys)
     assert len(set(by_key)) > 1
-    assert model.caption([image] * 8, SAMPLING, keys=["same"] * 8) == model.caption(image, SAMPLING, keys=["same"]) * 8
+    alone = model.caption_texts(image, SAMPLING, keys=["same"])
+    assert model.caption_texts([image] * 8, SAMPLING, keys=["same"] * 8) == alone * 8
     several = model.caption([image, image], SAMPLING, keys=["k0", "k1"], num_captions=3)
-    assert [texts[0] for texts in several] == by_key[:2] and len(several[0]) == 3
-    assert model.caption([image] * 8, SAMPLING, keys=[f"k{i}" for i in range(8)], seed=1) != by_key
+    assert [captions[0].text for captions in several] == by_key[:2] and len(several[0]) == 3
+    assert model.caption_texts([image] * 8, SAMPLING, keys=keys, seed=1) != by_key
 
 
 @pytest.mark.parametrize("sharing", ["all_but_self_attention", "nothing"])
@@ -131,7 +134,7 @@ def test_greedy_captions_equal_decoding_without_cache_or_memory(sharing):
     model = make_model(sharing=sharing)
     images = make_images(4)
     decoding = DecodingConfig(beams=1, repetition_penalty=1.0, min_length=0, max_length=12, prompt="a red")
-    captions = model.caption(images, decoding)
+    captions = model.caption_texts(images, decoding)
     prompt = model.tokenizer.prompt_ids("a red")
     for image, caption in zip(images, captions, strict=True):
         ids = list(prompt)
@@ -231,10 +234,10 @@ def test_each_image_may_have_its_own_prompt(model):
     images = make_images(4)
     prompts = ["a red", "the large", "a red", ""]
     keys = ["k0", "k1", "k2", "k3"]
-    together = model.caption(images, SAMPLING, keys, prompts=prompts)
-    alone = [model.caption([images[i]], SAMPLING, [keys[i]], prompt=prompts[i])[0] for i in range(4)]
+    together = model.caption_texts(images, SAMPLING, keys=keys, prompts=prompts)
+    alone = [model.caption_texts(images[i], SAMPLING, keys=[keys[i]], prompt=prompts[i])[0] for i in range(4)]
     assert together == alone
-    with pytest.raises(UserError, match="one prompt an image"):
+    with pytest.raises(UserError, match="one prompt per image"):
         model.caption(images, SAMPLING, prompts=["a"])
 
 
@@ -242,18 +245,19 @@ def generated(model, images, decoding, banned=()):
     """What `generate` gives for images: ids, which texts of random word pieces cannot be turned back into."""
     with model.inference():
         memory = model.blip.text_tower.project_image(model.blip.encode_images(images), "decoder")
-        decoder = caption_stepper(model.blip, memory, decoding.max_length)
+        stepper = CaptionStepper(model.blip, memory, decoding.max_length)
         keys = [str(row) for row in range(len(images))]
-        made = generate(decoder, [model.tokenizer.dec_id], model.tokenizer.sep_id, decoding, keys, banned=list(banned))
+        rules = TokenRules(decoding, model.tokenizer.sep_id, list(banned))
+        made = generate(stepper, [model.tokenizer.dec_id], rules, keys)
     return [one for (one,) in made]
 
 
-@pytest.mark.parametrize("how", [{"top_p": 0.95}, {"beams": 1}, {"beams": 3}])
-def test_details_hold_the_log_probability_of_the_text(model, how):
+@pytest.mark.parametrize("how", [{"beams": 0, "top_p": 0.95}, {"beams": 1}, {"beams": 3}])
+def test_captions_have_the_log_probability_of_their_text(model, how):
     images = make_images(3)
     plain = DecodingConfig(**{"repetition_penalty": 1.0, "min_length": 0, "max_length": 12, **how})
     made = generated(model, images, plain)
-    for image, one, caption in zip(images, made, model.caption(images, plain, details=True), strict=True):
+    for image, one, (caption,) in zip(images, made, model.caption(images, plain), strict=True):
         assert caption == (model.tokenizer.decode(one.ids), one.log_probability, len(one.ids))
         ids = torch.tensor([[model.tokenizer.dec_id, *one.ids]])
         with model.inference():
@@ -262,7 +266,7 @@ def test_details_hold_the_log_probability_of_the_text(model, how):
         assert one.log_probability == pytest.approx(logits.gather(1, ids[0, 1:, None]).sum().item(), abs=1e-3)
 
 
-@pytest.mark.parametrize("how", [{"top_p": 1.0, "temperature": 2.0}, {"beams": 1}, {"beams": 4}])
+@pytest.mark.parametrize("how", [{"beams": 0, "top_p": 1.0, "temperature": 2.0}, {"beams": 1}, {"beams": 4}])
 def test_bans_hold(model, how):
     images = make_images(6)
     settings = {"repetition_penalty": 1.0, "min_length": 12, "max_length": 20, **how}
@@ -276,7 +280,7 @@ def test_bans_hold(model, how):
             ids = [model.tokenizer.dec_id, *one.ids]
             grams = [tuple(ids[i : i + size]) for i in range(len(ids) - size + 1)]
             assert len(grams) == len(set(grams))
-    assert "red" not in " ".join(model.caption(images, **settings, banned_words=["red"])).split()
+    assert "red" not in " ".join(model.caption_texts(images, **settings, banned_words=["red"])).split()
 
 
 def test_weights_in_bf16(model, tmp_path):

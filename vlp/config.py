@@ -23,6 +23,9 @@ Sharing = Literal["all", "all_but_cross_attention", "all_but_self_attention", "n
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 TaskName = Literal["pretrain", "captioning", "retrieval"]
 ScoreName = Literal["itm", "itc", "clip"]
+Beams = Annotated[int, Range(0, 1_000)]
+Nucleus = Annotated[float, Range(above=0, most=1)]
+LengthPenalty = Annotated[float, Range(-100, 100)]
 
 
 @dataclass
@@ -142,7 +145,7 @@ class ObjectiveConfig:
     itc_weight: NonNegative = 1.0
     itm_weight: NonNegative = 1.0
     lm_weight: NonNegative = 1.0
-    prompt: str = ""  # captioning: its tokens are not in the loss
+    prompt: str = ""  # put before every caption and stored with the model; captioning leaves it out of the loss
 
 
 @dataclass
@@ -161,6 +164,49 @@ class OptimConfig:
 
 
 @dataclass
+class DecodingConfig:
+    """How a model makes captions; stored in its folder. The defaults are BLIP's published settings for captioning."""
+
+    prompt: str = ""  # every caption begins with these words, which are not part of the result
+    beams: Beams = 3  # 0 samples, 1 is greedy search, more is beam search
+    min_length: Natural = 5  # in tokens, including the prompt
+    max_length: Positive = 20  # in tokens, including the prompt
+    repetition_penalty: AboveZero = 1.0  # above 1: tokens that the text already contains become less likely
+    length_penalty: LengthPenalty = 1.0  # beam search: score = sum of log-probabilities / length ** length_penalty
+    top_p: Nucleus = 0.9  # sampling: draw from the smallest set of tokens with this total probability
+    top_k: Natural = 0  # sampling: draw from this many of the most likely tokens; 0 disables
+    temperature: AboveZero = 1.0  # sampling
+    no_repeat_ngram: Natural = 0  # forbid repeated n-grams of this size; 0 disables
+    banned_words: list[str] = field(default_factory=list)
+
+
+@dataclass
+class DecodingOverrides:
+    """Changes to a model's own decoding, with the fields of `DecodingConfig`; None keeps the model's value."""
+
+    prompt: str | None = None
+    beams: Beams | None = None
+    min_length: Natural | None = None
+    max_length: Positive | None = None
+    repetition_penalty: AboveZero | None = None
+    length_penalty: LengthPenalty | None = None
+    top_p: Nucleus | None = None
+    top_k: Natural | None = None
+    temperature: AboveZero | None = None
+    no_repeat_ngram: Natural | None = None
+    banned_words: list[str] | None = None
+
+
+@dataclass
+class SamplingOverrides(DecodingOverrides):
+    """The overrides of CapFilt: nucleus sampling with BLIP's p = 0.9 and repetition penalty 1.1."""
+
+    beams: Beams | None = 0
+    repetition_penalty: AboveZero | None = 1.1
+    top_p: Nucleus | None = 0.9
+
+
+@dataclass
 class RunConfig:
     """One training run, from shards to a model folder."""
 
@@ -175,6 +221,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    decoding: DecodingOverrides = field(default_factory=DecodingOverrides)  # stored in the model's folder
     batch_size: Positive = 600  # samples per optimizer step, over all processes and accumulation steps
     accumulation: Positive = 1
     steps: Natural = 0  # optimizer steps; 0: take them from epochs
@@ -188,25 +235,6 @@ class RunConfig:
     validation: str = ""  # shards that are scored every evaluate_every steps and at the end
     evaluate_every: Natural = 0  # 0: only at the end
     collective_timeout_minutes: AboveZero = 30.0  # a process that waits longer for another ends the run
-
-
-@dataclass
-class DecodingConfig:
-    """How captions are made. With `beams` above 0 beam search is used, else nucleus sampling."""
-
-    beams: Annotated[int, Range(0, 1_000)] = 0
-    top_p: Annotated[float, Range(above=0, most=1)] = 0.9
-    top_k: Natural = 0
-    temperature: AboveZero = 1.0
-    repetition_penalty: AboveZero = 1.1
-    length_penalty: Annotated[float, Range(-100, 100)] = (
-        1.0  # beam search: score = sum of log-probabilities / length ** length_penalty
-    )
-    min_length: Natural = 5  # tokens, those of the prompt counted
-    max_length: Positive = 20
-    no_repeat_ngram: Natural = 0  # no sequence of this many tokens occurs twice; 0: any may
-    banned_words: list[str] = field(default_factory=list)
-    prompt: str = ""
 
 
 @dataclass
@@ -233,7 +261,7 @@ class CapFiltConfig:
     filter: str | list[str] = ""  # model folders, or open_clip:NAME,PRETRAINED
     output: str = ""
     name: str = "capfilt"  # of the score tables: SHARD.NAME.parquet
-    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    decoding: SamplingOverrides = field(default_factory=SamplingOverrides)  # changes to the captioners' own settings
     num_captions: Annotated[int, Range(1, 10_000)] = 1  # an image and captioner
     rules: str = "itm >= 0.5"  # which texts stay; vlp/capfilt/rules.py says the language
     batch_size: Positive = 64

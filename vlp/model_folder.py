@@ -1,12 +1,14 @@
-"""A model on disk: config.json, model.safetensors, tokenizer files and a card, in a folder that appears whole."""
+"""A model on disk: a folder with config.json, model.safetensors, tokenizer files and a model card (README.md)."""
 
 import json
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from vlp.config import ModelConfig
+from vlp.config import DecodingConfig, ModelConfig
 from vlp.config_reader import from_dict, to_dict
 from vlp.data.tokenizer import CaptionTokenizer, load_tokenizer
 from vlp.errors import UserError
@@ -14,24 +16,37 @@ from vlp.files import writing_folder
 from vlp.models.blip import Blip
 
 FORMAT = "vlp-blip-1"
+DECODING_HEADING = "## Decoding defaults"
 
 
-def read_model(folder: str | Path) -> tuple[Blip, CaptionTokenizer]:
-    """The network, on the CPU and in evaluation mode, and its tokenizer. Nothing is unpickled; every weight must fit.
+@dataclass
+class SavedModel:
+    """The content of a model folder: the network (on the CPU, in evaluation mode) and what belongs to it."""
+
+    blip: Blip
+    tokenizer: CaptionTokenizer
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    card: str = ""
+
+
+def read_model(folder: str | Path) -> SavedModel:
+    """Read a model folder. Nothing is unpickled, and the weights must match config.json exactly.
+
+    A folder without decoding settings, as older versions wrote it, gets the defaults of `DecodingConfig`.
 
     Raises:
-        UserError: the folder is not a model or does not fit together; one sentence says what is wrong.
+        UserError: the folder is not a model, or its files do not fit together.
     """
     folder = Path(folder)
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise UserError(f"{folder} is not a model folder: it has no {name}.")
-    config = _read_config(folder)
+    config, decoding = _read_config(folder)
     tokenizer = load_tokenizer(str(folder))
     if len(tokenizer) != config.text_tower.vocabulary:
         raise UserError(
-            f"{folder} does not fit together: the tokenizer has {len(tokenizer)} words and "
-            f"config.json says {config.text_tower.vocabulary}."
+            f"{folder} does not fit together: the tokenizer has {len(tokenizer)} words and config.json says "
+            f"{config.text_tower.vocabulary}."
         )
     blip = Blip(config)
     try:
@@ -41,11 +56,12 @@ def read_model(folder: str | Path) -> tuple[Blip, CaptionTokenizer]:
     except RuntimeError as error:
         problem = " ".join(str(error).split("\n\t")[-1].split())
         raise UserError(f"{folder}/model.safetensors does not fit its config.json: {problem}") from None
-    return blip.eval(), tokenizer
+    card = folder / "README.md"
+    return SavedModel(blip.eval(), tokenizer, decoding, card.read_text() if card.is_file() else "")
 
 
-def is_ours(folder: str | Path) -> bool:
-    """Whether a folder's config.json says that it is a model of this format."""
+def is_model_folder(folder: str | Path) -> bool:
+    """Whether config.json declares a model of this format."""
     try:
         values = json.loads((Path(folder) / "config.json").read_text())
     except (OSError, ValueError):
@@ -53,31 +69,49 @@ def is_ours(folder: str | Path) -> bool:
     return isinstance(values, dict) and values.get("format") == FORMAT
 
 
-def save_model(blip: Blip, tokenizer: CaptionTokenizer, folder: str | Path, card: str = "") -> None:
-    """Write a model folder: config.json, model.safetensors, tokenizer files and README.md, whole or not at all.
+def save_model(
+    blip: Blip,
+    tokenizer: CaptionTokenizer,
+    folder: str | Path,
+    card: str = "",
+    decoding: DecodingConfig | None = None,
+) -> None:
+    """Write a model folder, whole or not at all.
 
     Args:
-        card: text of README.md: what the model is, what it learned from, how good it is.
+        card: the text of README.md: what the model is, what it was trained on, how good it is. A section with the
+            decoding defaults is appended.
+        decoding: how the model makes captions unless the caller says otherwise; None: the defaults.
 
     Raises:
         UserError: the folder exists and is not empty.
-        WorkError: it cannot be written.
+        WorkError: the folder cannot be written.
     """
     with writing_folder(folder) as temporary:
-        config = {"format": FORMAT, "model": to_dict(blip.config)}
+        config = {"format": FORMAT, "model": to_dict(blip.config), "decoding": to_dict(decoding or DecodingConfig())}
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         weights = {name: value.detach().cpu().contiguous() for name, value in blip.state_dict().items()}
         save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
         tokenizer.write_files(temporary)
         card = card or f"# {Path(folder).name}\n\nA vision-language model made with vlp.\n"
-        (temporary / "README.md").write_text(card, "utf-8")
+        (temporary / "README.md").write_text(card_with_decoding(card, decoding or DecodingConfig()), "utf-8")
 
 
-def _read_config(folder: Path) -> ModelConfig:
+def _read_config(folder: Path) -> tuple[ModelConfig, DecodingConfig]:
     try:
         values = json.loads((folder / "config.json").read_text())
     except ValueError:
-        raise UserError(f"{folder}/config.json is not readable as JSON.") from None
+        raise UserError(f"{folder}/config.json is not valid JSON.") from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise UserError(f"{folder} is not a model folder: its config.json does not say format {FORMAT}.")
-    return from_dict(ModelConfig, values.get("model"))
+        raise UserError(f"{folder} is not a model folder: its config.json does not have format {FORMAT}.")
+    try:
+        return from_dict(ModelConfig, values.get("model")), from_dict(DecodingConfig, values.get("decoding", {}))
+    except UserError as error:
+        raise UserError(f"{folder}/config.json: {error}") from None
+
+
+def card_with_decoding(card: str, decoding: DecodingConfig) -> str:
+    """A model card with a section on the decoding defaults, in place of the one it may have."""
+    card = re.sub(rf"\n*^{DECODING_HEADING}\n.*?(?=^#|\Z)", "\n\n", card, flags=re.MULTILINE | re.DOTALL).rstrip()
+    settings = "\n".join(f"| {name} | {json.dumps(value)} |" for name, value in to_dict(decoding).items())
+    return f"{card}\n\n{DECODING_HEADING}\n\n| setting | value |\n| --- | --- |\n{settings}\n"

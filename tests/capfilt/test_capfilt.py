@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,7 +15,7 @@ from tests.scoring import score_shards
 from vlp.capfilt import score as scoring
 from vlp.capfilt.run import run_capfilt
 from vlp.capfilt.selection import select
-from vlp.config import CapFiltConfig, DecodingConfig
+from vlp.config import CapFiltConfig, SamplingOverrides
 from vlp.config_reader import save_config
 from vlp.data.bad_samples import BadSamples
 from vlp.data.image_decoding import decode_image
@@ -26,7 +27,7 @@ from vlp.demo.truth import filter_quality
 from vlp.errors import UserError, WorkError
 from vlp.model import load_model
 
-DECODING = DecodingConfig(max_length=10, min_length=3)
+DECODING = SamplingOverrides(max_length=10, min_length=3)
 
 
 @pytest.fixture
@@ -57,9 +58,8 @@ def test_rows_equal_a_plain_loop(web, models):
     expected = []
     for sample in iterate_samples(web):
         picture = decode_image(sample.image)
-        (made,) = captioner.caption(
-            [picture], DECODING, keys=[f"{os.path.basename(sample.shard)}/{sample.key}"], seed=3
-        )
+        keys = [f"{os.path.basename(sample.shard)}/{sample.key}"]
+        (made,) = captioner.caption_texts([picture], keys=keys, seed=3, **asdict(DECODING))
         expected += [(sample.key, "web", sample.captions[0], picture), (sample.key, "synthetic", made, picture)]
     differing = 0
     for row, (key, source, text, picture) in zip(rows_of(web), expected, strict=True):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from vlp.capfilt.rounds import run_rounds
-from vlp.config import CapFiltConfig, DecodingConfig, RoundsConfig, RunConfig
+from vlp.config import CapFiltConfig, RoundsConfig, RunConfig, SamplingOverrides
 from vlp.config_reader import load_config, save_config
 from vlp.data.score_tables import folder_hash, read_settings, table_path
 from vlp.data.shard_index import expand_shards
@@ -39,7 +39,7 @@ def config(run_config, web_scenes, scenes, models, tmp_path) -> CapFiltConfig:
         captioner=models[0],
         filter=models[1],
         output=str(tmp_path / "rounds"),
-        decoding=DecodingConfig(max_length=10, min_length=3),
+        decoding=SamplingOverrides(max_length=10, min_length=3),
         rules="top(itm, 0.5)",
         precision="fp32",
         rounds=RoundsConfig(2, pretrain, str(tmp_path / "captioner.yaml"), judge),

@@ -22,7 +22,7 @@ from vlp.capfilt.encoded_images import EncodedImages
 from vlp.capfilt.score import ScoreSettings, score_shard
 from vlp.capfilt.scorers import load_scorers
 from vlp.capfilt.selection import select
-from vlp.config import DataConfig, DecodingConfig, SourceConfig, TextChoiceConfig
+from vlp.config import DataConfig, DecodingConfig, SamplingOverrides, SourceConfig, TextChoiceConfig
 from vlp.data import score_tables
 from vlp.data.image_decoding import decode_image
 from vlp.data.loader import TrainingLoader
@@ -31,9 +31,11 @@ from vlp.data.shard_writer import ShardWriter
 from vlp.data.shards import iterate_samples
 from vlp.data.transforms import clean_caption
 from vlp.errors import UserError, WorkError
+from vlp.generation.settings import resolve_decoding
 from vlp.model import load_model
 
-DECODING = DecodingConfig(max_length=10, min_length=3, temperature=5.0, prompt="a")
+DECODING = SamplingOverrides(max_length=10, min_length=3, temperature=5.0, prompt="a")
+RESOLVED = resolve_decoding(DecodingConfig(), DECODING)
 LONG = "a red circle above the blue square " * 6  # 42 words, of which the models read 33
 TEXTS = [
     ["a red circle"],
@@ -108,7 +110,7 @@ def test_rows_say_what_the_samples_say(folders, tmp_path):
         assert (row["width"], row["height"], row["clip"]) == (width, height, None)
         words = tokenizer.encode(clean_caption(row["text"]), add_special_tokens=False)
         assert row["tokens"] == len(words.ids)
-        assert row["decoding"] == (json.dumps({"captioner": 0, **asdict(DECODING)}) if new else None)
+        assert row["decoding"] == (json.dumps({"captioner": 0, **asdict(RESOLVED)}) if new else None)
 
 
 def plain_likelihood(model, image, text, prompt):
@@ -146,8 +148,8 @@ def test_several_captions_of_several_captioners_are_pooled(shard, folders):
         made = [row for row in rows if row["key"] == key and row["decoding"]]
         expected = []
         for number, model in enumerate(models):
-            (texts,) = model.caption([image], DECODING, keys=[f"00000.tar/{key}"], seed=5, num_captions=3)
-            expected += [(text, number) for text in texts if clean_caption(text)]
+            (captions,) = model.caption([image], RESOLVED, keys=[f"00000.tar/{key}"], seed=5, num_captions=3)
+            expected += [(caption.text, number) for caption in captions if clean_caption(caption.text)]
         assert [(row["text"], json.loads(row["decoding"])["captioner"]) for row in made] == expected
         numbers = [row["caption_id"] for row in rows if row["key"] == key and row["source"] == "synthetic"]
         assert numbers == list(range(len(numbers)))
@@ -213,7 +215,7 @@ def test_the_metadata_say_how_the_table_was_made(shard, folders, monkeypatch):
     said = read_settings(shard)
     assert said["captioner"] == [folder_hash(folders["captioner"]), folder_hash(folders["captioner2"])]
     assert said["filter"] == [folder_hash(folders["filter"])]
-    assert said["decoding"] == asdict(DECODING)
+    assert said["decoding"] == [asdict(RESOLVED)] * 2
     assert (said["seed"], said["num_captions"], said["batch_size"], said["precision"]) == (5, 2, 3, "None")
     assert said["version"] == score_tables.VERSION
     with open(shard, "rb") as file:
@@ -278,7 +280,7 @@ def test_captions_that_say_nothing_make_no_row(shard, folders, tmp_path, caplog)
     with torch.no_grad():
         silent.blip.language_head.bias[silent.tokenizer.sep_id] += 1e4  # the end, at once
     silent.save(tmp_path / "silent")
-    decoding = DecodingConfig(min_length=1)
+    decoding = SamplingOverrides(min_length=1)
     names = [str(tmp_path / "silent"), folders["captioner"]]
     counts = score_shards(shard, names, folders["filter"], decoding, num_captions=2, max_bad_share=0)
     assert (counts.images, counts.texts, counts.bad) == (5, 20, {"empty caption": 10})

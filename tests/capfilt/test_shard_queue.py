@@ -29,7 +29,7 @@ from vlp.capfilt.run import parse_part, score_shards
 from vlp.capfilt.score import ScoreCounts
 from vlp.capfilt.shard_queue import ShardQueue
 from vlp.cli.main import app
-from vlp.config import CapFiltConfig, DecodingConfig
+from vlp.config import CapFiltConfig, SamplingOverrides
 from vlp.config_reader import save_config
 from vlp.data.score_tables import table_path
 from vlp.data.shard_index import expand_shards
@@ -57,7 +57,7 @@ def config(eight_shards, models, tmp_path) -> CapFiltConfig:
         shards=str(tmp_path / "web" / "*.tar"),
         captioner=models[0],
         filter=models[1],
-        decoding=DecodingConfig(max_length=10, min_length=3),
+        decoding=SamplingOverrides(max_length=10, min_length=3),
         num_captions=2,
         batch_size=4,
         precision="fp32",
@@ -67,7 +67,7 @@ def config(eight_shards, models, tmp_path) -> CapFiltConfig:
 @pytest.fixture(scope="module")
 def expected(eight_shards, models) -> list[dict]:
     """The rows that one process writes."""
-    decoding = DecodingConfig(max_length=10, min_length=3)
+    decoding = SamplingOverrides(max_length=10, min_length=3)
     shards = str(eight_shards / "*.tar")
     score_shards(CapFiltConfig(shards, "", *models, decoding=decoding, num_captions=2, batch_size=4, precision="fp32"))
     return rows_of(shards)

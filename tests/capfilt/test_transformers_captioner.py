@@ -26,14 +26,14 @@ from tests.scoring import score_shards
 from tests.tiny_model import WORDS, make_model
 from vlp.capfilt.scorers import load_scorers
 from vlp.capfilt.transformers_captioner import TransformersCaptioner
-from vlp.config import DecodingConfig
+from vlp.config import DecodingConfig, SamplingOverrides
 from vlp.data.tokenizer import train_tokenizer
 from vlp.errors import UserError
 from vlp.generation.token_rules import uniform_numbers
 
 TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 PICTURE = {"image_size": 32, "patch_size": 16}
-SAMPLED = DecodingConfig(max_length=8, min_length=2, repetition_penalty=1.0, top_p=0.7, temperature=1.5)
+SAMPLED = DecodingConfig(beams=0, max_length=8, min_length=2, repetition_penalty=1.0, top_p=0.7, temperature=1.5)
 BEAMS = DecodingConfig(beams=3, max_length=8, min_length=2, repetition_penalty=1.2, no_repeat_ngram=2)
 
 
@@ -158,8 +158,9 @@ def test_banned_words_do_not_occur(folders):
 def test_its_captions_stand_in_the_table(folders, tmp_path):
     shard = write_shard(tmp_path / "shards")
     make_model(seed=1).save(tmp_path / "model")
+    settings = SamplingOverrides(**vars(SAMPLED))
     counts = score_shards(
-        shard, f"hf:{folders['git']}", str(tmp_path / "model"), SAMPLED, precision="fp32", num_captions=2, seed=3
+        shard, f"hf:{folders['git']}", str(tmp_path / "model"), settings, precision="fp32", num_captions=2, seed=3
     )
     made = [row for row in rows_of(shard) if row["decoding"]]
     assert counts.texts == 20 and len(made) == 10

@@ -10,7 +10,7 @@ from transformers import BlipConfig, BlipTextModel
 from vlp.config import DecodingConfig
 from vlp.convert.blip import from_config, transformers_table
 from vlp.convert.command import from_ours, to_ours
-from vlp.convert.tables import carry
+from vlp.convert.tables import to_our_names
 from vlp.data.tokenizer import load_tokenizer
 from vlp.errors import UserError
 from vlp.model import Model, load_model
@@ -134,7 +134,7 @@ def test_features_keep_image_projection_and_temperature_and_name_the_rest(both):
     expected = torch.nn.functional.normalize(vectors, dim=-1)
     torch.testing.assert_close(ours.embed_images(images), expected, atol=1e-4, rtol=1e-4)
     assert ours.blip.temperature.item() == pytest.approx((-theirs.logit_scale).exp().item(), rel=1e-5)
-    assert "left behind: text_model.pooler.dense" in lines
+    assert "not used: text_model.pooler.dense" in lines
 
 
 SEARCHES = [
@@ -151,9 +151,9 @@ SEARCHES = [
 def test_greedy_and_beam_captions_are_theirs_for_32_images(both, settings):
     theirs, ours, _ = both("captioning")
     images = pictures(ours, 32)
-    decoding = DecodingConfig(**{"repetition_penalty": 1.0, **settings})
+    decoding = DecodingConfig(**settings)
     words = torch.tensor([ours.tokenizer.prompt_ids(decoding.prompt)])
-    banned = [ours.tokenizer.prompt_ids(word)[1:] for word in decoding.banned_words]
+    banned = ours.tokenizer.word_ids(decoding.banned_words)
     expected = theirs.generate(
         pixel_values=images,
         input_ids=torch.cat([words, torch.tensor([[ours.tokenizer.sep_id]])], dim=1).repeat(32, 1),  # it cuts the last
@@ -168,7 +168,7 @@ def test_greedy_and_beam_captions_are_theirs_for_32_images(both, settings):
     )
     texts = [ours.tokenizer.decode(row[words.shape[1] :].tolist()) for row in expected]
     assert len(set(texts)) > 8, "the images must matter"
-    assert ours.caption(images, decoding) == texts
+    assert ours.caption_texts(images, decoding) == texts
 
 
 def test_answers_are_theirs(both):
@@ -185,7 +185,7 @@ def test_answers_are_theirs(both):
             expected.append(ours.tokenizer.decode(made[0].tolist()))
         assert len(set(expected)) > 8
         assert ours.answer(images, questions, beams=beams, max_length=8, min_length=0) == expected
-    assert not [line for line in lines if line.startswith("left behind")]
+    assert not [line for line in lines if line.startswith("not used")]
 
 
 @pytest.mark.parametrize("kind", ["captioning", "retrieval", "vqa"])
@@ -212,8 +212,8 @@ def test_a_transformers_folder_loads_as_it_is(both, tmp_path):
 
 def test_parts_that_lack_are_named_and_started(both):
     _, ours, lines = both("captioning")
-    assert "lacking in the source: text_tower.layers.*.self_attention.encoder.qkv: from decoder" in lines
-    assert "lacking in the source: itm_head: new weights" in lines
+    assert "missing in the source: text_tower.layers.*.self_attention.encoder.qkv: copied from the decoder" in lines
+    assert "missing in the source: itm_head: random weights" in lines
     layer = ours.blip.text_tower.layers[0].self_attention
     assert torch.equal(layer["encoder"].qkv.weight, layer["decoder"].qkv.weight)
 
@@ -230,7 +230,7 @@ def test_sources_that_do_not_fit_write_nothing(both, tmp_path):
     (tmp_path / "broken.pth").write_bytes(b"PK\x03\x04 half of it")
     for name, sentence in [
         ("code.pth", "would run code"),
-        ("other.pth", "no checkpoint of BLIP"),
+        ("other.pth", "not a BLIP checkpoint"),
         ("broken.pth", "cannot be read"),
     ]:
         with pytest.raises(UserError, match=sentence):
@@ -296,7 +296,7 @@ def test_an_original_retrieval_checkpoint(original, tokenizer_folder):
     with torch.no_grad():
         logits = theirs(pixel_values=images, input_ids=ids, attention_mask=mask, use_itm_head=True)[0]
     torch.testing.assert_close(ours.match(images, TEXTS).itm, logits.softmax(1)[:, 1], atol=1e-4, rtol=1e-4)
-    assert not [line for line in lines if line.startswith("left behind")], lines
+    assert not [line for line in lines if line.startswith("not used")], lines
 
 
 def test_an_original_captioning_checkpoint(original, tokenizer_folder):
@@ -305,8 +305,8 @@ def test_an_original_captioning_checkpoint(original, tokenizer_folder):
     images = pictures(ours, 8)
     expected = theirs.generate(pixel_values=images, num_beams=3, max_length=12)
     texts = [ours.tokenizer.decode(row.tolist()) for row in expected]
-    assert ours.caption(images, beams=3, max_length=12, min_length=0, repetition_penalty=1.0) == texts
-    assert not [line for line in lines if line.startswith("left behind")], lines
+    assert ours.caption_texts(images, beams=3, max_length=12, min_length=0, prompt="") == texts
+    assert not [line for line in lines if line.startswith("not used")], lines
 
 
 def test_an_original_vqa_checkpoint(original, tokenizer_folder):
@@ -336,7 +336,7 @@ def test_an_original_pretraining_checkpoint_has_both_sides(original, tokenizer_f
     images = pictures(ours, 8)
     expected = captioning.generate(pixel_values=images, num_beams=1, max_length=12, do_sample=False)
     texts = [ours.tokenizer.decode(row.tolist()) for row in expected]
-    assert ours.caption(images, beams=1, max_length=12, min_length=0, repetition_penalty=1.0) == texts
+    assert ours.caption_texts(images, beams=1, max_length=12, min_length=0, prompt="") == texts
     with torch.no_grad():
         ids, mask = ids_of(ours, ["a bar"] * 8, "[ENC]")
         logits = retrieval(pixel_values=images, input_ids=ids, attention_mask=mask, use_itm_head=True)[0]
@@ -357,7 +357,7 @@ def test_an_original_nlvr_checkpoint_names_what_it_leaves(original, tokenizer_fo
     ours, lines = original({**state, "cls_head.0.weight": torch.zeros(2, 2)})
     first = theirs.text_encoder.encoder.layer[1].crossattention.self.query.weight
     assert torch.equal(ours.blip.text_tower.layers[1].cross_attention["shared"].query.weight, first)
-    left = {line.removeprefix("left behind: ") for line in lines if line.startswith("left behind")}
+    left = {line.removeprefix("not used: ") for line in lines if line.startswith("not used")}
     assert "cls_head.*" in {name.replace(".0", ".*") for name in left}
     assert "text_encoder.encoder.layer.*.crossattention.self1.query" in left
 
@@ -368,7 +368,7 @@ def test_base_size_is_theirs(tokenizer_folder):
     theirs = make_theirs("captioning", tokenizer, width=768, layers=12, heads=12, image_size=224, patch=16)
     redraw(theirs, 0.03)
     config = from_config(theirs.config)
-    state, _ = carry(transformers_table("captioning", config), theirs.state_dict())
+    state, _ = to_our_names(transformers_table("captioning", config), theirs.state_dict())
     blip = Blip(config).eval()
     blip.load_state_dict(state, strict=False)
     torch.manual_seed(0)

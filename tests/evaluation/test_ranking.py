@@ -29,8 +29,8 @@ def test_memory_is_bounded():
     """All scores at once would be 400 MB."""
     vectors = F.normalize(torch.randn(10_000, 4))
     own = torch.arange(10_000)[:, None].expand(-1, 2)
-    rank_candidates(vectors[:100], vectors, own[:100], 1, room=2**20)
+    rank_candidates(vectors[:100], vectors, own[:100], 1, most_scores=2**20)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    ranking = rank_candidates(vectors, vectors, own, 1, room=2**20)
+    ranking = rank_candidates(vectors, vectors, own, 1, most_scores=2**20)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # KiB
     assert ranking.found.float().mean() > 0.99

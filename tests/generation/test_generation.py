@@ -8,8 +8,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from vlp.config import DecodingConfig
 from vlp.errors import UserError
-from vlp.generation.decode import CaptionStepper, generate
-from vlp.generation.token_rules import cut_distribution, draw, uniform_numbers
+from vlp.generation.decode import generate
+from vlp.generation.token_rules import TokenRules, cut_distribution, draw, uniform_numbers
 
 VOCABULARY, END = 23, 2
 PROMPT = [5, 7]
@@ -29,7 +29,7 @@ def language_model() -> GPT2LMHeadModel:
 
 
 class Replay:
-    """A decoder that recomputes every row from all of its tokens: no cache that could hide a wrong reorder."""
+    """A stepper that recomputes every row from all of its tokens: no cache that could hide a wrong reordering."""
 
     def __init__(self, logits):
         self.logits = logits
@@ -44,12 +44,9 @@ class Replay:
         self.tokens = self.tokens[rows]
         self.groups = groups
 
-    def decoder(self) -> CaptionStepper:
-        return CaptionStepper(self.step, self.select)
-
 
 def run(logits, config: DecodingConfig, keys=("a",), prompt=PROMPT, **kwargs):
-    return generate(Replay(logits).decoder(), prompt, END, config, list(keys), **kwargs)
+    return generate(Replay(logits), prompt, TokenRules(config, END), list(keys), **kwargs)
 
 
 def plain(beams=0, **changes) -> DecodingConfig:
@@ -72,7 +69,7 @@ def test_equals_transformers(language_model, beams, penalty, limits, length_pena
         beams, repetition_penalty=penalty, min_length=limits[0], max_length=limits[1], length_penalty=length_penalty
     )
     for prompt in ([5], [5, 7], [5, 11, 3]):
-        ours = run(lambda t: language_model(t).logits[:, -1], config, prompt=prompt, captions=1)[0][0]
+        ours = run(lambda t: language_model(t).logits[:, -1], config, prompt=prompt, num_captions=1)[0][0]
         theirs = language_model.generate(
             torch.tensor([prompt]),
             attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
@@ -90,7 +87,7 @@ def test_equals_transformers(language_model, beams, penalty, limits, length_pena
 
 def test_all_beams_and_their_scores_equal_transformers(language_model):
     config = plain(4)
-    ours = run(lambda t: language_model(t).logits[:, -1], config, captions=4)[0]
+    ours = run(lambda t: language_model(t).logits[:, -1], config, num_captions=4)[0]
     theirs = language_model.generate(
         torch.tensor([PROMPT]),
         attention_mask=torch.ones(1, 2, dtype=torch.int64),
@@ -127,9 +124,10 @@ def test_many_groups_equal_one_by_one():
 
     keys = [f"k{i}" for i in range(7)]
     for config, captions in [(plain(3), 2), (plain(1), 1), (plain(0), 3), (plain(0), 1)]:
-        together = generate(PerGroup(torch.arange(7)).decoder(), PROMPT, END, config, keys, captions=captions)
+        rules = TokenRules(config, END)
+        together = generate(PerGroup(torch.arange(7)), PROMPT, rules, keys, num_captions=captions)
         for i in range(7):
-            alone = generate(PerGroup(torch.tensor([i])).decoder(), PROMPT, END, config, [keys[i]], captions=captions)
+            alone = generate(PerGroup(torch.tensor([i])), PROMPT, rules, [keys[i]], num_captions=captions)
             assert [t.ids for t in together[i]] == [t.ids for t in alone[0]]
             assert [t.log_probability for t in together[i]] == pytest.approx([t.log_probability for t in alone[0]])
 
@@ -140,7 +138,7 @@ def test_a_wide_beam_finds_the_best_text():
     table = torch.randn(vocabulary, vocabulary, generator=torch.Generator().manual_seed(3))
     log = table.log_softmax(-1)
     config = plain(40, max_length=4, length_penalty=0.0)
-    found = generate(Replay(lambda t: table[t[:, -1]]).decoder(), [1], END, config, ["a"])[0][0]
+    found = generate(Replay(lambda t: table[t[:, -1]]), [1], TokenRules(config, END), ["a"])[0][0]
     best = -math.inf
     for a in range(vocabulary):
         for b in range(vocabulary):
@@ -159,7 +157,7 @@ def test_sampling_depends_on_seed_and_key_alone():
         parts = [text for i in range(0, 12, size) for text in run(model, plain(), keys[i : i + size], seed=4)]
         assert parts == whole
     assert run(model, plain(), keys[::-1], seed=4)[::-1] == whole
-    two = run(model, plain(), keys, seed=4, captions=2)
+    two = run(model, plain(), keys, seed=4, num_captions=2)
     assert [group[0] for group in two] == [group[0] for group in whole]
     assert run(model, plain(), keys, seed=5) != whole
 
@@ -226,11 +224,13 @@ def test_uniform_numbers_are_stable():
         ({"beams": -1}, 1),
         ({"beams": 2}, 3),
         ({"repetition_penalty": 0.0}, 1),
+        ({"banned_words": ["red", " "]}, 1),
+        ({"beams": "3"}, 1),
     ],
 )
 def test_senseless_settings_are_refused(changes, captions):
     with pytest.raises(UserError, match="decoding"):
-        run(table_model(), plain(**changes), captions=captions)
+        run(table_model(), plain(**changes), num_captions=captions)
 
 
 def test_no_keys_no_texts():

@@ -17,7 +17,7 @@ def made(run_config):
     def make(*overrides, count=3):
         config = run_config("run", *overrides)
         torch.manual_seed(0)
-        model, tokenizer = build_model(config)
+        model, tokenizer, _ = build_model(config)
         loader = TrainingLoader(config.data, 32, tokenizer, config.batch_size, seed=1)
         return build_task(config, model, tokenizer), list(itertools.islice(loader, count))
 

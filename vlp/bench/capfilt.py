@@ -13,7 +13,7 @@ from vlp.bench.timing import Measured, Work, compare, device
 from vlp.capfilt.score import ScoreSettings, score_batch
 from vlp.capfilt.scorers import Scorers, load_scorers
 from vlp.capfilt.scoring_batches import ScoringBatch
-from vlp.config import DecodingConfig
+from vlp.config import SamplingOverrides
 from vlp.data.bad_samples import BadSamples
 from vlp.data.shards import Sample
 from vlp.data.tokenizer import BERT_SPECIALS, BLIP_SPECIALS, CaptionTokenizer
@@ -38,7 +38,7 @@ def bench_capfilt(size: Size, precision: str, batch: int, peers: bool) -> list[M
     texts = [" ".join(f"word{number}" for number in row) for row in numbers]
     samples = [Sample(str(row), "", b"", text, [text], {}, ["web"]) for row, text in enumerate(texts)]
     pictures = ScoringBatch(samples, [(size.image_size, size.image_size)] * batch, {size.image_size: images}, [], [])
-    decoding = DecodingConfig(min_length=LENGTH, max_length=LENGTH, repetition_penalty=1.0)
+    decoding = SamplingOverrides(min_length=LENGTH, max_length=LENGTH, repetition_penalty=1.0)
     settings, empty = ScoreSettings(decoding, batch_size=batch), BadSamples(math.inf)
 
     def ours() -> None:

@@ -7,8 +7,9 @@ import torch
 
 from vlp.bench.timing import Measured, Work, compare, device
 from vlp.config import DecodingConfig, ImageEncoderConfig, ModelConfig, TextTowerConfig
-from vlp.generation.caption_step import caption_stepper
+from vlp.generation.caption_step import CaptionStepper
 from vlp.generation.decode import generate
+from vlp.generation.token_rules import TokenRules
 from vlp.models.blip import Blip
 from vlp.models.compiled import compile_blocks
 from vlp.models.cpu.linear import constant_weights
@@ -72,7 +73,7 @@ def bench_caption(size: Size, precision: str, batch: int, peers: bool, compiled:
     images = torch.randint(0, 256, (batch, 3, size.image_size, size.image_size), dtype=torch.uint8, device=device())
     lines = []
     for name, beams, captions in (("nucleus", 0, 1), ("beam 3", 3, 1), ("nucleus, 5 an image", 0, 5)):
-        decoding = DecodingConfig(beams=beams, min_length=LENGTH, max_length=LENGTH, repetition_penalty=1.0)
+        decoding = DecodingConfig(beams=beams, min_length=LENGTH, max_length=LENGTH)
 
         def ours(decoding: DecodingConfig = decoding, captions: int = captions) -> None:
             _captions(blip, images, decoding, captions)
@@ -90,9 +91,9 @@ def _captions(blip: Blip, images: torch.Tensor, decoding: DecodingConfig, captio
     vocabulary = blip.config.text_tower.vocabulary
     with torch.no_grad():
         memory = blip.text_tower.project_image(blip.encode_images(images), "decoder")
-        decoder = caption_stepper(blip, memory, decoding.max_length)
+        stepper = CaptionStepper(blip, memory, decoding.max_length)
         keys = [str(row) for row in range(len(images))]
-        generate(decoder, [vocabulary - 2], END, decoding, keys, 0, captions, images.device)
+        generate(stepper, [vocabulary - 2], TokenRules(decoding, END), keys, 0, captions, images.device)
 
 
 def _transformers(size: Size, images: torch.Tensor, dtype: torch.dtype, beams: int, captions: int) -> Work:

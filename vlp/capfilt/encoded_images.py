@@ -65,6 +65,8 @@ class EncodedImages:
             vectors = self.model.embed_tokens(self.tokens)
         if prompt is not None:
             scores.nll = torch.empty(len(texts))
+        if prompt:  # some tokenizers split the first word of a text differently after a prompt
+            after_prompt = tokenizer.word_ids_after(prompt, texts)
         for chosen, index in self._parts(lengths, images):
             ids, mask = tokenizer.pad([words[i] for i in chosen.tolist()], self.model.text_tokens)
             ids, mask = ids.to(self.model.device), mask.to(self.model.device)
@@ -73,6 +75,9 @@ class EncodedImages:
                 scores.itm[chosen] = self._match(ids, mask, index)
                 scores.itc[chosen] = (vectors[images[chosen]] * self._embed(ids, mask)).sum(dim=-1)
             if prompt is not None:
+                if prompt:
+                    ids, mask = tokenizer.pad([after_prompt[i] for i in chosen.tolist()], self.model.text_tokens)
+                    ids, mask = ids.to(self.model.device), mask.to(self.model.device)
                 scores.nll[chosen] = self._negative_log_likelihood(ids, mask, index, prompt)
         return scores
 

@@ -17,11 +17,12 @@ from vlp import __version__
 from vlp.capfilt.encoded_images import EncodedImages, TextScores
 from vlp.capfilt.scorers import Scorers
 from vlp.capfilt.scoring_batches import ScoringBatch, read_batches
-from vlp.config import DecodingConfig
+from vlp.config import DecodingConfig, DecodingOverrides, SamplingOverrides
 from vlp.data.bad_samples import BadSample, BadSamples
 from vlp.data.score_tables import NAME, Scored, image_uid, shard_state, write_table
 from vlp.data.shards import Sample
 from vlp.data.transforms import clean_caption
+from vlp.generation.settings import resolve_decoding
 from vlp.log import ReportProgress, no_progress
 from vlp.model import Model
 from vlp.models.cpu.linear import constant_weights
@@ -32,12 +33,13 @@ class ScoreSettings:
     """How shards are scored, apart from the models.
 
     Attributes:
+        decoding: changes to the captioners' own decoding settings.
         num_captions: captions per image and captioner.
         max_bad_share: a shard with a larger share of bad samples fails.
         name: the tables' name, see `table_path`.
     """
 
-    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    decoding: DecodingOverrides = field(default_factory=SamplingOverrides)
     num_captions: int = 1
     seed: int = 0
     batch_size: int = 64
@@ -98,7 +100,7 @@ def table_identity(scorers: Scorers, settings: ScoreSettings) -> dict[str, Any]:
     """What the rows of a table depend on. A table with another identity is scored again."""
     return {
         **scorers.identity,
-        "decoding": asdict(settings.decoding),
+        "decoding": [asdict(decoding) for decoding in _decodings(scorers, settings)],
         "num_captions": settings.num_captions,
         "seed": settings.seed,
         "batch_size": settings.batch_size,  # it changes rounding
@@ -154,12 +156,12 @@ def _captions(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """The number of an image, and the columns of a caption of it, for all captions of all captioners."""
     keys = [f"{os.path.basename(shard)}/{sample.key}" for sample in batch.samples]
-    how = (settings.decoding, keys, settings.seed, settings.num_captions)
-    made = [
-        encoded[captioner].captions(*how) if captioner in encoded else captioner.captions(batch.full, *how)
-        for captioner in scorers.captioners
-    ]
-    notes = [json.dumps({"captioner": number, **asdict(settings.decoding)}) for number in range(len(made))]
+    decodings = _decodings(scorers, settings)
+    made = []
+    for captioner, decoding in zip(scorers.captioners, decodings, strict=True):
+        how = (decoding, keys, settings.seed, settings.num_captions)
+        made.append(encoded[captioner].captions(*how) if captioner in encoded else captioner.captions(batch.full, *how))
+    notes = [json.dumps({"captioner": number, **asdict(decoding)}) for number, decoding in enumerate(decodings)]
     for image, sample in enumerate(batch.samples):
         for captions, note in zip(made, notes, strict=True):
             for text in captions[image]:
@@ -178,10 +180,10 @@ def _score_texts(
     settings: ScoreSettings,
 ) -> dict[str, list[float | int | None]]:
     """The score columns, each [texts]; `images` is the number of each text's image."""
-    prompt = settings.decoding.prompt
+    decodings = _decodings(scorers, settings)
+    prompts = {captioner: one.prompt for captioner, one in zip(scorers.captioners, decodings, strict=True)}
     scores: list[TextScores] = [
-        batch.score(texts, images, model in scorers.filters, prompt if model in scorers.captioners else None)
-        for model, batch in encoded.items()
+        batch.score(texts, images, model in scorers.filters, prompts.get(model)) for model, batch in encoded.items()
     ]
     clip = [scorer.score(vector, texts, images) for scorer, vector in zip(scorers.clips, vectors, strict=True)]
     columns = {
@@ -192,6 +194,11 @@ def _score_texts(
         "tokens": scores[0].tokens if scores else None,
     }
     return {name: [None] * len(texts) if value is None else value.tolist() for name, value in columns.items()}
+
+
+def _decodings(scorers: Scorers, settings: ScoreSettings) -> list[DecodingConfig]:
+    """The decoding settings of each captioner: its own, with the overrides applied."""
+    return [resolve_decoding(captioner.decoding, settings.decoding) for captioner in scorers.captioners]
 
 
 def _mean(columns: list[Tensor | None]) -> Tensor | None:

@@ -13,7 +13,7 @@ from vlp.convert.files import find_folder
 from vlp.data.score_tables import files_hash, folder_hash
 from vlp.errors import UserError
 from vlp.model import Model, load_model
-from vlp.model_folder import is_ours
+from vlp.model_folder import is_model_folder
 from vlp.models.cpu.optimise import optimise_for_cpu
 from vlp.models.precision import compute_dtype
 
@@ -112,4 +112,4 @@ def _load(
     dtype = torch.bfloat16 if compute_dtype(precision, device) == torch.bfloat16 else None
     model, folder = optimise_for_cpu(load_model(name, device, precision, dtype, compile)), find_folder(name)
     converted = sorted(file for file in folder.iterdir() if file.suffix in READ)
-    return model, folder_hash(folder) if is_ours(folder) else files_hash(converted)
+    return model, folder_hash(folder) if is_model_folder(folder) else files_hash(converted)

@@ -24,6 +24,7 @@ class TransformersCaptioner:
 
     Attributes:
         identity: a hash of the model's files.
+        decoding: the defaults of `DecodingConfig`, which the overrides of a CapFilt run change.
     """
 
     def __init__(self, source: str, device: torch.device | None = None, precision: Precision = "auto"):
@@ -39,6 +40,7 @@ class TransformersCaptioner:
             raise UserError(
                 f"hf:{source} has no safetensors weights; other formats are not read, as they can run code."
             )
+        self.decoding = DecodingConfig()
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = compute_dtype(precision, self.device) or torch.float32
         try:

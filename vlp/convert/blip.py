@@ -1,4 +1,4 @@
-"""BLIP as `transformers` and the original code store it: settings from theirs, weights by the tables."""
+"""Converting BLIP models of `transformers` and of the original code: settings, and weights by the tables."""
 
 import math
 import re
@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vlp.config import ImageEncoderConfig, ModelConfig, Sharing, TextTowerConfig
+from vlp.config import DecodingConfig, ImageEncoderConfig, ModelConfig, Sharing, TextTowerConfig
+from vlp.convert.decoding import PUBLISHED, captioner_decoding
 from vlp.convert.tables import (
     LANGUAGE_HEAD,
     Table,
     blip_image_table,
-    carry,
     count_layers,
     group_names,
     prefixed,
     text_table,
     timm_image_table,
+    to_our_names,
 )
 from vlp.errors import UserError
 
@@ -27,23 +28,27 @@ if TYPE_CHECKING:
     from transformers import BlipConfig
 
 HEADS: Table = {"image_projection": ("vision_proj",), "text_projection": ("text_proj",), "itm_head": ("itm_head",)}
-HEAD_WIDTH = 64  # of every BLIP; a .pth does not say it
-# Of a .pth: what only training needs, and buffers that hold no weight.
+HEAD_WIDTH = 64  # of an attention head in every BLIP; a .pth file does not contain it
+# Entries of a .pth file that only training needs, and buffers that are not weights.
 NOT_THE_MODEL = re.compile(r"(_m\.|queue|ptr|position_ids$|cls\.predictions\.decoder\.)")
 
 
 @dataclass
-class Carried:
-    """Settings and weights in our names; `started` and `left` as in `Source`."""
+class Converted:
+    """The settings of a source, and its weights under our names.
+
+    Attributes:
+        unused: parts of the source that have no counterpart in our network.
+    """
 
     config: ModelConfig
     state: dict[str, Tensor]
-    started: list[str] = field(default_factory=list)
-    left: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
 
 
 def transformers_table(kind: str, config: ModelConfig) -> Table:
-    """Our names to those of the `transformers` class for "captioning", "retrieval", "vqa" or "features" (BlipModel)."""
+    """The table for the `transformers` class of a kind: "captioning", "retrieval", "vqa" or "features" (BlipModel)."""
     layers, sharing = config.text_tower.layers, config.text_tower.sharing
     encoder = text_table(layers, "encoder", sharing)
     decoder = text_table(layers, "decoder", sharing)
@@ -60,41 +65,45 @@ def transformers_table(kind: str, config: ModelConfig) -> Table:
     return image | both | head
 
 
-def from_transformers(folder: Path, weights: dict[str, Tensor]) -> Carried:
-    """A `transformers` BLIP folder.
+def from_transformers(folder: Path, weights: dict[str, Tensor]) -> Converted:
+    """Convert a `transformers` BLIP folder.
 
     Raises:
-        UserError: its settings are not readable, or it is no BLIP that is known.
+        UserError: its settings are not readable, or it is not a known kind of BLIP.
     """
     from transformers import BlipConfig
 
     try:
         theirs = BlipConfig.from_pretrained(folder)
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{folder}/config.json is not readable as BLIP's: {str(error).splitlines()[0]}.") from None
+        raise UserError(
+            f"{folder}/config.json is not readable as a BLIP config: {str(error).splitlines()[0]}."
+        ) from None
     kind = _kind(weights, folder)
     config = from_config(theirs, "nothing" if kind == "vqa" else "all_but_self_attention")
     if kind == "features":
         config = replace(config, embed_dim=theirs.projection_dim)
     table = transformers_table(kind, config)
-    carried = _carry(config, table, weights)
-    if kind == "features":  # cosines there are multiplied by exp(logit_scale), and projected without a bias
-        carried.state["log_temperature"] = -weights["logit_scale"].float()
+    converted = _convert(config, table, weights)
+    if kind == "captioning":
+        converted.decoding = captioner_decoding(folder)
+    if kind == "features":  # BlipModel multiplies cosines by exp(logit_scale), and its projections have no bias
+        converted.state["log_temperature"] = -weights["logit_scale"].float()
         for name in ("image_projection.bias", "text_projection.bias"):
-            carried.state[name] = torch.zeros(config.embed_dim)
-        carried.left = [name for name in carried.left if name != "logit_scale"]
-    return carried
+            converted.state[name] = torch.zeros(config.embed_dim)
+        converted.unused = [name for name in converted.unused if name != "logit_scale"]
+    return converted
 
 
 def from_config(theirs: "BlipConfig", sharing: Sharing = "all_but_self_attention") -> ModelConfig:
-    """Our settings from `transformers`' BlipConfig.
+    """Our settings from a BlipConfig of `transformers`.
 
     Raises:
-        UserError: it has activations that ours has not.
+        UserError: it has an activation that our network does not have.
     """
     text, vision = theirs.text_config, theirs.vision_config
     if text.hidden_act != "gelu" or vision.hidden_act not in ("gelu", "quick_gelu"):
-        raise UserError(f"The activations {text.hidden_act} and {vision.hidden_act} are not known here; gelu is.")
+        raise UserError(f"The activations {text.hidden_act} and {vision.hidden_act} are not supported; gelu is.")
     return ModelConfig(
         ImageEncoderConfig(
             image_size=vision.image_size,
@@ -120,19 +129,19 @@ def from_config(theirs: "BlipConfig", sharing: Sharing = "all_but_self_attention
     )
 
 
-def from_original(weights: dict[str, Tensor], path: str) -> Carried:
-    """A .pth of the original code: pretraining, captioning, retrieval, VQA or NLVR2.
+def from_original(weights: dict[str, Tensor], path: str) -> Converted:
+    """Convert a .pth file of the original code: pretraining, captioning, retrieval, VQA or NLVR2.
 
     Raises:
-        UserError: it is no such checkpoint.
+        UserError: it is not such a checkpoint.
     """
     if "visual_encoder.pos_embed" not in weights:
-        raise UserError(f"{path} is no checkpoint of BLIP: it has no visual_encoder.pos_embed.")
+        raise UserError(f"{path} is not a BLIP checkpoint: it has no visual_encoder.pos_embed.")
     weights = {_first_of_two(name): tensor for name, tensor in weights.items()}
     encodes = "text_encoder.embeddings.word_embeddings.weight" in weights
     decodes = "text_decoder.bert.embeddings.word_embeddings.weight" in weights
     if not (encodes or decodes):
-        raise UserError(f"{path} is no checkpoint of BLIP: it has neither text_encoder nor text_decoder.")
+        raise UserError(f"{path} is not a BLIP checkpoint: it has neither text_encoder nor text_decoder.")
     heads = "itm_head.weight" in weights
     sharing: Sharing = "nothing" if encodes and decodes and not heads else "all_but_self_attention"
     config = _original_config(weights, "text_encoder." if encodes else "text_decoder.bert.", sharing)
@@ -143,15 +152,17 @@ def from_original(weights: dict[str, Tensor], path: str) -> Carried:
         table |= prefixed(LANGUAGE_HEAD, "language_head.", "text_decoder.cls.predictions.")
     if encodes:
         table |= prefixed(text_table(layers, "encoder", sharing), "text_tower.", "text_encoder.") | HEADS
-    carried = _carry(config, table, weights)
+    converted = _convert(config, table, weights)
+    if decodes and not encodes:
+        converted.decoding = replace(PUBLISHED)
     if "temp" in weights:
-        carried.state["log_temperature"] = weights["temp"].float().log().reshape(())
-        carried.left = [name for name in carried.left if name != "temp"]
-    return carried
+        converted.state["log_temperature"] = weights["temp"].float().log().reshape(())
+        converted.unused = [name for name in converted.unused if name != "temp"]
+    return converted
 
 
 def _original_config(weights: dict[str, Tensor], text: str, sharing: Sharing) -> ModelConfig:
-    """Settings from the shapes of the weights."""
+    """The settings that follow from the shapes of the weights."""
     image = {name.removeprefix("visual_encoder."): weight for name, weight in weights.items()}
     words = weights[f"{text}embeddings.word_embeddings.weight"]
     return ModelConfig(
@@ -172,18 +183,18 @@ def _original_config(weights: dict[str, Tensor], text: str, sharing: Sharing) ->
 def vit_config(
     state: dict[str, Tensor], heads: int, norm_eps: float = 1e-6, activation: str = "gelu"
 ) -> ImageEncoderConfig:
-    """Settings of a ViT from its weights in our names, and from what weights do not say.
+    """The settings of a ViT, from its weights under our names and from what the weights do not show.
 
     Raises:
-        UserError: the patches are no square grid, or the activation is unknown.
+        UserError: the patches do not form a square grid, or the activation is not supported.
     """
     width, _, patch, _ = state["patch_embed.proj.weight"].shape
-    places = state["pos_embed"].shape[1] - 1
-    side = math.isqrt(places)
-    if side * side != places:
-        raise UserError(f"The {places} patches of pos_embed are no square grid; images are square here.")
+    patches = state["pos_embed"].shape[1] - 1  # without the class token
+    side = math.isqrt(patches)
+    if side * side != patches:
+        raise UserError(f"The {patches} patches of pos_embed do not form a square grid; images must be square.")
     if activation not in ("gelu", "quick_gelu"):
-        raise UserError(f"The image encoder's activation is {activation}; gelu and quick_gelu are known.")
+        raise UserError(f"The image encoder's activation is {activation}; gelu and quick_gelu are supported.")
     return ImageEncoderConfig(
         image_size=side * patch,
         patch_size=patch,
@@ -197,21 +208,21 @@ def vit_config(
     )
 
 
-def _carry(config: ModelConfig, table: Table, weights: dict[str, Tensor]) -> Carried:
-    """The weights in our names, and the names of those that found no place."""
-    state, used = carry(table, weights)
-    left = [name for name in weights.keys() - used if not (NOT_THE_MODEL.search(name) or _tied(name, weights))]
-    return Carried(config, state, left=group_names(sorted(left)))
+def _convert(config: ModelConfig, table: Table, weights: dict[str, Tensor]) -> Converted:
+    """The weights under our names, and the unused part of the source."""
+    state, used = to_our_names(table, weights)
+    rest = [name for name in weights.keys() - used if not (NOT_THE_MODEL.search(name) or _tied(name, weights))]
+    return Converted(config, state, group_names(sorted(rest)))
 
 
 def _tied(name: str, weights: dict[str, Tensor]) -> bool:
-    """Whether a weight of the original's decoder is its encoder's over again."""
+    """Whether a weight of the decoder is a copy of the encoder's, which the original code shares."""
     encoder = weights.get(name.replace("text_decoder.bert.", "text_encoder."))
     return name.startswith("text_decoder.bert.") and encoder is not None and torch.equal(encoder, weights[name])
 
 
 def _kind(weights: dict[str, Tensor], folder: Path) -> str:
-    """Which of the `transformers` classes a folder is of, by what it holds."""
+    """The kind of `transformers` class that wrote a folder, from the names of its weights."""
     heads = {name.split(".")[0] for name in weights}
     for kind, needed in (
         ("vqa", {"text_encoder", "text_decoder"}),
@@ -221,9 +232,9 @@ def _kind(weights: dict[str, Tensor], folder: Path) -> str:
     ):
         if needed <= heads:
             return kind
-    raise UserError(f"{folder} holds no BLIP that is known: its parts are {', '.join(sorted(heads))}.")
+    raise UserError(f"{folder} is not a known kind of BLIP: its parts are {', '.join(sorted(heads))}.")
 
 
 def _first_of_two(name: str) -> str:
-    """NLVR2 has two cross-attentions a layer; the first takes the place of ours, the second is left behind."""
+    """NLVR2 has two cross-attentions per layer: rename the first to the usual name; the second stays unused."""
     return name.replace("crossattention.self0.", "crossattention.self.").replace("output.dense0.", "output.dense.")

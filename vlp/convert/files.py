@@ -1,4 +1,4 @@
-"""Weights and settings of other projects' files and hub names, read without running anything that they hold."""
+"""Reading other projects' files, from a folder or the hub, without running any code that they contain."""
 
 import json
 import pickle
@@ -15,10 +15,10 @@ WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin", "*.json", "*.txt", "*.mod
 
 
 def find_folder(source: str) -> Path:
-    """A local folder as it is; a hub name as the folder that its files were fetched to.
+    """A local path as it is, or the folder with the downloaded files of a hub name.
 
     Raises:
-        UserError: there is no such folder, and no such name on the hub or no way to it.
+        UserError: there is no such path, and the hub has no such model or is out of reach.
     """
     path = Path(source)
     if path.exists():
@@ -32,15 +32,15 @@ def find_folder(source: str) -> Path:
         return Path(snapshot_download(source, allow_patterns=list(WEIGHT_FILES)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
         raise UserError(
-            f"{source} is not a model folder here, nor a model that could be fetched from the hub."
+            f"{source} is not a model folder, and no model of that name could be downloaded from the hub."
         ) from None
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object.
+    """Read a JSON object.
 
     Raises:
-        UserError: it is missing or something else.
+        UserError: the file is missing, or does not contain a JSON object.
     """
     try:
         values = json.loads(path.read_text())
@@ -49,15 +49,15 @@ def read_json(path: Path) -> dict:
     except (ValueError, OSError):
         values = None
     if not isinstance(values, dict):
-        raise UserError(f"{path} is not readable as a JSON object.")
+        raise UserError(f"{path} is not a readable JSON object.")
     return values
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a `transformers` folder, in one file or several: safetensors, or else a .bin without code.
+    """All tensors of a `transformers` folder, from one or several files: safetensors if there are any, else .bin.
 
     Raises:
-        UserError: there are none, or a file is broken or incomplete.
+        UserError: there are no weights, or a file is broken or incomplete.
     """
     for single, index in (
         ("model.safetensors", "model.safetensors.index.json"),
@@ -71,35 +71,35 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
             continue
         weights: dict[str, Tensor] = {}
         for name in names:
-            path = folder / Path(name).name  # a file name, whatever the index says
+            path = folder / Path(name).name  # only the file name: an index must not lead out of the folder
             weights |= read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
         return weights
     raise UserError(f"{folder} is not a model folder: it has no model.safetensors and no pytorch_model.bin.")
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file.
+    """The tensors of a safetensors file.
 
     Raises:
-        UserError: it is missing, or cut short, as when a download stopped.
+        UserError: the file is missing, broken or incomplete.
     """
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read; it may be half a download ({_first_line(error)}).") from None
+        raise UserError(f"{path} cannot be read; the download may be incomplete ({_first_line(error)}).") from None
 
 
 def read_pickle(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .pth or .bin, under "model" where they stand there. Nothing but tensors and numbers is loaded.
+    """The tensors of a .pth or .bin file, or of its entry "model" or "state_dict". No code is run.
 
     Raises:
-        UserError: it is missing or broken, holds something else, or would have to run code.
+        UserError: the file is missing or broken, contains no state dict, or could only be loaded by running code.
     """
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
-            f"{path} holds more than tensors and numbers, and loading it would run code; save its state dict alone."
+            f"{path} contains more than tensors and numbers, and loading it would run code; save only its state dict."
         ) from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise UserError(f"{path} cannot be read as a checkpoint ({_first_line(error)}).") from None
@@ -107,7 +107,7 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
         if isinstance(values, dict) and isinstance(values.get(key), dict):
             values = values[key]
     if not isinstance(values, dict):
-        raise UserError(f"{path} holds no state dict.")
+        raise UserError(f"{path} contains no state dict.")
     return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 

@@ -1,7 +1,8 @@
-"""Which of our weights are which of other projects' weights: tables, and state dicts carried over by them.
+"""Names of our weights and of other projects' weights: tables, and state dicts renamed by them.
 
-A table maps one of our names to the names there whose tensors, one below the other, are ours: our attention holds
-query, key and value in one matrix. Names are of modules (weight and bias both) or of single parameters.
+A table maps each of our names to a tuple of their names. There are several where our attention keeps query, key and
+value in one matrix: our tensor is theirs concatenated. A name stands for a module (its weight and bias) or for a single
+parameter.
 """
 
 import re
@@ -18,7 +19,7 @@ State = dict[str, Tensor]
 
 
 def blip_image_table(layers: int) -> Table:
-    """`transformers` BLIP's vision model."""
+    """The vision model of BLIP in `transformers`."""
     table: Table = {
         "cls_token": ("embeddings.class_embedding",),
         "pos_embed": ("embeddings.position_embedding",),
@@ -39,12 +40,12 @@ def blip_image_table(layers: int) -> Table:
 
 
 def timm_image_table(layers: int) -> Table:
-    """timm's ViT, which the original BLIP uses as well: the names are ours."""
+    """The ViT of timm, which the original BLIP uses, too; we use the same names."""
     return {ours: (ours,) for ours in blip_image_table(layers)}
 
 
 def vit_image_table(layers: int) -> Table:
-    """`transformers` ViT, by the names of its files."""
+    """The ViT of `transformers`, with the names in its files."""
     table: Table = {
         "cls_token": ("embeddings.cls_token",),
         "pos_embed": ("embeddings.position_embeddings",),
@@ -65,7 +66,7 @@ def vit_image_table(layers: int) -> Table:
 
 
 def clip_image_table(layers: int) -> Table:
-    """open_clip's own vision transformer."""
+    """The vision transformer of open_clip."""
     table: Table = {
         "cls_token": ("class_embedding",),
         "pos_embed": ("positional_embedding",),
@@ -88,11 +89,11 @@ def clip_image_table(layers: int) -> Table:
 
 
 def text_table(layers: int, side: Side, sharing: Sharing, cross_attention: bool = True) -> Table:
-    """One use of the text tower, as BERT and BLIP name its parts.
+    """The text tower's encoder or decoder, with the names of BERT and BLIP.
 
     Args:
-        side: "encoder" or "decoder": whose weights they are where ours are not shared.
-        sharing: of our tower.
+        side: "encoder" or "decoder", which selects our weights where the two sides do not share them.
+        sharing: what the two sides of our tower share.
         cross_attention: False for BERT, which has none.
     """
     shared = shared_parts(sharing)
@@ -132,44 +133,44 @@ LANGUAGE_HEAD: Table = {"transform": ("transform.dense",), "norm": ("transform.L
 
 
 def prefixed(table: Table, ours: str, theirs: str) -> Table:
-    """The table with a prefix before our names and another before theirs."""
+    """The table with a prefix added to our names and another one to theirs."""
     return {ours + name: tuple(theirs + one for one in names) for name, names in table.items()}
 
 
-def carry(table: Table, state: State) -> tuple[State, set[str]]:
-    """Our weights from theirs, and the names of theirs that were used; what they lack is left out."""
-    carried: State = {}
+def to_our_names(table: Table, state: State) -> tuple[State, set[str]]:
+    """Our weights from theirs, as far as theirs contain them, and the names of theirs that were used."""
+    renamed: State = {}
     used: set[str] = set()
     for module, sources in table.items():
         for kind in ("", ".weight", ".bias"):
             names = [source + kind for source in sources]
             if all(name in state for name in names):
                 parts = [state[name] for name in names]
-                carried[module + kind] = torch.cat(parts) if len(parts) > 1 else parts[0]
+                renamed[module + kind] = torch.cat(parts) if len(parts) > 1 else parts[0]
                 used.update(names)
-    return carried, used
+    return renamed, used
 
 
-def carry_back(table: Table, state: State) -> tuple[State, set[str]]:
-    """Their weights from ours, and the names of ours that were used: the inverse of `carry`."""
-    carried: State = {}
+def to_their_names(table: Table, state: State) -> tuple[State, set[str]]:
+    """Their weights from ours, and the names of ours that were used; the inverse of `to_our_names`."""
+    renamed: State = {}
     used: set[str] = set()
     for module, sources in table.items():
         for kind in ("", ".weight", ".bias"):
             if module + kind in state:
                 tensor = state[module + kind]
                 parts = tensor.chunk(len(sources)) if len(sources) > 1 else [tensor]
-                carried |= {name + kind: part.contiguous() for name, part in zip(sources, parts, strict=True)}
+                renamed |= {name + kind: part.contiguous() for name, part in zip(sources, parts, strict=True)}
                 used.add(module + kind)
-    return carried, used
+    return renamed, used
 
 
 def count_layers(state: State, prefix: str) -> int:
-    """How many numbered modules there are after `prefix`."""
+    """The number of numbered modules after `prefix`."""
     rests = [name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)]
     return max((int(rest) + 1 for rest in rests if rest.isdigit()), default=0)
 
 
 def group_names(names: Iterable[str]) -> list[str]:
-    """Names of weights as names of modules, numbers as *, each once."""
+    """Names of weights as distinct names of modules, with * for layer numbers."""
     return list(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name).rpartition(".")[0] or name for name in names))

@@ -1,4 +1,4 @@
-"""Other projects' tokenizers, with the two tokens that BLIP adds."""
+"""Reading other projects' tokenizers and adding BLIP's two tokens."""
 
 from pathlib import Path
 
@@ -9,10 +9,10 @@ ROLES = ("pad", "unk", "cls", "sep", "mask")
 
 
 def read_tokenizer(folder: str | Path) -> CaptionTokenizer:
-    """The tokenizer of a `transformers` folder; [DEC] and [ENC] are added at the end where it lacks them.
+    """Read the tokenizer of a `transformers` folder or hub name; [DEC] and [ENC] are appended if it lacks them.
 
     Raises:
-        UserError: there is none that `transformers` can read, or it lacks a token that BLIP needs.
+        UserError: `transformers` cannot read it, or it lacks a special token that BLIP needs.
     """
     from transformers import AutoTokenizer
 
@@ -21,7 +21,7 @@ def read_tokenizer(folder: str | Path) -> CaptionTokenizer:
         inner = theirs.backend_tokenizer
     except (OSError, ValueError, KeyError, AttributeError, ImportError, TypeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{folder} has no tokenizer that can be read ({reason.rstrip('.')}).") from None
+        raise UserError(f"{folder} has no readable tokenizer ({reason.rstrip('.')}).") from None
     roles = {role: getattr(theirs, f"{role}_token") for role in ROLES}
     missing = [role for role, token in roles.items() if token is None]
     if missing:
@@ -31,13 +31,16 @@ def read_tokenizer(folder: str | Path) -> CaptionTokenizer:
 
 
 def check_vocabulary(tokenizer: CaptionTokenizer, rows: int, source: str) -> None:
-    """Whether word embeddings of `rows` rows go with a tokenizer, [DEC] and [ENC] being there or still to come.
+    """Check that a source has a word embedding for every token; [DEC] and [ENC] may still be missing.
+
+    Args:
+        rows: the number of the source's word embeddings.
 
     Raises:
-        UserError: they do not.
+        UserError: the numbers differ.
     """
     if rows not in (len(tokenizer), len(tokenizer) - len(BLIP_SPECIALS)):
         raise UserError(
-            f"{source} does not fit together: the tokenizer has {len(tokenizer)} words with [DEC] and [ENC], "
+            f"{source} does not fit together: its tokenizer has {len(tokenizer)} tokens, including [DEC] and [ENC], "
             f"and there are {rows} word embeddings."
         )

@@ -1,4 +1,4 @@
-"""Text towers of the BERT family and image encoders of timm, transformers and open_clip."""
+"""Converting text towers of the BERT family and image encoders of timm, transformers and open_clip."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,17 +8,17 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vlp.config import ImageEncoderConfig, ModelConfig, TextTowerConfig
-from vlp.convert.blip import Carried, vit_config
+from vlp.convert.blip import Converted, vit_config
 from vlp.convert.files import find_folder, read_json, read_pickle, read_safetensors, read_weights
 from vlp.convert.tables import (
     Table,
     blip_image_table,
-    carry,
     clip_image_table,
     count_layers,
     group_names,
     prefixed,
     text_table,
+    to_our_names,
     vit_image_table,
 )
 from vlp.errors import UserError
@@ -28,7 +28,7 @@ from vlp.models.image_encoders.vit import build_vit
 
 IMAGE_PREFIXES = ("timm:", "open_clip:")
 WORDS = "embeddings.word_embeddings.weight"
-# Where a masked language model keeps its head: BERT's names, then RoBERTa's.
+# Names of the head of a masked language model: in BERT, then in RoBERTa.
 MASKED_HEADS = (
     {
         "transform": ("cls.predictions.transform.dense",),
@@ -39,23 +39,23 @@ MASKED_HEADS = (
 )
 
 
-def text_tower(folder: Path, weights: dict[str, Tensor]) -> Carried:
-    """A BERT-family encoder as both sides of a text tower, behind a ViT-B/16 of new weights.
+def text_tower(folder: Path, weights: dict[str, Tensor]) -> Converted:
+    """Convert an encoder of the BERT family to a text tower, together with a randomly initialized ViT-B/16.
 
-    Token types, which BLIP does not have, are added to the positions: every text is of type 0. RoBERTa's positions
-    begin behind its padding token's.
+    BLIP has no token types; the embedding of type 0 is added to all position embeddings. The positions of RoBERTa start
+    after its padding token's id.
 
     Raises:
-        UserError: it is no such encoder.
+        UserError: the folder does not contain such an encoder.
     """
     facts = read_json(folder / "config.json")
     weights = {name.replace("LayerNorm.gamma", "LayerNorm.weight"): tensor for name, tensor in weights.items()}
     weights = {name.replace("LayerNorm.beta", "LayerNorm.bias"): tensor for name, tensor in weights.items()}
     prefix = next((name.removesuffix(WORDS) for name in weights if name.endswith(WORDS)), None)
     if prefix is None:
-        raise UserError(f"{folder} holds no text encoder of the BERT family: it has no {WORDS}.")
+        raise UserError(f"{folder} contains no text encoder of the BERT family: it has no {WORDS}.")
     if facts.get("position_embedding_type", "absolute") != "absolute":
-        raise UserError(f"{folder} has relative positions, which BLIP's text tower has not.")
+        raise UserError(f"{folder} has relative positions, which BLIP's text tower does not support.")
     places = weights[f"{prefix}embeddings.position_embeddings.weight"]
     if facts["model_type"] != "bert":
         places = places[facts.get("pad_token_id", 1) + 1 :]
@@ -75,34 +75,34 @@ def text_tower(folder: Path, weights: dict[str, Tensor]) -> Carried:
             ),
         )
     except KeyError as error:
-        raise UserError(f"{folder}/config.json does not say {error}.") from None
+        raise UserError(f"{folder}/config.json has no {error}.") from None
     if facts.get("hidden_act", "gelu") != "gelu":
-        raise UserError(f"{folder} has the activation {facts['hidden_act']!r}; the text tower's is gelu.")
+        raise UserError(f"{folder} has the activation {facts['hidden_act']!r}; the text tower supports gelu.")
     side = text_table(config.text_tower.layers, "encoder", config.text_tower.sharing, cross_attention=False)
     table: Table = prefixed(side, "text_tower.", prefix)
     for head in MASKED_HEADS:
         if head["bias"][0] in weights:
             table |= prefixed(head, "language_head.", "")
-    state, used = carry(table, weights)
+    state, used = to_our_names(table, weights)
     used |= {f"{prefix}embeddings.token_type_embeddings.weight"}
-    left = [name for name in weights if name not in used and not name.endswith("position_ids")]
-    return Carried(config, state, left=group_names(left))
+    rest = [name for name in weights if name not in used and not name.endswith("position_ids")]
+    return Converted(config, state, group_names(rest))
 
 
 def is_image_source(source: str) -> bool:
-    """Whether a source names an image encoder by its library."""
+    """Whether a source starts with the name of an image encoder library."""
     return source.startswith(IMAGE_PREFIXES)
 
 
 def image_tower(source: str) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
-    """An image encoder: its settings and its weights in our names.
+    """The settings of an image encoder, and its weights under our names.
 
     Args:
-        source: "timm:NAME" or "timm:NAME,FILE", "open_clip:NAME,PRETRAINED" (a tag or a file), or a `transformers`
-            ViT's folder or hub name.
+        source: "timm:NAME" or "timm:NAME,FILE", "open_clip:NAME,PRETRAINED" (a tag or a file), or the folder or hub
+            name of a `transformers` ViT.
 
     Raises:
-        UserError: it cannot be had, or it is built otherwise than a ViT with a class token.
+        UserError: the source is not available, or its architecture is not supported.
     """
     if source.startswith("timm:"):
         return _from_timm(source.removeprefix("timm:"))
@@ -113,7 +113,7 @@ def image_tower(source: str) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
     facts = facts.get("vision_config", facts)
     kind = facts.get("model_type")
     if kind not in ("vit", "deit", "blip_vision_model"):
-        raise UserError(f"{source} is of the kind {kind!r}, not a ViT; name CLIP's by open_clip:NAME,PRETRAINED.")
+        raise UserError(f"{source} is of the kind {kind!r}, not a ViT; for CLIP use open_clip:NAME,PRETRAINED.")
     make, layers, token = (
         (blip_image_table, "encoder.layers.", "class_embedding")
         if kind == "blip_vision_model"
@@ -121,10 +121,10 @@ def image_tower(source: str) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
     )
     prefix = next((p for p in ("", "vit.", "deit.", "vision_model.") if f"{p}embeddings.{token}" in weights), None)
     if prefix is None:
-        raise UserError(f"{source} holds no class token; the image encoder needs one.")
-    state, _ = carry(prefixed(make(count_layers(weights, prefix + layers)), "", prefix), weights)
+        raise UserError(f"{source} has no class token, which the image encoder needs.")
+    state, _ = to_our_names(prefixed(make(count_layers(weights, prefix + layers)), "", prefix), weights)
     eps, activation = facts.get("layer_norm_eps", 1e-12), facts.get("hidden_act", "gelu")
-    return _whole(vit_config(state, facts["num_attention_heads"], eps, activation), state, source)
+    return _checked(vit_config(state, facts["num_attention_heads"], eps, activation), state, source)
 
 
 def _from_timm(name: str) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
@@ -139,7 +139,7 @@ def _from_timm(name: str) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
 
 
 def _timm_config(name: str, trunk: nn.Module, state: dict[str, Tensor]) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
-    """A timm model as our ViT where it is one, else as itself."""
+    """A timm model as our ViT if it has the same architecture, else wrapped."""
     if type(trunk) is VisionTransformer and trunk.cls_token is not None and trunk.num_prefix_tokens == 1:
         block = trunk.blocks[0]
         config = vit_config(state, block.attn.num_heads, block.norm1.eps, _activation(block.mlp.act))
@@ -147,7 +147,7 @@ def _timm_config(name: str, trunk: nn.Module, state: dict[str, Tensor]) -> tuple
             return config, state
     size = trunk.pretrained_cfg["input_size"][-1]
     config = ImageEncoderConfig(name=f"timm:{name}", image_size=size, width=trunk.num_features)
-    return _whole(config, {f"trunk.{key}": value for key, value in state.items()}, f"timm:{name}")
+    return _checked(config, {f"trunk.{key}": value for key, value in state.items()}, f"timm:{name}")
 
 
 def _from_open_clip(name: str) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
@@ -157,42 +157,42 @@ def _from_open_clip(name: str) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
     try:
         tower = open_clip.create_model(name, pretrained=pretrained or None).visual
     except (RuntimeError, OSError, ValueError) as error:
-        raise UserError(f"open_clip has no model {name} to give: {str(error).splitlines()[0]}.") from None
-    if hasattr(tower, "trunk"):  # one of timm's
+        raise UserError(f"open_clip cannot create {name}: {str(error).splitlines()[0]}.") from None
+    if hasattr(tower, "trunk"):  # a timm model
         inner = open_clip.get_model_config(name)["vision_cfg"]["timm_model_name"]
         trunk = create_trunk(inner)
         known = trunk.state_dict()
         return _timm_config(inner, trunk, {k: v for k, v in tower.trunk.state_dict().items() if k in known})
     if not isinstance(tower, open_clip.transformer.VisionTransformer):
-        raise UserError(f"open_clip's {name} has a {type(tower).__name__}; ViTs and towers of timm serve here.")
+        raise UserError(f"open_clip's {name} has a {type(tower).__name__}; ViTs and timm models are supported.")
     weights = tower.state_dict()
     weights["class_embedding"] = weights["class_embedding"].view(1, 1, -1)
     weights["positional_embedding"] = weights["positional_embedding"][None]
-    state, _ = carry(clip_image_table(count_layers(weights, "transformer.resblocks.")), weights)
-    if "norm_pre.weight" not in state:  # CLIP's patches have no bias
+    state, _ = to_our_names(clip_image_table(count_layers(weights, "transformer.resblocks.")), weights)
+    if "norm_pre.weight" not in state:  # CLIP's patch embedding has no bias
         state["patch_embed.proj.bias"] = torch.zeros_like(state["norm.bias"])
     block = tower.transformer.resblocks[0]
     config = vit_config(state, block.attn.num_heads, block.ln_1.eps, _activation(block.mlp.gelu))
-    return _whole(config, state, f"open_clip:{name}")
+    return _checked(config, state, f"open_clip:{name}")
 
 
 def _activation(module: nn.Module) -> str:
     return "quick_gelu" if type(module).__name__ == "QuickGELU" else type(module).__name__.lower()
 
 
-def _whole(
+def _checked(
     config: ImageEncoderConfig, state: dict[str, Tensor], source: str
 ) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
-    """Settings and weights, when the weights are exactly those of our ViT.
+    """The settings and weights, after checking that the weights are exactly those of our encoder.
 
     Raises:
-        UserError: some are missing, of another shape or too many.
+        UserError: a weight is missing, unexpected or of another shape.
     """
     ours = _shapes(BUILDERS[config.name.split(":")[0]], config)
     given = {name: tensor.shape for name, tensor in state.items()}
     wrong = [name for name in ours.keys() | given.keys() if ours.get(name) != given.get(name)]
     if wrong:
-        raise UserError(f"{source} is built otherwise than its settings say, in {', '.join(sorted(wrong)[:5])}.")
+        raise UserError(f"{source} does not fit its settings: {', '.join(sorted(wrong)[:5])} differ.")
     return config, state
 
 

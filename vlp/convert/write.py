@@ -1,15 +1,17 @@
-"""Our networks as `transformers` folders, which its own classes load with nothing missing and nothing unexpected."""
+"""Writing our networks as `transformers` folders, which its own classes load without missing or unexpected weights."""
 
 from pathlib import Path
 from typing import Any, Literal
 
 from vlp.config import ModelConfig
+from vlp.config_reader import to_dict
 from vlp.convert.blip import transformers_table
-from vlp.convert.tables import carry_back, group_names
+from vlp.convert.decoding import OURS, generation_settings
+from vlp.convert.tables import group_names, to_their_names
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.errors import UserError
 from vlp.files import prepare_output, writing_folder
-from vlp.models.blip import Blip
+from vlp.model_folder import SavedModel
 from vlp.models.image_encoders.encoder import DEVIATION, MEAN
 
 Kind = Literal["captioning", "retrieval", "vqa"]
@@ -20,45 +22,51 @@ CLASSES = {
 }
 
 
-def write_transformers(blip: Blip, tokenizer: CaptionTokenizer, folder: str | Path, kind: Kind) -> list[str]:
-    """Write a folder that `from_pretrained` of the class for `kind` and `BlipProcessor` load.
+def write_transformers(model: SavedModel, folder: str | Path, kind: Kind) -> list[str]:
+    """Write a folder that the `transformers` class for `kind` and `BlipProcessor` load with `from_pretrained`.
+
+    Decoding settings go to generation_config.json as far as `transformers` has them, and whole to config.json.
 
     Returns:
-        The parts of ours that the class has no place for.
+        The parts of the model that the class does not have.
 
     Raises:
-        UserError: the folder exists, or the network is built as no BLIP of `transformers` is.
+        UserError: the folder exists, or `transformers` has no BLIP with the model's architecture.
     """
     import transformers
 
     prepare_output(folder)
-    config = _their_config(blip.config, tokenizer)
-    table = transformers_table(kind, blip.config)
+    weights_of_ours = model.blip.state_dict()
+    config = _their_config(model.blip.config, model.tokenizer)
     theirs = getattr(transformers, CLASSES[kind])(config).eval()
-    weights, used = carry_back(table, blip.state_dict())
+    weights, used = to_their_names(transformers_table(kind, model.blip.config), weights_of_ours)
     missing, unexpected = theirs.load_state_dict(weights, strict=False)
     tied = ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias")
     missing = [name for name in missing if not name.endswith(tied)]
     if missing or unexpected:
-        raise UserError(f"transformers' {CLASSES[kind]} does not fit this network: {[*missing, *unexpected][:5]}.")
+        problems = ", ".join([*missing, *unexpected][:5])
+        raise UserError(f"transformers' {CLASSES[kind]} cannot represent this model; these weights differ: {problems}.")
     theirs.tie_weights()
+    if kind == "captioning":
+        setattr(config, OURS, to_dict(model.decoding))
+        theirs.generation_config.update(**generation_settings(model.decoding))
     size = {"height": config.vision_config.image_size, "width": config.vision_config.image_size}
     images = transformers.BlipImageProcessor(size=size, image_mean=list(MEAN), image_std=list(DEVIATION))
     with writing_folder(folder) as temporary:
-        tokenizer.write_files(temporary)
+        model.tokenizer.write_files(temporary)
         words = transformers.AutoTokenizer.from_pretrained(str(temporary))
         theirs.save_pretrained(temporary)
         transformers.BlipProcessor(images, words).save_pretrained(temporary)
-    return group_names(name for name in blip.state_dict() if name not in used)
+    return group_names(name for name in weights_of_ours if name not in used)
 
 
 def _their_config(config: ModelConfig, tokenizer: CaptionTokenizer) -> Any:
-    """BlipConfig of a network of ours."""
+    """The BlipConfig of one of our networks."""
     from transformers import BlipConfig
 
     image, text = config.image_encoder, config.text_tower
     if image.pre_norm or image.name != "vit":
-        raise UserError("transformers' BLIP has a plain ViT as its image encoder; this model has another one.")
+        raise UserError("transformers' BLIP only has a plain ViT as its image encoder; this model has another one.")
     return BlipConfig(
         text_config={
             "vocab_size": text.vocabulary,

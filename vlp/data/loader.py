@@ -30,7 +30,7 @@ from vlp.data.sample_dataset import (
 from vlp.data.shard_index import ShardIndex, expand_shards, index_shard, index_shards
 from vlp.data.text_choice import check_choice, read_texts
 from vlp.data.tokenizer import CaptionTokenizer
-from vlp.data.transforms import clean_caption
+from vlp.data.transforms import prompted_caption
 from vlp.distributed import share_out
 from vlp.errors import UserError, WorkError
 
@@ -233,7 +233,7 @@ class TrainingLoader:
             start = int(places[-1]) + 1
 
     def _batch(self, chunk: Chunk) -> Batch:
-        texts = [clean_caption(f"{self.prompt} {captions[0]}") for captions in chunk.captions]
+        texts = [prompted_caption(self.prompt, captions[0]) for captions in chunk.captions]
         ids, mask = self.tokenizer.encode(texts, self.data.max_tokens)
         text_hashes = torch.tensor([stable_hash(text) for text in texts])
         return Batch(chunk.images, ids, mask, text_hashes, torch.tensor(chunk.image_hashes), chunk.keys, texts)

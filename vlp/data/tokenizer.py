@@ -12,6 +12,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 
+from vlp.data.transforms import clean_caption, prompted_caption
 from vlp.errors import UserError
 from vlp.files import writing_folder
 
@@ -88,8 +89,13 @@ class CaptionTokenizer:
         return ids, torch.arange(length) < lengths[:, None]
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """What a caption begins with: [DEC] and the prompt's words."""
-        return [self.dec_id, *self.tokenizer.encode(prompt, add_special_tokens=False).ids]
+        """The tokens that a caption begins with: [DEC] and the words of the prompt, cleaned as captions are."""
+        return [self.dec_id, *self.word_ids([clean_caption(prompt)])[0]]
+
+    def word_ids_after(self, prompt: str, captions: list[str]) -> list[list[int]]:
+        """The words of captions as they follow a prompt: what training on `prompted_caption` predicts."""
+        start = len(self.prompt_ids(prompt)) - 1  # without [DEC]
+        return [ids[start:] for ids in self.word_ids([prompted_caption(prompt, caption) for caption in captions])]
 
     def decode(self, ids: list[int]) -> str:
         """Ids to text, special tokens left out and word pieces joined."""

@@ -64,6 +64,11 @@ def clean_caption(text: str, max_words: int = 50) -> str:
     return " ".join(text.split(" ")[:max_words])
 
 
+def prompted_caption(prompt: str, caption: str) -> str:
+    """A cleaned caption after its prompt, as a captioner is trained on it and decodes it."""
+    return clean_caption(f"{prompt} {caption}")
+
+
 def _resize(pixels: np.ndarray, size: int) -> Tensor:
     """[height, width, 3] to [size, size, 3], bicubic and antialiased; uint8 in and out, as Pillow rounds."""
     image = torch.from_numpy(np.ascontiguousarray(pixels))  # a crop in one piece: the fast kernel asks for that

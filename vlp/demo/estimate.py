@@ -8,7 +8,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vlp.capfilt.run import run_capfilt, score
+from vlp.capfilt.run import run_capfilt, score_shards
 from vlp.config import RunConfig
 from vlp.demo.stages import (
     QUICK_RULES,
@@ -91,7 +91,7 @@ def measure_speeds(root: Path, sizes: DemoSizes, seed: int) -> Speeds:
             steps[name] = _step_seconds(config)
         cleaning = capfilt_config(root, QUICK_RULES, seed)
         cleaning = replace(cleaning, decoding=replace(cleaning.decoding, max_length=CAPTION_LENGTH))
-        scoring = _timed(lambda: score(cleaning)) / mini.web
+        scoring = _timed(lambda: score_shards(cleaning)) / mini.web
         selection = _timed(lambda: run_capfilt(cleaning))  # the tables exist
         evaluation = _timed(lambda: score_model(root, "noisy")) / mini.held_out
     return Speeds(

@@ -11,12 +11,13 @@ from vlp.config import (
     AugmentConfig,
     CapFiltConfig,
     DataConfig,
-    DecodingConfig,
+    DecodingOverrides,
     ImageEncoderConfig,
     ModelConfig,
     ObjectiveConfig,
     OptimConfig,
     RunConfig,
+    SamplingOverrides,
     SourceConfig,
     TaskName,
     TextTowerConfig,
@@ -42,8 +43,8 @@ RULES = "itm >= 0.25 and nll <= 1.2"
 QUICK_RULES = "top(itm, 0.3)"  # after a few steps every nll is above 1.2
 # Cropping and flipping would falsify captions that tell positions, and color jitter those that tell colors.
 PLAIN = AugmentConfig(crop_min=1.0, crop_max=1.0, flip=False, operations=0)
-GREEDY = DecodingConfig(beams=1, repetition_penalty=1.0, min_length=4, max_length=24)
-NUCLEUS = DecodingConfig(top_p=0.9, repetition_penalty=1.0, min_length=4, max_length=24)
+GREEDY = DecodingOverrides(beams=1, min_length=4, max_length=24)  # stored with the models
+NUCLEUS = SamplingOverrides(repetition_penalty=1.0)
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,7 @@ def pretrain_config(root: Path, name: str, sources: list[str], sizes: DemoSizes,
         data=_data(root, sources),
         objective=ObjectiveConfig(queue_size=2048),
         optim=OptimConfig(learning_rate=1e-3, warmup_steps=sizes.warmup_steps, decay="cosine", clip_norm=1.0),
+        decoding=GREEDY,
         batch_size=sizes.batch_size,
         steps=sizes.pretrain_steps,
         checkpoint_every=500,
@@ -240,7 +242,7 @@ def score_model(root: Path, name: str) -> dict[str, float]:
     model, held_out = optimise_for_cpu(load_model(root / name / "model")), shards_of(root, "held-out")
     scores = {
         **evaluate_retrieval(model, held_out, rerank=16),
-        **evaluate_captioning(model, held_out, GREEDY, scorers=[exact_caption_share]),
+        **evaluate_captioning(model, held_out, scorers=[exact_caption_share]),
     }
     write_json(path, scores)
     return scores

@@ -1,7 +1,7 @@
-"""Captioning: how good a model's captions are."""
+"""Captioning: score a model's captions of shards against the reference captions."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from vlp.config import DecodingConfig
@@ -18,7 +18,7 @@ log = logging.getLogger("vlp")
 
 @dataclass
 class Captioned:
-    """A made caption beside the captions of its image."""
+    """A generated caption, the reference captions of its image, and the metadata of its sample."""
 
     key: str
     caption: str
@@ -43,46 +43,40 @@ def evaluate_captioning(
 ) -> dict[str, float]:
     """Caption every image and score the captions against the references.
 
+    Images without a reference caption are left out and named in the log.
+
     Args:
-        decoding: None means beam search with 3 beams.
-        scorers: further measures, each given all captions.
+        decoding: None means the model's own settings.
+        limit: at most this many images.
+        seed: of sampling; has no effect on greedy and beam search.
+        workers: processes that decode images; 0 decodes in this process.
+        scorers: further measures; each is called once with all captions.
 
     Returns:
-        `CIDEr` and `BLEU-4` where `pycocoevalcap` is installed, what `scorers` return, and `images`.
+        `CIDEr` and `BLEU-4` if `pycocoevalcap` is installed, the results of `scorers`, and `images`.
+
+    Raises:
+        UserError: the shards contain no image with a caption, or a setting is out of range.
     """
-    made = list(caption_shards(model, shards, decoding, batch_size, limit, seed, workers, progress))
-    return {**score_captions(made, scorers), "images": len(made)}
-
-
-def caption_shards(
-    model: Model,
-    shards: str | list[str],
-    decoding: DecodingConfig | None = None,
-    batch_size: int = 32,
-    limit: int | None = None,
-    seed: int = 0,
-    workers: int = 0,
-    progress: ReportProgress = no_progress,
-) -> Iterator[Captioned]:
-    """A caption for every image of shards, with the image's own captions; images without a caption are left out.
-
-    Arguments as in `evaluate_captioning`.
-    """
-    decoding = decoding or DecodingConfig(beams=3, repetition_penalty=1.0)
+    decoding = decoding or model.decoding
+    captioned: list[Captioned] = []
     bad = BadSamples(max_share=1.0)
     batches = evaluation_batches(shards, model.image_size, batch_size, workers, limit=limit, bad=bad, need_text=True)
     for batch in batches:
-        texts = model.caption_tokens(model.encode_images(batch.images), decoding, batch.keys, seed)
-        for key, (made,), references, info in zip(batch.keys, texts, batch.captions, batch.infos, strict=True):
-            yield Captioned(key, made.text, references, info)
-        progress("caption", len(texts))
+        made = model.caption_tokens(model.encode_images(batch.images), decoding, batch.keys, seed)
+        for key, captions, references, info in zip(batch.keys, made, batch.captions, batch.infos, strict=True):
+            captioned.append(Captioned(key, captions[0].text, references, info))
+        progress("caption", len(made))
+    if not captioned:
+        raise UserError("Captioning needs images with captions; these shards contain none.")
+    return {**score_captions(captioned, scorers), "images": len(captioned)}
 
 
-def score_captions(made: list[Captioned], scorers: Sequence[CaptionScorer] = ()) -> dict[str, float]:
+def score_captions(captioned: list[Captioned], scorers: Sequence[CaptionScorer] = ()) -> dict[str, float]:
     """The scores of `evaluate_captioning` for existing captions."""
-    results = {name: value for scorer in scorers for name, value in scorer(made).items()}
+    results = {name: value for scorer in scorers for name, value in scorer(captioned).items()}
     try:
-        results |= captioning_scores([one.caption for one in made], [one.references for one in made])
-    except UserError as error:  # the other scores do not need it
+        results |= captioning_scores([one.caption for one in captioned], [one.references for one in captioned])
+    except UserError as error:  # the other scores do not depend on these
         log.warning("CIDEr and BLEU-4 are left out. %s", error)
     return results

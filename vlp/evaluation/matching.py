@@ -1,4 +1,4 @@
-"""Matching: how well a model tells right texts from wrong ones on labelled pairs."""
+"""Matching: how well a model separates matching from non-matching texts on labeled image-text pairs."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -16,18 +16,19 @@ from vlp.models.cpu.linear import constant_weights
 def evaluate_matching(
     model: Model, images: str, pairs: str, batch_size: int = 32, progress: ReportProgress = no_progress
 ) -> dict[str, float]:
-    """How well the model tells right texts from wrong ones on labelled pairs.
+    """Score a model on labeled image-text pairs.
 
     Args:
         images: folder of the images.
-        pairs: a tab-separated file `image caption label` with a heading; the label is `match` or `no-match`.
+        pairs: a tab-separated file with a header line and the columns image, caption and label (`match` or `no-match`).
+        batch_size: images at once, each with all of its texts.
 
     Returns:
-        `itm_auc` and `itc_auc`, areas under the ROC curves of ITM's probability and of the cosine; `itm_accuracy` at
-        0.5; `pairs`.
+        `itm_auc` and `itc_auc`, the areas under the ROC curves of the ITM probability and of the cosine; `itm_accuracy`
+        at a threshold of 0.5; `pairs`.
 
     Raises:
-        UserError: a file is missing or not of this form.
+        UserError: a file is missing or unreadable, or `pairs` does not have this format.
     """
     texts, labels = _read_pairs(Path(pairs))
     names = list(texts)
@@ -51,19 +52,21 @@ def evaluate_matching(
 
 
 def _read_pairs(path: Path) -> tuple[dict[str, list[str]], dict[str, list[bool]]]:
-    """Texts and labels of each image."""
+    """The texts and labels of each image."""
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text.") from None
     texts: dict[str, list[str]] = defaultdict(list)
     labels: dict[str, list[bool]] = defaultdict(list)
     for number, line in enumerate(lines[1:], start=2):
         image, *rest = line.split("\t")
         if len(rest) != 2 or rest[1] not in ("match", "no-match"):
-            raise UserError(f"{path}, line {number}: write image, caption and match or no-match, separated by tabs.")
+            raise UserError(f"{path}, line {number} must be: image, caption, match or no-match, separated by tabs.")
         texts[image].append(rest[0])
         labels[image].append(rest[1] == "match")
     if not texts:
-        raise UserError(f"{path} holds no pairs.")
+        raise UserError(f"{path} contains no pairs.")
     return texts, labels

@@ -1,4 +1,4 @@
-"""Scores of retrieval, matching and captioning: arrays in, numbers out."""
+"""Metrics of retrieval, matching and captioning: arrays in, numbers out."""
 
 import re
 from collections.abc import Sequence
@@ -13,30 +13,33 @@ _NOT_A_WORD = re.compile(r"[^\w\s'-]+")
 
 
 def best_ranks(scores: Tensor, relevant: Tensor) -> Tensor:
-    """For each query, how many wrong candidates stand before its best right one.
+    """The rank of each query's best relevant candidate: the number of irrelevant candidates at or above its score.
 
-    A wrong candidate with the same score stands before a right one, so a model that scores all alike gets nothing.
+    Ties count against the relevant candidate, so a model that gives all candidates the same score gets no credit.
 
     Args:
         scores: float [queries, candidates], higher is better.
-        relevant: bool of the same shape, at least one True a row.
+        relevant: bool of the same shape, with at least one True per row.
 
     Returns:
-        int64 [queries]; 0 means that the first candidate is right.
+        int64 [queries]; 0 means that the first candidate is relevant.
     """
     best = scores.masked_fill(~relevant, float("-inf")).amax(dim=1, keepdim=True)
     return ((scores >= best) & ~relevant).sum(dim=1)
 
 
 def recall_at_k(ranks: Tensor, k: int, weights: Tensor | None = None) -> float:
-    """The share of queries (0 to 1) whose right answer is among the first k.
+    """The share of queries (0 to 1) with a relevant candidate among the first k.
 
     Args:
         ranks: int64 [queries], from `best_ranks`.
-        weights: [queries], how often each query counts; all once when None.
+        weights: [queries], how often each query counts; None: once each.
+
+    Raises:
+        UserError: there are no queries.
     """
     if len(ranks) == 0:
-        raise UserError("Recall needs at least one query; the data holds none.")
+        raise UserError("Recall needs at least one query; the data contains none.")
     hits = (ranks < k).double()
     if weights is None:
         return hits.mean().item()
@@ -46,23 +49,23 @@ def recall_at_k(ranks: Tensor, k: int, weights: Tensor | None = None) -> float:
 def area_under_curve(
     scores: Sequence[float] | np.ndarray | Tensor, labels: Sequence[bool] | np.ndarray | Tensor
 ) -> float:
-    """Area under the ROC curve: the chance that a right one scores above a wrong one, ties counted half.
+    """Area under the ROC curve: the probability that a positive scores above a negative; ties count half.
 
     Args:
-        scores: [n], higher should mean right.
-        labels: [n], true for right.
+        scores: [n], higher for positives.
+        labels: [n], true for positives.
 
     Returns:
-        0 to 1; NaN when all labels are alike, for then it is not defined.
+        0 to 1, or NaN if all labels are equal, because it is then undefined.
     """
     values = np.asarray(scores, dtype=np.float64)
     right = np.asarray(labels).astype(bool)
     positives, negatives = int(right.sum()), int((~right).sum())
     if not positives or not negatives:
         return float("nan")
-    # Mann-Whitney: the sum of the mean ranks of the right ones; tied values share the mean of their ranks.
+    # Mann-Whitney U: the sum of the ranks of the positives; tied values share the mean of their ranks.
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    mean_rank = np.cumsum(counts) - (counts - 1) / 2  # ranks begin at 1
+    mean_rank = np.cumsum(counts) - (counts - 1) / 2  # ranks start at 1
     rank_sum = mean_rank[inverse][right].sum()
     return float((rank_sum - positives * (positives + 1) / 2) / (positives * negatives))
 
@@ -70,11 +73,11 @@ def area_under_curve(
 def captioning_scores(candidates: list[str], references: list[list[str]]) -> dict[str, float]:
     """CIDEr and BLEU-4 of captions (Vedantam et al. 2015; Papineni et al. 2002), as `pycocoevalcap` computes them.
 
-    Texts are lower-cased and stripped of punctuation here, in place of the Java tokenizer, so numbers can differ from
-    published ones in the third digit.
+    Texts are lower-cased and stripped of punctuation instead of going through the Java tokenizer, so scores can differ
+    from published ones in the third digit.
 
     Args:
-        candidates: one caption an image.
+        candidates: one caption per image.
         references: the human captions of each image.
 
     Returns:
@@ -87,7 +90,7 @@ def captioning_scores(candidates: list[str], references: list[list[str]]) -> dic
         from pycocoevalcap.bleu.bleu import Bleu
         from pycocoevalcap.cider.cider import Cider
     if not candidates or len(candidates) != len(references):
-        raise UserError("Captioning scores need as many captions as reference lists, and at least one.")
+        raise UserError("Captioning scores need at least one caption, and as many captions as lists of references.")
     results = {i: [plain_words(text)] for i, text in enumerate(candidates)}
     truths = {i: [plain_words(text) for text in texts] for i, texts in enumerate(references)}
     cider, _ = Cider().compute_score(truths, results)
@@ -96,5 +99,5 @@ def captioning_scores(candidates: list[str], references: list[list[str]]) -> dic
 
 
 def plain_words(text: str) -> str:
-    """Lower-case words with single spaces between them, punctuation gone."""
+    """The text in lower case, without punctuation, its words separated by single spaces."""
     return " ".join(_NOT_A_WORD.sub(" ", text.lower()).split())

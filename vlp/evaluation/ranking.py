@@ -1,4 +1,4 @@
-"""Ranks of the right candidates: by cosine in bounded memory, then by ITM over the best of them."""
+"""Ranks of the relevant candidates: by cosine in bounded memory, then by ITM over the best candidates."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from vlp.evaluation.metrics import best_ranks
 from vlp.log import ReportProgress, no_progress
 from vlp.model import Model
 
-ROOM = 2**26  # scores in memory at once: 256 MiB in float32
-TEXTS_AT_ONCE = 256  # texts of one image that are matched in one call
+MOST_SCORES = 2**26  # in memory at once: 256 MiB in float32
+TEXTS_AT_ONCE = 256  # texts that are matched with one image in one call
 
 
 @dataclass
@@ -19,28 +19,28 @@ class Gallery:
     """The images and texts of a retrieval test.
 
     Attributes:
-        image_tokens: encoded images, one CPU tensor [batch, tokens, width] a batch.
+        image_tokens: encoded images, one CPU tensor [batch, tokens, width] per batch.
         image_vectors: float32 [images, embed_dim].
-        texts: different texts, each once.
-        right: int64 [pairs, 2], (image, text) in this order: the text is a caption of the image.
-        weights: int64 [texts]: how many captions read like this.
+        texts: the distinct captions.
+        relevant: int64 [pairs, 2], pairs (image, text) such that the text is a caption of the image, sorted.
+        weights: int64 [texts], the number of captions with this text.
     """
 
     image_tokens: list[Tensor]
     image_vectors: Tensor
     texts: list[str]
-    right: Tensor
+    relevant: Tensor
     weights: Tensor
 
 
 @dataclass
 class Ranking:
-    """Where the right candidates of each query stand.
+    """The ranks of the relevant candidates of each query, and its best candidates.
 
     Attributes:
-        ranks: int64 [queries], as of `best_ranks`.
+        ranks: int64 [queries], as from `best_ranks`.
         best: int64 [queries, k], the best candidates, best first.
-        found: bool [queries, k], which of them are right.
+        found: bool [queries, k], which of the best candidates are relevant.
     """
 
     ranks: Tensor
@@ -48,29 +48,31 @@ class Ranking:
     found: Tensor
 
 
-def rank_candidates(queries: Tensor, candidates: Tensor, right: Tensor, k: int, room: int = ROOM) -> Ranking:
-    """Rank candidates by cosine, some queries at a time, so that at most `room` scores are in memory at once.
+def rank_candidates(
+    queries: Tensor, candidates: Tensor, relevant: Tensor, k: int, most_scores: int = MOST_SCORES
+) -> Ranking:
+    """Rank candidates by cosine, some queries at a time, with at most `most_scores` scores in memory at once.
 
     Args:
         queries, candidates: unit vectors [queries, embed_dim] and [candidates, embed_dim] on one device.
-        right: int64 [pairs, 2] on the CPU: (query, candidate), sorted by query, at least one a query.
-        k: how many of the best to name; at most all.
+        relevant: int64 [pairs, 2] on the CPU: (query, candidate), sorted by query, at least one per query.
+        k: number of best candidates to return; at most all.
     """
-    many = max(1, room // len(candidates))
+    many = max(1, most_scores // len(candidates))
     starts = range(0, len(queries), many)
-    bounds = torch.searchsorted(right[:, 0].contiguous(), torch.tensor([*starts, len(queries)])).tolist()
+    bounds = torch.searchsorted(relevant[:, 0].contiguous(), torch.tensor([*starts, len(queries)])).tolist()
     k = min(k, len(candidates))
-    # Reserved at once: small results between large passing ones would leave holes in memory that fit neither.
+    # Allocated up front: small results allocated between large temporary tensors would fragment memory.
     ranks = torch.empty(len(queries), dtype=torch.int64)
     best, found = torch.empty(len(queries), k, dtype=torch.int64), torch.empty(len(queries), k, dtype=torch.bool)
     for start, low, high in zip(starts, bounds[:-1], bounds[1:], strict=True):
         rows = slice(start, start + many)
         scores = queries[rows] @ candidates.T  # [some, candidates]
-        relevant = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
-        here = right[low:high].to(scores.device)
-        relevant[here[:, 0] - start, here[:, 1]] = True
+        is_relevant = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
+        here = relevant[low:high].to(scores.device)
+        is_relevant[here[:, 0] - start, here[:, 1]] = True
         nearest = scores.topk(k, dim=1).indices
-        ranks[rows], best[rows], found[rows] = best_ranks(scores, relevant), nearest, relevant.gather(1, nearest)
+        ranks[rows], best[rows], found[rows] = best_ranks(scores, is_relevant), nearest, is_relevant.gather(1, nearest)
     return Ranking(ranks, best, found)
 
 
@@ -82,27 +84,28 @@ def rerank_by_matching(
     for_texts: Ranking,
     progress: ReportProgress = no_progress,
 ) -> tuple[Tensor, Tensor]:
-    """Ranks after ITM has put the best candidates in order, by its logit of "match" + cosine (BLIP's rule).
+    """Ranks after re-ranking the best candidates by ITM logit of "match" + cosine (BLIP's rule).
 
-    It goes image by image: an image's memory is projected once, for all the texts that meet it in either direction.
+    Works image by image: an image's memory is projected once, for all texts that it is matched with in either
+    direction.
 
     Args:
         text_vectors: float32 [texts, embed_dim].
-        for_images, for_texts: rankings of the texts of each image, and of the images of each text.
+        for_images, for_texts: rankings of the texts for each image, and of the images for each text.
 
     Returns:
-        int64 [images] and [texts], as of `best_ranks`; candidates that were not looked at stay behind, as they were.
+        int64 [images] and [texts], as from `best_ranks`; the other candidates keep their order behind the best ones.
     """
     ids, mask = model.text_ids(gallery.texts, "[ENC]")
     lengths = mask.sum(dim=1).cpu()
     image_scores = torch.zeros(for_images.best.shape, dtype=torch.float64)  # [images, k]
     text_scores = torch.zeros(for_texts.best.shape, dtype=torch.float64)  # [texts, k]
     for row, image_tokens, places in _image_by_image(gallery, for_texts.best):
-        asking = places // for_texts.best.shape[1]  # texts among whose best this image is
+        asking = places // for_texts.best.shape[1]  # texts that have this image among their best
         chosen = torch.cat([for_images.best[row], asking]).unique()
         memory = model.project(image_tokens[None].to(model.device))
         scores = (text_vectors[chosen] @ gallery.image_vectors[row]).cpu().double()
-        for part in lengths[chosen].argsort().split(TEXTS_AT_ONCE):  # texts of like length together
+        for part in lengths[chosen].argsort().split(TEXTS_AT_ONCE):  # texts of similar length together
             texts = chosen[part].to(ids.device)
             longest = int(lengths[chosen[part]].max())
             scores[part] += model.match_logits(ids[texts, :longest], mask[texts, :longest], memory)[:, 1].cpu().double()
@@ -112,9 +115,9 @@ def rerank_by_matching(
     return _ranks_after(for_images, image_scores), _ranks_after(for_texts, text_scores)
 
 
-def _image_by_image(gallery: Gallery, wanted: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Each image's number, its tokens [tokens, width], and its places in the flattened `wanted` [texts, k]."""
-    images = wanted.flatten()
+def _image_by_image(gallery: Gallery, best: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """The number and tokens [tokens, width] of each image, and its positions in the flattened `best` [texts, k]."""
+    images = best.flatten()
     order = images.argsort(stable=True)
     counts = images.bincount(minlength=len(gallery.image_vectors)).tolist()
     row = 0
@@ -126,7 +129,5 @@ def _image_by_image(gallery: Gallery, wanted: Tensor) -> Iterator[tuple[int, Ten
 
 
 def _ranks_after(ranking: Ranking, scores: Tensor) -> Tensor:
-    """Ranks when the best candidates [queries, k] stand in the order of `scores`; as before where none is right."""
-    best_right = scores.masked_fill(~ranking.found, float("-inf")).amax(dim=1, keepdim=True)
-    before = ((scores >= best_right) & ~ranking.found).sum(dim=1)
-    return torch.where(ranking.found.any(dim=1), before, ranking.ranks)
+    """Ranks by the `scores` of the best candidates [queries, k]; unchanged where none of these is relevant."""
+    return torch.where(ranking.found.any(dim=1), best_ranks(scores, ranking.found), ranking.ranks)

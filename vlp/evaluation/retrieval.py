@@ -1,4 +1,4 @@
-"""Retrieval: recall at 1, 5 and 10 from images to texts and back."""
+"""Retrieval: recall at 1, 5 and 10, image to text and text to image."""
 
 from collections import Counter
 
@@ -28,23 +28,27 @@ def evaluate_retrieval(
     workers: int = 0,
     progress: ReportProgress = no_progress,
 ) -> dict[str, float]:
-    """Recall at 1, 5 and 10, from images to texts and back (0 to 1).
+    """Recall at 1, 5 and 10, image to text and text to image (0 to 1).
 
-    Texts that read the same count as one, which is right for every image that has it.
+    Identical texts are one candidate, which is relevant to every image that has it as a caption.
 
     Args:
-        rerank: how many of the best by ITC are put in order by ITM, for every image and for every text; 0: none.
+        rerank: re-rank this many of the best candidates by ITM, for every image and for every text; 0 disables.
         limit: at most this many images.
+        workers: processes that decode images; 0 decodes in this process.
 
     Returns:
-        `itc_i2t_r1` ... `itc_t2i_r10` by ITC alone and, with `rerank`, `i2t_r1` ... `t2i_r10` by ITM logit + cosine
-        for the `rerank` best (BLIP's rule); without it these repeat the ITC numbers. Also `images` and `texts`.
+        `itc_i2t_r1` ... `itc_t2i_r10` by ITC alone, and `i2t_r1` ... `t2i_r10` after re-ranking by ITM logit + cosine
+        (BLIP's rule); without re-ranking the two are equal. Also `images` and `texts`, their numbers.
+
+    Raises:
+        UserError: the shards contain no image with a caption.
     """
     gallery = collect_gallery(model, shards, batch_size, limit, workers, keep_tokens=rerank > 0, progress=progress)
     text_vectors = model.embed_texts(gallery.texts, batch_size=4 * batch_size)
     images, texts = gallery.image_vectors.to(model.device), text_vectors.to(model.device)
-    for_images = rank_candidates(images, texts, gallery.right, rerank)
-    by_text = gallery.right.flip(1)
+    for_images = rank_candidates(images, texts, gallery.relevant, rerank)
+    by_text = gallery.relevant.flip(1)
     by_text = by_text[by_text[:, 0].argsort(stable=True)]
     for_texts = rank_candidates(texts, images, by_text, rerank)
     recalls = _recalls(for_images.ranks, for_texts.ranks, gallery)
@@ -64,13 +68,13 @@ def collect_gallery(
     keep_tokens: bool = True,
     progress: ReportProgress = no_progress,
 ) -> Gallery:
-    """Encode the images of shards and gather their captions.
+    """Encode the images of shards and collect their captions.
 
-    Images without a caption are left out and named in the log. Image tokens are kept in the precision that
-    cross-attention reads them in, so keeping them changes no score.
+    Images without a caption are left out and named in the log. Image tokens are stored in the precision of the
+    computation, so storing them changes no score.
 
     Raises:
-        UserError: there is nothing to evaluate.
+        UserError: the shards contain no image with a caption.
     """
     tokens, vectors, captions, bad = [], [], [], BadSamples(max_share=1.0)
     batches = evaluation_batches(shards, model.image_size, batch_size, workers, limit=limit, bad=bad, need_text=True)
@@ -84,9 +88,9 @@ def collect_gallery(
     counts = Counter(text for texts in captions for text in texts)
     place = {text: number for number, text in enumerate(counts)}
     if not captions:
-        raise UserError("Retrieval needs images that have captions; there are none in these shards.")
-    right = [(image, number) for image, texts in enumerate(captions) for number in sorted({place[t] for t in texts})]
-    return Gallery(tokens, torch.cat(vectors), list(place), torch.tensor(right), torch.tensor(list(counts.values())))
+        raise UserError("Retrieval needs images with captions; these shards contain none.")
+    pairs = [(image, number) for image, texts in enumerate(captions) for number in sorted({place[t] for t in texts})]
+    return Gallery(tokens, torch.cat(vectors), list(place), torch.tensor(pairs), torch.tensor(list(counts.values())))
 
 
 def _recalls(image_ranks: Tensor, text_ranks: Tensor, gallery: Gallery) -> dict[str, float]:

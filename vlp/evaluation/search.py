@@ -1,4 +1,4 @@
-"""Zero-shot retrieval: the images of a folder or of shards that fit a text best."""
+"""Text-to-image search: the images of a folder or of shards that match a text best, without training for it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vlp.data.bad_samples import BadSampleError, BadSamples
+from vlp.data.bad_samples import BadSample, BadSampleError, BadSamples
 from vlp.data.image_decoding import decode_pixels
 from vlp.data.shard_index import IMAGE_EXTENSIONS, expand_shards
 from vlp.data.shards import iterate_samples
@@ -20,62 +20,93 @@ from vlp.models.cpu.linear import constant_weights
 
 @dataclass
 class Hit:
-    """An image that was found: its path or `shard#key`, the cosine, and ITM's probability where it was re-ranked."""
+    """An image that was found: its path or `shard#key`, the cosine, and the ITM probability if it was re-ranked."""
 
     name: str
     itc: float
     itm: float | None = None
 
 
+@dataclass
+class _Candidate:
+    """An image that may still be among the results. `tokens` [tokens, width] is kept only for re-ranking."""
+
+    hit: Hit
+    tokens: Tensor | None
+
+
 @constant_weights()
-def search(model: Model, images: str, query: str, top: int = 10, rerank: int = 0, batch_size: int = 64) -> list[Hit]:
-    """The best images for a text, best first.
+def search(model: Model, images: str, query: str, top: int = 10, rerank: int = 32, batch_size: int = 64) -> list[Hit]:
+    """The best images for a text, best first. Memory does not grow with the number of images.
 
     Args:
-        images: a folder of pictures (searched with its sub-folders), or shards.
-        top: how many.
-        rerank: how many of the best by cosine are put in order by ITM logit + cosine (BLIP's rule); 0: none.
+        images: a folder of images, searched with its subfolders, or shards.
+        top: number of results.
+        rerank: re-rank this many of the best images by ITM logit + cosine (BLIP's rule); 0 disables.
+        batch_size: images encoded, and matched, at once.
 
     Raises:
         UserError: there is no image to search.
     """
-    names: list[str] = []
-    vectors: list[Tensor] = []
-    best_tokens: dict[int, Tensor] = {}
+    best: list[_Candidate] = []  # by descending cosine; equal cosines in the order of the images
     text = model.embed_texts(query)[0]  # [embed_dim]
-    pictures = _pictures(images, model.image_size)
-    while batch := list(islice(pictures, batch_size)):
-        tokens = model.encode_images(torch.stack([picture for _, picture in batch]))
-        best_tokens.update({len(names) + row: tokens[row] for row in range(len(batch))} if rerank else {})
-        names += [name for name, _ in batch]
-        vectors.append(model.embed_tokens(tokens))
-        if rerank:  # only what may still be re-ranked stays in memory
-            best = (torch.cat(vectors) @ text).topk(min(rerank, len(names))).indices.tolist()
-            best_tokens = {row: best_tokens[row] for row in best}
-    if not names:
+    named_images = _read_images(images, model.image_size)
+    while batch := list(islice(named_images, batch_size)):
+        tokens = model.encode_images(torch.stack([image for _, image in batch]))
+        cosines = (model.embed_tokens(tokens) @ text).tolist()
+        best += [_Candidate(Hit(name, itc), one) for (name, _), itc, one in zip(batch, cosines, tokens, strict=True)]
+        best.sort(key=lambda candidate: -candidate.hit.itc)
+        best = best[: max(top, rerank)]
+        for place, candidate in enumerate(best):
+            candidate.tokens = _own_copy(candidate.tokens) if place < rerank else None
+    if not best:
         raise UserError(f"There is no image to search in {images}.")
-    cosines = torch.cat(vectors) @ text  # [images]
-    hits = [Hit(names[row], cosines[row].item()) for row in cosines.argsort(descending=True).tolist()]
-    if rerank:
-        first = list(best_tokens)
-        match = model.match_tokens(torch.stack([best_tokens[row] for row in first]), [query] * len(first))
-        scored = [Hit(names[row], cosines[row].item(), itm) for row, itm in zip(first, match.itm.tolist(), strict=True)]
-        scored.sort(key=lambda hit: torch.logit(torch.tensor(hit.itm), eps=1e-6).item() + hit.itc, reverse=True)
-        hits = scored + [hit for hit in hits if hit.name not in {one.name for one in scored}]
+    _rerank(model, query, best[:rerank], batch_size)
+    hits = [candidate.hit for candidate in best]
+    hits[:rerank] = sorted(hits[:rerank], key=_match_score, reverse=True)
     return hits[:top]
 
 
-def _pictures(images: str, size: int) -> Iterator[tuple[str, Tensor]]:
-    """Names and uint8 [3, size, size] tensors; what is unreadable is skipped and named in the log."""
+def _own_copy(tokens: Tensor | None) -> Tensor | None:
+    """The tokens in memory of their own: a row of a batch would keep the whole batch in memory."""
+    shares_memory = tokens is not None and tokens.untyped_storage().nbytes() > tokens.nbytes
+    return tokens.clone() if tokens is not None and shares_memory else tokens
+
+
+def _rerank(model: Model, query: str, candidates: list[_Candidate], batch_size: int) -> None:
+    """Set the ITM probability of every candidate's hit."""
+    for start in range(0, len(candidates), batch_size):
+        part = candidates[start : start + batch_size]
+        tokens = torch.stack([candidate.tokens for candidate in part if candidate.tokens is not None])
+        match = model.match_tokens(tokens, [query] * len(part))
+        for candidate, itm in zip(part, match.itm.tolist(), strict=True):
+            candidate.hit.itm = itm
+
+
+def _match_score(hit: Hit) -> float:
+    """ITM logit + cosine."""
+    return torch.logit(torch.tensor(hit.itm), eps=1e-6).item() + hit.itc
+
+
+def _read_images(images: str, size: int) -> Iterator[tuple[str, Tensor]]:
+    """Names and uint8 tensors [3, size, size]; unreadable images are skipped and named in the log."""
     bad = BadSamples(max_share=1.0)
-    if Path(images).is_dir():
-        files = sorted(path for path in Path(images).rglob("*") if path.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS)
-        sources = ((str(path), "", str(path), path.read_bytes()) for path in files)
-    else:
-        samples = iterate_samples(expand_shards(images), bad)
-        sources = ((f"{one.shard}#{one.key}", one.shard, one.key, one.image) for one in samples)
-    for name, shard, key, data in sources:
+    for name, shard, key, data in _image_files(images, bad):
         try:
             yield name, torch.as_tensor(evaluation_image(decode_pixels(data, shortest=size), size))
         except BadSampleError as error:
-            bad.add(BadSampleError(error.reason, shard, key).sample)
+            bad.add(BadSample(shard, key, error.reason))
+
+
+def _image_files(images: str, bad: BadSamples) -> Iterator[tuple[str, str, str, bytes]]:
+    """Name, shard, key and encoded image of every image in a folder or in shards."""
+    if not Path(images).is_dir():
+        for sample in iterate_samples(expand_shards(images), bad):
+            yield f"{sample.shard}#{sample.key}", sample.shard, sample.key, sample.image
+        return
+    for path in sorted(Path(images).rglob("*")):
+        if path.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS and not path.is_dir():
+            try:
+                yield str(path), "", str(path), path.read_bytes()
+            except OSError:
+                bad.add(BadSample("", str(path), "unreadable file"))

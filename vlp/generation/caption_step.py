@@ -1,24 +1,32 @@
-"""What `generate` asks of a network: the decoder's next words, step by step, from the image memory and a cache."""
+"""One decoding step of a BLIP model: the logits of the next token, from the image memory and a self-attention cache."""
 
 from torch import Tensor
 
-from vlp.generation.decode import CaptionStepper
 from vlp.models.blip import Blip
 from vlp.models.text_tower import ImageMemory, SelfAttentionCache
 
 
-def caption_stepper(blip: Blip, memory: ImageMemory, max_length: int) -> CaptionStepper:
-    """What `generate` needs of a network: its decoder against images that were projected once, for the decoder."""
-    past = SelfAttentionCache(blip.config.text_tower.layers, max_length)
+class CaptionStepper:
+    """The `Stepper` of a BLIP model: decodes against images that were projected once."""
 
-    def step(new: Tensor) -> Tensor:
-        hidden = blip.text_tower.decode(new, None, memory, cache=past)  # [rows, new, width]
-        return blip.word_logits(hidden[:, -1])
+    def __init__(self, blip: Blip, memory: ImageMemory, max_length: int):
+        """Start with an empty cache.
 
-    def select(rows: Tensor, groups: Tensor | None) -> None:
-        nonlocal memory
-        past.select(rows)
+        Args:
+            memory: the image memory for the decoder; one image for each group of rows.
+            max_length: tokens that the cache has room for, the prompt's included.
+        """
+        self.blip = blip
+        self.memory = memory
+        self.cache = SelfAttentionCache(blip.config.text_tower.layers, max_length)
+
+    def step(self, new: Tensor) -> Tensor:
+        """New tokens int64 [rows, new] -> logits [rows, vocabulary] of each row's next token."""
+        hidden = self.blip.text_tower.decode(new, None, self.memory, cache=self.cache)  # [rows, new, width]
+        return self.blip.word_logits(hidden[:, -1])
+
+    def select(self, rows: Tensor, groups: Tensor | None) -> None:
+        """Keep `rows` of the cache, in this order, and the images of `groups` (None: all)."""
+        self.cache.select(rows)
         if groups is not None:
-            memory = memory.select(groups)
-
-    return CaptionStepper(step, select)
+            self.memory = self.memory.select(groups)

@@ -1,12 +1,12 @@
-"""Captions from a step function: nucleus sampling, greedy and beam search. Knows no model and no tokenizer.
+"""Nucleus sampling, greedy search and beam search over a step function; independent of any model or tokenizer.
 
-Rows come in groups: one group is one image, its rows are its samples or its beams and stand together. A group leaves
-the batch when all of its rows are done, so every image keeps the same number of rows and its memory is never copied
-for them.
+Rows of a batch form groups. A group belongs to one image: its rows are that image's samples or beams and are adjacent.
+A finished group leaves the batch as a whole. Every image therefore keeps the same number of rows, and its memory is
+never copied for them.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,26 +14,31 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlp.config import DecodingConfig
-from vlp.errors import UserError
+from vlp.generation.settings import check_decoding
 from vlp.generation.token_rules import TokenRules, cut_distribution, draw, uniform_numbers
 
-IMPOSSIBLE = -1e9  # the score of what must not be chosen; finite, so that sums and quotients of it stay numbers
-LEAVE_SHARE = 4  # done groups leave when they are a quarter of the batch: leaving copies what stays
+IMPOSSIBLE = -1e9  # score of a candidate that must not be chosen; finite, so that sums and quotients remain numbers
+LEAVE_SHARE = 4  # finished groups leave once they are a quarter of the batch, because removing them copies the rest
 
 
-@dataclass
-class CaptionStepper:
-    """What generation needs of a model and its cache.
+class Stepper(Protocol):
+    """What generation needs of a model and its cache."""
 
-    Attributes:
-        step: new tokens int64 [rows, new] -> logits [rows, vocabulary] of each row's last position. The first call
-            brings the prompt, later calls one token a row.
-        select: (rows int64 [n], groups int64 [g] or None). Keep, reorder or repeat the rows of the cache; `groups` are
-            those that stay, None when all do.
-    """
+    def step(self, new: Tensor) -> Tensor:
+        """New tokens int64 [rows, new] -> logits [rows, vocabulary] of each row's next token.
 
-    step: Callable[[Tensor], Tensor]
-    select: Callable[[Tensor, Tensor | None], None]
+        The first call passes the prompt, later calls one token per row.
+        """
+        ...
+
+    def select(self, rows: Tensor, groups: Tensor | None) -> None:
+        """Keep, reorder or repeat rows of the cache.
+
+        Args:
+            rows: int64 [n], the rows to keep, in their new order.
+            groups: int64 [g], the groups that stay; None when all stay.
+        """
+        ...
 
 
 @dataclass
@@ -41,8 +46,8 @@ class Generated:
     """One generated text.
 
     Attributes:
-        ids: the tokens after the prompt, the end token included where it was reached.
-        log_probability: the sum of the tokens' log-probabilities after repetition penalty and minimum length, in nats.
+        ids: the tokens after the prompt, including the end token if it was reached.
+        log_probability: the sum of the tokens' log-probabilities in nats, after the repetition penalty and the rules.
     """
 
     ids: list[int]
@@ -50,87 +55,60 @@ class Generated:
 
 
 def generate(
-    decoder: CaptionStepper,
+    stepper: Stepper,
     prompt: list[int],
-    end_id: int,
-    config: DecodingConfig,
+    rules: TokenRules,
     keys: list[str],
     seed: int = 0,
-    captions: int = 1,
+    num_captions: int = 1,
     device: torch.device | str = "cpu",
-    banned: list[list[int]] | None = None,
 ) -> list[list[Generated]]:
-    """Texts for `len(keys)` groups, as `config` says: beams 0 samples, 1 is greedy, more is beam search.
+    """Generate texts for `len(keys)` groups: `beams` 0 samples, 1 is greedy search, more is beam search.
 
     Args:
-        decoder: the model's side, its cache empty.
-        prompt: ids that every text begins with, the [DEC] token first; they count in the length limits.
-        end_id: the token that ends a text.
-        keys: one a group; with `seed` and the caption's number it alone decides what sampling draws.
-        captions: texts a group; with beam search the best of its beams, so at most as many.
-        device: where `decoder` works.
-        banned: sequences of tokens that must not occur.
+        stepper: the model, with an empty cache.
+        prompt: ids that every text begins with, the [DEC] token first; they count toward the length limits.
+        rules: the decoding settings, the end token and banned sequences.
+        keys: one per group; a sampled text depends only on its key, `seed` and its number within the group.
+        num_captions: texts per group; beam search returns its best beams, so at most as many as it has.
+        device: the device of `stepper`.
 
     Returns:
-        For each group its texts, best first where beam search made them.
+        The texts of each group; beam search returns the best first.
 
     Raises:
         UserError: a decoding setting is out of range.
     """
-    check_decoding(config, len(prompt), captions)
+    check_decoding(rules.config, len(prompt), num_captions)
     if not keys:
         return []
     device = torch.device(device)
-    rules = TokenRules(config, end_id, banned or [])
     with torch.no_grad():
-        if config.beams > 1:
-            return _beam_search(decoder, prompt, rules, len(keys), captions, device)
-        return _sample(decoder, prompt, rules, keys, seed, captions, device)
-
-
-def check_decoding(config: DecodingConfig, prompt_tokens: int = 1, captions: int = 1) -> None:
-    """Refuse settings that make no sense, by name.
-
-    Raises:
-        UserError: a setting is out of range.
-    """
-    checks = [
-        (config.beams >= 0, "beams must be 0 (sampling) or more"),
-        (0 < config.top_p <= 1, "top_p must be above 0 and at most 1"),
-        (config.top_k >= 0, "top_k must be 0 (no limit) or more"),
-        (config.temperature > 0, "temperature must be above 0"),
-        (config.repetition_penalty > 0, "repetition_penalty must be above 0"),
-        (config.no_repeat_ngram >= 0, "no_repeat_ngram must be 0 (any may repeat) or more"),
-        (config.min_length <= config.max_length, "min_length must not be above max_length"),
-        (config.max_length > prompt_tokens, f"max_length must be above the prompt's {prompt_tokens} tokens"),
-        (captions >= 1, "the number of captions must be at least 1"),
-        (config.beams == 0 or captions <= config.beams, "beam search gives at most as many captions as it has beams"),
-    ]
-    for holds, sentence in checks:
-        if not holds:
-            raise UserError(f"decoding: {sentence}.")
+        if rules.config.beams > 1:
+            return _beam_search(stepper, prompt, rules, len(keys), num_captions, device)
+        return _sample(stepper, prompt, rules, keys, seed, num_captions, device)
 
 
 def _sample(
-    decoder: CaptionStepper,
+    stepper: Stepper,
     prompt: list[int],
     rules: TokenRules,
     keys: list[str],
     seed: int,
-    captions: int,
+    num_captions: int,
     device: torch.device,
 ) -> list[list[Generated]]:
-    """Sampling, and greedy search as its special case."""
+    """Nucleus sampling; greedy search is the special case that always takes the most likely token."""
     config, end_id = rules.config, rules.end_id
-    rows = len(keys) * captions
+    rows = len(keys) * num_captions
     count = config.max_length - len(prompt)
-    numbers = [uniform_numbers(seed, key, number, count) for key in keys for number in range(captions)]
+    numbers = [uniform_numbers(seed, key, number, count) for key in keys for number in range(num_captions)]
     uniforms = torch.tensor(np.stack(numbers), dtype=torch.float32, device=device).clamp_(max=1 - 2**-24)
     tokens = torch.tensor(prompt, device=device).repeat(rows, 1)  # [rows, length]
     totals = torch.zeros(rows, device=device)
     done = torch.zeros(rows, dtype=torch.bool, device=device)
-    here = torch.arange(rows, device=device)  # which text each row of the batch is
-    results: list[Generated | None] = [None] * rows
+    here = torch.arange(rows, device=device)  # the number of the text in each row
+    results: list[Generated] = [Generated([], 0.0)] * rows
 
     def collect(finished: Tensor) -> None:
         for text, row, total in zip(
@@ -140,25 +118,25 @@ def _sample(
 
     new = tokens
     for position in range(count):
-        chosen, log_probability = _next_tokens(decoder.step(new), tokens, rules, uniforms[:, position])
+        chosen, log_probability = _next_tokens(stepper.step(new), tokens, rules, uniforms[:, position])
         chosen = chosen.masked_fill(done, end_id)
         totals = totals + log_probability.masked_fill(done, 0)
         tokens = torch.cat([tokens, chosen[:, None]], dim=1)
         done = done | (chosen == end_id)
         new = chosen[:, None]
-        group_done = done.view(-1, captions).all(dim=1)
+        group_done = done.view(-1, num_captions).all(dim=1)
         leaving = int(group_done.sum())
         if leaving == len(group_done):
             break
         if leaving * LEAVE_SHARE >= len(group_done):
-            collect(group_done.repeat_interleave(captions))
+            collect(group_done.repeat_interleave(num_captions))
             groups = (~group_done).nonzero()[:, 0]
-            kept = _rows_of(groups, captions)
-            decoder.select(kept, groups)
+            kept = _rows_of(groups, num_captions)
+            stepper.select(kept, groups)
             tokens, totals, done, new = tokens[kept], totals[kept], done[kept], new[kept]
             here, uniforms = here[kept], uniforms[kept]
     collect(torch.ones_like(done))
-    return [results[i : i + captions] for i in range(0, rows, captions)]
+    return [results[i : i + num_captions] for i in range(0, rows, num_captions)]
 
 
 def _next_tokens(logits: Tensor, tokens: Tensor, rules: TokenRules, uniform: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,14 +152,14 @@ def _next_tokens(logits: Tensor, tokens: Tensor, rules: TokenRules, uniform: Ten
 
 @dataclass
 class _Beams:
-    """The state of beam search. Running beams are texts still open; finished ones are kept best first."""
+    """The state of beam search. Running beams are unfinished texts; finished texts are kept best first."""
 
     running: Tensor  # [groups, beams, length]
     running_scores: Tensor  # [groups, beams], summed log-probabilities
     finished: Tensor  # [groups, beams, max_length]
     finished_scores: Tensor  # [groups, beams], sums divided by length ** length_penalty; IMPOSSIBLE where empty
     finished_sums: Tensor  # [groups, beams], summed log-probabilities
-    finished_lengths: Tensor  # [groups, beams], tokens, those of the prompt counted
+    finished_lengths: Tensor  # [groups, beams], tokens, the prompt's included
 
     def keep(self, groups: Tensor) -> "_Beams":
         return _Beams(*(getattr(self, name)[groups] for name in self.__dataclass_fields__))
@@ -190,7 +168,7 @@ class _Beams:
 def _start_beams(prompt: list[int], config: DecodingConfig, groups: int, device: torch.device) -> _Beams:
     beams = config.beams
     scores = torch.zeros(groups, beams, device=device)
-    scores[:, 1:] = IMPOSSIBLE  # all beams hold the prompt; only the first may grow, or all would stay alike
+    scores[:, 1:] = IMPOSSIBLE  # all beams start with the prompt; only the first may grow, or all would stay equal
     return _Beams(
         running=torch.tensor(prompt, device=device).expand(groups, beams, -1),
         running_scores=scores,
@@ -202,21 +180,21 @@ def _start_beams(prompt: list[int], config: DecodingConfig, groups: int, device:
 
 
 def _beam_search(
-    decoder: CaptionStepper,
+    stepper: Stepper,
     prompt: list[int],
     rules: TokenRules,
     groups: int,
-    captions: int,
+    num_captions: int,
     device: torch.device,
 ) -> list[list[Generated]]:
-    """Beam search with the rules of `transformers` (`early_stopping=False`), so that results can be compared."""
+    """Beam search with the stopping rule of `transformers` (`early_stopping=False`), so that results are comparable."""
     config = rules.config
     state = _start_beams(prompt, config, groups, device)
     here = torch.arange(groups, device=device)
     results: list[list[Generated]] = [[] for _ in range(groups)]
     new = state.running.flatten(0, 1)  # [groups x beams, prompt]
     while True:
-        log_probabilities = decoder.step(new).float().log_softmax(dim=-1)
+        log_probabilities = stepper.step(new).float().log_softmax(dim=-1)
         parents = _extend(state, log_probabilities, rules, len(prompt))
         generated = state.running.shape[2] - len(prompt)
         best_open = state.running_scores[:, 0] / generated**config.length_penalty
@@ -227,24 +205,24 @@ def _beam_search(
         rows = parents + offsets  # [groups, beams]
         leaving = int(done.sum())
         if leaving:
-            _collect_beams(state.keep(done), here[done].tolist(), results, len(prompt), captions)
+            _collect_beams(state.keep(done), here[done].tolist(), results, len(prompt), num_captions)
         if leaving == len(done):
             return results
         stay = (~done).nonzero()[:, 0]
-        decoder.select(rows[stay].flatten(), stay if leaving else None)
+        stepper.select(rows[stay].flatten(), stay if leaving else None)
         if leaving:
             state, here = state.keep(stay), here[stay]
         new = state.running[:, :, -1:].flatten(0, 1)
 
 
 def _extend(state: _Beams, log_probabilities: Tensor, rules: TokenRules, prompt_tokens: int) -> Tensor:
-    """Grow every beam by one token, in place; returns the beam that each new beam grew from, int64 [groups, beams]."""
+    """Extend every beam by one token, in place; returns the parent of each new beam, int64 [groups, beams]."""
     config, end_id = rules.config, rules.end_id
     groups, beams, length = state.running.shape
     vocabulary = log_probabilities.shape[-1]
     scores = rules.apply(log_probabilities, state.running.flatten(0, 1))
     scores = (scores.view(groups, beams, vocabulary) + state.running_scores[:, :, None]).flatten(1)
-    # Twice as many candidates as beams: were the best ones all to end here, enough open ones remain.
+    # Twice as many candidates as beams: even if the best ones all end here, enough unfinished ones remain.
     sums, flat = scores.topk(2 * beams, dim=1)  # [groups, 2 beams]
     parents, chosen = flat // vocabulary, flat % vocabulary
     texts = torch.cat([_take(state.running, parents), chosen[:, :, None]], dim=2)  # [groups, 2 beams, length + 1]
@@ -252,7 +230,7 @@ def _extend(state: _Beams, log_probabilities: Tensor, rules: TokenRules, prompt_
 
     finished_scores = sums / (length + 1 - prompt_tokens) ** config.length_penalty
     finished_scores = finished_scores + (~ended) * IMPOSSIBLE
-    finished_scores[:, beams:] += IMPOSSIBLE  # only candidates that would be beams may end
+    finished_scores[:, beams:] += IMPOSSIBLE  # only candidates that would become beams may finish
     merged = torch.cat([state.finished_scores, finished_scores], dim=1)
     state.finished_scores, best = merged.topk(beams, dim=1)
     padded = F.pad(texts, (0, state.finished.shape[2] - texts.shape[2]))
@@ -267,11 +245,11 @@ def _extend(state: _Beams, log_probabilities: Tensor, rules: TokenRules, prompt_
 
 
 def _collect_beams(
-    state: _Beams, groups: list[int], results: list[list[Generated]], prompt_tokens: int, captions: int
+    state: _Beams, groups: list[int], results: list[list[Generated]], prompt_tokens: int, num_captions: int
 ) -> None:
     texts, sums, lengths = state.finished.tolist(), state.finished_sums.tolist(), state.finished_lengths.tolist()
     for row, group in enumerate(groups):
-        for beam in range(captions):
+        for beam in range(num_captions):
             ids = texts[row][beam][prompt_tokens : lengths[row][beam]]
             results[group].append(Generated(ids, sums[row][beam]))
 
@@ -282,10 +260,10 @@ def _take(values: Tensor, index: Tensor) -> Tensor:
 
 
 def _rows_of(groups: Tensor, size: int) -> Tensor:
-    """The rows of groups of `size` rows: int64 [groups x size]."""
+    """The row numbers of groups that have `size` rows each: int64 [groups x size]."""
     return (groups[:, None] * size + torch.arange(size, device=groups.device)).flatten()
 
 
 def _until_end(ids: list[int], end_id: int) -> list[int]:
-    """The ids up to the end token, that included."""
+    """The ids up to and including the end token."""
     return ids[: ids.index(end_id) + 1] if end_id in ids else ids

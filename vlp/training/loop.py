@@ -15,7 +15,7 @@ from vlp.distributed import is_main, join_processes, run_on_main, world_size
 from vlp.errors import WorkError
 from vlp.files import write_json, write_text
 from vlp.log import Progress, RunLog
-from vlp.model_folder import save_model
+from vlp.model_folder import card_with_decoding, save_model
 from vlp.models.batch_norm import average_running_statistics
 from vlp.tasks.output import total_loss
 from vlp.training.checkpoint import checkpoints
@@ -105,16 +105,18 @@ def finish(run: Run) -> dict:
     def write_model() -> None:
         # A resumed run replaces the model: it may be that of a shorter run, before `steps` was raised.
         shutil.rmtree(folder, ignore_errors=True)
-        save_model(run.task.model, run.tokenizer, folder, model_card(run.config, run.record, run.loader.epoch_size))
+        card = model_card(run.config, run.record, run.loader.epoch_size)
+        save_model(run.task.model, run.tokenizer, folder, card, run.decoding)
 
     run_on_main(write_model)
-    scores = validate(run.config, run.task.model, run.tokenizer, run.stop)
+    scores = validate(run.config, run.task.model, run.tokenizer, run.decoding, run.stop)
     if scores is None:
         raise stopped("Stopped during the last validation; the model is complete, --resume validates it again.")
     results = {**run.record, **scores}
 
     def write_results() -> None:
-        write_text(folder / "README.md", model_card(run.config, results, run.loader.epoch_size))
+        card = model_card(run.config, results, run.loader.epoch_size)
+        write_text(folder / "README.md", card_with_decoding(card, run.decoding))
         write_json(run.output / "results.json", results)
 
     run_on_main(write_results)
@@ -166,7 +168,7 @@ def _report(run: Run, log: RunLog | None, progress: Progress) -> None:
 def _validate_between_steps(run: Run, log: RunLog | None, progress: Progress) -> None:
     """Log the scores of this step; rates are those of training, so the window does not count the time."""
     paused = time.monotonic()
-    scores = validate(run.config, run.task.model, run.tokenizer, run.stop)
+    scores = validate(run.config, run.task.model, run.tokenizer, run.decoding, run.stop)
     run.window.started += time.monotonic() - paused
     if scores is None:
         run.save_checkpoint()

@@ -4,16 +4,17 @@ import dataclasses
 import math
 from typing import Any
 
-from vlp.config import ModelConfig, RunConfig
+from vlp.config import DecodingConfig, ModelConfig, RunConfig
 from vlp.config_reader import to_dict
 from vlp.data.tokenizer import CaptionTokenizer, load_tokenizer
 from vlp.errors import UserError
 from vlp.model import load_model
 from vlp.models.blip import Blip
+from vlp.training.decoding import trained_decoding
 
 
-def build_model(config: RunConfig) -> tuple[Blip, CaptionTokenizer]:
-    """The network and its tokenizer: those of `start_from`, or new ones. `config` is not changed.
+def build_model(config: RunConfig) -> tuple[Blip, CaptionTokenizer, DecodingConfig]:
+    """The network, its tokenizer and decoding settings: those of `start_from`, or new ones. `config` is not changed.
 
     Raises:
         UserError: a setting is missing or out of range, or contradicts the model of `start_from`.
@@ -23,7 +24,8 @@ def build_model(config: RunConfig) -> tuple[Blip, CaptionTokenizer]:
         if config.image_size:
             started.blip.resize_images(config.image_size)
         _refuse_contradictions(config, started.blip, started.tokenizer)
-        return started.blip.train(), started.tokenizer
+        decoding = trained_decoding(config, started.decoding, started.tokenizer, started.config)
+        return started.blip.train(), started.tokenizer, decoding
     if config.image_size:
         raise UserError(
             "image_size is for runs with start_from; set model.image_encoder.image_size for a new model instead."
@@ -40,8 +42,9 @@ def build_model(config: RunConfig) -> tuple[Blip, CaptionTokenizer]:
         raise UserError(
             f"data.max_tokens ({config.data.max_tokens}) must not exceed model.text_tower.positions ({text.positions})."
         )
-    text = dataclasses.replace(text, vocabulary=len(tokenizer))
-    return Blip(dataclasses.replace(config.model, text_tower=text), config.objective.temperature), tokenizer
+    model = dataclasses.replace(config.model, text_tower=dataclasses.replace(text, vocabulary=len(tokenizer)))
+    decoding = trained_decoding(config, DecodingConfig(), tokenizer, model)
+    return Blip(model, config.objective.temperature), tokenizer, decoding
 
 
 def resolved_config(config: RunConfig, blip: Blip) -> RunConfig:

@@ -1,11 +1,12 @@
 """Which settings of a run may change when it is resumed."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from vlp.config import RunConfig
+from vlp.config import DecodingOverrides, RunConfig
 from vlp.config_reader import to_dict
 from vlp.errors import UserError
 from vlp.training.model_setup import leaves
@@ -23,6 +24,7 @@ MAY_CHANGE = {
     "activation_checkpointing",
     "compile",
     "collective_timeout_minutes",
+    *(f"decoding.{one.name}" for one in fields(DecodingOverrides)),
 }
 MAY_GROW = {"steps", "epochs"}
 

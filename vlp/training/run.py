@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import nn
 
-from vlp.config import RunConfig
+from vlp.config import DecodingConfig, RunConfig
 from vlp.config_reader import save_config
 from vlp.data.loader import TrainingLoader
 from vlp.data.tokenizer import CaptionTokenizer
@@ -53,6 +53,7 @@ class Run:
 
     Attributes:
         config: resolved, see `resolved_config`.
+        decoding: the settings that are stored with the model.
         task: the module with losses, model, twin and queue.
         prepared: the same for forward passes, wrapped by accelerate.
         step: optimizer steps done.
@@ -64,6 +65,7 @@ class Run:
     output: Path
     accelerator: Accelerator
     tokenizer: CaptionTokenizer
+    decoding: DecodingConfig
     task: nn.Module
     prepared: nn.Module
     optimizer: torch.optim.Optimizer
@@ -117,7 +119,7 @@ def prepare_run(config: RunConfig, resume: bool, stop: StopRequest) -> Run:
     """
     accelerator = _accelerator(config)
     torch.manual_seed(config.seed)  # equal weights in all processes
-    model, tokenizer = build_model(config)
+    model, tokenizer, decoding = build_model(config)
     config = resolved_config(config, model)
     if accelerator.device.type == "cpu":
         optimise_for_cpu(model)
@@ -147,6 +149,7 @@ def prepare_run(config: RunConfig, resume: bool, stop: StopRequest) -> Run:
         output,
         accelerator,
         tokenizer,
+        decoding,
         task,
         prepared,
         optimizer,

@@ -4,7 +4,7 @@ from contextlib import nullcontext
 
 import torch
 
-from vlp.config import RunConfig
+from vlp.config import DecodingConfig, RunConfig
 from vlp.data.shard_index import expand_shards, index_shard
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.distributed import run_on_main
@@ -45,7 +45,9 @@ def check_validation(config: RunConfig) -> None:
             )
 
 
-def validate(config: RunConfig, blip: Blip, tokenizer: CaptionTokenizer, stop: StopRequest) -> dict[str, float] | None:
+def validate(
+    config: RunConfig, blip: Blip, tokenizer: CaptionTokenizer, decoding: DecodingConfig, stop: StopRequest
+) -> dict[str, float] | None:
     """Scores on the validation shards: {} where the config names none, None if a signal arrived meanwhile.
 
     All processes call it; the first one computes the scores.
@@ -58,7 +60,7 @@ def validate(config: RunConfig, blip: Blip, tokenizer: CaptionTokenizer, stop: S
             raise _Stopped
 
     def scores() -> dict[str, float] | None:
-        model = Model(blip, tokenizer, config.precision)
+        model = Model(blip, tokenizer, config.precision, decoding=decoding)
         evaluate = evaluate_captioning if config.task == "captioning" else evaluate_retrieval
         # Blocks are compiled for training. The caches and batch sizes of validation would compile further programs.
         stance = torch.compiler.set_stance("force_eager") if config.compile else nullcontext()
