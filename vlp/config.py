@@ -1,6 +1,5 @@
 """The dataclasses of every config file; `vlp.config_reader` fills them from YAML and key=value."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -71,28 +70,24 @@ class ModelConfig:
 
 @dataclass
 class TextChoiceConfig:
-    """How a sample's text is drawn from the score tables beside the shards; docs/capfilt.md tells it in full.
+    """How a sample's text is drawn from the score tables next to the shards; see docs/capfilt.md.
 
-    `web`, `human` and `synthetic` are the chances of each source; those that an image has no text of are left out and
-    the others rescaled.
+    `web`, `human` and `synthetic` are the probabilities of the sources of texts. Where an image has no text of a
+    source, the others are rescaled. Samples without any usable text are filtered: they leave the epoch.
     """
 
-    table: str = "capfilt"  # NAME of the tables: 00012.tar has its texts in 00012.NAME.parquet
+    table: str = "capfilt"  # NAME of the tables: those of 00012.tar are in 00012.NAME.parquet
     web: NonNegative = 0.5
     human: NonNegative = 0.5
     synthetic: NonNegative = 0.5
-    score: ScoreName = "itm"  # what floor, fallback and sampling read
-    floor: float | None = None  # no text that scores below this is used
-    fallback: float | None = None  # no web text that scores below this is used: a synthetic one takes its place
-    sampling: NonNegative = 0.0  # temperature of drawing by score among an image's texts of a source; 0: all are alike
+    score: ScoreName = "itm"  # the score that floor, fallback and sampling use
+    floor: float | None = None  # texts that score below this are not used
+    fallback: float | None = None  # web texts that score below this are replaced by synthetic ones
+    sampling: NonNegative = 0.0  # temperature of drawing by score among an image's texts of one source; 0: uniform
 
     def __post_init__(self) -> None:
-        chances = {"web": self.web, "human": self.human, "synthetic": self.synthetic}
-        for name, value in {**chances, "sampling": self.sampling}.items():
-            if not 0 <= value < math.inf:
-                raise UserError(f"texts.{name} must be a number that is not negative, not {value}.")
-        if not any(chances.values()):
-            raise UserError("texts: web, human and synthetic are all 0, so no text could be drawn; raise one of them.")
+        if not (self.web or self.human or self.synthetic):
+            raise UserError("texts: web, human and synthetic are all 0, so no text can be drawn; raise one of them.")
         if not self.table:
             raise UserError(
                 "texts.table must name the score tables; to draw from the shards' own texts, set texts: null."
@@ -101,34 +96,34 @@ class TextChoiceConfig:
 
 @dataclass
 class SourceConfig:
-    """One set of shards. Each of its samples is seen `weight` times an epoch."""
+    """One set of shards. Each of its samples is seen `weight` times per epoch."""
 
     shards: str | list[str] = ""
     weight: NonNegative = 1.0
-    texts: TextChoiceConfig | None = None  # none: any of the sample's own captions
+    texts: TextChoiceConfig | None = None  # null: any of the sample's own captions
 
 
 @dataclass
 class AugmentConfig:
-    """How a training image is cropped and changed (BLIP's values; `crop_min: 1` and zeros switch it off)."""
+    """How training images are cropped and augmented, with BLIP's values; `crop_min: 1` and zeros switch it off."""
 
     crop_min: AboveZero = 0.2
     crop_max: Annotated[float, Range(above=0, most=1)] = 1.0
     flip: bool = True
-    operations: Annotated[int, Range(0, 100)] = 2  # RandAugment: how many operations an image
+    operations: Annotated[int, Range(0, 100)] = 2  # RandAugment: operations per image
     magnitude: Annotated[int, Range(0, 10)] = 5  # RandAugment: 0 to 10
-    probability: Share = 0.5  # RandAugment: that an operation is applied at all
+    probability: Share = 0.5  # RandAugment: probability that an operation is applied
 
 
 @dataclass
 class DataConfig:
-    """Where samples come from and how they become batches."""
+    """The training samples and how they become batches."""
 
     sources: list[SourceConfig] = field(default_factory=list)
     workers: Annotated[int, Range(0, 1_024)] = 2
-    shuffle_buffer: Natural = 10_000  # samples; how far shuffling moves one
+    shuffle_buffer: Natural = 10_000  # samples; the farthest that shuffling moves a sample
     max_tokens: Annotated[int, Range(3, 65_536)] = 30
-    max_bad_share: Share = 0.1
+    max_bad_share: Share = 0.1  # a larger share of bad (damaged) samples stops the run
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
 

@@ -36,6 +36,7 @@ class EncodedImage:
         self.picture: Image.Image | None = None  # opened by Pillow
         try:
             height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
+            width, height = int(width), int(height)
             self.fast = colors in FAST
         except ValueError:
             self.picture, self.fast = _open(data), False
@@ -57,9 +58,9 @@ class EncodedImage:
     def _stored_pixels(self, shrink: int) -> np.ndarray:
         if self.fast:
             width, height = self.stored_size
-            small = {"min_height": -(-height // shrink), "min_width": -(-width // shrink)}
+            height, width = (-(-height // shrink), -(-width // shrink)) if shrink > 1 else (0, 0)  # 0: full size
             try:
-                return simplejpeg.decode_jpeg(self.data, **(small if shrink > 1 else {}))
+                return simplejpeg.decode_jpeg(self.data, min_height=height, min_width=width)
             except ValueError:
                 pass  # odd or broken: Pillow decides
         picture = _convert(self.picture or _open(self.data))

@@ -8,7 +8,7 @@ import logging
 import resource
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -61,8 +61,9 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The batch with its tensors on a device."""
-        moved = {one.name: getattr(self, one.name) for one in fields(self)}
-        return Batch(**{k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in moved.items()})
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
 
 
 @dataclass
@@ -254,11 +255,12 @@ def evaluation_batches(
 
     Args:
         limit: at most this many samples, over all processes.
-        bad: counts what was skipped.
+        bad: counts the skipped samples, and limits the share of bad ones; None allows any share.
         need_text: samples without a text are skipped as filtered ones.
     """
     indexes = [index_shard(path) for path in expand_shards(shards)]
-    for one in (one for index in indexes for one in index.bad if bad is not None):
+    bad = bad or BadSamples(max_share=1.0)
+    for one in (one for index in indexes for one in index.bad):
         bad.add(one)
     total = sum(len(index.keys) for index in indexes)
     numbers = np.arange(total if limit is None else min(limit, total))
@@ -266,10 +268,9 @@ def evaluation_batches(
     parts = [numbers[start : start + batch_size] for start in starts]
     dataset = SampleDataset([indexes], image_size, need_text=need_text)
     for chunk in read_chunks(dataset, ((part, part, part) for part in parts), workers):
-        if bad is not None:
-            bad.seen(len(chunk.keys))
-            for one in chunk.skipped:
-                (bad.add_filtered if one.filtered else bad.add)(one.sample)
+        bad.seen(len(chunk.keys))
+        for one in chunk.skipped:
+            (bad.add_filtered if one.filtered else bad.add)(one.sample)
         if chunk.keys:
             yield EvaluationBatch(chunk.images, chunk.captions, chunk.keys, chunk.infos)
 

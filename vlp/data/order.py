@@ -1,14 +1,14 @@
-"""The order in which samples are seen: an endless stream, a pure function of sources, weights and seed."""
+"""The order of training samples: an endless stream that depends only on sources, weights and seed."""
 
 import numpy as np
 
 
 class SampleOrder:
-    """Positions 0, 1, 2, ... of the stream to sample numbers (over all shards of all sources, in order).
+    """Maps positions 0, 1, 2, ... of the stream to sample numbers, which count over all shards of all sources.
 
-    Every source has its own endless passes, each a fresh shuffle: shards in random order, then each sample moved by
-    up to `shuffle_buffer` places. An epoch takes `weight x samples` from each source, mixed at random. With weights
-    of 1 an epoch holds every sample exactly once.
+    Each source has its own endless sequence of passes. A pass is a new shuffle: the shards in random order, then each
+    sample moved by up to `shuffle_buffer` places. An epoch takes `weight * samples` from each source, mixed at random.
+    With weights of 1 an epoch has every sample exactly once.
     """
 
     def __init__(self, sources: list[list[int]], weights: list[float], shuffle_buffer: int, seed: int):
@@ -53,7 +53,7 @@ class SampleOrder:
         return self._epochs[epoch]
 
     def _take(self, source: int, epoch: int) -> np.ndarray:
-        """What an epoch takes of a source: the next samples of its passes."""
+        """The samples that an epoch takes from a source: the next ones of its passes."""
         take, count = self.takes[source], self.counts[source]
         start, pieces = epoch * take, []
         while take > 0:

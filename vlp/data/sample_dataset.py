@@ -153,7 +153,7 @@ def read_chunks(dataset: SampleDataset, places: Iterator[Places], workers: int) 
             sampler=places,  # type: ignore[arg-type]
             batch_size=None,
             num_workers=workers,
-            collate_fn=_unchanged,
+            collate_fn=_unchanged,  # type: ignore[arg-type]
             pin_memory=False,
             prefetch_factor=4,
             worker_init_fn=_outlive_stop_signals,

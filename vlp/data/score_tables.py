@@ -1,4 +1,4 @@
-"""Score tables: one parquet file beside each shard, with every text of every image and what the filter says of it."""
+"""Score tables: one parquet file next to each shard, with every text of every image and its scores."""
 
 import hashlib
 import json
@@ -15,24 +15,24 @@ from vlp.data.cache import cache_file
 from vlp.errors import UserError, WorkError
 from vlp.files import write_text, writing
 
-NAME = "capfilt"  # of the tables that `vlp capfilt score` writes unless it is told another
+NAME = "capfilt"  # the default NAME in SHARD.NAME.parquet
 VERSION = "2"
-METADATA = "vlp.capfilt"  # the key in the file's metadata under which it is said, as JSON, how the table was made
+METADATA = "vlp.capfilt"  # the key of the file's metadata whose JSON tells how the table was made
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
         ("uid", pa.string()),  # of the image, see `image_uid`
         ("source", pa.string()),  # "web", "human" or "synthetic"
-        ("caption_id", pa.int32()),  # number of the text among those of its image and source
+        ("caption_id", pa.int32()),  # counts the texts of one image and source from 0
         ("text", pa.string()),
         ("itm", pa.float32()),  # probability of a match, mean of the BLIP filters; null without one
         ("itc", pa.float32()),  # cosine of the embeddings, mean of the BLIP filters; null without one
-        ("clip", pa.float32()),  # cosine by an external open_clip model; null where none was asked
-        ("nll", pa.float32()),  # mean negative log-likelihood a token under the captioner, in nats; null without one
-        ("tokens", pa.int32()),  # of the text in the filter's tokenizer, specials not counted; null without BLIP models
+        ("clip", pa.float32()),  # cosine by an external open_clip model; null without one
+        ("nll", pa.float32()),  # mean negative log-likelihood per token under the captioner, in nats; null without one
+        ("tokens", pa.int32()),  # length in the filter's tokenizer, without special tokens; null without BLIP models
         ("width", pa.int32()),  # of the upright image, in pixels
         ("height", pa.int32()),
-        ("decoding", pa.string()),  # how a synthetic text was made, JSON; null for others
+        ("decoding", pa.string()),  # the decoding settings of a synthetic text, JSON; null for other texts
     ]
 )
 
@@ -57,37 +57,39 @@ class Scored:
 
 
 def table_path(shard: str, name: str = NAME) -> Path:
-    """Where the table of a shard lies: `00012.tar` -> `00012.capfilt.parquet`.
+    """The path of a shard's table: `00012.tar` -> `00012.capfilt.parquet`.
 
     Raises:
-        UserError: the shard is not on a local or mounted file system, where a finished table can appear by rename.
+        UserError: the shard is a URL. A table is renamed when it is complete, which needs a file system.
     """
     if "://" in shard:
-        raise UserError(f"Score tables lie beside their shards, and {shard} is remote: copy or mount it first.")
+        raise UserError(
+            f"Score tables are written next to their shards, and {shard} is remote; copy or mount it first."
+        )
     return Path(f"{shard.removesuffix('.tar')}.{name}.parquet")
 
 
 def image_uid(image: bytes, info: dict[str, Any]) -> str:
-    """The uid of an encoded image: `uid` of its sample's JSON (DataComp's), else the sha256 of the file."""
+    """The uid of an encoded image: the `uid` of its sample's JSON (as in DataComp), else the file's sha256."""
     uid = info.get("uid")
     return uid if isinstance(uid, str) and uid else hashlib.sha256(image).hexdigest()
 
 
 def shard_stamp(shard: str) -> str:
-    """Size and time of change of a shard, which tell quickly that it is the same file as before."""
+    """The size and modification time of a shard: a quick test of whether it changed."""
     status = os.stat(shard)
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 def shard_state(shard: str) -> dict[str, str]:
-    """What a table remembers of the file it was made from: its stamp, and a hash of its content."""
+    """What a table records about its shard: the stamp, and a hash of the content."""
     return {"shard": shard_stamp(shard), "shard_sha256": _sha256(shard).hex()}
 
 
 def is_same_shard(shard: str, state: dict[str, Any]) -> bool:
     """Whether a shard is the file that `state` (see `shard_state`) describes.
 
-    The content is hashed only where the size is the same and the time of change is not, as after a copy. The hash is
+    The content is hashed only if the size is the same and the modification time is not, as after a copy. The hash is
     cached.
     """
     stamp = shard_stamp(shard)
@@ -114,12 +116,12 @@ def _cached_sha256(shard: str) -> str:
 
 
 def folder_hash(folder: str | Path) -> str:
-    """A hash of what one of our model folders computes with: weights, config and tokenizer."""
+    """A hash of a model folder's weights, config and tokenizer."""
     return files_hash([Path(folder) / name for name in ("config.json", "model.safetensors", "tokenizer.json")])
 
 
 def files_hash(paths: list[Path]) -> str:
-    """A hash of files' contents, in the order given."""
+    """A hash of the contents of files; their order matters."""
     return hashlib.sha256(b"".join(map(_sha256, paths))).hexdigest()
 
 
@@ -136,13 +138,13 @@ def write_table(
     name: str = NAME,
     about: dict[str, Any] | None = None,
 ) -> None:
-    """Write a shard's table whole: under another name, then renamed.
+    """Write a shard's table, whole or not at all.
 
     Args:
-        settings: what the rows follow from; a table with others is not finished.
-        state: the shard's `shard_state` from before it was read, so that a change while it was scored is noticed;
-            None is now.
-        about: what is said of the table beside that, such as the command that made it.
+        settings: everything that determines the rows; a table with other settings is not finished.
+        state: the shard's `shard_state` from before it was read, so that a change during scoring is noticed; None
+            takes the state now.
+        about: further facts for people, such as the command that made the table.
 
     Raises:
         FullDiskError, WorkError: the disk is full; the table cannot be written for another reason.
@@ -159,14 +161,14 @@ def write_beside(
     name: str,
     about: dict[str, Any] | None = None,
 ) -> None:
-    """Write a table of any columns beside its shard, as `write_table` does."""
-    said = {**settings, **(state or shard_state(shard)), "version": VERSION, "about": about or {}}
+    """Write a table with any columns next to its shard, as `write_table` does."""
+    facts = {**settings, **(state or shard_state(shard)), "version": VERSION, "about": about or {}}
     with writing(table_path(shard, name)) as temporary:
-        pq.write_table(table.replace_schema_metadata({METADATA: json.dumps(said)}), temporary)
+        pq.write_table(table.replace_schema_metadata({METADATA: json.dumps(facts)}), temporary)
 
 
 def is_finished(shard: str, settings: dict[str, Any], name: str = NAME) -> bool:
-    """Whether the shard's table exists and was made with these settings from this very content."""
+    """Whether the shard's table exists and was made with these settings from the shard's present content."""
     stored = read_settings(shard, name)
     if stored is None:
         return False
@@ -175,8 +177,10 @@ def is_finished(shard: str, settings: dict[str, Any], name: str = NAME) -> bool:
 
 
 def read_settings(shard: str, name: str = NAME) -> dict[str, Any] | None:
-    """What a shard's table was made with: the settings that its rows follow from, the shard's `shard_state`, the
-    format's "version", and under "about" what only describes it. None where there is no readable table."""
+    """How a shard's table was made; None if there is no readable table.
+
+    The dict has the settings, the shard's `shard_state`, the "version" of the format, and "about".
+    """
     try:
         metadata = pq.read_schema(table_path(shard, name)).metadata or {}
         return json.loads(metadata[METADATA.encode()])
@@ -185,10 +189,10 @@ def read_settings(shard: str, name: str = NAME) -> dict[str, Any] | None:
 
 
 def check_table(shard: str, name: str = NAME) -> None:
-    """Make sure, without reading its rows, that a shard's table can be used.
+    """Make sure that a shard's table can be used, without reading its rows.
 
     Raises:
-        UserError: there is none, it is of another version, or the shard was changed after it was scored.
+        UserError: the shard has no table, the table has another version, or the shard was changed after it was scored.
     """
     settings = read_settings(shard, name)
     if settings is None:

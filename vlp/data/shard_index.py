@@ -1,7 +1,7 @@
-"""Where the samples of a shard lie: one scan of a tar's headers, kept in a cache.
+"""The index of a shard: the position of every sample, from one scan of the tar's headers, cached.
 
-Knowing every sample's place gives exact epochs, a position to resume from, and any split over processes and workers
-without reading what others read.
+The positions give exact epochs, a position to resume from, and any split over processes and workers without reading
+the samples of others.
 """
 
 import json
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import braceexpand
 import fsspec
@@ -49,8 +49,8 @@ class ShardIndex:
     """The samples of one shard.
 
     Attributes:
-        members: int64 [samples, 6]: offset and size in bytes of the image, the text and the JSON; -1 where absent.
-        bad: samples that cannot be read, and the shard itself where it cannot.
+        members: int64 [samples, 6]: offset and size in bytes of the image, the text and the JSON; -1 if absent.
+        bad: samples that cannot be read; with an empty key, the shard itself.
     """
 
     path: str
@@ -111,7 +111,7 @@ def _check_protocol(url: str) -> None:
 
 
 def index_shard(path: str) -> ShardIndex:
-    """The index of a shard, from the cache where the shard has not changed since."""
+    """The index of a shard, from the cache unless the shard has changed."""
     cached = cache_file("index-4", path)
     if cached is not None and cached.exists():
         try:
@@ -131,8 +131,13 @@ def index_shards(paths: list[str]) -> list[ShardIndex]:
     return [index_shard(path) for path in paths]
 
 
+def open_shard(path: str) -> IO[bytes]:
+    """A shard's file, local or remote, open for reading; raises OSError."""
+    return cast(IO[bytes], cast(fsspec.core.OpenFile, fsspec.open(path, "rb")).open())
+
+
 class _Scan:
-    """Members one after another, put together to samples by key."""
+    """Groups consecutive members into samples by key."""
 
     def __init__(self, path: str):
         self.index = ShardIndex(path, [], np.empty((0, 6), dtype=np.int64), [])
@@ -151,7 +156,7 @@ class _Scan:
             self.row[column : column + 2] = [header.offset_data, header.size]
 
     def close(self) -> None:
-        """End the sample at hand."""
+        """Finish the current sample."""
         if self.key is not None:
             if self.key in self.seen:
                 self.bad("duplicate key")
@@ -168,10 +173,10 @@ class _Scan:
 
 
 def scan_shard(path: str) -> ShardIndex:
-    """Read all headers of a tar, skipping the contents. What precedes a cut or damage is kept."""
+    """Read all headers of a tar, skipping the contents. Samples before a cut or damage are kept."""
     scan = _Scan(path)
     try:
-        with fsspec.open(path, "rb") as file:
+        with open_shard(path) as file:
             _scan_members(scan, file)
     except DAMAGE as error:
         whole_file = not scan.rows and scan.key is None

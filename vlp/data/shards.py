@@ -7,10 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import IO
 
-import fsspec
-
 from vlp.data.bad_samples import BadSampleError, BadSamples
-from vlp.data.shard_index import ShardIndex, expand_shards, index_shard, split_name
+from vlp.data.shard_index import ShardIndex, expand_shards, index_shard, open_shard, split_name
 
 
 @dataclass
@@ -68,7 +66,7 @@ class ShardReader:
     def _part(self, path: str, offset: int, size: int) -> bytes | None:
         if offset < 0:
             return None
-        file = self.files.pop(path, None) or fsspec.open(path, "rb").open()
+        file = self.files.pop(path, None) or open_shard(path)
         self.files[path] = file
         if len(self.files) > self.most_open:
             self.files.popitem(last=False)[1].close()
@@ -103,21 +101,20 @@ def make_sample(key: str, shard: str, image: bytes, text: bytes | None, info: by
 
 
 def iterate_samples(shards: str | list[str], bad: BadSamples | None = None) -> Iterator[Sample]:
-    """All samples in order, those without a text included. Bad ones are passed to `bad` and skipped."""
+    """All samples in order, those without a text included. Bad ones are skipped, named, and counted in `bad`."""
+    bad = bad or BadSamples(max_share=1.0)
     reader = ShardReader(most_open=1)
     for path in expand_shards(shards):
         index = index_shard(path)
-        for one in index.bad if bad is not None else []:
+        for one in index.bad:
             bad.add(one)
         for row in range(len(index.keys)):
             try:
                 sample = reader.read(index, row)
             except BadSampleError as error:
-                if bad is not None:
-                    bad.add(error.sample)
+                bad.add(error.sample)
                 continue
-            if bad is not None:
-                bad.seen()
+            bad.seen()
             yield sample
     reader.close()
 
@@ -130,7 +127,7 @@ def read_members(path: str) -> Iterator[tuple[str, dict[str, bytes]]]:
     seen: set[str] = set()
     key, members = "", {}
     try:
-        with fsspec.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
+        with open_shard(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
                 if not member.isfile():
                     continue

@@ -26,7 +26,7 @@ SMALLEST = 16  # words, special tokens included
 
 
 class CaptionTokenizer:
-    """Texts to ids and back. Sequences are: first token, words, [SEP].
+    """Texts to ids and back. A sequence is the first token, the words, and [SEP].
 
     Attributes:
         pad_id, cls_id, sep_id, enc_id, dec_id: ids of the special tokens.
@@ -36,7 +36,7 @@ class CaptionTokenizer:
         """Wrap a tokenizer.
 
         Args:
-            roles: which token is pad, unk, cls, sep and mask; None: BERT's.
+            roles: the tokens for pad, unk, cls, sep and mask; None means BERT's.
 
         Raises:
             UserError: a special token is missing.
@@ -62,9 +62,10 @@ class CaptionTokenizer:
         """Texts as padded ids.
 
         Args:
-            max_tokens: longer texts are cut, [SEP] kept.
-            first: the special token of the use: unimodal, matching or decoding.
-            multiple: the length is that of the longest text, rounded up to this, so that shapes are few.
+            max_tokens: longer texts are cut; [SEP] stays.
+            first: [CLS] for text features, [ENC] for matching, [DEC] for decoding.
+            multiple: the length is that of the longest text, rounded up to a multiple of this, which keeps the number
+                of different shapes small.
 
         Returns:
             ids int64 and mask bool (True: a token), both [texts, tokens].
@@ -79,7 +80,7 @@ class CaptionTokenizer:
     def pad(
         self, words: list[list[int]], max_tokens: int, first: FirstToken = "[CLS]", multiple: int = 8
     ) -> tuple[Tensor, Tensor]:
-        """What `encode` does, for texts whose words are ids already."""
+        """`encode` for texts whose words are ids already."""
         first_id = {"[CLS]": self.cls_id, "[ENC]": self.enc_id, "[DEC]": self.dec_id}[first]
         rows = [[first_id, *ids[: max_tokens - 2], self.sep_id] for ids in words]
         length = -(-max(map(len, rows), default=1) // multiple) * multiple
@@ -98,11 +99,11 @@ class CaptionTokenizer:
         return [ids[start:] for ids in self.word_ids([prompted_caption(prompt, caption) for caption in captions])]
 
     def decode(self, ids: list[int]) -> str:
-        """Ids to text, special tokens left out and word pieces joined."""
+        """Ids to text, without special tokens and with word pieces joined."""
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
     def save(self, folder: str | Path) -> None:
-        """Write a tokenizer folder, whole; `transformers.AutoTokenizer` reads it as well.
+        """Write a tokenizer folder, whole or not at all. `transformers.AutoTokenizer` reads it too.
 
         Raises:
             UserError: the folder exists and is not empty.
@@ -130,35 +131,38 @@ def load_tokenizer(folder: str) -> CaptionTokenizer:
     """Read a tokenizer folder.
 
     Raises:
-        UserError: there is no tokenizer.json, or it is not a tokenizer with the special tokens.
+        UserError: the folder has no tokenizer.json, or one that cannot be read or lacks the special tokens.
     """
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
         raise UserError(f"{folder} is not a tokenizer folder: it has no tokenizer.json; `vlp tokenizer` makes one.")
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises this very class
+    except Exception as error:  # the library raises this class itself
         raise UserError(f"{path} is not readable as a tokenizer: {error}.") from None
     return CaptionTokenizer(tokenizer, _read_roles(path.with_name("tokenizer_config.json")))
 
 
 def _read_roles(path: Path) -> dict[str, str]:
-    """Which token has which role, BERT's where the file does not say."""
+    """The token of each role; BERT's if the file does not name one."""
     try:
-        said = json.loads(path.read_text())
+        config = json.loads(path.read_text())
     except (OSError, ValueError):
-        said = {}
-    tokens = {role: said.get(f"{role}_token") for role in BERT_ROLES} if isinstance(said, dict) else {}
+        config = {}
+    tokens = {role: config.get(f"{role}_token") for role in BERT_ROLES} if isinstance(config, dict) else {}
     return {**BERT_ROLES, **{role: token for role, token in tokens.items() if isinstance(token, str)}}
 
 
 def train_tokenizer(captions: Iterable[str], size: int, min_frequency: int = 2) -> CaptionTokenizer:
-    """Learn a lower-casing WordPiece vocabulary; equal captions give an equal vocabulary.
+    """Train a lower-casing WordPiece tokenizer; equal captions give an equal vocabulary.
 
     Args:
-        captions: the first million are read.
-        size: most words, special tokens included.
-        min_frequency: how often a piece must occur to be merged.
+        captions: at most a million are read.
+        size: largest number of words, special tokens included.
+        min_frequency: how often a pair of pieces must occur to be merged.
+
+    Raises:
+        UserError: there are no captions, or `size` is too small.
     """
     if size < SMALLEST:
         raise UserError(f"A tokenizer needs a size of at least {SMALLEST} words, not {size}.")
@@ -168,7 +172,7 @@ def train_tokenizer(captions: Iterable[str], size: int, min_frequency: int = 2) 
     texts = [LONG_WORD.sub(" ", normalize(text)) for text in islice(captions, MOST_CAPTIONS)]
     if not any(map(str.strip, texts)):
         raise UserError("There are no captions to learn a tokenizer from; name shards whose samples have texts.")
-    # The trainer numbers the pieces inside words by a random hash; naming them first makes the numbers certain.
+    # The trainer numbers the pieces inside words by a random hash; listing them as special tokens fixes the numbers.
     # Letters take at most half of the vocabulary (each has two pieces); rarer ones become [UNK].
     counts = Counter(letter for text in texts for letter in text if letter != " ")
     letters = sorted(sorted(counts, key=lambda letter: (-counts[letter], letter))[: max(size // 4, 1)])
@@ -182,7 +186,7 @@ def train_tokenizer(captions: Iterable[str], size: int, min_frequency: int = 2) 
     )
     learner.train_from_iterator(texts, trainer)
     words = sorted(learner.get_vocab().items(), key=lambda item: item[1])
-    tokenizer = _word_piece(dict(words))  # without the pieces being special
+    tokenizer = _word_piece(dict(words))  # where the pieces are not special tokens
     tokenizer.add_special_tokens(BERT_SPECIALS + BLIP_SPECIALS)
     ours = CaptionTokenizer(tokenizer)
     ends = ("[SEP]", ours.sep_id), ("[CLS]", ours.cls_id)

@@ -16,19 +16,19 @@ from vlp.config import AugmentConfig
 from vlp.data.image_decoding import EncodedImage, shrink_for
 
 ASPECT = (3 / 4, 4 / 3)
-GREY = 128  # what shows where a picture was moved away
+GRAY = 128  # fills the area that a moved image leaves empty
 LONGEST_CAPTION = 10_000  # characters; more than 50 words of 100 have, and longer words are unknown to any tokenizer
 UNWANTED = re.compile(r"[.!\"()*#:;~]")  # BLIP drops these from captions
 SPACES = re.compile(r"\s{2,}")
 
-# Pixels uint8 [height, width, 3], a strength from 0 to 1, and what decides directions.
+# Arguments: pixels uint8 [height, width, 3], a strength from 0 to 1, and the random state for directions.
 Operation = Callable[[Tensor, float, random.Random], Tensor]
 
 
 def training_image(image: EncodedImage, size: int, augment: AugmentConfig, rng: random.Random) -> np.ndarray:
-    """A random crop, flip and changes of a picture, as uint8 [3, size, size]; `rng` decides everything.
+    """A random crop, flip and augmentation of an image, as uint8 [3, size, size]; `rng` decides everything.
 
-    The crop is drawn before anything is decoded, so that a JPEG is decoded no larger than the crop needs.
+    The crop is drawn before decoding, so that a JPEG is decoded no larger than the crop needs.
 
     Raises:
         BadSampleError: the image is broken.
@@ -47,10 +47,10 @@ def training_image(image: EncodedImage, size: int, augment: AugmentConfig, rng: 
 
 
 def evaluation_image(image: Image.Image | np.ndarray, size: int) -> np.ndarray:
-    """The whole picture at the model's size, as uint8 [3, size, size]; BLIP does not keep the aspect ratio either.
+    """The whole image at the model's size, as uint8 [3, size, size]. Like BLIP, it does not keep the aspect ratio.
 
     Args:
-        image: a picture, or its RGB pixels, uint8 [height, width, 3].
+        image: a PIL image, or RGB pixels, uint8 [height, width, 3].
     """
     if isinstance(image, Image.Image):
         image = np.array(image.convert("RGB"))
@@ -58,7 +58,7 @@ def evaluation_image(image: Image.Image | np.ndarray, size: int) -> np.ndarray:
 
 
 def clean_caption(text: str, max_words: int = 50) -> str:
-    """A caption in BLIP's form: lower case, no punctuation that says nothing, single spaces, at most 50 words."""
+    """A caption in BLIP's form: lower case, without the punctuation it drops, single spaces, at most 50 words."""
     text = text.strip()[:LONGEST_CAPTION]
     text = SPACES.sub(" ", UNWANTED.sub(" ", text.lower()).replace("\n", " ")).strip()
     return " ".join(text.split(" ")[:max_words])
@@ -71,7 +71,7 @@ def prompted_caption(prompt: str, caption: str) -> str:
 
 def _resize(pixels: np.ndarray, size: int) -> Tensor:
     """[height, width, 3] to [size, size, 3], bicubic and antialiased; uint8 in and out, as Pillow rounds."""
-    image = torch.from_numpy(np.ascontiguousarray(pixels))  # a crop in one piece: the fast kernel asks for that
+    image = torch.from_numpy(np.ascontiguousarray(pixels))  # the fast kernel needs contiguous pixels
     if image.shape[:2] == (size, size):
         return image
     planes = image[None].permute(0, 3, 1, 2)
@@ -83,7 +83,7 @@ def _planes(pixels: Tensor) -> np.ndarray:
 
 
 def _crop_box(width: int, height: int, augment: AugmentConfig, rng: random.Random) -> tuple[int, int, int, int]:
-    """A random part of the area with a random aspect ratio (Szegedy et al. 2015); the whole when none fits.
+    """A random part of the area with a random aspect ratio (Szegedy et al. 2015); the whole image if none fits.
 
     Returns left, top, right and bottom in pixels.
     """
@@ -100,7 +100,7 @@ def _crop_box(width: int, height: int, augment: AugmentConfig, rng: random.Rando
 
 
 def _by_pillow(change: Callable[[Image.Image], Image.Image]) -> Operation:
-    """An operation whose strength does not matter."""
+    """An operation that ignores the strength."""
 
     def operation(pixels: Tensor, strength: float, rng: random.Random) -> Tensor:
         return torch.from_numpy(np.array(change(Image.fromarray(pixels.numpy()))))
@@ -109,7 +109,7 @@ def _by_pillow(change: Callable[[Image.Image], Image.Image]) -> Operation:
 
 
 def _enhance(kind: type) -> Operation:
-    """A colour operation: factor 0.1 at strength 0, 1 (no change) at 0.5, 1.9 at 1."""
+    """A color operation: factor 0.1 at strength 0, 1 (no change) at 0.5, 1.9 at 1."""
 
     def operation(pixels: Tensor, strength: float, rng: random.Random) -> Tensor:
         if strength == 0.5:
@@ -120,7 +120,7 @@ def _enhance(kind: type) -> Operation:
 
 
 def _shear(horizontal: float, vertical: float) -> Operation:
-    """Rows or columns moved by a share of their distance from the top or the left, at strength 1."""
+    """A shear: at strength 1, rows or columns move by this share of their distance from the top or left edge."""
 
     def operation(pixels: Tensor, strength: float, rng: random.Random) -> Tensor:
         amount = rng.choice((-strength, strength))
@@ -130,21 +130,21 @@ def _shear(horizontal: float, vertical: float) -> Operation:
 
 
 def _shift(horizontal: float, vertical: float) -> Operation:
-    """A translation by a share of the size, at strength 1."""
+    """A translation: at strength 1, by this share of the size."""
 
     def operation(pixels: Tensor, strength: float, rng: random.Random) -> Tensor:
         amount = rng.choice((-strength, strength))
         down, right = vertical * amount * pixels.shape[0], horizontal * amount * pixels.shape[1]
         if down == round(down) and right == round(right):  # whole pixels: nothing to interpolate
             left, top = round(right), round(down)
-            return functional.pad(pixels, (0, 0, left, -left, top, -top), value=GREY)
+            return functional.pad(pixels, (0, 0, left, -left, top, -top), value=GRAY)
         return _affine(pixels, (1, 0, -right, 0, 1, -down))
 
     return operation
 
 
 def _rotate(pixels: Tensor, strength: float, rng: random.Random) -> Tensor:
-    """By at most 30 degrees around the centre."""
+    """A rotation around the center: 30 degrees at strength 1."""
     angle = math.radians(rng.choice((-30, 30)) * strength)
     cos, sin = math.cos(angle), math.sin(angle)
     y, x = pixels.shape[0] / 2, pixels.shape[1] / 2
@@ -152,15 +152,15 @@ def _rotate(pixels: Tensor, strength: float, rng: random.Random) -> Tensor:
 
 
 def _affine(pixels: Tensor, matrix: tuple[float, ...]) -> Tensor:
-    """Each pixel (x, y) from (a x + b y + c, d x + e y + f) of the picture, bilinear, grey outside."""
-    planes = pixels.permute(2, 0, 1)[None].float() - GREY  # beyond the picture is zero
+    """Take each pixel (x, y) from (a x + b y + c, d x + e y + f), bilinear; gray outside of the image."""
+    planes = pixels.permute(2, 0, 1)[None].float() - GRAY  # grid_sample fills the outside with zeros
     moved = functional.grid_sample(planes, _grid(matrix, *pixels.shape[:2]), align_corners=False)
-    return (moved[0].permute(1, 2, 0) + (GREY + 0.5)).to(torch.uint8)
+    return (moved[0].permute(1, 2, 0) + (GRAY + 0.5)).to(torch.uint8)
 
 
-@lru_cache(maxsize=16)  # a run draws from six
+@lru_cache(maxsize=16)  # a run uses six
 def _grid(matrix: tuple[float, ...], height: int, width: int) -> Tensor:
-    """Where `grid_sample` looks: both axes from -1 to 1."""
+    """The sampling grid of `grid_sample`, whose axes go from -1 to 1."""
     a, b, c, d, e, f = matrix
     b, d = b * height / width, d * width / height
     theta = torch.tensor([[a, b, a + b - 1 + 2 * c / width], [d, e, d + e - 1 + 2 * f / height]])
@@ -176,7 +176,7 @@ OPERATIONS: list[Operation] = [
     _enhance(ImageEnhance.Sharpness),
     _shear(0.3, 0),
     _shear(0, 0.3),
-    _shift(10 / 224, 0),  # 10 pixels at most, at BLIP's size
+    _shift(10 / 224, 0),  # at most 10 pixels at BLIP's size
     _shift(0, 10 / 224),
     _rotate,
 ]
