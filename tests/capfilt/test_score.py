@@ -344,7 +344,7 @@ def test_a_full_disk_ends_the_run_with_a_sentence(folders, tmp_path, monkeypatch
         WorkError, match=r"00001\.capfilt\.parquet cannot be written: no space left on device \([\d,]+ b"
     ):
         score_shards([first, second], [], folders["filter"], DECODING)
-    assert "attempt 1 of 3" in caplog.text and "attempt 2" not in caplog.text
+    assert "attempt" not in caplog.text
     assert len(read_table(first)) == 3
     assert sorted(path.name for path in (tmp_path / "shards").iterdir()) == [
         "00000.capfilt.parquet",
