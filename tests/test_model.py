@@ -104,6 +104,44 @@ def test_folders_that_are_no_models(model, tmp_path):
         load_model(folder)
 
 
+def test_the_folder_stores_the_decoding_settings_and_the_card_lists_them(model, tmp_path):
+    own = DecodingConfig(prompt="a picture of", beams=2, max_length=11, banned_words=["red"])
+    Model(model.blip, model.tokenizer, "fp32", "# A card\n", own).save(tmp_path / "model")
+    loaded = load_model(tmp_path / "model", device="cpu", precision="fp32")
+    assert loaded.decoding == own
+    images = make_images(3)
+    assert loaded.caption_texts(images) == model.caption_texts(images, own) != model.caption_texts(images)
+    assert loaded.caption_texts(images, beams=1, prompt="") == model.caption_texts(
+        images, DecodingConfig(beams=1, max_length=11, banned_words=["red"])
+    )
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert card.startswith("# A card\n") and '| prompt | "a picture of" |' in card
+    loaded.decoding.beams = 4
+    loaded.save(tmp_path / "again")
+    again = (tmp_path / "again" / "README.md").read_text()
+    assert again == card.replace("| beams | 2 |", "| beams | 4 |"), "the section is replaced, not repeated"
+
+
+def test_models_saved_before_decoding_was_stored_have_the_defaults(model, tmp_path):
+    model.save(tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text())
+    del config["decoding"]
+    path.write_text(json.dumps(config))
+    assert load_model(tmp_path / "model").decoding == DecodingConfig()
+    for decoding, sentence in [({"beem": 3}, r"config\.json: Unknown config key beem"), ({"top_p": 2}, "at most 1")]:
+        path.write_text(json.dumps({**config, "decoding": decoding}))
+        with pytest.raises(UserError, match=sentence):
+            load_model(tmp_path / "model")
+
+
+def test_keys_are_paths_where_images_are(model, tmp_path):
+    path = tmp_path / "picture.png"
+    Image.fromarray(make_images(1)[0].permute(1, 2, 0).numpy()).save(path)
+    expected = model.caption([path], SAMPLING, keys=[str(path)], num_captions=3)
+    assert model.caption([path], SAMPLING, num_captions=3) == expected
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("decoding", [SAMPLING, DecodingConfig(beams=3, repetition_penalty=1.1, max_length=14)])
 def test_captions_do_not_depend_on_the_batch(precision, decoding):

@@ -1,6 +1,7 @@
 """Other projects' BLIP is ours: the same numbers, the same captions, the same weights after a round trip."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from transformers import BlipConfig, BlipTextModel
 from vlp.config import DecodingConfig
 from vlp.convert.blip import from_config, transformers_table
 from vlp.convert.command import from_ours, to_ours
+from vlp.convert.decoding import captioner_decoding
 from vlp.convert.tables import to_our_names
 from vlp.data.tokenizer import load_tokenizer
 from vlp.errors import UserError
@@ -210,6 +212,57 @@ def test_a_transformers_folder_loads_as_it_is(both, tmp_path):
     assert direct.caption(images, beams=3) == ours.caption(images, beams=3)
 
 
+@pytest.mark.parametrize(
+    ("config", "generation", "changes"),
+    [
+        ({}, None, {}),
+        ({"max_length": 20, "min_length": 0, "num_beams": 1, "top_p": 1.0}, None, {}),  # defaults of older versions
+        ({"num_beams": 5, "repetition_penalty": 1.3}, None, {"beams": 5, "repetition_penalty": 1.3}),
+        ({"num_beams": 5}, {"num_beams": 1, "max_length": 30}, {"beams": 1, "max_length": 30}),
+        (
+            {},
+            {"do_sample": True, "top_p": 0.8, "no_repeat_ngram_size": 2},
+            {"beams": 0, "top_p": 0.8, "no_repeat_ngram": 2},
+        ),
+    ],
+)
+def test_captioners_decode_as_published_unless_their_folder_sets_more(both, tmp_path, config, generation, changes):
+    _, ours, _ = both("captioning")
+    folder = tmp_path / "captioning"
+    facts = json.loads((folder / "config.json").read_text())
+    facts["text_config"] |= config
+    (folder / "config.json").write_text(json.dumps(facts))
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+    published = DecodingConfig(prompt="a picture of", beams=3, min_length=5, max_length=20, repetition_penalty=1.0)
+    assert ours.decoding == published
+    assert captioner_decoding(folder) == replace(published, **changes)
+    if generation is None and not config:
+        assert load_model(folder, device="cpu").decoding == published
+    (folder / "generation_config.json").write_text('{"num_beams": "many"}')
+    with pytest.raises(UserError, match="beams must be int"):
+        captioner_decoding(folder)
+
+
+@pytest.mark.parametrize("kind", ["retrieval", "vqa", "features"])
+def test_models_that_are_no_captioners_keep_the_defaults(both, kind):
+    assert both(kind)[1].decoding == DecodingConfig()
+
+
+@pytest.mark.parametrize("beams", [0, 1, 4])
+def test_decoding_settings_survive_the_way_there_and_back(both, tmp_path, beams):
+    _, ours, _ = both("captioning")
+    ours.decoding = DecodingConfig(prompt="A red, big", beams=beams, min_length=3, max_length=17, top_k=5)
+    ours.save(tmp_path / "mine")
+    from_ours(str(tmp_path / "mine"), str(tmp_path / "theirs"))
+    again = CLASSES["captioning"].from_pretrained(tmp_path / "theirs").generation_config
+    assert (again.max_length, again.min_length, again.num_beams) == (17, 3, max(beams, 1))
+    assert bool(again.do_sample) == (beams == 0)
+    to_ours(str(tmp_path / "theirs"), str(tmp_path / "back"))
+    assert load_model(tmp_path / "back").decoding == ours.decoding
+
+
 def test_parts_that_lack_are_named_and_started(both):
     _, ours, lines = both("captioning")
     assert "missing in the source: text_tower.layers.*.self_attention.encoder.qkv: copied from the decoder" in lines
@@ -307,6 +360,7 @@ def test_an_original_captioning_checkpoint(original, tokenizer_folder):
     texts = [ours.tokenizer.decode(row.tolist()) for row in expected]
     assert ours.caption_texts(images, beams=3, max_length=12, min_length=0, prompt="") == texts
     assert not [line for line in lines if line.startswith("not used")], lines
+    assert ours.decoding == DecodingConfig(prompt="a picture of")
 
 
 def test_an_original_vqa_checkpoint(original, tokenizer_folder):
@@ -333,6 +387,7 @@ def test_an_original_pretraining_checkpoint_has_both_sides(original, tokenizer_f
     state = {**as_original(captioning.state_dict()), **as_original(retrieval.state_dict())}
     ours, lines = original(state)
     assert not lines, lines
+    assert ours.decoding == DecodingConfig()
     images = pictures(ours, 8)
     expected = captioning.generate(pixel_values=images, num_beams=1, max_length=12, do_sample=False)
     texts = [ours.tokenizer.decode(row.tolist()) for row in expected]

@@ -1,10 +1,15 @@
 """Evaluation against plain loops on a tiny random model."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 from tiny_model import make_images, make_model
+from typer.testing import CliRunner
 
+from vlp.cli.main import app
+from vlp.data.shard_writer import ShardWriter
 from vlp.data.transforms import clean_caption
 from vlp.errors import UserError
 from vlp.evaluation import captioning, matching, ranking, retrieval
@@ -110,6 +115,19 @@ def test_captioning_takes_further_scorers(model):
     assert results["right"] == pytest.approx(4 / 7)
     assert results["images"] == 7 and sum(steps) == 7
     assert seen == model.caption_texts(make_images(7))
+
+
+@pytest.mark.parametrize("truth", ["yes", ["a", 1], {"text_right": True}, None])
+def test_a_foreign_truth_field_does_not_matter(models, tmp_path, truth):
+    with ShardWriter(str(tmp_path / "shards")) as writer:
+        for number, image in enumerate(make_images(3)):
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "one.png")
+            data = (tmp_path / "one.png").read_bytes()
+            writer.write(f"k{number}", data, "png", "a red circle", {"truth": truth})
+    arguments = ["evaluate", "captioning", models[0], f"{tmp_path}/shards/*.tar", "--json", "--batch-size", "2"]
+    result = CliRunner().invoke(app, [*arguments, "--workers", "1", "--precision", "fp32", "--max-length", "8"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout.splitlines()[-1])["images"] == 3
 
 
 def test_captions_are_scored_against_their_references():
