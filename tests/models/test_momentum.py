@@ -1,4 +1,4 @@
-"""The momentum twin follows, and the queue wraps."""
+"""The momentum twin follows the model, and the queue wraps around."""
 
 import torch
 
@@ -36,6 +36,29 @@ def test_the_twin_follows():
     twin.follow(model, 0.9)
     for name, value in twin.named_parameters():
         torch.testing.assert_close(value, before[name] + 0.1)
+
+
+def test_batch_norm_statistics_follow_in_one_process():
+    torch.manual_seed(0)
+    image = ImageEncoderConfig("timm:resnet10t", image_size=32, width=512)
+    text = TextTowerConfig(vocabulary=30, width=24, layers=1, heads=2, feed_forward=32, dropout=0.0)
+    model = Blip(ModelConfig(image, text, embed_dim=8)).train()
+    twin = MomentumTwin(model).train()
+    images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)
+    ids, mask = torch.randint(1, 30, (6, 5)), torch.ones(6, 5, dtype=torch.bool)
+    at_first, _ = twin.embed(images, ids, mask)
+    for _ in range(3):
+        model.encode_images(images)
+        twin.embed(images, ids, mask)  # must not move the twin's statistics by itself
+        twin.follow(model, 1.0)
+    online = dict(model.named_buffers())
+    statistics = {name: one for name, one in twin.named_buffers() if "running" in name or "batches" in name}
+    assert len(statistics) >= 30
+    for name, one in statistics.items():
+        assert torch.equal(one, online[name]), name
+    later, _ = twin.embed(images, ids, mask)  # the weights did not move
+    assert (later - at_first).norm(dim=1).min() > 0.1
+    torch.testing.assert_close(later, model.eval().embed_image_tokens(model.encode_images(images)).detach())
 
 
 def test_the_queue_wraps_at_any_size():

@@ -13,10 +13,10 @@ from vlp.models.text_tower import ImageMemory, SelfAttentionCache, TextTower
 
 
 class Blip(nn.Module):
-    """Image encoder + text tower + projections, matching head and language head (paper, section 3.1).
+    """Image encoder, text tower, projections, matching head and language head (paper, section 3.1).
 
-    Texts come as ids that begin with the special token of their use: [CLS] for `embed_texts`, [ENC] for
-    `match_logits`, [DEC] for `caption_logits`.
+    The ids of a text begin with the special token of their use: [CLS] for `embed_texts`, [ENC] for `match_logits`,
+    [DEC] for `caption_logits`.
     """
 
     def __init__(self, config: ModelConfig, temperature: float = 0.07):
@@ -28,17 +28,16 @@ class Blip(nn.Module):
         self.text_projection = nn.Linear(config.text_tower.width, config.embed_dim)
         self.itm_head = nn.Linear(config.text_tower.width, 2)
         self.language_head = LanguageHead(config.text_tower)
-        # Learned as a logarithm: a step of the optimiser then changes it by a share of itself, not by an amount that
-        # is the whole of it.
+        # Learned as a logarithm, so that an optimizer step changes it by a small share of its value.
         self.log_temperature = nn.Parameter(torch.tensor(temperature).log())
 
     @property
     def temperature(self) -> Tensor:
-        """What ITC's cosines are divided by, a scalar."""
+        """The scalar that divides ITC's cosines."""
         return self.log_temperature.exp()
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """Images [batch, 3, size, size] (uint8, or float and normalised) -> image tokens [batch, tokens, width]."""
+        """Images [batch, 3, size, size] (uint8, or normalized float) -> image tokens [batch, tokens, width]."""
         return self.image_encoder(images)
 
     def embed_image_tokens(self, image_tokens: Tensor) -> Tensor:
@@ -50,7 +49,7 @@ class Blip(nn.Module):
         return F.normalize(self.text_projection(self.text_tower.encode(ids, mask)[:, 0]).float(), dim=-1)
 
     def match_logits(self, ids: Tensor, mask: Tensor, memory: ImageMemory, image_index: Tensor | None = None) -> Tensor:
-        """Whether texts belong to images: logits [texts, 2], class 1 is "match". Arguments as in `TextTower.match`."""
+        """ITM logits [texts, 2], where class 1 is "match". Arguments as in `TextTower.match`."""
         return self.itm_head(self.text_tower.match(ids, mask, memory, image_index)[:, 0])
 
     def caption_logits(
@@ -61,7 +60,7 @@ class Blip(nn.Module):
         image_index: Tensor | None = None,
         cache: SelfAttentionCache | None = None,
     ) -> Tensor:
-        """Logits of each next word [texts, tokens, vocabulary]. Arguments as in `TextTower.decode`."""
+        """Next-token logits [texts, tokens, vocabulary]. Arguments as in `TextTower.decode`."""
         return self.word_logits(self.text_tower.decode(ids, mask, memory, image_index, cache))
 
     def word_logits(self, hidden: Tensor) -> Tensor:
@@ -69,28 +68,28 @@ class Blip(nn.Module):
         return self.language_head(hidden, self.text_tower.embeddings.side("decoder").words.weight)
 
     def word_loss(self, hidden: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-        """LM's summed loss of decoder states [rows, width] against int64 [rows]; see `LanguageHead.loss`."""
+        """Summed LM loss of decoder states [rows, width] against target ids int64 [rows]; see `language_loss`."""
         words = self.text_tower.embeddings.side("decoder").words.weight
         return self.language_head.loss(hidden, words, targets, smoothing)
 
     def resize_images(self, image_size: int) -> None:
-        """Take images of another size from now on, in pixels; position embeddings are interpolated."""
+        """Change the size of the images that the model takes, in pixels; position embeddings are interpolated."""
         image = replace(self.config.image_encoder, image_size=image_size)
         device = self.log_temperature.device
         self.image_encoder = resize_positions(self.image_encoder, image).to(device)
         self.config = replace(self.config, image_encoder=image)
 
     def checkpoint_activations(self) -> None:
-        """Recompute blocks in the backward pass: less memory, about a third more work."""
+        """Recompute blocks in the backward pass, which saves memory for about a third more compute."""
         self.image_encoder.checkpoint_activations()
         self.text_tower.checkpointing = True
 
     def encoder_only_parts(self) -> list[nn.Module]:
-        """Modules that captioning never runs."""
+        """The modules that captioning does not use."""
         return [self.image_projection, self.text_projection, self.itm_head, *self._parts_of("encoder")]
 
     def decoder_only_parts(self) -> list[nn.Module]:
-        """Modules that retrieval never runs."""
+        """The modules that retrieval does not use."""
         return [self.language_head, *self._parts_of("decoder")]
 
     def _parts_of(self, side: str) -> list[nn.Module]:

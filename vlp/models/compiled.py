@@ -1,4 +1,4 @@
-"""Blocks made faster by `torch.compile`, one at a time: those of a stack are alike, so each stack is compiled once."""
+"""`torch.compile` applied block by block: the blocks of a stack share their code, so each stack is compiled once."""
 
 from torch import nn
 
@@ -6,20 +6,20 @@ from vlp.errors import UserError
 from vlp.models.image_encoders.encoder import ImageEncoder
 from vlp.models.text_tower import TextTower
 
-VARIANTS = 32  # programs for one block: a layer of the text tower has eight uses, with gradients and without
+VARIANTS = 32  # most programs per block: a layer of the text tower has eight uses, with and without gradients
 
 
 def compile_blocks(module: nn.Module, backend: str = "inductor") -> None:
     """Compile the blocks of every image encoder and text tower in `module`, in place; parameters keep their names.
 
-    Images in batches of one size make one program, of several sizes a second one for all. Texts are compiled for any
-    length from the start, captions for any number of tokens in the cache.
+    Image blocks get one program for the first batch size and a second one for all others. Text layers are compiled for
+    any text length and any number of cached tokens from the start.
 
     Args:
-        backend: of `torch.compile`; its own needs a C++ compiler on a CPU, and Triton on a GPU.
+        backend: of `torch.compile`; the default needs a C++ compiler on a CPU and Triton on a GPU.
 
     Raises:
-        UserError: an image encoder has no blocks.
+        UserError: an image encoder has no blocks to compile.
     """
     for part in list(module.modules()):
         if isinstance(part, ImageEncoder):

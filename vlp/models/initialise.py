@@ -1,19 +1,19 @@
-"""The weights that a tower starts from."""
+"""The weights that a new tower starts with."""
 
 import torch
 from torch import nn
 
-DEVIATION, ITS_WIDTH = 0.02, 768  # of BERT and ViT, chosen at base size
+BASE_DEVIATION, BASE_WIDTH = 0.02, 768  # of BERT and ViT at base size
 
 
 def initialise(tower: nn.Module, width: int) -> None:
-    """Draw a tower's matrices anew: normal, of deviation 0.02 at width 768, and biases zero.
+    """Draw new weights: linear layers, embeddings and positions normal, with deviation 0.02 at width 768; biases zero.
 
-    What a matrix makes of a unit-norm feature grows with the square root of its width. In a narrower tower the
-    deviation grows by as much as the root shrinks; at 0.02 its attention would start all but uniform, and small
-    models would take several times as many steps to learn to look at the image.
+    The output of a linear layer for a normalized feature grows with the square root of the width, so the deviation
+    grows as the width shrinks. With 0.02 everywhere, the attention of narrow towers would start almost uniform, and
+    small models would take several times as many steps to learn to look at the image.
     """
-    deviation = DEVIATION * (ITS_WIDTH / width) ** 0.5
+    deviation = BASE_DEVIATION * (BASE_WIDTH / width) ** 0.5
     with torch.no_grad():
         for module in tower.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):

@@ -53,11 +53,11 @@ class MomentumTwin(nn.Module):
 class FeatureQueue(nn.Module):
     """The last `size` pairs of the twin's features, which serve ITC as additional negatives. It starts empty."""
 
-    images: Tensor  # [size, embed_dim]
-    texts: Tensor  # [size, embed_dim]
+    images: Tensor  # float32 [size, embed_dim]
+    texts: Tensor  # float32 [size, embed_dim]
     image_hashes: Tensor  # int64 [size]
-    filled: Tensor  # bool [size]
-    next: Tensor  # int64 []
+    filled: Tensor  # bool [size], False where there is no pair yet
+    next: Tensor  # int64 [], the row that the next pair takes
 
     def __init__(self, size: int, embed_dim: int):
         super().__init__()

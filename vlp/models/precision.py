@@ -1,4 +1,4 @@
-"""Which number format the heavy products run in, on the device at hand."""
+"""The number format of matrix products on a device."""
 
 from functools import cache
 from pathlib import Path
@@ -12,7 +12,8 @@ from vlp.config import Precision
 def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
     """The autocast dtype of a precision on a device; None for plain float32.
 
-    "auto" means bfloat16 where the device multiplies it fast (GPUs, CPUs with AVX512-BF16 or AMX), else float32.
+    "auto" is bfloat16 where the hardware multiplies it (GPUs that support it, CPUs with AVX512-BF16 or AMX), else
+    float32.
     """
     if precision == "auto":
         fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bfloat16()
@@ -21,7 +22,7 @@ def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype | N
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
-    """What a matrix product with `x` is computed in: autocast's dtype where it is on."""
+    """The dtype of a matrix product with `x`: autocast's where it is on, else that of `x`."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 

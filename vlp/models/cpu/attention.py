@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlp.models.cpu.dropout import dropout
+from vlp.models.precision import product_dtype
 from vlp.models.text_tower import Attention
 
 MAX_PAIRS = 2**20  # of a query and a key; a larger matrix of scores would take too much memory
@@ -70,9 +71,8 @@ class CpuImageAttention(ImageAttention):
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """[batch, tokens, width] -> the same shape."""
         batch, tokens, _ = x.shape
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         special = attn_mask is not None or is_causal or self.gate is not None
-        if special or use_fused_kernel(x.device, dtype, tokens, tokens):
+        if special or use_fused_kernel(x.device, product_dtype(x), tokens, tokens):
             return super().forward(x, attn_mask, is_causal)
         qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, self.head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [batch, heads, tokens, head_dim]

@@ -1,4 +1,4 @@
-"""Images to image tokens, by any of the towers that `ImageEncoderConfig.name` can name."""
+"""The image encoder: images to image tokens, by the architecture that `ImageEncoderConfig.name` names."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ from vlp.errors import UserError
 from vlp.models.image_encoders.timm_tower import build_timm
 from vlp.models.image_encoders.vit import build_vit
 
-# BLIP normalises with the means and deviations of CLIP (Radford et al. 2021), in units of full brightness.
+# CLIP's mean and standard deviation of each color channel, in units of full brightness (Radford et al. 2021).
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
@@ -24,7 +24,7 @@ BUILDERS: dict[str, Callable[[ImageEncoderConfig], nn.Module]] = {
 
 
 class ImageEncoder(nn.Module):
-    """A tower that turns images into tokens; it normalises uint8 images on the device they are on.
+    """A tower that turns images into tokens and normalizes uint8 images on their device.
 
     Attributes:
         width: width of an image token.
@@ -49,7 +49,7 @@ class ImageEncoder(nn.Module):
         """Image tokens, the class token first.
 
         Args:
-            images: [batch, 3, image_size, image_size]; uint8 in 0..255, or float and normalised already.
+            images: [batch, 3, image_size, image_size]; uint8 in 0..255, or normalized float.
 
         Returns:
             [batch, tokens, width].
@@ -64,13 +64,13 @@ class ImageEncoder(nn.Module):
 
 
 def resize_positions(encoder: ImageEncoder, config: ImageEncoderConfig) -> ImageEncoder:
-    """The encoder for images of another size, its position embeddings interpolated (bicubic, as timm does it).
+    """The same encoder for images of another size, with position embeddings interpolated (bicubic, as in timm).
 
     Args:
-        config: the encoder's own, but for `image_size`.
+        config: the config of `encoder` with another `image_size`.
 
     Raises:
-        UserError: a tower of timm cannot take that size.
+        UserError: the weights of a timm tower do not fit that size.
     """
     resized = ImageEncoder(config)
     state = encoder.state_dict()

@@ -1,4 +1,4 @@
-"""Any image tower of timm as tokens: convolutional, windowed, or a transformer without a class token."""
+"""Any timm image model as a tower: convolutional, windowed, or a transformer without a class token."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ PREFIX = "timm:"
 
 
 class TimmTower(nn.Module):
-    """A timm model's features as tokens, its own pooled feature first, where BLIP has the class token."""
+    """A timm model's features as tokens, with its pooled feature first, where BLIP has the class token."""
 
     def __init__(self, trunk: nn.Module):
         super().__init__()
@@ -24,7 +24,7 @@ class TimmTower(nn.Module):
         features = self.trunk.forward_features(images)
         summary = self.trunk.forward_head(features, pre_logits=True)  # [batch, width]
         if features.ndim == 4 and features.shape[1] == summary.shape[1]:
-            features = features.permute(0, 2, 3, 1)  # channels first, as convolutions have them
+            features = features.permute(0, 2, 3, 1)  # convolutional models put channels first
         return torch.cat([summary[:, None], features.flatten(1, -2)], dim=1)
 
     def set_grad_checkpointing(self, enable: bool) -> None:
@@ -33,10 +33,10 @@ class TimmTower(nn.Module):
 
 
 def build_timm(config: ImageEncoderConfig) -> TimmTower:
-    """The architecture that "timm:NAME" names, with new weights; its shape is timm's, `width` must be that.
+    """The model "timm:NAME" with new weights. timm defines its shape, and `config.width` must agree.
 
     Raises:
-        UserError: timm has no such model, or its width is another.
+        UserError: timm has no such model, or its width differs from `config.width`.
     """
     tower = TimmTower(create_trunk(config.name, config.image_size, drop_path_rate=config.drop_path))
     if tower.trunk.num_features != config.width:
@@ -45,20 +45,20 @@ def build_timm(config: ImageEncoderConfig) -> TimmTower:
 
 
 def create_trunk(name: str, image_size: int = 0, pretrained: bool = False, **settings: Any) -> nn.Module:
-    """timm's model "timm:NAME" without its classifier.
+    """The model "timm:NAME" without its classifier.
 
     Args:
-        image_size: in pixels, for models that must know it; 0 is the model's own.
+        image_size: in pixels, for models that depend on it; 0 keeps the model's default.
 
     Raises:
-        UserError: timm has none, cannot fetch its weights, or its pooled feature is no token's size.
+        UserError: timm has no such model, cannot fetch its weights, or pools to another width than its tokens have.
     """
     sized: dict[str, Any] = {"img_size": image_size} if image_size else {}
     name = name.removeprefix(PREFIX)
     try:
         try:
             trunk = timm.create_model(name, pretrained=pretrained, num_classes=0, **settings, **sized)
-        except TypeError:  # convolutions take any size, and no argument for it
+        except TypeError:  # convolutional models take any size and have no such argument
             trunk = timm.create_model(name, pretrained=pretrained, num_classes=0, **settings)
     except (RuntimeError, OSError, ValueError) as error:
         raise UserError(f"timm has no model {name} to give: {str(error).splitlines()[0]}.") from None

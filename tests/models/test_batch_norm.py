@@ -1,0 +1,70 @@
+"""Batch normalization in a run of two processes: model, twin and queue are equal in both after every step."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+
+from vlp.config import RunConfig
+from vlp.models.batch_norm import average_running_statistics
+from vlp.training import loop
+
+
+def _run(rank: int, config: RunConfig, port: int, results: str) -> None:
+    torch.set_num_threads(1)
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    tasks, build_task = [], loop.build_task
+
+    def build(*arguments: object) -> torch.nn.Module:
+        tasks.append(build_task(*arguments))
+        return tasks[0]
+
+    loop.build_task = build
+    loop.train(config)
+    torch.save(tasks[0].state_dict(), f"{results}-{rank}.pt")
+
+
+@pytest.mark.parametrize("task", ["pretrain", "captioning"])
+def test_two_processes_keep_one_statistic(run_config, tmp_path, task):
+    image = "model.image_encoder={name: timm:resnet10t, image_size: 32, width: 512}"
+    config = run_config("run", image, "steps=3", f"task={task}")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(_run, (config, port, str(tmp_path / "found")), nprocs=2)
+    one, two = (torch.load(tmp_path / f"found-{rank}.pt") for rank in range(2))
+    statistics = [name for name in one if "running" in name]
+    assert len(statistics) >= 20 * (2 if task == "pretrain" else 1)
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        assert torch.equal(value, two[name]), name
+    for name in statistics:
+        start = torch.full_like(one[name], float(name.endswith("var")))
+        assert not torch.allclose(one[name], start, atol=1e-3), name
+
+
+def _average(rank: int, meeting_point: str, results: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=2)
+    without = torch.nn.BatchNorm1d(2, track_running_stats=False)
+    model = torch.nn.ModuleList([torch.nn.BatchNorm1d(3), torch.nn.BatchNorm2d(2).bfloat16(), without])
+    model.register_buffer("queue", torch.tensor([float(rank)]))
+    for norm in model[:2]:
+        norm.running_mean.fill_(rank + 1)
+        norm.running_var.copy_(torch.arange(norm.num_features) + 10 * rank)
+    average_running_statistics(model)
+    torch.save(model.state_dict(), f"{results}-{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_means_over_processes_leave_other_buffers_alone(tmp_path: Path):
+    multiprocessing.spawn(_average, (str(tmp_path / "meet"), str(tmp_path / "found")), nprocs=2)
+    for rank in range(2):
+        found = torch.load(tmp_path / f"found-{rank}.pt")
+        assert found["0.running_mean"].tolist() == [1.5] * 3 and found["0.running_var"].tolist() == [5, 6, 7]
+        assert found["1.running_mean"].tolist() == [1.5] * 2 and found["1.running_var"].tolist() == [5, 6]
+        assert found["queue"].tolist() == [rank]
