@@ -11,20 +11,20 @@ import torch.multiprocessing as multiprocessing
 
 from vlp.config import RunConfig
 from vlp.models.batch_norm import average_running_statistics
-from vlp.training import loop
+from vlp.training import loop, run
 
 
 def _run(rank: int, config: RunConfig, port: int, results: str) -> None:
     torch.set_num_threads(1)
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()})
-    tasks, build_task = [], loop.build_task
+    tasks, build_task = [], run.build_task
 
     def build(*arguments: object) -> torch.nn.Module:
         tasks.append(build_task(*arguments))
         return tasks[0]
 
-    loop.build_task = build
+    run.build_task = build
     loop.train(config)
     torch.save(tasks[0].state_dict(), f"{results}-{rank}.pt")
 
