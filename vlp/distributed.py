@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import cache
 from itertools import count
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -18,7 +18,8 @@ from vlp.errors import UserError, WorkError
 COLLECTIVE_TIMEOUT = 30.0  # minutes that a process waits for the others before the run fails
 POLL = 0.05  # seconds
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def restarts() -> int:
@@ -51,7 +52,7 @@ def join_processes(timeout: float = COLLECTIVE_TIMEOUT) -> torch.device:
         store = dist.PrefixStore(f"start-{restarts()}", store)
         backend = "nccl" if cuda else "gloo"
         dist.init_process_group(backend, store=store, rank=number, world_size=processes, timeout=patience)
-    return PartialState(cpu=not cuda, timeout=patience).device
+    return cast(torch.device, PartialState(cpu=not cuda, timeout=patience).device)
 
 
 def _launched_in_parallel() -> bool:

@@ -16,8 +16,8 @@ from vlp.data.tokenizer import BERT_SPECIALS, BLIP_SPECIALS, CaptionTokenizer
 from vlp.models.blip import Blip
 from vlp.models.compiled import compile_blocks
 from vlp.models.cpu.optimise import optimise_for_cpu
-from vlp.tasks.output import total_loss
 from vlp.tasks.pretrain import PretrainTask
+from vlp.tasks.task import total_loss
 from vlp.training.optim import build_optimizer
 
 QUEUE = 512

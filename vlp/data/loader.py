@@ -7,7 +7,7 @@ takes its slice of every global batch, so any number of processes sees the same 
 import logging
 import resource
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -155,7 +155,7 @@ class TrainingLoader:
         self.bad.filtered.update(state["filtered"])
         self.bad.total = self.place  # each place up to there was read once
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch, None, None]:
         waiting: list[Chunk] = []
         for chunk in read_chunks(self.dataset, self._places(), self.data.workers):
             self._count(chunk)

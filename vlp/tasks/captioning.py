@@ -1,16 +1,14 @@
 """Captioning finetuning, which makes the captioner: LM alone, after a prompt that is not predicted."""
 
-from torch import nn
-
 from vlp.config import RunConfig
 from vlp.data.loader import Batch
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.models.blip import Blip
 from vlp.tasks.language import caption_loss, freeze
-from vlp.tasks.output import TaskOutput
+from vlp.tasks.task import Task, TaskOutput
 
 
-class CaptioningTask(nn.Module):
+class CaptioningTask(Task):
     """`forward(batch)` gives `lm`. The loader puts `objective.prompt` before each caption."""
 
     def __init__(self, config: RunConfig, model: Blip, tokenizer: CaptionTokenizer):
@@ -21,9 +19,6 @@ class CaptioningTask(nn.Module):
         self.prompt_length = len(tokenizer.prompt_ids(config.objective.prompt)) - 1  # without [DEC]
         freeze(model.encoder_only_parts())
         model.log_temperature.requires_grad_(False)
-
-    def start_step(self, step: int, epoch: float) -> None:
-        """Nothing moves between steps."""
 
     def forward(self, batch: Batch) -> TaskOutput:
         """The loss `lm` of a batch."""

@@ -1,17 +1,15 @@
 """Pretraining: ITC, ITM and LM together (BLIP, section 3.2)."""
 
-from torch import nn
-
 from vlp.config import RunConfig
 from vlp.data.loader import Batch
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.models.blip import Blip
 from vlp.tasks.alignment import Alignment
 from vlp.tasks.language import caption_loss
-from vlp.tasks.output import TaskOutput
+from vlp.tasks.task import Task, TaskOutput
 
 
-class PretrainTask(nn.Module):
+class PretrainTask(Task):
     """`forward(batch)` gives `itc`, `itm` and `lm` of one batch; the image is encoded and projected once."""
 
     def __init__(self, config: RunConfig, model: Blip, tokenizer: CaptionTokenizer):
@@ -22,7 +20,7 @@ class PretrainTask(nn.Module):
         self.alignment = Alignment(config.objective, model, tokenizer.enc_id, config.seed)
 
     def start_step(self, step: int, epoch: float) -> None:
-        """Called once before each optimiser step; `epoch` counts passes over the data, with fractions."""
+        """Update the momentum twin and the settings that change during training."""
         self.alignment.start_step(self.model, step, epoch)
 
     def forward(self, batch: Batch) -> TaskOutput:

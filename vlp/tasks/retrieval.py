@@ -1,17 +1,15 @@
 """Retrieval finetuning, which makes the filter: ITC and ITM, all captions of an image being its positives."""
 
-from torch import nn
-
 from vlp.config import RunConfig
 from vlp.data.loader import Batch
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.models.blip import Blip
 from vlp.tasks.alignment import Alignment
 from vlp.tasks.language import freeze
-from vlp.tasks.output import TaskOutput
+from vlp.tasks.task import Task, TaskOutput
 
 
-class RetrievalTask(nn.Module):
+class RetrievalTask(Task):
     """`forward(batch)` gives `itc` and `itm`."""
 
     def __init__(self, config: RunConfig, model: Blip, tokenizer: CaptionTokenizer):
@@ -21,7 +19,7 @@ class RetrievalTask(nn.Module):
         self.alignment = Alignment(config.objective, model, tokenizer.enc_id, config.seed)
 
     def start_step(self, step: int, epoch: float) -> None:
-        """Called once before each optimiser step; `epoch` counts passes over the data, with fractions."""
+        """Update the momentum twin and the settings that change during training."""
         self.alignment.start_step(self.model, step, epoch)
 
     def forward(self, batch: Batch) -> TaskOutput:

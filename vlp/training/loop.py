@@ -8,6 +8,7 @@ from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from vlp.config import RunConfig
 from vlp.data.loader import Batch
@@ -17,7 +18,7 @@ from vlp.files import write_json, write_text
 from vlp.log import Progress, RunLog
 from vlp.model_folder import card_with_decoding, save_model
 from vlp.models.batch_norm import average_running_statistics
-from vlp.tasks.output import total_loss
+from vlp.tasks.task import total_loss
 from vlp.training.checkpoint import checkpoints
 from vlp.training.checks import check_config, open_run_folder
 from vlp.training.model_card import model_card
@@ -64,6 +65,8 @@ def train_steps(run: Run) -> None:
     ):
         if run.agree(wait=False) == Outcome.STOP:
             raise stopped(f"Stopped at step {run.step}; continue with --resume.")
+        if not run.validated:  # the run ended after its checkpoint and before its scores
+            _validate_between_steps(run, log, progress)
         while run.step < schedule.steps:
             rate = learning_rate(config.optim, run.step, schedule.steps, schedule.steps_per_epoch)
             for group in optimizer.param_groups:
@@ -135,12 +138,10 @@ def _forward_and_backward(run: Run, batch: Batch, is_last_part: bool) -> None:
 
 def _clip_gradients(run: Run) -> None:
     """Measure the norm of all gradients, and clip it where the config asks for that."""
+    run.accelerator.unscale_gradients()
+    norm = nn.utils.get_total_norm([one.grad for one in run.parameters if one.grad is not None])
     if run.config.optim.clip_norm > 0:
-        norm = run.accelerator.clip_grad_norm_(run.parameters, run.config.optim.clip_norm)
-    else:
-        run.accelerator.unscale_gradients()
-        gradients = [parameter.grad for parameter in run.parameters if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        nn.utils.clip_grads_with_norm_(run.parameters, run.config.optim.clip_norm, norm)
     if run.accelerator.scaler:  # skips steps whose gradients overflow in fp16
         norm = norm.nan_to_num(0.0, posinf=0.0)
     run.window.add_step({"gradient_norm": norm})
@@ -180,13 +181,12 @@ def _validate_between_steps(run: Run, log: RunLog | None, progress: Progress) ->
 
 def _not_finite(run: Run, rate: float) -> BaseException:
     """The error for losses or gradients that are infinite or NaN; no checkpoint is written after them."""
-    names = [name for name in ("itc", "itm", "lm") if name in run.window.forward_sums]
-    bad = run.window.not_finite(names)
-    what = f"The loss {' and '.join(bad)}" if bad else "The gradient"
+    losses = run.window.not_finite([name for name in ("itc", "itm", "lm") if name in run.window.forward_sums])
+    what = f"The loss ({', '.join(losses)})" if losses else "The gradient"
     kept = checkpoints(run.output)
-    where = f"The last good checkpoint, {kept[-1]}, is kept" if kept else "There is no checkpoint before it"
+    where = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint before it"
     return stopped(
-        f"{what} is not finite at step {run.step}, with a learning rate of {rate:.3g}. {where}; start a new run with a "
+        f"{what} is not finite at step {run.step}, at a learning rate of {rate:.3g}; {where}. Start a new run with a "
         "lower optim.learning_rate, a longer optim.warmup_steps or optim.clip_norm=1."
     )
 

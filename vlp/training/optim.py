@@ -20,7 +20,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
 def build_optimizer(config: OptimConfig, module: nn.Module) -> torch.optim.AdamW:
     """Fused AdamW over what `module` trains."""
     groups = parameter_groups(module, config.weight_decay)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=tuple(config.betas), fused=True)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.betas[0], config.betas[1]), fused=True)
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int, steps_per_epoch: float) -> float:

@@ -4,12 +4,13 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import IntEnum
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
+from accelerate.utils import KwargsHandler, set_seed
 from torch import nn
 
 from vlp.config import DecodingConfig, RunConfig
@@ -22,6 +23,7 @@ from vlp.models.compiled import compile_blocks
 from vlp.models.cpu.optimise import optimise_for_cpu
 from vlp.models.precision import compute_dtype
 from vlp.tasks import build_task
+from vlp.tasks.task import Task
 from vlp.training.checkpoint import ResumeState, checkpoints, load_checkpoint, save_checkpoint
 from vlp.training.checks import check_disk_space
 from vlp.training.health import FiniteCheck, PlateauWatch
@@ -58,6 +60,7 @@ class Run:
         prepared: the same for forward passes, wrapped by accelerate.
         step: optimizer steps done.
         window: what the next log record will summarize.
+        validated: whether the scores of this step are in the log, or not due.
         record: the last log record.
     """
 
@@ -66,7 +69,7 @@ class Run:
     accelerator: Accelerator
     tokenizer: CaptionTokenizer
     decoding: DecodingConfig
-    task: nn.Module
+    task: Task
     prepared: nn.Module
     optimizer: torch.optim.Optimizer
     loader: TrainingLoader
@@ -77,6 +80,7 @@ class Run:
     step: int = 0
     window: RecordWindow = field(default_factory=RecordWindow)
     record: dict[str, float] = field(default_factory=dict)
+    validated: bool = True
     cpu_group: dist.ProcessGroup | None = None
 
     @property
@@ -175,7 +179,7 @@ def make_schedule(config: RunConfig, epoch_size: int) -> Schedule:
 def _accelerator(config: RunConfig) -> Accelerator:
     # Not static_graph: PyTorch 2.15 fails in the first backward pass under no_sync, and it would save only the search
     # for unused parameters, which is off: tasks freeze what they do not run.
-    handlers = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
+    handlers: list[KwargsHandler] = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
     cpu = not torch.cuda.is_available()
     dtype = compute_dtype(config.precision, torch.device("cpu" if cpu else "cuda"))
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
@@ -187,7 +191,8 @@ def _cpu_group(config: RunConfig) -> dist.ProcessGroup | None:
     """The group for numbers that stay on the host: the default one on CPUs, another one next to NCCL's on GPUs."""
     if world_size() == 1 or not torch.cuda.is_available():
         return None
-    return dist.new_group(backend="gloo", timeout=timedelta(minutes=config.collective_timeout_minutes))
+    group = dist.new_group(backend="gloo", timeout=timedelta(minutes=config.collective_timeout_minutes))
+    return cast(dist.ProcessGroup, group)
 
 
 def _restore(run: Run) -> None:
@@ -204,6 +209,9 @@ def _restore(run: Run) -> None:
         run.accelerator.scaler.load_state_dict(state.scaler)
     log = run.output / "log.jsonl"
     records = [record for record in read_log(log) if record["step"] <= run.step] if log.exists() else []
+    due = run.config.evaluate_every > 0 and run.step % run.config.evaluate_every == 0
+    scored = any(record["step"] == run.step and "learning_rate" not in record for record in records)
+    run.validated = scored or not due or run.step == run.schedule.steps
     for record in (record for record in records if "learning_rate" in record):
         run.record = record
         if "itm" in record:

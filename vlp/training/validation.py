@@ -1,11 +1,13 @@
 """Scores on the validation shards, during a run and at its end."""
 
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 
 import torch
 
 from vlp.config import DecodingConfig, RunConfig
-from vlp.data.shard_index import expand_shards, index_shard
+from vlp.data.bad_samples import BadSampleError
+from vlp.data.shard_index import ShardIndex, expand_shards, index_shard
+from vlp.data.shards import ShardReader
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.distributed import run_on_main
 from vlp.errors import UserError
@@ -21,7 +23,7 @@ class _Stopped(Exception):
 
 
 def check_validation(config: RunConfig) -> None:
-    """Make sure, from the shards' indexes alone, that `validate` will find what it needs.
+    """Make sure that `validate` will find samples, each with a caption. Samples with a text file are not read.
 
     Raises:
         UserError: no shard matches, or the shards hold no sample, or no captions.
@@ -36,13 +38,20 @@ def check_validation(config: RunConfig) -> None:
         raise UserError(f"validation: {error}") from None
     if not any(index.keys for index in indexes):
         raise UserError(f"validation: {config.validation} holds no sample.")
-    for index in indexes:
-        without_text = (index.members[:, 2] < 0) & (index.members[:, 4] < 0)  # neither .txt nor .json
-        if without_text.any():
-            key = index.keys[int(without_text.argmax())]
-            raise UserError(
-                f"validation: sample {key} of {index.path} has no caption; validation needs one for every image."
-            )
+    with closing(ShardReader()) as reader:
+        for index in indexes:
+            for row in (index.members[:, 2] < 0).nonzero()[0].tolist():
+                if not _has_caption(reader, index, row):
+                    raise UserError(
+                        f"validation: sample {index.keys[row]} of {index.path} has no caption; every image needs one."
+                    )
+
+
+def _has_caption(reader: ShardReader, index: ShardIndex, row: int) -> bool:
+    try:
+        return bool(reader.read(index, row).captions)
+    except BadSampleError:
+        return True  # bad samples are skipped
 
 
 def validate(

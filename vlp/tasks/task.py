@@ -1,11 +1,13 @@
-"""What a task returns: named losses, which are trained on, and named metrics, which are only logged."""
+"""What every task is and returns: named losses, which are trained on, and named metrics, which are only logged."""
 
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlp.config import ObjectiveConfig
+from vlp.data.loader import Batch
+from vlp.models.blip import Blip
 
 
 class TaskOutput(NamedTuple):
@@ -21,6 +23,19 @@ class TaskOutput(NamedTuple):
 
     losses: dict[str, Tensor]
     metrics: dict[str, Tensor]
+
+
+class Task(nn.Module):
+    """The module that a run trains: a model with what its losses need."""
+
+    model: Blip
+
+    def start_step(self, step: int, epoch: float) -> None:
+        """Called once before each optimizer step; `epoch` counts passes over the data, with fractions."""
+
+    def forward(self, batch: Batch) -> TaskOutput:
+        """The losses and metrics of a batch."""
+        raise NotImplementedError
 
 
 def total_loss(losses: dict[str, Tensor], objective: ObjectiveConfig) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from accelerate.utils import convert_outputs_to_fp32
 
 from vlp.config import ObjectiveConfig
-from vlp.tasks.output import TaskOutput, total_loss
+from vlp.tasks.task import TaskOutput, total_loss
 
 
 def test_losses_are_weighted_and_metrics_are_left_out():
