@@ -14,7 +14,7 @@ from vlp.models.momentum import FeatureQueue, MomentumTwin
 from vlp.models.precision import product_dtype
 from vlp.models.text_tower import ImageMemory
 from vlp.tasks.contrast import Columns, Rows, contrast
-from vlp.tasks.output import TaskOutput
+from vlp.tasks.task import TaskOutput
 
 Negatives = tuple[Tensor, Tensor]  # columns of the batch int64 [local], and which rows have one, bool [local]
 TEMPERATURE_RANGE = (0.001, 0.5)
