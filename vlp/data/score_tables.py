@@ -72,7 +72,8 @@ def table_path(shard: str, name: str = NAME) -> Path:
 def image_uid(image: bytes, info: dict[str, Any]) -> str:
     """The uid of an encoded image: the `uid` of its sample's JSON (as in DataComp), else the file's sha256."""
     uid = info.get("uid")
-    return uid if isinstance(uid, str) and uid else hashlib.sha256(image).hexdigest()
+    usable = isinstance(uid, str) and uid.isprintable()  # JSON can hold half of a surrogate pair, a table cannot
+    return uid if usable and uid else hashlib.sha256(image).hexdigest()
 
 
 def shard_stamp(shard: str) -> str:
