@@ -24,9 +24,9 @@ def test_overrides_beat_the_file_and_the_file_beats_defaults(tmp_path):
 
 def test_values_beat_the_file_and_overrides_beat_values(tmp_path):
     path = tmp_path / "capfilt.yaml"
-    path.write_text("seed: 1\nname: file\nrules: itm >= 0.1\n")
-    config = load_config(CapFiltConfig, path, ["seed=3"], {"seed": 2, "name": "two\nlines 😀"})
-    assert (config.seed, config.name, config.rules) == (3, "two\nlines 😀", "itm >= 0.1")
+    path.write_text("seed: 1\noutput: file\nrules: itm >= 0.1\n")
+    config = load_config(CapFiltConfig, path, ["seed=3"], {"seed": 2, "output": "two\nlines 😀"})
+    assert (config.seed, config.output, config.rules) == (3, "two\nlines 😀", "itm >= 0.1")
 
 
 def test_a_section_without_keys_can_be_overridden(tmp_path):

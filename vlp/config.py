@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from vlp.config_ranges import (
     AboveZero,
     DropShare,
+    FileNamePart,
     Layers,
     Length,
     Natural,
@@ -76,7 +77,7 @@ class TextChoiceConfig:
     source, the others are rescaled. Samples without any usable text are filtered: they leave the epoch.
     """
 
-    table: str = "capfilt"  # NAME of the tables: those of 00012.tar are in 00012.NAME.parquet
+    table: FileNamePart = "capfilt"  # NAME of the tables: those of 00012.tar are in 00012.NAME.parquet
     web: NonNegative = 0.5
     human: NonNegative = 0.5
     synthetic: NonNegative = 0.5
@@ -88,10 +89,6 @@ class TextChoiceConfig:
     def __post_init__(self) -> None:
         if not (self.web or self.human or self.synthetic):
             raise UserError("texts: web, human and synthetic are all 0, so no text can be drawn; raise one of them.")
-        if not self.table:
-            raise UserError(
-                "texts.table must name the score tables; to draw from the shards' own texts, set texts: null."
-            )
 
 
 @dataclass
@@ -255,7 +252,7 @@ class CapFiltConfig:
     captioner: str | list[str] = ""  # model folders, or hf:NAME for an image-to-text model of transformers
     filter: str | list[str] = ""  # model folders, or open_clip:NAME,PRETRAINED
     output: str = ""
-    name: str = "capfilt"  # of the score tables: SHARD.NAME.parquet
+    name: FileNamePart = "capfilt"  # of the score tables: SHARD.NAME.parquet
     decoding: SamplingOverrides = field(default_factory=SamplingOverrides)  # changes to the captioners' own settings
     num_captions: Annotated[int, Range(1, 10_000)] = 1  # an image and captioner
     rules: str = "itm >= 0.5"  # which texts stay; vlp/capfilt/rules.py says the language

@@ -36,6 +36,15 @@ class Length:
     items: int
 
 
+@dataclass(frozen=True)
+class Pattern:
+    """A regular expression that a whole text must match, and what it means in words."""
+
+    expression: str
+    words: str
+
+
+FileNamePart = Annotated[str, Pattern(r"[\w-]+", "letters, digits, - and _")]
 Positive = Annotated[int, Range(least=1)]
 Natural = Annotated[int, Range(least=0)]  # 0 has a meaning of its own
 Side = Annotated[int, Range(least=1, most=16_384)]  # of an image, in pixels

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import re
 import reprlib
 import types
 import typing
@@ -13,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union
 import yaml
 
 from vlp.config import CapFiltConfig, RunConfig
-from vlp.config_ranges import LARGEST, Length, Range
+from vlp.config_ranges import LARGEST, Length, Pattern, Range
 from vlp.errors import UserError
 from vlp.files import read_text, write_text
 
@@ -213,6 +214,8 @@ def _check_limit(limit: Any, value: Any, name: str) -> None:
     """Raise UserError if a converted value violates the `Range` or `Length` of its annotation."""
     if isinstance(limit, Range) and value not in limit:
         raise UserError(f"{name} must be {limit}, not {value}.")
+    if isinstance(limit, Pattern) and not re.fullmatch(limit.expression, value):
+        raise UserError(f"{name} must consist of {limit.words}, not {_shown(value)}.")
     if isinstance(limit, Length) and len(value) != limit.items:
         raise UserError(f"{name} must be a list of {limit.items}, not {_shown(value)}.")
 

@@ -281,7 +281,7 @@ def test_missing_and_stale_tables_and_missing_scores_are_named_at_the_start(load
         ({"web": 0, "human": 0, "synthetic": 0}, "all 0"),
         ({"score": "nll"}, "data.sources[0].texts.score must be one of itm, itc, clip"),
         ({"fallbak": 0.3}, "data.sources[0].texts.fallbak; did you mean fallback?"),
-        ({"table": ""}, "texts: null"),
+        ({"table": ""}, "texts.table must consist of letters"),
     ],
 )
 def test_wrong_choices_are_named(values, says):
