@@ -1,4 +1,4 @@
-"""Decoding: the fast way gives what Pillow gives, at every scale and for odd files."""
+"""Image decoding: the fast path equals Pillow at every scale, and for odd files."""
 
 import io
 import random
@@ -15,7 +15,7 @@ from vlp.data.transforms import training_image
 
 
 def photo(width: int, height: int) -> Image.Image:
-    """Smooth shapes, as photos have them."""
+    """Smooth colors, like a photo."""
     coarse = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -27,17 +27,17 @@ def encoded(picture: Image.Image, kind: str = "JPEG", **how) -> bytes:
 
 
 def difference(one, two) -> float:
-    """Of 255, in the mean."""
+    """The mean absolute difference, of 255."""
     return float(np.abs(np.asarray(one, dtype=np.float32) - np.asarray(two, dtype=np.float32)).mean())
 
 
 def never(*_, **__):
-    raise AssertionError("this way was not to be taken")
+    raise AssertionError("this function must not be called")
 
 
 @pytest.mark.parametrize("how", [{}, {"progressive": True}, {"subsampling": 0}, {"keep_rgb": True}])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_jpeg_is_decoded_as_pillow_does_without_it(how, mode, monkeypatch):
+def test_jpeg_pixels_equal_those_of_pillow(how, mode, monkeypatch):
     data = encoded(photo(101, 67).convert(mode), quality=90, **how)
     monkeypatch.setattr(image_decoding.Image, "open", never)
     pixels = decode_pixels(data)
@@ -71,13 +71,13 @@ def test_a_crop_decoded_small_looks_like_one_decoded_whole(seed, monkeypatch):
     assert (small == training_image(EncodedImage(data), 96, plain, random.Random(seed))).all()
     monkeypatch.setattr("vlp.data.transforms.shrink_for", lambda *_: 1)
     whole = training_image(EncodedImage(data), 96, plain, random.Random(seed))
-    assert 0 < difference(small, whole) < 2  # decoded smaller indeed, and the same box and flip
+    assert 0 < difference(small, whole) < 2  # decoded smaller, with the same box and flip
     other = training_image(EncodedImage(data), 96, plain, random.Random(seed + 100))
     assert difference(whole, other) > 10
 
 
 @pytest.mark.parametrize(("kind", "mode"), [("PNG", "RGBA"), ("PNG", "P"), ("WEBP", "RGB"), ("JPEG", "CMYK")])
-def test_what_the_fast_decoder_does_not_know_is_pillows(kind, mode):
+def test_other_formats_are_decoded_by_pillow(kind, mode):
     picture = photo(40, 30).convert(mode)
     data = encoded(picture, kind)
     assert (decode_pixels(data) == np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))).all()
@@ -90,7 +90,7 @@ def test_a_jpeg_with_bytes_between_its_parts_is_still_read():
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.1, 0.5, 0.9])
-def test_a_jpeg_that_was_cut_is_bad_at_any_scale(share):
+def test_a_truncated_jpeg_is_bad_at_any_scale(share):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (160, 160, 3), dtype=np.uint8))
     data = encoded(noise)[: int(share * len(encoded(noise)))]
     for shortest in (None, 20):
@@ -99,7 +99,7 @@ def test_a_jpeg_that_was_cut_is_bad_at_any_scale(share):
         assert error.value.reason == ("image undecodable" if data else "zero bytes")
 
 
-def test_a_header_that_promises_too_much_is_refused_before_decoding(monkeypatch):
+def test_a_header_with_too_many_pixels_is_refused_before_decoding(monkeypatch):
     data = bytearray(encoded(photo(64, 64)))
     frame = data.index(b"\xff\xc0")
     data[frame + 5 : frame + 9] = b"\xff\xff\xff\xff"  # height and width

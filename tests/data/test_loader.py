@@ -48,12 +48,12 @@ def test_processes_and_workers_cover_epochs_exactly(loader_of, scenes, world, wo
         loader = loader_of(world, rank, world, workers, path)
         assert loader.epoch_size == count
         keys.append([batch.keys[0] for batch in take(loader, steps)])
-    together = [key for step in zip(*keys, strict=True) for key in step]  # the stream, put together again
+    together = [key for step in zip(*keys, strict=True) for key in step]  # the stream, reassembled
     for number in range(world):
         assert len(set(together[number * count : (number + 1) * count])) == count
 
 
-def test_an_empty_shard_hangs_nobody(loader_of, scenes, tmp_path):
+def test_an_empty_shard_does_not_hang(loader_of, scenes, tmp_path):
     tarfile.open(tmp_path / "empty.tar", "w").close()
     loader = loader_of(4, shards=[str(tmp_path / "empty.tar"), f"{scenes}/00004.tar"], max_bad_share=0.5)
     assert len(take(loader, 5)) == 5
@@ -69,7 +69,7 @@ def test_global_batches_are_the_same_for_one_and_two_processes(loader_of):
         assert torch.equal(one.image_hashes, torch.cat([left.image_hashes, right.image_hashes]))
 
 
-def test_one_seed_gives_one_order_whatever_the_workers(loader_of):
+def test_the_order_depends_on_the_seed_and_not_on_the_workers(loader_of):
     first, second = (take(loader_of(8, workers=workers, augment=AugmentConfig()), 12) for workers in (0, 2))
     for one, two in zip(first, second, strict=True):
         assert (one.keys, one.texts) == (two.keys, two.texts)
@@ -77,7 +77,7 @@ def test_one_seed_gives_one_order_whatever_the_workers(loader_of):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_state_goes_on_exactly(loader_of, workers):
+def test_a_state_resumes_exactly(loader_of, workers):
     whole = take(loader_of(8, workers=workers), 20)
     loader = loader_of(8, workers=workers)
     take(loader, 13)
@@ -87,7 +87,7 @@ def test_a_state_goes_on_exactly(loader_of, workers):
 
 
 def spoiled(tmp_path, scenes, every):
-    """The scenes with every n-th image cut short."""
+    """The scenes, with every n-th image truncated."""
     with ShardWriter(str(tmp_path / "spoiled"), 50) as writer:
         for number, sample in enumerate(iterate_samples(f"{scenes}/*.tar")):
             image = sample.image[:60] if number % every == 0 else sample.image
@@ -120,10 +120,10 @@ def test_a_resume_counts_no_bad_sample_twice(loader_of, scenes, tmp_path, worker
     assert first.state()["bad"]["image undecodable"] < first.state()["place"] == first.place
 
 
-def test_a_bad_sample_with_an_empty_key_is_skipped_as_well(loader_of, scenes, tmp_path):
+def test_a_sample_with_an_empty_key_and_no_text_is_skipped(loader_of, scenes, tmp_path):
     image = next(iterate_samples(f"{scenes}/*.tar")).image
     with ShardWriter(str(tmp_path / "nameless")) as writer:
-        writer.write("", image, "png", None, {})  # the member is named ".png", and has no text
+        writer.write("", image, "png", None, {})  # the member is named ".png"
         writer.write("named", image, "png", "a red circle", {})
     loader = loader_of(1, shards=str(tmp_path / "nameless/*.tar"), max_bad_share=0.9)
     assert {batch.keys[0] for batch in take(loader, 3)} == {"named"}
@@ -221,7 +221,7 @@ def add_member(archive, name: str, data: bytes) -> None:
     ],
 )
 @pytest.mark.parametrize("workers", [0, 1])
-def test_odd_samples_stop_nothing(loader_of, scenes, tmp_path, name, texts, reason, workers):
+def test_odd_samples_do_not_stop_the_loader(loader_of, scenes, tmp_path, name, texts, reason, workers):
     image = next(iterate_samples(f"{scenes}/*.tar")).image
     with tarfile.open(tmp_path / "odd.tar", "w") as archive:
         for key, members in [(name, texts), ("good", {"txt": b"a red circle"})]:
@@ -243,7 +243,7 @@ def test_too_many_bad_samples_stop_the_run(loader_of, scenes, tmp_path):
         take(loader_of(8, shards=spoiled(tmp_path, scenes, 2)), 40)
 
 
-def test_captions_are_drawn_from_all_of_an_image(loader_of, tmp_path, scenes):
+def test_every_caption_of_an_image_is_drawn(loader_of, tmp_path, scenes):
     image = next(iterate_samples(f"{scenes}/*.tar")).image
     with ShardWriter(str(tmp_path / "many")) as writer:
         for number in range(4):
@@ -252,7 +252,7 @@ def test_captions_are_drawn_from_all_of_an_image(loader_of, tmp_path, scenes):
     assert texts == {"red a", "red b", "red c"}
 
 
-def test_batches_hold_what_they_say(loader_of):
+def test_the_tensors_of_a_batch(loader_of):
     (batch,) = take(loader_of(6), 1)
     assert batch.images.shape == (6, 3, 32, 32)
     assert batch.images.dtype == torch.uint8

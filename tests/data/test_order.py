@@ -1,4 +1,4 @@
-"""The stream of samples: exact epochs, weights, far and repeatable shuffling."""
+"""The order of samples: exact epochs, weights, wide and repeatable shuffling."""
 
 import numpy as np
 import pytest
@@ -18,8 +18,8 @@ def test_an_epoch_holds_every_sample_once(buffer):
 
 
 @pytest.mark.parametrize("buffer", [0, 1, 30, 200, 10_000])
-def test_the_shards_of_a_shuffle_window(buffer):
-    """No position needs a shard again that left the window of `shards_at_once`."""
+def test_no_shard_of_a_shuffle_window_is_opened_twice(buffer):
+    """With `shards_at_once` shards open, least recently used first out, each shard is opened once per pass."""
     shards = [7, 20, 1, 1, 13, 30, 2, 9, 9, 9] * 5
     order = SampleOrder([shards], [1.0], buffer, seed=0)
     shard_of = np.repeat(np.arange(len(shards)), shards)
@@ -36,7 +36,7 @@ def test_the_shards_of_a_shuffle_window(buffer):
     assert order.shards_at_once() <= len(shards)
 
 
-def test_weights_say_how_often_a_sample_is_seen():
+def test_a_weight_is_how_often_a_sample_is_seen():
     order = SampleOrder([[10], [20]], [2.0, 0.5], 100, seed=0)
     assert order.epoch_size == 30
     for number in range(3):
@@ -46,7 +46,7 @@ def test_weights_say_how_often_a_sample_is_seen():
     assert (np.bincount(both, minlength=30)[10:] == 1).all()  # two half epochs see different halves
 
 
-def test_any_slice_gives_what_the_whole_gives():
+def test_a_slice_of_the_stream_equals_the_whole():
     order = SampleOrder([[9, 9]], [1.0], 5, seed=1)
     whole = order.numbers(np.arange(100))
     again = SampleOrder([[9, 9]], [1.0], 5, seed=1)

@@ -35,7 +35,7 @@ def write_tar(path, members) -> str:
 
 
 def huge_png() -> bytes:
-    """A PNG whose header says 30,000 x 30,000, with hardly any data."""
+    """A PNG whose header says 30,000 x 30,000, with almost no data."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -44,7 +44,7 @@ def huge_png() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_written_samples_are_read_back(tmp_path):
     with ShardWriter(str(tmp_path), samples_per_shard=2) as writer:
         for number, kind in enumerate(("JPEG", "PNG", "WEBP")):
             extension = {"JPEG": "jpg"}.get(kind, kind.lower())
@@ -56,7 +56,7 @@ def test_what_is_written_is_read(tmp_path):
     assert (key, members["cls"], sorted(members)) == ("k0", b"7", ["cls", "jpg", "json", "txt"])
 
 
-def test_equal_samples_give_equal_bytes_and_a_failure_leaves_nothing(tmp_path):
+def test_equal_samples_give_equal_bytes_and_an_error_leaves_no_shard(tmp_path):
     for name in ("a", "b"):
         with ShardWriter(str(tmp_path / name)) as writer:
             writer.write("k", picture(), "png", "x", {})
@@ -80,7 +80,7 @@ def test_webdataset_reads_our_shards(tmp_path):
     assert (sample["__key__"], sample["txt"], sample["json"]) == ("k", "a text", {"x": 1})
 
 
-def test_captions_of_the_json_come_before_the_text(tmp_path):
+def test_captions_in_the_json_replace_the_text(tmp_path):
     path = write_tar(
         tmp_path / "0.tar",
         [
@@ -148,7 +148,7 @@ def test_broken_images(tmp_path):
             assert error.value.reason == reason
 
 
-def test_a_truncated_tar_gives_what_precedes_the_cut(tmp_path):
+def test_a_truncated_tar_gives_the_samples_before_the_cut(tmp_path):
     whole = write_tar(tmp_path / "0.tar", [(f"{n}.{e}", picture() * 9) for n in range(5) for e in ("png", "txt")])
     data = (tmp_path / "0.tar").read_bytes()
     for cut in range(600, len(data), 777):
@@ -157,7 +157,7 @@ def test_a_truncated_tar_gives_what_precedes_the_cut(tmp_path):
         full = scan_shard(whole)
         assert index.keys == full.keys[: len(index.keys)]
         ends = full.members[:, 2:4].sum(axis=1)  # a sample's text comes last
-        # Whoever is whole is kept; where the archive ends between members, the last may stand without its text.
+        # Whole samples are kept; if the archive ends between two members, the last sample may be without its text.
         assert (ends <= cut).sum() <= len(index.keys) <= (ends <= cut).sum() + 1
 
 
@@ -199,7 +199,7 @@ def test_an_index_is_cached_until_the_shard_changes(tmp_path, monkeypatch):
             assert index_shard(path).members.shape == (1, 6)
 
 
-def test_samples_are_read_at_any_place_by_any_way(tmp_path):
+def test_samples_are_read_in_any_order_from_paths_and_urls(tmp_path):
     paths = []
     for number in range(20):  # more than the reader keeps open
         members = [

@@ -1,4 +1,4 @@
-"""Training from score tables: draws as stated, the same for any processes and workers, and what tables may lack."""
+"""Training from score tables: probabilities, any number of processes and workers, incomplete and damaged tables."""
 
 import itertools
 import math
@@ -61,7 +61,7 @@ def take(loader, count):
 
 
 def drawn(texts, **choice):
-    """Share of each text over many positions of the stream."""
+    """The share of each text over many draws."""
     settings = TextChoiceConfig(**choice)
     draws = (choose_text(texts, settings, random.Random(f"caption 0 {place}")) for place in range(DRAWS))
     return {text: count / DRAWS for text, count in Counter(draws).items()}
@@ -83,12 +83,16 @@ HUMAN, MADE = Text("human", "a human text", 0.5), Text("synthetic", "a made text
     [
         ([WEB, HUMAN, MADE], {"web": 0.2, "human": 0.3, "synthetic": 0.5}, (0.2, 0.3, 0.5)),
         ([WEB, MADE], {"web": 0.2, "human": 0.3, "synthetic": 0.5}, (2 / 7, 5 / 7)),  # rescaled
-        ([WEB, OTHER_WEB, MADE], {"web": 3.0, "synthetic": 1.0}, (0.375, 0.375, 0.25)),  # a source, then one of its
+        (
+            [WEB, OTHER_WEB, MADE],
+            {"web": 3.0, "synthetic": 1.0},
+            (0.375, 0.375, 0.25),
+        ),  # first the source, then the text
         ([WEB, MADE], {"web": 0.0}, (0.0, 1.0)),
-        ([WEB, MADE], {"fallback": 0.2}, (0.5, 0.5)),  # not below it
+        ([WEB, MADE], {"fallback": 0.2}, (0.5, 0.5)),  # exactly at the limit
         ([WEB, MADE, HUMAN], {"web": 0.5, "human": 0.5, "synthetic": 0.0, "fallback": 0.3}, (0.0, 0.5, 0.5)),
-        ([WEB, OTHER_WEB, MADE], {"fallback": 0.3}, (0.0, 0.5, 0.5)),  # another web text serves
-        ([WEB, HUMAN], {"web": 0.9, "human": 0.1, "fallback": 0.3}, (0.0, 1.0)),  # nothing synthetic to take
+        ([WEB, OTHER_WEB, MADE], {"fallback": 0.3}, (0.0, 0.5, 0.5)),  # another web text is above the limit
+        ([WEB, HUMAN], {"web": 0.9, "human": 0.1, "fallback": 0.3}, (0.0, 1.0)),  # no synthetic text
         ([WEB, HUMAN, MADE], {"floor": 0.5}, (0.0, 0.5, 0.5)),
         ([WEB, Text("web", "...!", 0.9)], {}, (1.0, 0.0)),  # nothing but punctuation
         ([Text("web", "no score", math.nan), MADE], {"floor": 0.1}, (0.0, 1.0)),
@@ -108,7 +112,7 @@ def test_sampling_by_score_is_a_softmax(temperature):
     assert_shares(drawn(texts, sampling=temperature), expected)
 
 
-def test_a_cold_temperature_takes_the_best_without_overflow():
+def test_a_low_temperature_takes_the_best_text_without_overflow():
     assert drawn([WEB, OTHER_WEB], sampling=1e-5) == {OTHER_WEB.text: 1.0}
 
 
@@ -121,7 +125,7 @@ def test_a_sample_whose_texts_are_all_refused_is_filtered(choice):
             choose_text(texts, TextChoiceConfig(**choice), random.Random(0))
 
 
-def test_the_samples_of_an_epoch_are_those_with_a_text_to_draw(tmp_path):
+def test_an_epoch_has_exactly_the_samples_with_a_usable_text(tmp_path):
     """`ShardTexts.usable` against `choose_text` itself, for random texts and choices."""
     rng = random.Random(0)
     with ShardWriter(tmp_path) as writer:
@@ -168,7 +172,7 @@ def test_another_score_and_another_name_may_be_chosen(loader_of, shards):
         for batch in take(loader_of(table="second", score="itc", floor=-0.5), 10)
         for text in batch.texts
     }
-    assert texts == {"2", "4"}  # what cleaning leaves of 0.2 and 0.4, as the cosines are -itm here
+    assert texts == {"2", "4"}  # 0.2 and 0.4 after cleaning; the cosines are -itm here
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -220,7 +224,7 @@ def test_an_image_that_its_table_lacks_leaves_the_epoch(loader_of, shards, worke
 
 @pytest.mark.parametrize("world", [1, 2])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_samples_below_the_floor_leave_the_epoch_and_are_no_bad_ones(loader_of, shards, workers, world):
+def test_samples_below_the_floor_leave_the_epoch_and_do_not_count_as_bad(loader_of, shards, workers, world):
     for shard in expand_shards(shards):
         rewrite(shard, lambda row: row.itm < 0.5 or row.key > "00000014")
     loaders = [loader_of(2 * world, rank, world, workers, 0.0, floor=0.5) for rank in range(world)]
@@ -234,12 +238,12 @@ def test_samples_below_the_floor_leave_the_epoch_and_are_no_bad_ones(loader_of, 
         assert (loader.bad_counts, loader.filtered_counts) == ({}, {"no text chosen": 15})
 
 
-def test_a_source_without_any_text_to_draw_is_named_at_the_start(loader_of):
+def test_a_source_without_a_usable_text_is_refused_at_the_start(loader_of):
     with pytest.raises(UserError, match=r"data\.sources\[0\]: .* no text to use for any of its 60 samples; lower"):
         loader_of(floor=0.95)
 
 
-def test_a_table_that_breaks_meanwhile_makes_bad_samples(loader_of, shards):
+def test_a_table_damaged_during_training_makes_bad_samples(loader_of, shards):
     loader = loader_of(max_bad_share=0.9)
     path = table_path(expand_shards(shards)[0])
     path.write_bytes(path.read_bytes()[:100])
@@ -259,11 +263,11 @@ def test_a_copied_data_set_is_hashed_once(loader_of, shards, monkeypatch):
     assert sorted(hashed) == expand_shards(shards)
 
 
-def test_missing_and_stale_tables_and_missing_scores_are_named_at_the_start(loader_of, shards):
+def test_missing_and_stale_tables_and_missing_scores_are_refused_at_the_start(loader_of, shards):
     first, second, _ = expand_shards(shards)
     with pytest.raises(UserError, match="has no clip scores"):
         loader_of(score="clip", floor=0.2)
-    assert loader_of(score="clip")  # it is not read
+    assert loader_of(score="clip")  # the score is not used
     with pytest.raises(UserError, match=f"{first} has no score table"):
         loader_of(table="other")
     with open(second, "ab") as file:

@@ -14,7 +14,7 @@ def tokenizer(tokenizer_folder):
     return load_tokenizer(str(tokenizer_folder))
 
 
-def test_special_tokens_stand_where_blip_has_them(tokenizer):
+def test_special_tokens_have_the_ids_of_blip(tokenizer):
     assert (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id) == (0, 2, 3)
     assert (tokenizer.dec_id, tokenizer.enc_id) == (len(tokenizer) - 2, len(tokenizer) - 1)
 
@@ -34,7 +34,7 @@ def test_sequences_are_padded_to_the_longest_rounded_up(tokenizer):
     assert tokenizer.encode([], 16)[0].dtype == torch.int64
 
 
-def test_long_texts_are_cut_and_still_end(tokenizer):
+def test_long_texts_are_cut_and_keep_their_end_token(tokenizer):
     ids, mask = tokenizer.encode(["red " * 50], 10)
     assert mask.sum() == 10
     assert ids[0, 9] == tokenizer.sep_id
@@ -65,7 +65,7 @@ def test_training_is_repeatable():
     assert len(one) <= 60
 
 
-def test_many_letters_do_not_burst_the_vocabulary():
+def test_many_letters_do_not_exceed_the_vocabulary():
     captions = ["".join(chr(0x400 + number) for number in range(200)), "a red circle"] * 3
     one, two = train_tokenizer(captions, 100), train_tokenizer(captions, 100)
     assert len(one) <= 100

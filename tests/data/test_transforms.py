@@ -27,7 +27,7 @@ def pixels(picture: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(picture))
 
 
-def test_the_generator_decides_everything():
+def test_the_random_state_decides_everything():
     one, two, three = (training_image(encoded(photo()), 24, AugmentConfig(), random.Random(seed)) for seed in (1, 1, 2))
     assert one.shape == (3, 24, 24)
     assert one.dtype == np.uint8
@@ -77,31 +77,31 @@ def by_pillow(name: str, picture: Image.Image, strength: float, sign: int) -> Im
 @pytest.mark.parametrize("strength", [0.3, 0.5, 1.0])
 @pytest.mark.parametrize("size", [(120, 90), (224, 224)])
 @pytest.mark.parametrize(("number", "name"), list(enumerate(MOVES, start=5)))
-def test_geometric_operations_are_pillows(number, name, size, strength):
+def test_geometric_operations_equal_pillows(number, name, size, strength):
     picture = photo(12, 9).resize(size, Image.Resampling.BICUBIC)
     seen = set()
     for seed in range(12):
         moved = OPERATIONS[number](pixels(picture), strength, random.Random(seed)).numpy().astype(int)
         ways = [np.abs(moved - np.asarray(by_pillow(name, picture, strength, sign))) for sign in (-1, 1)]
         seen.add(way := int(ways[1].mean() < ways[0].mean()))
-        assert ways[way].mean() < 1.5 and (ways[way] > 2).mean() < 0.03  # edges meet the grey a little differently
+        assert ways[way].mean() < 1.5 and (ways[way] > 2).mean() < 0.03  # the border to the gray area differs a little
     assert seen == {0, 1}
 
 
 @pytest.mark.parametrize("size", [(64, 64), (50, 90), (300, 200)])
-def test_resizing_is_pillows(size):
+def test_resizing_equals_pillows(size):
     picture = photo(*size)
     theirs = np.asarray(picture.resize((64, 64), Image.Resampling.BICUBIC)).transpose(2, 0, 1).astype(int)
     assert np.abs(evaluation_image(picture, 64) - theirs).mean() < 0.5
 
 
-def test_captions_are_cleaned_as_blip_does():
+def test_captions_are_cleaned_as_in_blip():
     assert clean_caption('A "Dog" (brown); runs:  fast!\n') == "a dog brown runs fast"
     assert clean_caption("one " * 80).split() == ["one"] * 50
     assert clean_caption("img_0012.jpg, half-true") == "img_0012 jpg, half-true"
 
 
-def test_blips_magnitude_moves_by_five_pixels_and_keeps_colours():
+def test_blips_magnitude_moves_by_five_pixels_and_keeps_colors():
     image = pixels(photo(224, 224))
     plain, moved = image.numpy(), OPERATIONS[7](image, 0.5, random.Random(0)).numpy()
     right, left = (moved[:, 5:] == plain[:, :-5]).all(), (moved[:, :-5] == plain[:, 5:]).all()

@@ -1,5 +1,6 @@
 """Retrieval: recall at 1, 5 and 10, image to text and text to image."""
 
+import logging
 from collections import Counter
 
 import torch
@@ -16,6 +17,8 @@ from vlp.model import Model
 from vlp.models.cpu.linear import constant_weights
 
 KS = (1, 5, 10)
+
+log = logging.getLogger("vlp")
 
 
 @constant_weights()
@@ -85,6 +88,8 @@ def collect_gallery(
         if keep_tokens:
             tokens.append(encoded.to("cpu", model.compute_dtype or encoded.dtype))
         progress("encode images", len(encoded))
+    if bad.filtered:
+        log.info("%d images without a caption are left out", sum(bad.filtered.values()))
     counts = Counter(text for texts in captions for text in texts)
     place = {text: number for number, text in enumerate(counts)}
     if not captions:
