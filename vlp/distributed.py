@@ -17,6 +17,7 @@ from vlp.errors import UserError, WorkError
 
 COLLECTIVE_TIMEOUT = 30.0  # minutes that a process waits for the others before the run fails
 POLL = 0.05  # seconds
+LINGER = 5.0  # seconds that the first process waits for others that do not read a result
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -93,23 +94,34 @@ def run_on_main(work: Callable[[], Result], while_waiting: Callable[[], None] = 
         return work()
     store, key = shared_store(), f"run on main {next(_main_calls())}"
     if is_main():
+        outcome = {"exit code": 1}
         try:
-            result = work()
-        except BaseException as error:
-            store.set(key, json.dumps({"exit code": 2 if isinstance(error, UserError) else 1}))
+            outcome = {"result": work()}
+        except UserError:
+            outcome = {"exit code": 2}
             raise
-        store.set(key, json.dumps({"result": result}))
-        return json.loads(json.dumps(result))
+        finally:
+            store.set(key, json.dumps(outcome))
+            _wait_for_readers(store, key)
+        return json.loads(json.dumps(outcome["result"]))
     try:
         while not store.check([key]):
             while_waiting()
             time.sleep(POLL)
         outcome = json.loads(store.get(key))
+        store.add(f"{key} read", 1)
     except dist.DistError:
         raise WorkError("The first process of the run ended; see its error message.") from None
     if "exit code" in outcome:
         raise SystemExit(outcome["exit code"])
     return outcome["result"]
+
+
+def _wait_for_readers(store: dist.Store, key: str) -> None:
+    """Keep the first process, which may be about to exit, and its store alive until the others have read `key`."""
+    deadline = time.monotonic() + LINGER
+    while store.add(f"{key} read", 0) < world_size() - 1 and time.monotonic() < deadline:
+        time.sleep(POLL)
 
 
 def world_size() -> int:

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from typer.testing import CliRunner
 
-from vlp.capfilt import scoring_batches, shard_queue
+from vlp.capfilt import STOPPED, scoring_batches, shard_queue
 from vlp.capfilt.crash_markers import count_crashes, crash_marker
 from vlp.capfilt.run import parse_part, score_shards
 from vlp.capfilt.score import ScoreCounts
@@ -250,7 +250,7 @@ def test_a_shard_that_only_ran_next_to_a_deadly_one_is_scored(tmp_path):
     assert count_crashes(tmp_path / "list") == {"guilty": 1, "slow": 1}
     assert -9 in finish(start(_crash_together, tmp_path, count=2))
     assert count_crashes(tmp_path / "list") == {"guilty": 2, "slow": 1}
-    assert finish(start(_crash_together, tmp_path, count=2)) == [1, 0]
+    assert finish(start(_crash_together, tmp_path, count=2)) == [1, 1]
     assert [json.loads(line)["shard"] for line in (tmp_path / "list").read_text().splitlines()] == ["guilty"]
     assert (tmp_path / "slow").exists()
 
@@ -273,9 +273,11 @@ def _fail_together(folder: Path) -> None:
     dist.init_process_group("gloo")
     work = Work({"7": 9, "11": 9}, ValueError("no number"))
     try:
-        result = {"counts": vars(process(map(str, range(20)), work, folder / "list", finished=("3", "4")))}
+        process(map(str, range(20)), work, folder / "list", finished=("3", "4"))
     except WorkError as error:
         result = {"error": str(error)}
+    except SystemExit as error:
+        result = {"exit code": error.code}
     (folder / f"{dist.get_rank()}.json").write_text(json.dumps({**result, "order": work.order}))
 
 
@@ -283,6 +285,7 @@ def test_processes_share_the_shards_and_the_first_reports_the_failures(tmp_path)
     assert finish(start(_fail_together, tmp_path, count=3)) == [0, 0, 0]
     results = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
     assert "2 shards have no score table" in results[0]["error"]
+    assert [result["exit code"] for result in results[1:]] == [1, 1]
     scored = [shard for result in results for shard in result["order"]]
     assert sorted(set(scored), key=int) == [str(number) for number in range(20) if number not in (3, 4)]
     assert len(scored) == 18 + 2 * 2, "one process scored each shard, and tried the failing ones three times"
@@ -310,7 +313,9 @@ def _wait_for_a_dead_process(folder: Path, dying: int) -> None:
         (folder / "error").write_text(str(error))
 
 
-@pytest.mark.parametrize(("dying", "message"), [(1, "Process 1 has made no progress"), (0, "The first process of")])
+@pytest.mark.parametrize(
+    ("dying", "message"), [(1, "Process 1 has made no progress"), (0, "The first process of the run ended")]
+)
 def test_a_dead_process_does_not_hang_the_others(tmp_path, dying, message):
     codes = finish(start(_wait_for_a_dead_process, tmp_path, dying, count=2))
     assert codes[dying] == -9 and codes[1 - dying] == 0
@@ -330,7 +335,7 @@ def test_a_stop_by_a_signal_is_one_sentence_and_no_crash(config, expected, tmp_p
     process.send_signal(number)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 1, error
-    assert error == f"vlp: Stopped by {number.name}; finished tables are kept: rerun the command to continue.\n"
+    assert error == f"vlp: {STOPPED}\n"
     assert not (tmp_path / "new").exists()
     assert not list((tmp_path / "web").glob(".*")), "no marker and no half table"
     finished = {path: path.stat().st_mtime_ns for path in tables(config)}

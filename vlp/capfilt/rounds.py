@@ -11,7 +11,7 @@ from vlp.capfilt.run import run_capfilt
 from vlp.capfilt.scorers import OPEN_CLIP, TRANSFORMERS, as_list
 from vlp.config import CapFiltConfig, RoundsConfig, RunConfig, SourceConfig
 from vlp.config_reader import as_yaml, load_config
-from vlp.distributed import barrier, is_main, join_processes
+from vlp.distributed import is_main, join_processes, run_on_main
 from vlp.errors import UserError
 from vlp.files import write_json, write_text
 from vlp.training.loop import train
@@ -34,8 +34,9 @@ def run_rounds(config: CapFiltConfig) -> list[dict[str, Any]]:
         UserError: a config is wrong, or a stage was started with other settings.
         WorkError: a stage failed or was interrupted.
     """
-    trainings = _read_trainings(config)
     join_processes()
+    run_on_main(lambda: _read_trainings(config) and None)  # one process reports what is wrong
+    trainings = _read_trainings(config)
     captioner, filters = as_list(config.captioner), as_list(config.filter)
     reports: list[dict[str, Any]] = []
     for number in range(1, config.rounds.count + 1):
@@ -89,16 +90,13 @@ def _read_trainings(config: CapFiltConfig) -> dict[str, RunConfig]:
 
 def _select(config: CapFiltConfig, folder: Path) -> dict[str, Any]:
     """Score and select, unless that is done; returns the counts of what was selected."""
-    counts, selected = folder / "selected.json", Path(config.output)
-    _start_stage(config, folder, "selected", counts.exists())
-    if not counts.exists():
-        if is_main():
-            shutil.rmtree(selected, ignore_errors=True)  # of a run that was interrupted before it wrote the counts
-        barrier()
+    counts = folder / "selected.json"
+    finished = run_on_main(lambda: _start_stage(config, folder, "selected", counts.exists()))
+    if not finished:
+        # A run that was interrupted before it wrote the counts may have left a selection.
+        run_on_main(lambda: shutil.rmtree(config.output, ignore_errors=True))
         result = run_capfilt(config)
-        if is_main():
-            write_json(counts, result["selected"])
-        barrier()
+        run_on_main(lambda: write_json(counts, result["selected"]))
     return json.loads(counts.read_text())
 
 
@@ -111,20 +109,22 @@ def _train(training: RunConfig, stage: str, config: CapFiltConfig, folder: Path)
         sources, start_from = [*sources, SourceConfig(str(folder / "selected" / "*.tar"))], training.start_from
     data = replace(training.data, sources=sources)
     training = replace(training, output=str(output), start_from=start_from, data=data)
-    _start_stage(training, folder, stage, output.exists() and any(output.iterdir()))
-    return train(deepcopy(training), resume=output.exists())  # which fills gaps of its config in
+    resume = run_on_main(lambda: _start_stage(training, folder, stage, output.exists() and any(output.iterdir())))
+    return train(deepcopy(training), resume)  # train() completes its config
 
 
-def _start_stage(config: CapFiltConfig | RunConfig, folder: Path, stage: str, started: bool) -> None:
-    """Save a stage's config as FOLDER/STAGE.yaml; refuse to continue a stage that was started with another config."""
+def _start_stage(config: CapFiltConfig | RunConfig, folder: Path, stage: str, started: bool) -> bool:
+    """In the first process: save a stage's config as FOLDER/STAGE.yaml; returns whether the stage was started before.
+
+    Raises:
+        UserError: it was started with another config.
+    """
     path, text = folder / f"{stage}.yaml", as_yaml(config)
     if started and path.read_text() != text:
         raise UserError(f"{folder / stage} was started with other settings ({path}); remove it and the later stages.")
-    barrier()
-    if is_main():
-        print(f"{folder.name}: {stage}", flush=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, text)
+    print(f"{folder.name}: {stage}", flush=True)
+    write_text(path, text)
+    return started
 
 
 def _next(scorers: list[str], trained: Path) -> list[str]:

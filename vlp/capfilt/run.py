@@ -4,20 +4,21 @@ import re
 from dataclasses import asdict
 from pathlib import Path
 
+from vlp.capfilt import STOPPED
 from vlp.capfilt.rules import parse_rules
 from vlp.capfilt.score import ScoreCounts, ScoreSettings, score_shard, table_identity
 from vlp.capfilt.scorers import as_list, load_scorers
-from vlp.capfilt.selection import select
+from vlp.capfilt.selection import SelectCounts, select
 from vlp.capfilt.shard_queue import ShardQueue
-from vlp.capfilt.stop_signals import stop_on_signals
 from vlp.config import CapFiltConfig
 from vlp.data.score_tables import is_finished, table_path
 from vlp.data.shard_index import expand_shards
-from vlp.distributed import is_main, join_processes
+from vlp.distributed import join_processes, run_on_main
 from vlp.errors import UserError
 from vlp.files import prepare_output, remove_leftovers
 from vlp.log import ReportProgress
 from vlp.report.capfilt_page import write_capfilt_report
+from vlp.training.stop_signals import stop_on_signals
 
 
 def score_shards(config: CapFiltConfig, part: str = "", failures: str = "") -> ScoreCounts:
@@ -28,21 +29,19 @@ def score_shards(config: CapFiltConfig, part: str = "", failures: str = "") -> S
         failures: path of the list of shards that were given up; "" is `failures_path`.
 
     Returns:
-        The counts of all processes in the first one, in the others their own.
+        The counts of all processes.
 
     Raises:
         UserError: the config is wrong, no shard matches, or a name does not lead to a model.
-        WorkError: shards were given up, a process is gone, or the run was stopped by a signal.
+        WorkError: shards were given up, a process is gone, or the run was stopped by a signal. If only the first
+            process raises, the others exit with the same code.
     """
-    for name in ("shards", "filter"):
-        if not as_list(getattr(config, name)):
-            raise UserError(f"CapFilt needs {name}; set it in the config or on the command line.")
-    number, parts = parse_part(part)
-    all_shards = list(dict.fromkeys(expand_shards(config.shards)))
-    shards = all_shards[number - 1 :: parts]
-    tables = {shard: table_path(shard, config.name) for shard in shards}
-    device = join_processes()
-    with stop_on_signals():
+    with stop_on_signals(STOPPED):
+        device = join_processes()
+        all_shards = run_on_main(lambda: _find_shards(config))
+        number, parts = parse_part(part)
+        shards = all_shards[number - 1 :: parts]
+        tables = {shard: table_path(shard, config.name) for shard in shards}
         queue = ShardQueue(shards, Path(failures or failures_path(all_shards, config.name, part)))
         scorers = load_scorers(config.captioner, config.filter, config.precision, device, config.compile)
         settings = ScoreSettings(
@@ -55,6 +54,13 @@ def score_shards(config: CapFiltConfig, part: str = "", failures: str = "") -> S
             return score_shard(shard, scorers, settings, progress)
 
         return queue.process(score, lambda shard: is_finished(shard, identity, config.name))
+
+
+def _find_shards(config: CapFiltConfig) -> list[str]:
+    for name in ("shards", "filter"):
+        if not as_list(getattr(config, name)):
+            raise UserError(f"CapFilt needs {name}; set it in the config or on the command line.")
+    return list(dict.fromkeys(expand_shards(config.shards)))
 
 
 def parse_part(text: str) -> tuple[int, int]:
@@ -82,22 +88,32 @@ def run_capfilt(config: CapFiltConfig) -> dict:
     """Score with all processes; then the first process selects and writes OUTPUT/report.html.
 
     Returns:
-        The counts of both steps in the first process, {} in the others.
+        The counts of both steps.
 
     Raises:
         UserError, WorkError: what `score_shards` and `select` raise.
     """
+    join_processes()
+    run_on_main(lambda: _check_selection(config))
+    scored = score_shards(config)
+    with stop_on_signals(STOPPED):
+        selected = run_on_main(lambda: asdict(_select_and_report(config)))
+    return {"scored": asdict(scored), "selected": selected}
+
+
+def _check_selection(config: CapFiltConfig) -> None:
+    """Raise what `select` would raise before hours of scoring."""
     if not config.output:
         raise UserError("CapFilt needs output; set it to a folder for the new shards.")
     parse_rules(config.rules)
-    prepare_output(config.output)  # what `select` would refuse is refused before hours of scoring
+    prepare_output(config.output)
     if config.human:
         expand_shards(config.human)
-    scored = score_shards(config)
-    if not is_main():
-        return {}
+
+
+def _select_and_report(config: CapFiltConfig) -> SelectCounts:
     remove_leftovers(Path(config.output))
     tables = [str(table_path(shard, config.name)) for shard in dict.fromkeys(expand_shards(config.shards))]
-    selected = select(tables, config.rules, config.output, human=config.human or None)
+    counts = select(tables, config.rules, config.output, human=config.human or None)
     write_capfilt_report(tables, f"{config.output}/report.html", config.output, seed=config.seed)
-    return {"scored": asdict(scored), "selected": asdict(selected)}
+    return counts

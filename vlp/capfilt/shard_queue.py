@@ -2,30 +2,27 @@
 
 import json
 import logging
-import os
 import tarfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from itertools import chain
 from pathlib import Path
+from uuid import uuid4
 
 import torch.distributed as dist
 
 from vlp.capfilt.crash_markers import count_crashes, crash_marker, remove_markers
 from vlp.capfilt.score import ScoreCounts
 from vlp.capfilt.shared_progress import SharedProgress
-from vlp.distributed import gather_objects, is_main, rank, restarts, world_size
+from vlp.distributed import is_main, rank, restarts, run_on_main, shared_store, world_size
 from vlp.errors import FullDiskError, WorkError
 from vlp.files import write_text
 from vlp.log import Progress, ReportProgress
 
 ATTEMPTS = 3  # for a shard that fails with an error
 CRASHES = 2  # for a shard that kills its process
-CONNECTING = timedelta(seconds=60)
 SILENCE = 30 * 60.0  # seconds without progress after which the remaining processes count as dead
 POLL = 0.2  # seconds between two looks at the other processes' counters
 # Errors of reading, computing and writing. Any other error, such as a TypeError, is a bug of ours and ends the run.
@@ -60,45 +57,37 @@ class ShardQueue:
         Raises:
             WorkError: this very run wrote the list, and its exit code made the launcher restart the processes.
         """
-        if restarts() and failures_path.exists():
-            raise WorkError(_describe(_read_failures(failures_path), failures_path)) if is_main() else SystemExit(1)
         self.shards, self.failures_path = shards, failures_path
+        name, crashes = run_on_main(lambda: _start(failures_path))
+        self.store = dist.PrefixStore(name, shared_store())  # an earlier queue of these processes counted there too
+        self.crashes = Counter[str](crashes)
         self.counts, self.failures = ScoreCounts(), list[Failure]()  # of this process
-        if is_main():
-            failures_path.unlink(missing_ok=True)
-            failures_path.parent.mkdir(parents=True, exist_ok=True)
-        with _first_process_alive():
-            self.store, self.crashes = _join(failures_path)
 
     def process(
         self, score: Callable[[str, ReportProgress], ScoreCounts], is_finished: Callable[[str], bool]
     ) -> ScoreCounts:
-        """Score this process's share of the shards; the first process waits for the others and lists the failures.
+        """Score this process's share of the shards, and wait for the others.
 
         Returns:
-            The counts of all processes in the first one, in the others their own.
+            The counts of all processes.
 
         Raises:
-            WorkError: shards were given up (in the first process), or another process is gone.
+            WorkError: in the first process, shards were given up or another process is gone; in the others, the first
+                process is gone. If the first process raises, the others exit with the same code.
         """
-        suspects = [shard for shard in self.shards if self.crashes[shard]]
-        for shard in suspects if is_main() else []:
+        suspects = [shard for shard in self.shards if self.crashes[shard]] if is_main() else []
+        for shard in suspects:
             log.warning("A process crashed on %s (%d of %d times)", shard, self.crashes[shard], CRASHES)
         with Progress("images", quiet=not is_main()) as bar:
             progress = SharedProgress(self.store, bar, self.shards)
-            with _first_process_alive():
-                shards = chain(suspects if is_main() else [], self._handed_out())
-                self._score_all(shards, score, is_finished, progress)
+            try:
+                self._score_all(chain(suspects, self._handed_out()), score, is_finished, progress)
                 if not is_main():
                     own = {"counts": asdict(self.counts), "failures": [asdict(one) for one in self.failures]}
                     self.store.set(f"result/{rank()}", json.dumps(own))
-                    return self.counts
-                self._collect(progress)
-        remove_markers(self.failures_path)
-        if self.failures:
-            write_text(self.failures_path, "".join(json.dumps(asdict(one)) + "\n" for one in self.failures))
-            raise WorkError(_describe(self.failures, self.failures_path))
-        return self.counts
+            except dist.DistError:
+                raise WorkError("The first process of the run ended; see its error message.") from None
+            return ScoreCounts(**run_on_main(lambda: asdict(self._finish(progress))))
 
     def _handed_out(self) -> Iterator[str]:
         """Shards that no other process gets; a counter in the store gives their numbers."""
@@ -143,8 +132,21 @@ class ShardQueue:
         self.failures.append(failure)
         progress.leave_out()
 
-    def _collect(self, progress: SharedProgress) -> None:
-        """Wait for the other processes, and add their results to this one's.
+    def _finish(self, progress: SharedProgress) -> ScoreCounts:
+        """In the first process: collect the results of all processes, and list the shards that were given up."""
+        self._wait_for_results(progress)
+        for one in range(1, world_size()):
+            result = json.loads(self.store.get(f"result/{one}"))
+            self.counts.add(ScoreCounts(**result["counts"]))
+            self.failures += [Failure(**failure) for failure in result["failures"]]
+        remove_markers(self.failures_path)
+        if self.failures:
+            write_text(self.failures_path, "".join(json.dumps(asdict(one)) + "\n" for one in self.failures))
+            raise WorkError(_describe(self.failures, self.failures_path))
+        return self.counts
+
+    def _wait_for_results(self, progress: SharedProgress) -> None:
+        """Wait for the other processes.
 
         Raises:
             WorkError: no process made progress for too long.
@@ -161,29 +163,16 @@ class ShardQueue:
                 )
             progress.show("score")
             time.sleep(POLL)
-        for one in range(1, world_size()):
-            result = json.loads(self.store.get(f"result/{one}"))
-            self.counts.add(ScoreCounts(**result["counts"]))
-            self.failures += [Failure(**failure) for failure in result["failures"]]
 
 
-def _join(failures_path: Path) -> tuple[dist.Store, Counter[str]]:
-    """A key-value store that all processes of the run share, served by the first; and the crashes of earlier runs."""
-    if world_size() == 1:
-        return dist.HashStore(), count_crashes(failures_path)
-    host = os.environ.get("MASTER_ADDR", "localhost")  # of the first process
-    store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False) if is_main() else None  # 0: any free port
-    port, crashes = gather_objects((store.port if store else 0, count_crashes(failures_path)))[0]
-    return store or dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=CONNECTING), crashes
-
-
-@contextmanager
-def _first_process_alive() -> Iterator[None]:
-    """Turn the errors of a store whose server is gone into one sentence."""
-    try:
-        yield
-    except dist.DistError:
-        raise WorkError("The first process of the run is gone; rerun: finished tables are kept.") from None
+def _start(failures_path: Path) -> tuple[str, dict[str, int]]:
+    """In the first process: remove the list of an earlier run; returns a unique name, and the crashes per shard."""
+    if restarts() and failures_path.exists():
+        failures = [Failure(**json.loads(line)) for line in failures_path.read_text().splitlines()]
+        raise WorkError(_describe(failures, failures_path))
+    failures_path.unlink(missing_ok=True)
+    failures_path.parent.mkdir(parents=True, exist_ok=True)
+    return uuid4().hex, count_crashes(failures_path)
 
 
 def _with_retries(shards: Iterable[str], retries: list[tuple[str, int]]) -> Iterator[tuple[str, int]]:
@@ -201,10 +190,6 @@ def _raise_if_fatal(error: Exception, shard: str, message: str) -> None:
     if "CUDA error" in message:
         reason = message.splitlines()[0]
         raise WorkError(f"The GPU failed on {shard} ({reason}); rerun: finished tables are kept.") from error
-
-
-def _read_failures(path: Path) -> list[Failure]:
-    return [Failure(**json.loads(line)) for line in path.read_text().splitlines()]
 
 
 def _describe(failures: list[Failure], path: Path) -> str:

@@ -1,9 +1,10 @@
-"""The commands of `vlp capfilt`; see cli.py."""
+"""The commands `vlp capfilt score`, `select`, `duplicates`, `report` and `run`."""
 
 from typing import Annotated, Any
 
 import typer
 
+from vlp.capfilt import STOPPED
 from vlp.cli.options import Json, Overrides, Precision, Shards, print_values
 from vlp.config import CapFiltConfig
 from vlp.config_reader import load_config
@@ -14,41 +15,56 @@ capfilt_app = typer.Typer(no_args_is_help=True, help="Caption and filter shards.
 @capfilt_app.command("score")
 def capfilt_score(
     shards: Shards,
-    filter: Annotated[list[str], typer.Option(help="Model folder, or open_clip:NAME,PRETRAINED; repeatable.")],
-    captioner: Annotated[list[str] | None, typer.Option(help="Model folder, or hf:NAME; repeatable.")] = None,
-    num_captions: Annotated[int, typer.Option(help="Captions an image and captioner.")] = 1,
-    name: Annotated[str, typer.Option(help="Of the tables: SHARD.NAME.parquet.")] = "capfilt",
+    filter: Annotated[
+        list[str], typer.Option(help="Filter: a model folder, or open_clip:NAME,PRETRAINED; repeatable.")
+    ],
+    captioner: Annotated[
+        list[str] | None, typer.Option(help="Captioner: a model folder, or hf:NAME; repeatable.")
+    ] = None,
+    num_captions: Annotated[int, typer.Option(help="Captions per image and captioner.")] = 1,
+    name: Annotated[str, typer.Option(help="Name of the tables: SHARD.NAME.parquet.")] = "capfilt",
     seed: int = 0,
     batch_size: int = 64,
     precision: Precision = "auto",
-    part: Annotated[str, typer.Option(help="Score only this part of the shards: 3/16 is the third of 16.")] = "",
-    failures: Annotated[str, typer.Option(help="List of shards that failed; '' puts it beside the tables.")] = "",
-    settings: Annotated[list[str] | None, typer.Option("--set", help="decoding.top_p=0.95 and the like.")] = None,
+    part: Annotated[str, typer.Option(help="Score only a part of the shards: 3/16 is the third of 16.")] = "",
+    failures: Annotated[
+        str, typer.Option(help="File for the list of failed shards; default: next to the tables.")
+    ] = "",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a setting, such as decoding.top_p=0.95; repeatable.")
+    ] = None,
 ) -> None:
     """Write score tables. Example: vlp capfilt score --shards 'web/*.tar' --captioner C --num-captions 4 --filter F"""
     models = {"captioner": captioner or [], "filter": filter, "num_captions": num_captions, "name": name}
     given = {**models, "seed": seed, "batch_size": batch_size, "precision": precision}
     config = _capfilt_config(None, settings, shards=shards, **given)
-    from vlp.capfilt.run import score_shards
-    from vlp.distributed import is_main
+    from vlp.training.stop_signals import stop_on_signals
 
-    counts = score_shards(config, part, failures)
-    if is_main():
-        print_values(vars(counts), False)
+    with stop_on_signals(STOPPED):  # also during these imports
+        from vlp.capfilt.run import score_shards
+        from vlp.distributed import is_main
+
+        counts = score_shards(config, part, failures)
+        if is_main():
+            print_values(vars(counts), False)
 
 
 @capfilt_app.command("select")
 def capfilt_select(
-    rules: Annotated[str, typer.Argument(help="Which texts stay, as an expression; docs/capfilt.md has the language.")],
+    rules: Annotated[str, typer.Argument(help="The texts to keep, as an expression; see docs/capfilt.md.")],
     scores: Annotated[list[str], typer.Option(help="Score tables: paths and globs; repeatable.")],
     output: Annotated[str, typer.Option("--out", help="Folder for new shards.")] = "",
-    uids: Annotated[str, typer.Option(help="File.npy for a uid list in DataComp's form.")] = "",
-    table: Annotated[str, typer.Option(help="File.parquet for the rows that stay.")] = "",
-    human: Annotated[list[str] | None, typer.Option(help="With --out: clean shards that join as they are.")] = None,
-    also: Annotated[list[str] | None, typer.Option(help="NAME=GLOB: tables that rules name as NAME.itm.")] = None,
+    uids: Annotated[str, typer.Option(help="File.npy for a uid list in DataComp's format.")] = "",
+    table: Annotated[str, typer.Option(help="File.parquet for the selected rows.")] = "",
+    human: Annotated[
+        list[str] | None, typer.Option(help="With --out: clean shards to add unchanged; repeatable.")
+    ] = None,
+    also: Annotated[
+        list[str] | None, typer.Option(help="NAME=GLOB: other tables, whose columns the rules use as NAME.itm.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Choose texts. Example: vlp capfilt select 'itm >= 0.5 and best(1)' --scores 'web/*.capfilt.parquet' --out new"""
+    """Select texts. Example: vlp capfilt select 'itm >= 0.5 and best(1)' --scores 'web/*.capfilt.parquet' --out new"""
     from vlp.capfilt.selection import parse_also, select
 
     counts = select(scores, rules, output, uids, table, human, parse_also(also or []), quiet=as_json)
@@ -60,7 +76,7 @@ def capfilt_duplicates(
     shards: Shards,
     model: Annotated[str, typer.Option(help="Model folder whose image embeddings are compared.")],
     against: Annotated[list[str] | None, typer.Option(help="Shards of evaluation sets; repeatable.")] = None,
-    above: Annotated[float, typer.Option(help="Cosine from which on images are near duplicates.")] = 0.95,
+    above: Annotated[float, typer.Option(help="Lowest cosine of near duplicates.")] = 0.95,
     batch_size: int = 64,
     precision: Precision = "auto",
     as_json: Json = False,
@@ -76,11 +92,13 @@ def capfilt_duplicates(
 def capfilt_report(
     scores: Annotated[list[str], typer.Option("--scores", help="Score tables: paths, globs or braces; repeatable.")],
     output: Annotated[str, typer.Option("--out", help="The page to write.")] = "report.html",
-    selected: Annotated[str, typer.Option(help="Folder or table that `capfilt select` wrote from them.")] = "",
-    failures: Annotated[str, typer.Option(help="JSON lines of the shards that were given up.")] = "",
-    seed: Annotated[int, typer.Option(help="Of the images and texts that are drawn.")] = 0,
+    selected: Annotated[
+        str, typer.Option(help="Folder or table that `vlp capfilt select` wrote from these tables.")
+    ] = "",
+    failures: Annotated[str, typer.Option(help="The list of failed shards.")] = "",
+    seed: Annotated[int, typer.Option(help="Seed for sampling images and texts.")] = 0,
 ) -> None:
-    """Score tables to a page. Example: vlp capfilt report --scores 'web/*.capfilt.parquet' --out report.html"""
+    """Write a report of score tables. Example: vlp capfilt report --scores 'web/*.capfilt.parquet' --out report.html"""
     from vlp.log import Progress
     from vlp.report.capfilt_page import STEPS, write_capfilt_report
 
@@ -91,15 +109,18 @@ def capfilt_report(
 
 @capfilt_app.command("run")
 def capfilt_run(config: str, overrides: Overrides = None) -> None:
-    """Score, select, report; in rounds, train too. Example: vlp capfilt run configs/capfilt.yaml output=cleaned"""
+    """Score, select and report, in rounds also train. Example: vlp capfilt run configs/capfilt.yaml output=cleaned"""
     settings = _capfilt_config(config, overrides)
-    from vlp.capfilt.rounds import flat, run_rounds
-    from vlp.capfilt.run import run_capfilt
-    from vlp.distributed import is_main
+    from vlp.training.stop_signals import stop_on_signals
 
-    for report in run_rounds(settings) if settings.rounds.count else [run_capfilt(settings)]:
-        if is_main():
-            print_values(flat(report), False)
+    with stop_on_signals(STOPPED):  # also during these imports
+        from vlp.capfilt.rounds import flat, run_rounds
+        from vlp.capfilt.run import run_capfilt
+        from vlp.distributed import is_main
+
+        for report in run_rounds(settings) if settings.rounds.count else [run_capfilt(settings)]:
+            if is_main():
+                print_values(flat(report), False)
 
 
 def _capfilt_config(path: str | None, overrides: list[str] | None, **values: Any) -> CapFiltConfig:

@@ -63,8 +63,11 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
+def stop_on_signals(sentence: str = "Stopped before the first step; nothing was lost.") -> Iterator[StopRequest]:
     """Handle SIGTERM and SIGINT in the block. In a thread, where Python allows no handlers, nothing changes.
+
+    Args:
+        sentence: the error message if a signal ends the block.
 
     Raises:
         WorkError: a signal arrived while `finish_step` was False. Processes other than the first exit silently.
@@ -77,7 +80,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
     try:
         yield stop
     except _StopNow:
-        raise stopped("Stopped before the first step; nothing was lost.") from None
+        raise stopped(sentence) from None
     finally:
         for one, handler in handlers.items():
             signal.signal(one, handler)
