@@ -1,7 +1,8 @@
-"""A peer's work, done once for each line "go" on stdin; run as a program, in an environment that need not have vlp.
+"""Runs the work of a peer once for each line "go" on stdin. It runs as a program and does not import vlp.
 
-The first line on stdin is its settings as JSON. Each turn is answered by a line of JSON with `peak_memory_gib`; the
-first such line says that the peer is built.
+The first line on stdin holds the settings as JSON. The answer to every line, including the first one, is a line of JSON
+with `peak_memory_gib`; the first answer means that the peer is built. install_peers.sh copies this file to the peers'
+environment, where `vlp/bench/peers.py` starts it.
 """
 
 import importlib.machinery
@@ -21,7 +22,7 @@ Work = Callable[[], object]
 
 
 def lavis_train(settings: dict) -> Work:
-    """A pretraining step of LAVIS's BLIP on random images: forward with momentum and queue, backward, AdamW."""
+    """A pretraining step of LAVIS's BLIP on random images: forward with momentum model and queue, backward, AdamW."""
     _import_lavis()
     from lavis.models.blip_models.blip import BlipBase
     from lavis.models.blip_models.blip_pretrain import BlipPretrain
@@ -53,7 +54,7 @@ def lavis_train(settings: dict) -> Work:
 
 
 def open_clip_train(settings: dict) -> Work:
-    """A training step of open_clip's CLIP on random images and ids: forward, its ClipLoss, backward, fused AdamW."""
+    """A training step of open_clip's CLIP on random images and ids: forward with ClipLoss, backward, fused AdamW."""
     import open_clip
     from open_clip.model import CLIP
 
@@ -66,19 +67,19 @@ def open_clip_train(settings: dict) -> Work:
     ids = torch.zeros(len(images), settings["context"], dtype=torch.int64)
     for row, caption in enumerate(settings["captions"]):
         ids[row, : len(caption)] = torch.tensor(caption)
-        ids[row, len(caption) - 1] = settings["vocabulary"] - 1  # the end is the largest id
+        ids[row, len(caption) - 1] = settings["vocabulary"] - 1  # the end token, which has the largest id
     ids, loss = ids.to(_device()), open_clip.ClipLoss()
     return _step(model, lambda: loss(*model(images, ids)), settings["precision"])
 
 
 def lavis_data(settings: dict) -> Work:
-    """Batches of training images as LAVIS reads them: webdataset, Pillow, torchvision, OpenCV's RandAugment."""
+    """Batches of training images as LAVIS reads them, by webdataset, Pillow, torchvision and OpenCV."""
     _import_lavis()
     import cv2
     import webdataset
     from lavis.processors.blip_processors import BlipImageTrainProcessor
 
-    torch.set_num_threads(1)  # as in a worker
+    torch.set_num_threads(1)  # like a loader worker
     cv2.setNumThreads(1)
     image = BlipImageTrainProcessor(image_size=settings["image_size"], min_scale=0.2)
     images = webdataset.DataPipeline(
@@ -96,9 +97,9 @@ WORKS = {"lavis_train": lavis_train, "open_clip_train": open_clip_train, "lavis_
 
 
 def main() -> None:
-    """Build the peer that the settings name, and take turns; with an argument (check): only import LAVIS."""
+    """Build the peer that the settings name and run it on request. With an argument (`check`), only import LAVIS."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # peers print
+    os.dup2(2, 1)  # what peers print must not mix with the answers
     if len(sys.argv) > 1:
         return _import_lavis()
     settings = json.loads(sys.stdin.readline())
@@ -132,7 +133,7 @@ def _step(model: torch.nn.Module, loss: Callable[[], torch.Tensor], precision: s
 
 
 def _import_lavis() -> None:
-    """Import it without spaCy, which one of its models asks for that is not used here."""
+    """Import LAVIS without spaCy, which only an unused model of it needs."""
     spacy = types.ModuleType("spacy")
     spacy.__spec__ = importlib.machinery.ModuleSpec("spacy", None)
     sys.modules["spacy"] = spacy
@@ -140,7 +141,7 @@ def _import_lavis() -> None:
 
 
 def _lavis_tokenizer(words: list[str]) -> object:
-    """What LAVIS's `init_tokenizer` makes of BERT's vocabulary, of these words; the last two are added, as there."""
+    """The tokenizer that LAVIS's `init_tokenizer` would build from these words; the last two are its added tokens."""
     from transformers import BertTokenizer
 
     with tempfile.TemporaryDirectory() as folder:

@@ -1,1 +1,1 @@
-"""`vlp bench`: how fast each part is, beside its peers, measured in one process and in turns."""
+"""`vlp bench`: how fast each part of vlp is on this machine, optionally compared with a peer."""

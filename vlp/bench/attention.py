@@ -1,4 +1,4 @@
-"""Attention at the shapes of a pretraining step: the kernel that was chosen and the other."""
+"""`vlp bench attention`: both attention kernels at the shapes of a pretraining step."""
 
 from collections.abc import Callable
 
@@ -8,11 +8,14 @@ from vlp.bench.caption import Size
 from vlp.bench.timing import Measured, Work, compare, device
 from vlp.models.cpu.attention import fused_attention, plain_attention, use_fused_kernel
 
-TOKENS = 16  # of a caption
+TOKENS = 16  # tokens of a caption
 
 
 def bench_attention(size: Size, precision: str, batch: int, peers: bool) -> list[Measured]:
-    """Self-attention of image and text and cross-attention, `batch` rows a call; the peer is the kernel not chosen."""
+    """Measure self-attention of images and texts, and cross-attention, with `batch` rows per call.
+
+    Ours is the kernel that vlp chooses for the shape; the peer is the other one.
+    """
     patches = (size.image_size // 16) ** 2 + 1
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     shapes = [
@@ -29,8 +32,8 @@ def bench_attention(size: Size, precision: str, batch: int, peers: bool) -> list
                 chosen, other = reversed(kernels) if use_fused_kernel(device(), dtype, queries, keys) else kernels
             inputs = [_random(batch, size, length, dtype) for length in (queries, keys, keys)]
             ours, peer = _work(chosen, inputs, gradients), _work(other, inputs, gradients)
-            way = "and backward" if gradients else "alone"
-            what = f"{chosen.__name__}, {name} ({queries} x {keys}), forward {way}"
+            passes = "forward and backward" if gradients else "forward"
+            what = f"{chosen.__name__}, {name} ({queries} x {keys}), {passes}"
             make = (lambda peer=peer: peer) if peers else None
             lines.append(compare(what, "rows/s", batch, precision, ours, make, repeats=25))
     return lines

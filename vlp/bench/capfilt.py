@@ -1,4 +1,4 @@
-"""Images a second of CapFilt's scoring: a web text and a new caption an image, beside a loop of `transformers`."""
+"""`vlp bench capfilt`: CapFilt's scoring in images per second, compared with a loop around `transformers`."""
 
 import math
 from tempfile import TemporaryDirectory
@@ -21,44 +21,46 @@ from vlp.model_folder import save_model
 from vlp.models.blip import Blip
 from vlp.models.cpu.linear import constant_weights
 
-WORDS = 14  # of a web text
+WORDS = 14  # words of a web text
 
 
 def bench_capfilt(size: Size, precision: str, batch: int, peers: bool) -> list[Measured]:
-    """One batch of pictures in memory: captions by one model, ITM, ITC and likelihoods of all texts by it and another.
+    """Score one batch of images in memory, each with a web text and a new caption.
 
-    Of the peers one makes the captions and the ITM of all texts alone, the other fills the same columns as ours.
+    The first peer computes only captions and ITM scores. The second one also computes ITC scores and likelihoods, like
+    ours.
     """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     torch.manual_seed(0)
     tokenizer = _tokenizer(size.vocabulary)
-    scorers = _judges(size, tokenizer, precision)
+    scorers = _load_scorers(size, tokenizer, precision)
     images = torch.randint(0, 256, (batch, 3, size.image_size, size.image_size), dtype=torch.uint8)
     numbers = torch.randint(END + 2, size.vocabulary - 2, (batch, WORDS)).tolist()
     texts = [" ".join(f"word{number}" for number in row) for row in numbers]
     samples = [Sample(str(row), "", b"", text, [text], {}, ["web"]) for row, text in enumerate(texts)]
-    pictures = ScoringBatch(samples, [(size.image_size, size.image_size)] * batch, {size.image_size: images}, [], [])
+    sizes = [(size.image_size, size.image_size)] * batch
+    scoring_batch = ScoringBatch(samples, sizes, {size.image_size: images}, [], [])
     decoding = SamplingOverrides(min_length=LENGTH, max_length=LENGTH, repetition_penalty=1.0)
     settings, empty = ScoreSettings(decoding, batch_size=batch), BadSamples(math.inf)
 
     def ours() -> None:
-        score_batch(pictures, scorers, settings, "bench.tar", empty)
+        score_batch(scoring_batch, scorers, settings, "bench.tar", empty)
 
     lines = []
-    for what, every in (("peer without ITC, likelihoods", False), ("peer with every column", True)):
+    for what, every in (("peer without ITC and likelihoods", False), ("peer with all columns", True)):
 
         def make_peer(every: bool = every) -> Work:
             return _transformers(size, images.to(device()), texts, tokenizer.tokenizer, dtype, every)
 
         if peers or every:
-            what = f"score, 2 texts an image{', ' + what if peers else ''}"
-            with constant_weights():  # as for the batches of a shard
+            what = f"score, 2 texts per image{', ' + what if peers else ''}"
+            with constant_weights():  # as scoring the batches of a shard does
                 lines.append(compare(what, "images/s", batch, precision, ours, make_peer if peers else None))
     return lines
 
 
-def _judges(size: Size, tokenizer: CaptionTokenizer, precision: str) -> Scorers:
-    """A captioner and a filter, loaded as those of a run are."""
+def _load_scorers(size: Size, tokenizer: CaptionTokenizer, precision: str) -> Scorers:
+    """A captioner and a filter, loaded from model folders as `vlp capfilt score` does."""
     with TemporaryDirectory() as folder:
         captioner, filter = f"{folder}/captioner", f"{folder}/filter"
         for name in (captioner, filter):
@@ -67,12 +69,12 @@ def _judges(size: Size, tokenizer: CaptionTokenizer, precision: str) -> Scorers:
 
 
 def _tokenizer(vocabulary: int) -> CaptionTokenizer:
-    """One of words that are nothing but numbers, so that every caption is as many words as it was tokens."""
+    """A tokenizer with one token per word, so that a caption has as many words as the captioner made tokens."""
     words = [f"word{number}" for number in range(len(BERT_SPECIALS), vocabulary - len(BLIP_SPECIALS))]
     known = {word: number for number, word in enumerate([*BERT_SPECIALS, *words, *BLIP_SPECIALS])}
     tokenizer = Tokenizer(models.WordLevel(known, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", END), ("[CLS]", known["[CLS]"]))  # the peer's
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", END), ("[CLS]", known["[CLS]"]))  # for the peer
     tokenizer.add_special_tokens([*BERT_SPECIALS, *BLIP_SPECIALS])
     return CaptionTokenizer(tokenizer)
 
@@ -80,17 +82,17 @@ def _tokenizer(vocabulary: int) -> CaptionTokenizer:
 def _transformers(
     size: Size, images: Tensor, texts: list[str], tokenizer: Tokenizer, dtype: torch.dtype, every: bool
 ) -> Work:
-    """As their documentation has it, each call from the pixels; weights in the precision of the computation.
+    """The peer as its documentation shows it: each call starts from the pixels. Weights are in the compute precision.
 
     Args:
-        every: also ITC and likelihoods.
+        every: also compute ITC scores and likelihoods.
     """
     from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval, PreTrainedTokenizerFast
 
-    captioner: Any = BlipForConditionalGeneration(size.theirs())
+    captioner: Any = BlipForConditionalGeneration(size.transformers_config())
     captioner.to(device=images.device, dtype=dtype).eval()
-    judge: Any = BlipForImageTextRetrieval(size.theirs())
-    judge.to(device=images.device, dtype=dtype).eval()
+    matcher: Any = BlipForImageTextRetrieval(size.transformers_config())
+    matcher.to(device=images.device, dtype=dtype).eval()
     words = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", sep_token="[SEP]")
     pixels = (images.float() / 127.5 - 1).to(dtype)
 
@@ -99,11 +101,13 @@ def _transformers(
             ids = captioner.generate(
                 pixel_values=pixels, do_sample=True, top_p=0.9, top_k=0, min_length=LENGTH, max_length=LENGTH
             )
-            for some in (texts, words.batch_decode(ids, skip_special_tokens=True)):
-                inputs = words(some, padding=True, return_token_type_ids=False, return_tensors="pt").to(images.device)
-                judge(**inputs, pixel_values=pixels, use_itm_head=True).itm_score.softmax(dim=-1)
+            for captions in (texts, words.batch_decode(ids, skip_special_tokens=True)):
+                inputs = words(captions, padding=True, return_token_type_ids=False, return_tensors="pt").to(
+                    images.device
+                )
+                matcher(**inputs, pixel_values=pixels, use_itm_head=True).itm_score.softmax(dim=-1)
                 if every:
-                    judge(**inputs, pixel_values=pixels, use_itm_head=False)
+                    matcher(**inputs, pixel_values=pixels, use_itm_head=False)
                     captioner(**inputs, pixel_values=pixels, labels=inputs["input_ids"])
 
     return work

@@ -1,4 +1,4 @@
-"""Captions a second: nucleus sampling and beam search at a forced length, beside `transformers`' BLIP."""
+"""`vlp bench caption`: captions per second at a fixed length, compared with BLIP in `transformers`."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +15,13 @@ from vlp.models.compiled import compile_blocks
 from vlp.models.cpu.linear import constant_weights
 from vlp.models.cpu.optimise import optimise_for_cpu
 
-LENGTH = 20  # tokens of every caption, the first one counted
-END = 3  # the id of [SEP] in these untrained models
+LENGTH = 20  # tokens of every caption, including the first one
+END = 3  # id of [SEP] in these untrained models
 
 
 @dataclass(frozen=True)
 class Size:
-    """How large the models of a benchmark are."""
+    """The size of the models in a benchmark."""
 
     width: int = 768
     layers: int = 12
@@ -30,7 +30,7 @@ class Size:
     vocabulary: int = 30_524
 
     def config(self) -> ModelConfig:
-        """Ours, at this size."""
+        """The config of our model at this size."""
         image = ImageEncoderConfig(
             image_size=self.image_size, width=self.width, layers=self.layers, heads=self.heads, norm_eps=1e-5
         )
@@ -39,8 +39,8 @@ class Size:
         )
         return ModelConfig(image, text)
 
-    def theirs(self) -> Any:
-        """`transformers`' BlipConfig at this size."""
+    def transformers_config(self) -> Any:
+        """The BlipConfig of `transformers` at this size."""
         from transformers import BlipConfig
 
         both = {
@@ -59,7 +59,9 @@ BASE = Size()
 
 
 def bench_caption(size: Size, precision: str, batch: int, peers: bool, compiled: bool = False) -> list[Measured]:
-    """Nucleus and beam captions of one batch of images, encoding included; five captions an image against one.
+    """Caption one batch of images by nucleus sampling (one and five captions per image) and by beam search.
+
+    The time includes encoding the images.
 
     Args:
         compiled: compile our blocks.
@@ -72,7 +74,7 @@ def bench_caption(size: Size, precision: str, batch: int, peers: bool, compiled:
         compile_blocks(blip)
     images = torch.randint(0, 256, (batch, 3, size.image_size, size.image_size), dtype=torch.uint8, device=device())
     lines = []
-    for name, beams, captions in (("nucleus", 0, 1), ("beam 3", 3, 1), ("nucleus, 5 an image", 0, 5)):
+    for name, beams, captions in (("nucleus", 0, 1), ("beam 3", 3, 1), ("nucleus, 5 per image", 0, 5)):
         decoding = DecodingConfig(beams=beams, min_length=LENGTH, max_length=LENGTH)
 
         def ours(decoding: DecodingConfig = decoding, captions: int = captions) -> None:
@@ -97,10 +99,10 @@ def _captions(blip: Blip, images: torch.Tensor, decoding: DecodingConfig, captio
 
 
 def _transformers(size: Size, images: torch.Tensor, dtype: torch.dtype, beams: int, captions: int) -> Work:
-    """Their captions, at their best: weights in the precision of the computation, not autocast."""
+    """The peer at its best: weights in the compute precision instead of autocast."""
     from transformers import BlipForConditionalGeneration
 
-    theirs: Any = BlipForConditionalGeneration(size.theirs())
+    theirs: Any = BlipForConditionalGeneration(size.transformers_config())
     theirs.to(device=images.device, dtype=dtype).eval()
     pixels = (images.float() / 127.5 - 1).to(dtype)
     length = {"min_length": LENGTH, "max_length": LENGTH, "num_return_sequences": captions}

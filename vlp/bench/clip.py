@@ -1,4 +1,4 @@
-"""Pairs a second of a CLIP training step, image and text tower and contrastive loss, beside open_clip's."""
+"""`vlp bench clip`: a CLIP training step in pairs per second, compared with open_clip."""
 
 import sys
 from contextlib import nullcontext
@@ -9,7 +9,7 @@ import torch
 from vlp.bench.caption import Size
 from vlp.bench.peers import PeerProcess
 from vlp.bench.timing import Measured, Work, compare, device
-from vlp.bench.train import MAX_TOKENS, bench_captions, bench_tokenizer, optimiser_step
+from vlp.bench.train import MAX_TOKENS, bench_captions, bench_tokenizer, optimizer_step
 from vlp.config import ModelConfig, OptimConfig
 from vlp.losses.contrastive import contrastive_loss
 from vlp.models.blip import Blip
@@ -17,25 +17,31 @@ from vlp.models.cpu.optimise import optimise_for_cpu
 from vlp.training.optim import build_optimizer
 
 EMBED_DIM = 512
-CONTEXTS = (77, 32)  # tokens open_clip pads every text to: CLIP's, and what its --force-context-length could be
+CONTEXTS = (77, 32)  # tokens to which open_clip pads every text: its default, and a --force-context-length
 
 
 def bench_clip(size: Size, precision: str, batch: int, peers: bool, repeats: int) -> list[Measured]:
-    """One optimiser step of two towers on random images and captions, against open_clip at two text lengths."""
-    # CLIP ViT-B/16 has a text tower of two thirds of the image's width, in heads of the same size.
+    """Run an optimizer step of an image and a text tower with the contrastive loss, on random images and captions.
+
+    The peer is measured at two text lengths.
+
+    Raises:
+        UserError: the peer was requested and is not installed.
+    """
+    # The text tower of CLIP ViT-B/16 has two thirds of the image tower's width and heads of the same size.
     vocabulary, heads = (49_408 if size.vocabulary > 30_000 else size.vocabulary), max(1, size.heads * 2 // 3)
     text_width = heads * (size.width // size.heads)
     ids, mask = bench_tokenizer(vocabulary).encode(bench_captions(vocabulary, batch), MAX_TOKENS)
     shape = size.config()
     text = replace(shape.text_tower, vocabulary=vocabulary, width=text_width, heads=heads, feed_forward=4 * text_width)
     step = _training_step(ModelConfig(shape.image_encoder, text, EMBED_DIM), ids, mask, precision)
-    theirs = {"width": size.width, "layers": size.layers, "heads": size.heads, "image_size": size.image_size}
-    theirs |= {"text_width": text_width, "text_heads": heads, "vocabulary": vocabulary, "embed_dim": EMBED_DIM}
-    theirs |= {"precision": precision}
-    theirs |= {"captions": [row[real].tolist() for row, real in zip(ids, mask, strict=True)]}
+    shared = {"width": size.width, "layers": size.layers, "heads": size.heads, "image_size": size.image_size}
+    shared |= {"text_width": text_width, "text_heads": heads, "vocabulary": vocabulary, "embed_dim": EMBED_DIM}
+    shared |= {"precision": precision}
+    shared |= {"captions": [row[real].tolist() for row, real in zip(ids, mask, strict=True)]}
     lines = []
     for context in CONTEXTS if peers else CONTEXTS[:1]:
-        settings = {**theirs, "context": context}
+        settings = {**shared, "context": context}
         with PeerProcess("open_clip_train", settings, sys.executable) if peers else nullcontext() as peer:
             what = f"CLIP step, peer with {context} tokens" if peers else "CLIP step"
             make_peer = (lambda peer=peer: peer) if peer else None
@@ -48,7 +54,7 @@ def _training_step(config: ModelConfig, ids: torch.Tensor, mask: torch.Tensor, p
     torch.manual_seed(0)
     blip = Blip(config).to(device())
     optimise_for_cpu(blip)
-    optimizer = build_optimizer(OptimConfig(learning_rate=1e-5), blip)  # it skips what gets no gradient here
+    optimizer = build_optimizer(OptimConfig(learning_rate=1e-5), blip)  # parameters without a gradient are skipped
     size = config.image_encoder.image_size
     images = torch.randint(0, 256, (len(ids), 3, size, size), dtype=torch.uint8, device=device())
     ids, mask, targets = ids.to(device()), mask.to(device()), torch.eye(len(ids), device=device())
@@ -58,4 +64,4 @@ def _training_step(config: ModelConfig, ids: torch.Tensor, mask: torch.Tensor, p
         similarities = image_rows @ blip.embed_texts(ids, mask).T / blip.temperature
         return (contrastive_loss(similarities, targets) + contrastive_loss(similarities.T, targets)) / 2
 
-    return optimiser_step(losses, optimizer, precision)
+    return optimizer_step(losses, optimizer, precision)

@@ -1,4 +1,4 @@
-"""`vlp bench WHAT`: which benchmark, at which size, and its lines as a table."""
+"""Runs the benchmark that `vlp bench WHAT` names, and formats its lines as a table."""
 
 from typing import Literal
 
@@ -36,16 +36,16 @@ def bench(
 
     Args:
         size: "base" (ViT-B/16 at 224 pixels and BERT-base) or "small".
-        precision: "fp32" or "bf16": of weights and computation, ours and the peer's; in training, of autocast.
-        batch: images.
+        precision: "fp32" or "bf16", of weights and computation; in training, of autocast.
+        batch: images per batch.
         peers: also measure the peer, in turns with ours.
-        repeats: turns of `clip`, `data` and `train`; medians count.
-        shards: what `data` reads; empty: made pictures.
-        rows: texts that `select` chooses from; all else but it is nothing to it.
-        compiled: whether `train` and `caption` compile the blocks of ours, as `compile: true` does in a config.
+        repeats: measurements of `clip`, `data` and `train`, of which the median counts.
+        shards: shards that `data` reads; generated images if empty.
+        rows: texts that `select` selects from; it ignores all other settings.
+        compiled: compile our blocks in `train` and `caption`, as `compile: true` in a config does.
 
     Raises:
-        UserError: a peer's environment is missing.
+        UserError: the peer was requested and is not installed.
     """
     if what == "select":
         return bench_select(rows)
@@ -61,14 +61,14 @@ def bench(
 
 
 def as_table(lines: list[Measured]) -> str:
-    """The lines for people."""
-    rows = [("", "ours", "peer", "ratio", "unit", "precision", "GiB at most", "peer's", "of matmul rate")]
+    """The lines as a table for people."""
+    rows = [("", "ours", "peer", "ratio", "unit", "precision", "peak GiB", "peer's", "of matmul rate")]
     for line in lines:
         peer, ratio, memory = (
             "-" if value is None else f"{value:.2f}" for value in (line.peer, line.ratio, line.peer_peak_memory_gib)
         )
-        mine, share = f"{line.ours:.2f}", f"{line.share_of_matmul_rate:.0%}"
+        ours, share = f"{line.ours:.2f}", f"{line.share_of_matmul_rate:.0%}"
         own_memory = f"{line.peak_memory_gib:.2f}"
-        rows.append((line.what, mine, peer, ratio, line.unit, line.precision, own_memory, memory, share))
+        rows.append((line.what, ours, peer, ratio, line.unit, line.precision, own_memory, memory, share))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)

@@ -1,4 +1,4 @@
-"""Training images a second that one worker reads from shards, beside the original's way: LAVIS's image processor."""
+"""`vlp bench data`: training images that one worker reads per second, compared with LAVIS's image processor."""
 
 import io
 import tempfile
@@ -20,18 +20,18 @@ from vlp.data.shard_index import expand_shards
 from vlp.data.shard_writer import ShardWriter
 
 PHOTOS = 128
-BATCHES = 8  # a turn
+BATCHES = 8  # per measurement
 
 
 def bench_data(size: Size, batch: int, peers: bool, repeats: int, shards: str) -> list[Measured]:
-    """Crop, flip and RandAugment at the model's size, in one process with one thread, as a worker has.
+    """Read, decode, crop, flip and augment (RandAugment) images in one process with one thread, like a loader worker.
 
     Args:
-        batch: images of one of the eight batches of a turn.
-        shards: JPEG shards; empty: 128 made ones of 640 x 480, with as many bytes as photos of quality 90.
+        batch: images in each of the eight batches of a measurement.
+        shards: JPEG shards; if empty, 128 generated images of 640 x 480 that are as large as photos at quality 90.
 
     Raises:
-        UserError: there is no such shard, or the peer was asked for and its environment is missing.
+        UserError: no shard matches, or the peer was requested and is not installed.
     """
     with nullcontext(shards) if shards else _photos() as paths:
         settings = {"image_size": size.image_size, "batch": batch, "batches": BATCHES, "shards": expand_shards(paths)}
@@ -51,7 +51,7 @@ def bench_data(size: Size, batch: int, peers: bool, repeats: int, shards: str) -
 
 @contextmanager
 def _photos() -> Iterator[str]:
-    """Shards of pictures that are as costly to decode as photos: smooth shapes with fine noise."""
+    """Shards of images that are as expensive to decode as photos: smooth shapes with fine noise."""
     random = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         with ShardWriter(f"{folder}/photos") as writer:

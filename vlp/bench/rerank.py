@@ -1,4 +1,4 @@
-"""ITM pairs a second of texts against images that are encoded already, beside `transformers`' BLIP."""
+"""`vlp bench rerank`: ITM of texts and encoded images in pairs per second, compared with BLIP in `transformers`."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ from vlp.models.blip import Blip
 from vlp.models.cpu.linear import constant_weights
 from vlp.models.cpu.optimise import optimise_for_cpu
 
-TEXTS, TOKENS = 64, 16  # texts an image, tokens a text
+TEXTS, TOKENS = 64, 16  # texts per image, tokens per text
 
 
 def bench_rerank(size: Size, precision: str, images: int, peers: bool) -> list[Measured]:
-    """`images` x 64 pairs."""
+    """Match `images` encoded images with 64 texts each."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     torch.manual_seed(0)
     blip = Blip(size.config()).to(device=device(), dtype=dtype).eval()
@@ -34,14 +34,14 @@ def bench_rerank(size: Size, precision: str, images: int, peers: bool) -> list[M
         return _transformers(size, tokens, ids)
 
     peer = make_peer if peers else None
-    with constant_weights():  # as in an evaluation that re-ranks image after image
-        return [compare("ITM, 64 texts an image", "pairs/s", images * TEXTS, precision, ours, peer)]
+    with constant_weights():  # as an evaluation that re-ranks many images does
+        return [compare("ITM, 64 texts per image", "pairs/s", images * TEXTS, precision, ours, peer)]
 
 
 def _transformers(size: Size, tokens: torch.Tensor, ids: torch.Tensor) -> Work:
     from transformers import BlipForImageTextRetrieval
 
-    theirs: Any = BlipForImageTextRetrieval(size.theirs())
+    theirs: Any = BlipForImageTextRetrieval(size.transformers_config())
     theirs.to(device=tokens.device, dtype=tokens.dtype).eval()
     mask = torch.ones_like(ids)
 

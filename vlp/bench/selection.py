@@ -1,4 +1,4 @@
-"""`vlp bench select`: rows a second that rules choose from random score tables, and the memory that it takes."""
+"""`vlp bench select`: rows per second and memory when selection rules run on random score tables."""
 
 import subprocess
 import sys
@@ -13,9 +13,9 @@ from vlp.bench.timing import Measured
 from vlp.data.score_tables import NAME, SCHEMA, write_beside
 from vlp.errors import WorkError
 
-ROWS_A_TABLE = 20_000  # two texts an image, 10,000 images a shard, as img2dataset's
+TABLE_ROWS = 20_000  # two texts per image and 10,000 images per shard, as img2dataset writes
 CASES = (("itm >= 0.5 and best(1)", "uids"), ("top(itc, 0.3)", "table"))
-# Linux's own count of a process's peak memory: resource's holds the peak of the process that started it, too.
+# Peak memory as Linux counts it. The one of the module `resource` includes the parent process.
 SELECT = """
 import re, sys
 from vlp.capfilt.selection import select
@@ -26,9 +26,9 @@ print(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 
 
 def bench_select(rows: int) -> list[Measured]:
-    """Choose from tables of `rows` texts, each case once and in a process of its own.
+    """Select from tables with `rows` texts, each case once and in a separate process.
 
-    The tables lie in the folder for temporary files (TMPDIR), with about 90 bytes a row.
+    The tables are written to the folder for temporary files (TMPDIR) and take about 90 bytes per row.
     """
     with tempfile.TemporaryDirectory(prefix="vlp-bench-select-") as folder:
         write_random_tables(Path(folder), rows)
@@ -36,9 +36,9 @@ def bench_select(rows: int) -> list[Measured]:
 
 
 def write_random_tables(folder: Path, rows: int) -> None:
-    """Tables `00000.capfilt.parquet`, ... of images with a web and a synthetic text each; equal calls, equal tables."""
-    for number, start in enumerate(range(0, rows, ROWS_A_TABLE)):
-        count, rng = min(ROWS_A_TABLE, rows - start), np.random.default_rng(number)
+    """Write tables 00000.capfilt.parquet, ... with a web and a synthetic text per image; always the same tables."""
+    for number, start in enumerate(range(0, rows, TABLE_ROWS)):
+        count, rng = min(TABLE_ROWS, rows - start), np.random.default_rng(number)
         images = np.arange(count) // 2
         synthetic = np.arange(count) % 2 == 1
         uids = rng.bytes(16 * (count // 2 + 1)).hex()
@@ -68,5 +68,5 @@ def _measure(folder: Path, rules: str, form: str, rows: int) -> Measured:
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     seconds = time.perf_counter() - started
     if done.returncode:
-        raise WorkError(f"Selecting from {rows} rows in {folder} failed; its message stands above.")
+        raise WorkError(f"Selecting from {rows} rows in {folder} failed; see its message above.")
     return Measured(f"{rules} to {form}", rows / seconds, None, "rows/s", None, "-", int(done.stdout) / 2**20, 0.0)

@@ -1,4 +1,4 @@
-"""How benchmarks measure: in turns, medians, against the machine's own rate of matrix products."""
+"""How benchmarks measure: ours and the peer in turns, by medians, relative to the speed of matrix products."""
 
 import resource
 import statistics
@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 REPEATS = 5
-SIDE = 2048  # of the matrices whose product is the machine's own rate
+SIDE = 2048  # of the matrices whose products give the machine's rate
 
 
 @dataclass
@@ -19,12 +19,11 @@ class Measured:
     """One line of a benchmark.
 
     Attributes:
-        ours, peer: `unit` (such as pairs/s), medians; peer is None where none was measured.
-        ratio: ours over peer.
-        peak_memory_gib: of the process after ours ran and before the peer was built; of the GPU where there is one.
-        share_of_matmul_rate: the part of the machine's matrix-product rate, at this precision, that our counted
-            FLOPs reach.
-        peer_peak_memory_gib: of the peer, where it has a process of its own.
+        ours, peer: median speeds in `unit`, such as pairs/s; peer is None if it was not measured.
+        ratio: ours / peer.
+        peak_memory_gib: peak memory of the process (on GPUs, of the device) before the peer was built.
+        share_of_matmul_rate: FLOP/s of ours as a fraction of what matrix products reach at this precision.
+        peer_peak_memory_gib: peak memory of a peer that runs in a separate process.
     """
 
     what: str
@@ -79,11 +78,11 @@ def compare(
     make_peer: Callable[[], Work] | None,
     repeats: int = REPEATS,
 ) -> Measured:
-    """Run ours and the peer in turns, each once before to warm up.
+    """Time ours and the peer in turns, after a warm-up run of each.
 
     Args:
-        count: how many of `unit` one call makes.
-        make_peer: builds the peer, after our memory was read; None: ours alone.
+        count: number of items, in the terms of `unit`, that one call processes.
+        make_peer: builds the peer; called after our peak memory was read. None to measure ours only.
     """
     ours()
     with FlopCounterMode(display=False, custom_mapping=UNCOUNTED_FLOPS) as counter:
@@ -97,23 +96,23 @@ def compare(
         seconds["ours"].append(_seconds(ours))
         if peer:
             seconds["peer"].append(_seconds(peer))
-    mine = statistics.median(seconds["ours"])
-    theirs = statistics.median(seconds["peer"]) if peer else None
+    our_seconds = statistics.median(seconds["ours"])
+    peer_seconds = statistics.median(seconds["peer"]) if peer else None
     rate = matmul_rate(torch.bfloat16 if precision == "bf16" else torch.float32)
     return Measured(
         what,
-        count / mine,
-        count / theirs if theirs else None,
+        count / our_seconds,
+        count / peer_seconds if peer_seconds else None,
         unit,
-        theirs / mine if theirs else None,
+        peer_seconds / our_seconds if peer_seconds else None,
         precision,
         memory,
-        counter.get_total_flops() / mine / rate,
+        counter.get_total_flops() / our_seconds / rate,
     )
 
 
 def matmul_rate(dtype: torch.dtype, seconds: float = 1.0) -> float:
-    """FLOP/s of square matrix products, float, on the device that benchmarks use."""
+    """FLOP/s of square matrix products on the device that benchmarks use."""
     a = torch.randn(SIDE, SIDE, device=device()).to(dtype)
     a @ a
     _wait()
@@ -127,12 +126,12 @@ def matmul_rate(dtype: torch.dtype, seconds: float = 1.0) -> float:
 
 
 def device() -> torch.device:
-    """The first GPU where there is one, else the CPU."""
+    """The first GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def peak_memory_gib() -> float:
-    """Most memory held so far: of the GPU where there is one, else resident."""
+    """Peak memory so far: of the GPU if there is one, else resident memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,4 +1,7 @@
-"""Pairs a second of a pretraining step, beside LAVIS's: forward, backward, fused AdamW, momentum twin and queue."""
+"""`vlp bench train`: a pretraining step in pairs per second, compared with LAVIS.
+
+A step is forward, backward, AdamW, momentum twin and queue.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,50 +24,50 @@ from vlp.tasks.task import total_loss
 from vlp.training.optim import build_optimizer
 
 QUEUE = 512
-MAX_TOKENS = 30  # BLIP's; LAVIS pads every caption to them
-DROPOUT = 0.1  # BLIP's
-# Tokens of Flickr8k's captions, the first and the last one counted: minimum, deciles, maximum of a batch of 64.
+MAX_TOKENS = 30  # as in BLIP; LAVIS pads every caption to this length
+DROPOUT = 0.1  # as in BLIP
+# Lengths of Flickr8k's captions in tokens, with the first and last one: minimum, deciles and maximum of 64 captions.
 TOKENS = (6, 9, 10, 11, 12, 13, 14, 15, 17, 19, 26)
 
 
 def bench_train(
     size: Size, precision: str, batch: int, peers: bool, repeats: int, compiled: bool = False
 ) -> list[Measured]:
-    """One optimiser step on a batch of random images and captions, under autocast in bf16.
+    """Run an optimizer step on random images and captions, under autocast in bf16.
 
-    LAVIS is measured at its best, with fused AdamW, an allocator that keeps freed memory, and autocast where ours has
-    it; and as it comes: with the optimiser of its runner, which casts on GPUs alone.
+    LAVIS is measured twice: at its best, with fused AdamW, an allocator that keeps freed memory, and autocast where
+    ours uses it; and as released, with the optimizer of its runner, which uses autocast only on GPUs.
 
     Args:
         compiled: compile our blocks.
 
     Raises:
-        UserError: the peer was asked for and its environment is missing.
+        UserError: the peer was requested and is not installed.
     """
     captions = bench_captions(size.vocabulary, batch)
     step = _training_step(size, precision, captions, compiled)
     if not peers:
         return [compare("pretraining step", "pairs/s", batch, precision, step, None, repeats)]
-    theirs = {"width": size.width, "layers": size.layers, "heads": size.heads, "image_size": size.image_size}
-    theirs |= {"words": bench_words(size.vocabulary), "captions": captions, "queue": QUEUE}
+    shared = {"width": size.width, "layers": size.layers, "heads": size.heads, "image_size": size.image_size}
+    shared |= {"words": bench_words(size.vocabulary), "captions": captions, "queue": QUEUE}
     lines = []
-    for name, best, their_precision in (("at its best", True, precision), ("as it comes", False, "fp32")):
-        settings = {**theirs, "fused": best, "precision": their_precision}
+    for name, best, peer_precision in (("at its best", True, precision), ("as released", False, "fp32")):
+        settings = {**shared, "fused": best, "precision": peer_precision}
         with PeerProcess("lavis_train", settings, keep_freed_memory=best) as peer:
-            what = f"pretraining step, LAVIS {name} ({their_precision})"
+            what = f"pretraining step, LAVIS {name} ({peer_precision})"
             line = compare(what, "pairs/s", batch, precision, step, lambda peer=peer: peer, repeats)
             lines.append(replace(line, peer_peak_memory_gib=peer.peak_memory_gib))
     return lines
 
 
 def bench_words(vocabulary: int) -> list[str]:
-    """A vocabulary of words that no tokenizer splits, special tokens where BLIP has them."""
+    """A vocabulary of words that no tokenizer splits, with the special tokens at BLIP's positions."""
     words = [f"w{number}" for number in range(len(BERT_SPECIALS), vocabulary - len(BLIP_SPECIALS))]
     return [*BERT_SPECIALS, *words, *BLIP_SPECIALS]
 
 
 def bench_captions(vocabulary: int, batch: int) -> list[str]:
-    """Captions of random words, as long as Flickr8k's are; the same for the same arguments."""
+    """Captions of random words with the lengths of Flickr8k's; the same arguments give the same captions."""
     random = np.random.default_rng(0)
     places = (np.arange(batch) + 0.5) / batch
     lengths = random.permutation(np.interp(places, np.linspace(0, 1, len(TOKENS)), TOKENS).round().astype(int))
@@ -73,15 +76,15 @@ def bench_captions(vocabulary: int, batch: int) -> list[str]:
 
 
 def bench_tokenizer(vocabulary: int) -> CaptionTokenizer:
-    """The tokenizer of those words."""
+    """A tokenizer for `bench_words`, one token per word."""
     words = {word: number for number, word in enumerate(bench_words(vocabulary))}
     tokenizer = Tokenizer(models.WordPiece(words, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return CaptionTokenizer(tokenizer)
 
 
-def optimiser_step(losses: Callable[[], torch.Tensor], optimizer: torch.optim.Optimizer, precision: str) -> Work:
-    """Forward under autocast where the precision is bf16, backward, and the optimiser."""
+def optimizer_step(losses: Callable[[], torch.Tensor], optimizer: torch.optim.Optimizer, precision: str) -> Work:
+    """One step: forward (under autocast if the precision is bf16), backward and optimizer."""
 
     def step() -> None:
         with torch.autocast(device().type, torch.bfloat16, enabled=precision == "bf16"):
@@ -113,7 +116,7 @@ def _training_step(size: Size, precision: str, captions: list[str], compiled: bo
         steps += 1
         return total_loss(task(data).losses, config.objective)
 
-    return optimiser_step(losses, optimizer, precision)
+    return optimizer_step(losses, optimizer, precision)
 
 
 def _batch(size: Size, captions: list[str], tokenizer: CaptionTokenizer) -> Batch:
