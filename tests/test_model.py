@@ -1,4 +1,4 @@
-"""The model that users hold: folders on disk, images and texts as people have them, captions by key alone."""
+"""The Python API: model folders, captions, embeddings and matches from paths, PIL images and tensors."""
 
 import json
 import pickle
@@ -41,7 +41,7 @@ def test_a_saved_model_is_the_same_model(model, tmp_path):
         model.save(folder)
 
 
-def test_the_package_offers_loading():
+def test_the_package_exports_load_model():
     import vlp
 
     assert vlp.load_model is load_model
@@ -68,7 +68,7 @@ def test_a_half_written_folder_never_appears(model, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_folders_that_are_no_models(model, tmp_path):
+def test_broken_model_folders_are_refused(model, tmp_path):
     with pytest.raises(UserError, match="not a model folder"):
         load_model(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
@@ -135,7 +135,7 @@ def test_models_saved_before_decoding_was_stored_have_the_defaults(model, tmp_pa
             load_model(tmp_path / "model")
 
 
-def test_keys_are_paths_where_images_are(model, tmp_path):
+def test_the_default_key_of_an_image_is_its_path(model, tmp_path):
     path = tmp_path / "picture.png"
     Image.fromarray(make_images(1)[0].permute(1, 2, 0).numpy()).save(path)
     expected = model.caption([path], SAMPLING, keys=[str(path)], num_captions=3)
@@ -184,7 +184,7 @@ def test_greedy_captions_equal_decoding_without_cache_or_memory(sharing):
         assert caption == model.tokenizer.decode(ids[len(prompt) :])
 
 
-def test_images_as_people_have_them(model, tmp_path):
+def test_paths_pil_images_and_tensors_are_equivalent(model, tmp_path):
     pixels = make_images(1)[0]
     picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
     path = tmp_path / "picture.png"
@@ -199,7 +199,7 @@ def test_images_as_people_have_them(model, tmp_path):
     assert model.embed_images([]).shape == (0, 16) and model.caption([]) == []
 
 
-def test_images_that_are_none(model, tmp_path):
+def test_unusable_images_are_refused(model, tmp_path):
     (tmp_path / "text.jpg").write_text("no image")
     for image in (tmp_path / "text.jpg", tmp_path / "absent.jpg", tmp_path, torch.zeros(3, 8, 8)):
         with pytest.raises(UserError):
@@ -218,7 +218,7 @@ def test_embeddings_are_unit_vectors(model):
     torch.testing.assert_close(model.embed_images(make_images(5), batch_size=2), model.embed_images(make_images(5)))
 
 
-def test_match_is_itc_and_itm_of_each_pair(model):
+def test_match_returns_itc_and_itm_of_each_pair(model):
     images = make_images(3)
     texts = ["a red circle", "a small star above the large blue shape", "square"]
     pairs = model.match(images, texts)
@@ -237,7 +237,7 @@ def test_match_is_itc_and_itm_of_each_pair(model):
         model.match(images, texts[:2])
 
 
-def test_several_texts_an_image_in_every_grouping(model):
+def test_grouped_indexed_and_batched_matching_agree(model):
     tokens = model.encode_images(make_images(3))
     texts = ["a red circle", "star", "a blue square near a star", "white shape", "the left star", "circle"]
     grouped = model.match_tokens(tokens, texts)
@@ -252,7 +252,7 @@ def test_several_texts_an_image_in_every_grouping(model):
         model.match_tokens(tokens, texts[:4])
 
 
-def test_calls_leave_the_network_as_it_was(model):
+def test_calls_do_not_change_the_mode_of_the_network(model):
     model.blip.train()
     first = model.embed_images(make_images(2))
     assert model.blip.training and model.blip.text_tower.training
@@ -261,7 +261,7 @@ def test_calls_leave_the_network_as_it_was(model):
     model.blip.eval()
 
 
-def test_senseless_calls_are_refused(model):
+def test_invalid_arguments_are_refused(model):
     image = make_images(1)
     for settings in ({"top_p": 2.0}, {"beem": 3}, {"max_length": 1000}, {"keys": ["a", "b"]}, {"num_captions": 0}):
         with pytest.raises(UserError):
@@ -280,7 +280,7 @@ def test_each_image_may_have_its_own_prompt(model):
 
 
 def generated(model, images, decoding, banned=()):
-    """What `generate` gives for images: ids, which texts of random word pieces cannot be turned back into."""
+    """The result of `generate` for images: ids, because texts of random word pieces do not tokenize back to them."""
     with model.inference():
         memory = model.blip.text_tower.project_image(model.blip.encode_images(images), "decoder")
         stepper = CaptionStepper(model.blip, memory, decoding.max_length)
@@ -305,7 +305,7 @@ def test_captions_have_the_log_probability_of_their_text(model, how):
 
 
 @pytest.mark.parametrize("how", [{"beams": 0, "top_p": 1.0, "temperature": 2.0}, {"beams": 1}, {"beams": 4}])
-def test_bans_hold(model, how):
+def test_banned_words_and_repeated_ngrams_do_not_occur(model, how):
     images = make_images(6)
     settings = {"repetition_penalty": 1.0, "min_length": 12, "max_length": 20, **how}
     free = [one.ids for one in generated(model, images, DecodingConfig(**settings))]
@@ -331,7 +331,7 @@ def test_weights_in_bf16(model, tmp_path):
     assert len(half.caption(images, beams=3)) == 4
 
 
-def test_a_hub_push_sends_a_whole_folder(model, monkeypatch):
+def test_push_to_hub_uploads_a_complete_folder(model, monkeypatch):
     import huggingface_hub
 
     sent = {}

@@ -15,7 +15,7 @@ from vlp.config import DecodingConfig, ModelConfig, Precision
 from vlp.convert.files import find_folder, read_json
 from vlp.convert.read import read_source
 from vlp.data.images import ImageLike, as_list, load_image
-from vlp.data.tokenizer import CaptionTokenizer
+from vlp.data.tokenizer import CaptionTokenizer, FirstToken
 from vlp.data.transforms import clean_caption
 from vlp.errors import UserError
 from vlp.generation.caption_step import CaptionStepper
@@ -339,8 +339,8 @@ class Model:
         to_text = self.tokenizer.decode
         return [[Caption(to_text(one.ids), one.log_probability, len(one.ids)) for one in group] for group in groups]
 
-    def text_ids(self, texts: Sequence[str], first: str) -> tuple[Tensor, Tensor]:
-        """Cleaned and tokenized texts, from the token `first` on: ids int64 and mask bool [texts, tokens]."""
+    def text_ids(self, texts: Sequence[str], first: FirstToken) -> tuple[Tensor, Tensor]:
+        """Clean and tokenize texts: ids int64 and mask bool [texts, tokens]; every row starts with `first`."""
         ids, mask = self.tokenizer.encode([clean_caption(text) for text in texts], self.text_tokens, first=first)
         return ids.to(self.device), mask.to(self.device)
 

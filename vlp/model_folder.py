@@ -105,7 +105,9 @@ def _read_config(folder: Path) -> tuple[ModelConfig, DecodingConfig]:
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise UserError(f"{folder} is not a model folder: its config.json does not have format {FORMAT}.")
     try:
-        return from_dict(ModelConfig, values.get("model")), from_dict(DecodingConfig, values.get("decoding", {}))
+        return from_dict(ModelConfig, values["model"]), from_dict(DecodingConfig, values.get("decoding", {}))
+    except KeyError:
+        raise UserError(f"{folder}/config.json has no section model.") from None
     except UserError as error:
         raise UserError(f"{folder}/config.json: {error}") from None
 

@@ -1,4 +1,4 @@
-"""Other projects' BLIP is ours: the same numbers, the same captions, the same weights after a round trip."""
+"""Converted BLIP models: the same scores and captions as before, and the same weights after a round trip."""
 
 import json
 from dataclasses import replace
@@ -32,7 +32,7 @@ TEXTS = ["a small red circle", "there is a large blue star above a green box", "
 
 
 def redraw(network, deviation=0.15):
-    """New weights: those of a fresh vision model are so small (1e-10) that the image would play no part."""
+    """Redraw the weights: those of a new vision model are so small (1e-10) that the image would have no effect."""
     torch.manual_seed(7)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -71,7 +71,7 @@ def make_theirs(kind, tokenizer, width, layers, heads, image_size, patch):
 
 @pytest.fixture
 def both(tokenizer_folder, tmp_path):
-    """A `transformers` BLIP and the same one converted by the command."""
+    """A `transformers` BLIP, the same model converted by `vlp convert`, and the lines that the command prints."""
     tokenizer = load_tokenizer(str(tokenizer_folder))
 
     def make(kind, size=SIZES[0]):
@@ -126,7 +126,7 @@ def test_retrieval_gives_their_similarities_and_matching_logits(both, size):
     torch.testing.assert_close(match.itc, cosines.diagonal(), atol=1e-4, rtol=1e-4)
 
 
-def test_features_keep_image_projection_and_temperature_and_name_the_rest(both):
+def test_features_keep_projection_and_temperature_and_list_unused_weights(both):
     theirs, ours, lines = both("features")
     images = pictures(ours, 3)
     with torch.no_grad():
@@ -150,7 +150,7 @@ SEARCHES = [
 
 
 @pytest.mark.parametrize("settings", SEARCHES)
-def test_greedy_and_beam_captions_are_theirs_for_32_images(both, settings):
+def test_greedy_and_beam_captions_equal_theirs_for_32_images(both, settings):
     theirs, ours, _ = both("captioning")
     images = pictures(ours, 32)
     decoding = DecodingConfig(**settings)
@@ -173,7 +173,7 @@ def test_greedy_and_beam_captions_are_theirs_for_32_images(both, settings):
     assert ours.caption_texts(images, decoding) == texts
 
 
-def test_answers_are_theirs(both):
+def test_answers_equal_theirs(both):
     theirs, ours, lines = both("vqa")
     questions = ["is it red", "what is above the star", "is it a small ring", "where"] * 8
     images = pictures(ours, 32)
@@ -191,7 +191,7 @@ def test_answers_are_theirs(both):
 
 
 @pytest.mark.parametrize("kind", ["captioning", "retrieval", "vqa"])
-def test_weights_survive_the_way_there_and_back(both, tmp_path, kind):
+def test_weights_survive_a_round_trip(both, tmp_path, kind):
     theirs, _, _ = both(kind)
     from_ours(str(tmp_path / f"{kind}-ours"), str(tmp_path / "back"), kind)
     again, report = CLASSES[kind].from_pretrained(tmp_path / "back", output_loading_info=True)
@@ -205,7 +205,7 @@ def test_weights_survive_the_way_there_and_back(both, tmp_path, kind):
     assert json.loads((tmp_path / "back" / "config.json").read_text())["architectures"] == [CLASSES[kind].__name__]
 
 
-def test_a_transformers_folder_loads_as_it_is(both, tmp_path):
+def test_a_transformers_folder_loads_directly(both, tmp_path):
     _, ours, _ = both("captioning")
     direct = load_model(tmp_path / "captioning", device="cpu", precision="fp32")
     images = pictures(ours, 4)
@@ -246,12 +246,12 @@ def test_captioners_decode_as_published_unless_their_folder_sets_more(both, tmp_
 
 
 @pytest.mark.parametrize("kind", ["retrieval", "vqa", "features"])
-def test_models_that_are_no_captioners_keep_the_defaults(both, kind):
+def test_other_models_keep_the_default_decoding(both, kind):
     assert both(kind)[1].decoding == DecodingConfig()
 
 
 @pytest.mark.parametrize("beams", [0, 1, 4])
-def test_decoding_settings_survive_the_way_there_and_back(both, tmp_path, beams):
+def test_decoding_settings_survive_a_round_trip(both, tmp_path, beams):
     _, ours, _ = both("captioning")
     ours.decoding = DecodingConfig(prompt="A red, big", beams=beams, min_length=3, max_length=17, top_k=5)
     ours.save(tmp_path / "mine")
@@ -263,7 +263,7 @@ def test_decoding_settings_survive_the_way_there_and_back(both, tmp_path, beams)
     assert load_model(tmp_path / "back").decoding == ours.decoding
 
 
-def test_parts_that_lack_are_named_and_started(both):
+def test_missing_parts_are_listed_and_initialized(both):
     _, ours, lines = both("captioning")
     assert "missing in the source: text_tower.layers.*.self_attention.encoder.qkv: copied from the decoder" in lines
     assert "missing in the source: itm_head: random weights" in lines
@@ -271,7 +271,7 @@ def test_parts_that_lack_are_named_and_started(both):
     assert torch.equal(layer["encoder"].qkv.weight, layer["decoder"].qkv.weight)
 
 
-def test_sources_that_do_not_fit_write_nothing(both, tmp_path):
+def test_broken_sources_write_nothing(both, tmp_path):
     theirs, _, _ = both("captioning")
     before = set(tmp_path.iterdir())
     weights = theirs.state_dict()
@@ -307,7 +307,7 @@ ORIGINAL_NAMES = [
 
 
 def as_original(state):
-    """A state dict of `transformers`' BLIP by the names of the original code."""
+    """A state dict of `transformers`' BLIP with the names of the original code."""
     renamed = {}
     for name, weight in state.items():
         for theirs, original in ORIGINAL_NAMES if name.startswith("vision_model") else []:
@@ -318,7 +318,7 @@ def as_original(state):
 
 @pytest.fixture
 def original(tokenizer_folder, tmp_path):
-    """Writes a checkpoint as the original code does, converts it, and gives our model and the command's lines."""
+    """Write a checkpoint as the original code does and convert it; returns the model and the lines of the command."""
 
     def make(state):
         training = {"temp": torch.tensor(0.04), "image_queue": torch.zeros(4, 5), "ptr_queue": torch.zeros(1)}
@@ -375,7 +375,7 @@ def test_an_original_vqa_checkpoint(original, tokenizer_folder):
         assert answer == [ours.tokenizer.decode(made[0].tolist())]
 
 
-def test_an_original_pretraining_checkpoint_has_both_sides(original, tokenizer_folder):
+def test_an_original_pretraining_checkpoint_fills_both_sides(original, tokenizer_folder):
     tokenizer = load_tokenizer(str(tokenizer_folder))
     retrieval = make_theirs("retrieval", tokenizer, **WIDE)
     captioning = make_theirs("captioning", tokenizer, **WIDE)
@@ -398,7 +398,7 @@ def test_an_original_pretraining_checkpoint_has_both_sides(original, tokenizer_f
     torch.testing.assert_close(ours.match(images, "a bar").itm, logits.softmax(1)[:, 1], atol=1e-4, rtol=1e-4)
 
 
-def test_an_original_nlvr_checkpoint_names_what_it_leaves(original, tokenizer_folder):
+def test_unused_weights_of_an_original_nlvr_checkpoint_are_listed(original, tokenizer_folder):
     theirs = make_theirs("retrieval", load_tokenizer(str(tokenizer_folder)), **WIDE)
     state = {}
     for name, weight in as_original(theirs.state_dict()).items():
@@ -417,7 +417,7 @@ def test_an_original_nlvr_checkpoint_names_what_it_leaves(original, tokenizer_fo
     assert "text_encoder.encoder.layer.*.crossattention.self1.query" in left
 
 
-def test_base_size_is_theirs(tokenizer_folder):
+def test_base_size_equals_theirs(tokenizer_folder):
     """ViT-B/16 and BERT-base: image tokens and LM logits, once."""
     tokenizer = load_tokenizer(str(tokenizer_folder))
     theirs = make_theirs("captioning", tokenizer, width=768, layers=12, heads=12, image_size=224, patch=16)

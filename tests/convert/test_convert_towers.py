@@ -1,4 +1,4 @@
-"""Text towers and image encoders of other projects give the states that they give at home."""
+"""Converted text towers and image encoders compute the same states as in their own libraries."""
 
 import json
 from dataclasses import replace
@@ -54,7 +54,7 @@ def redraw(network):
 
 @pytest.fixture
 def bert(tmp_path):
-    """A multilingual BERT of a tiny vocabulary: its folder and itself."""
+    """A multilingual BERT with a tiny vocabulary: its folder and the model."""
     folder = tmp_path / "bert"
     folder.mkdir()
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
@@ -71,7 +71,7 @@ def states_of(found, texts):
         return ids, mask, found.blip.text_tower.encode(ids, mask)
 
 
-def test_multilingual_bert_reads_as_at_home(bert):
+def test_multilingual_bert_gives_the_same_states(bert):
     folder, theirs = bert
     found = read_source(str(folder))
     ids, mask, mine = states_of(found, TEXTS)
@@ -86,7 +86,7 @@ def test_multilingual_bert_reads_as_at_home(bert):
     assert "text_tower.layers.*.cross_attention.shared.query: random weights" in found.missing
 
 
-def test_roberta_reads_as_at_home_with_its_own_tokenizer(tmp_path):
+def test_roberta_gives_the_same_states_with_its_own_tokenizer(tmp_path):
     vocabulary = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *WORDS]
     inner = Tokenizer(models.WordLevel({word: number for number, word in enumerate(vocabulary)}, unk_token="<unk>"))
     inner.normalizer, inner.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
@@ -118,14 +118,14 @@ def image_states(found, size):
         return images, found.blip.encode_images(images)
 
 
-def test_a_transformers_vit_sees_as_at_home(bert, tmp_path):
+def test_a_transformers_vit_gives_the_same_states(bert, tmp_path):
     theirs = redraw(ViTModel(ViTConfig(image_size=32, patch_size=8, **SMALL), add_pooling_layer=False))
     theirs.save_pretrained(str(tmp_path / "vit"))
     images, mine = image_states(read_source(str(bert[0]), image=str(tmp_path / "vit")), 32)
     torch.testing.assert_close(mine, theirs(images).last_hidden_state.detach(), atol=1e-4, rtol=1e-4)
 
 
-def test_a_timm_vit_sees_as_at_home(bert, tmp_path):
+def test_a_timm_vit_gives_the_same_states(bert, tmp_path):
     theirs = redraw(timm.create_model("vit_tiny_patch16_224", num_classes=10, img_size=224))
     torch.save(theirs.state_dict(), tmp_path / "vit.pth")
     images, mine = image_states(read_source(str(bert[0]), image=f"timm:vit_tiny_patch16_224,{tmp_path}/vit.pth"), 224)
@@ -135,7 +135,7 @@ def test_a_timm_vit_sees_as_at_home(bert, tmp_path):
 @pytest.mark.parametrize(
     "name", ["resnet10t", "test_convnext", "test_vit2", "vit_tiny_r_s16_p8_224", "test_efficientnet"]
 )
-def test_other_timm_towers_give_their_places_and_their_pooled_feature(bert, tmp_path, name):
+def test_other_timm_towers_give_patch_and_pooled_features(bert, tmp_path, name):
     torch.manual_seed(0)
     theirs = timm.create_model(name, num_classes=0).eval()
     torch.save(theirs.state_dict(), tmp_path / "tower.pth")
@@ -154,7 +154,7 @@ def test_other_timm_towers_give_their_places_and_their_pooled_feature(bert, tmp_
 
 
 @pytest.mark.parametrize("quick_gelu", [False, True])
-def test_an_open_clip_tower_sees_as_at_home(bert, tmp_path, quick_gelu):
+def test_an_open_clip_tower_gives_the_same_states(bert, tmp_path, quick_gelu):
     vision = {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8, "output_tokens": True}
     text = {"context_length": 8, "vocab_size": 50, "width": 16, "heads": 1, "layers": 1}
     settings = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text, "quick_gelu": quick_gelu}
@@ -169,7 +169,7 @@ def test_an_open_clip_tower_sees_as_at_home(bert, tmp_path, quick_gelu):
 
 
 @pytest.mark.parametrize("size", [48, 16])
-def test_positions_are_resized_as_timm_does_it(bert, tmp_path, size):
+def test_positions_are_resized_as_in_timm(bert, tmp_path, size):
     ViTModel(ViTConfig(image_size=32, patch_size=8, **SMALL), add_pooling_layer=False).save_pretrained(tmp_path / "vit")
     plain = read_source(str(bert[0]), image=str(tmp_path / "vit"))
     other = read_source(str(bert[0]), image=str(tmp_path / "vit"), image_size=size)

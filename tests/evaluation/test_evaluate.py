@@ -45,7 +45,7 @@ def model(monkeypatch):
 
 
 def plain_recalls(model, score, best):
-    """R@k by sorting, one query after the other."""
+    """R@k by sorting the candidates of one query at a time."""
     images = make_images(len(TEXTS))
     captions = [[clean_caption(text) for text in texts] for texts in TEXTS]
     texts = list(dict.fromkeys(text for group in captions for text in group))
@@ -80,7 +80,7 @@ def test_retrieval_equals_a_plain_loop(model, best, batch_size):
     assert (results["images"], results["texts"]) == (7, 12)
 
 
-def test_without_reranking_the_numbers_are_those_of_itc(model):
+def test_without_reranking_the_scores_equal_those_of_itc(model):
     results = retrieval.evaluate_retrieval(model, "", rerank=0, limit=4)
     assert results["images"] == 4 and results["t2i_r5"] == results["itc_t2i_r5"] == 1.0
 
@@ -102,7 +102,7 @@ def test_retrieval_needs_captions(model, monkeypatch):
         retrieval.evaluate_retrieval(model, "")
 
 
-def test_captioning_takes_further_scorers(model):
+def test_captioning_accepts_additional_scorers(model):
     seen, steps = [], []
 
     def scorer(captions):
@@ -140,7 +140,7 @@ def test_captions_are_scored_against_their_references():
     assert scores["BLEU-4"] == pytest.approx(1.0) and "caption_exact" not in scores
 
 
-def test_matching_is_that_of_match(model, tmp_path):
+def test_matching_agrees_with_model_match(model, tmp_path):
     from PIL import Image
 
     from vlp.evaluation.metrics import area_under_curve

@@ -1,4 +1,4 @@
-"""Metrics against counts done by hand."""
+"""Metrics against values computed by hand."""
 
 import math
 
@@ -16,7 +16,7 @@ def test_best_ranks():
     assert best_ranks(scores, relevant).tolist() == [0, 1, 1]
 
 
-def test_a_constant_model_gets_nothing():
+def test_a_constant_model_gets_no_credit():
     ranks = best_ranks(torch.zeros(6, 6), torch.eye(6, dtype=torch.bool))
     assert recall_at_k(ranks, 5) == 0.0
 

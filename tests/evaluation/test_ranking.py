@@ -1,4 +1,4 @@
-"""Ranking some queries at a time equals ranking them all, whatever room there is."""
+"""Ranking a few queries at a time equals ranking all at once, and memory is bounded."""
 
 import resource
 
@@ -11,7 +11,7 @@ from vlp.evaluation.ranking import rank_candidates
 
 
 @pytest.mark.parametrize("room", [1, 100, 2**20])
-def test_ranks_do_not_depend_on_the_room(room):
+def test_ranks_do_not_depend_on_the_memory_limit(room):
     torch.manual_seed(0)
     queries, candidates = F.normalize(torch.randn(37, 8)), F.normalize(torch.randn(50, 8))
     candidates[7] = candidates[8]  # a tie
@@ -26,7 +26,7 @@ def test_ranks_do_not_depend_on_the_room(room):
 
 
 def test_memory_is_bounded():
-    """All scores at once would be 400 MB."""
+    """All scores at once would take 400 MB."""
     vectors = F.normalize(torch.randn(10_000, 4))
     own = torch.arange(10_000)[:, None].expand(-1, 2)
     rank_candidates(vectors[:100], vectors, own[:100], 1, most_scores=2**20)

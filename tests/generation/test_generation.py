@@ -1,4 +1,4 @@
-"""Generation against `transformers` and against exhaustive search, and what a sampled text may depend on."""
+"""Generation against `transformers` and exhaustive search; sampled texts depend only on seed, key and number."""
 
 import math
 
@@ -55,7 +55,7 @@ def plain(beams=0, **changes) -> DecodingConfig:
 
 
 def table_model(seed=0, scale=2.0):
-    """A language model that looks at the last token alone."""
+    """A language model whose prediction depends only on the last token."""
     table = torch.randn(VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(seed)) * scale
     return lambda tokens: table[tokens[:, -1]]
 
@@ -104,7 +104,7 @@ def test_all_beams_and_their_scores_equal_transformers(language_model):
 
 
 def test_many_groups_equal_one_by_one():
-    """Groups end at different steps and leave; what stays must be what it would have been alone."""
+    """Groups finish at different steps and leave the batch; the others must not be affected."""
     tables = torch.randn(7, VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(1)) * 2
 
     class PerGroup(Replay):
@@ -132,7 +132,7 @@ def test_many_groups_equal_one_by_one():
             assert [t.log_probability for t in together[i]] == pytest.approx([t.log_probability for t in alone[0]])
 
 
-def test_a_wide_beam_finds_the_best_text():
+def test_a_wide_beam_finds_the_most_likely_text():
     """With as many beams as there are texts, beam search is exhaustive: the most likely text of three tokens wins."""
     vocabulary = 5
     table = torch.randn(vocabulary, vocabulary, generator=torch.Generator().manual_seed(3))
@@ -149,7 +149,7 @@ def test_a_wide_beam_finds_the_best_text():
     assert found.log_probability == pytest.approx(best, abs=1e-5)
 
 
-def test_sampling_depends_on_seed_and_key_alone():
+def test_sampling_depends_only_on_seed_and_key():
     model = table_model()
     keys = [f"key{i}" for i in range(12)]
     whole = run(model, plain(), keys, seed=4)
@@ -181,7 +181,7 @@ def test_length_limits_count_the_prompt(beams):
     assert len(run(never_end, plain(beams, max_length=9))[0][0].ids) == 7
 
 
-def test_repetition_penalty_discourages_what_is_there():
+def test_the_repetition_penalty_discourages_used_tokens():
     flat = lambda t: torch.full((len(t), VOCABULARY), 3.0)  # noqa: E731
     ids = run(flat, plain(1, repetition_penalty=2.0, max_length=10, min_length=10))[0][0].ids
     assert len(set(ids + PROMPT)) == len(ids) + len(PROMPT)
@@ -228,10 +228,10 @@ def test_uniform_numbers_are_stable():
         ({"beams": "3"}, 1),
     ],
 )
-def test_senseless_settings_are_refused(changes, captions):
+def test_invalid_settings_are_refused(changes, captions):
     with pytest.raises(UserError, match="decoding"):
         run(table_model(), plain(**changes), num_captions=captions)
 
 
-def test_no_keys_no_texts():
+def test_no_keys_give_no_texts():
     assert run(table_model(), plain(), keys=()) == []

@@ -4,7 +4,7 @@ import math
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -101,7 +101,8 @@ def from_config(theirs: "BlipConfig", sharing: Sharing = "all_but_self_attention
     Raises:
         UserError: it has an activation that our network does not have.
     """
-    text, vision = theirs.text_config, theirs.vision_config
+    text: Any = theirs.text_config
+    vision: Any = theirs.vision_config
     if text.hidden_act != "gelu" or vision.hidden_act not in ("gelu", "quick_gelu"):
         raise UserError(f"The activations {text.hidden_act} and {vision.hidden_act} are not supported; gelu is.")
     return ModelConfig(

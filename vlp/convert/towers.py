@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -138,32 +139,35 @@ def _from_timm(name: str) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
     return _timm_config(name, trunk, state)
 
 
-def _timm_config(name: str, trunk: nn.Module, state: dict[str, Tensor]) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
+def _timm_config(name: str, trunk: Any, state: dict[str, Tensor]) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
     """A timm model as our ViT if it has the same architecture, else wrapped."""
     if type(trunk) is VisionTransformer and trunk.cls_token is not None and trunk.num_prefix_tokens == 1:
-        block = trunk.blocks[0]
+        block: Any = trunk.blocks[0]
         config = vit_config(state, block.attn.num_heads, block.norm1.eps, _activation(block.mlp.act))
         if _shapes(build_vit, config) == {key: value.shape for key, value in state.items()}:
             return config, state
-    size = trunk.pretrained_cfg["input_size"][-1]
+    pretrained: Any = trunk.pretrained_cfg
+    size = pretrained["input_size"][-1]
     config = ImageEncoderConfig(name=f"timm:{name}", image_size=size, width=trunk.num_features)
     return _checked(config, {f"trunk.{key}": value for key, value in state.items()}, f"timm:{name}")
 
 
 def _from_open_clip(name: str) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
-    import open_clip  # takes seconds
+    import open_clip  # slow
+    from open_clip.transformer import VisionTransformer as ClipVisionTransformer
 
     name, _, pretrained = name.partition(",")
     try:
-        tower = open_clip.create_model(name, pretrained=pretrained or None).visual
+        tower: Any = open_clip.create_model(name, pretrained=pretrained or None).visual
     except (RuntimeError, OSError, ValueError) as error:
         raise UserError(f"open_clip cannot create {name}: {str(error).splitlines()[0]}.") from None
     if hasattr(tower, "trunk"):  # a timm model
-        inner = open_clip.get_model_config(name)["vision_cfg"]["timm_model_name"]
+        settings: Any = open_clip.get_model_config(name)
+        inner = settings["vision_cfg"]["timm_model_name"]
         trunk = create_trunk(inner)
         known = trunk.state_dict()
         return _timm_config(inner, trunk, {k: v for k, v in tower.trunk.state_dict().items() if k in known})
-    if not isinstance(tower, open_clip.transformer.VisionTransformer):
+    if not isinstance(tower, ClipVisionTransformer):
         raise UserError(f"open_clip's {name} has a {type(tower).__name__}; ViTs and timm models are supported.")
     weights = tower.state_dict()
     weights["class_embedding"] = weights["class_embedding"].view(1, 1, -1)
@@ -171,7 +175,8 @@ def _from_open_clip(name: str) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
     state, _ = to_our_names(clip_image_table(count_layers(weights, "transformer.resblocks.")), weights)
     if "norm_pre.weight" not in state:  # CLIP's patch embedding has no bias
         state["patch_embed.proj.bias"] = torch.zeros_like(state["norm.bias"])
-    block = tower.transformer.resblocks[0]
+    transformer: Any = tower.transformer
+    block = transformer.resblocks[0]
     config = vit_config(state, block.attn.num_heads, block.ln_1.eps, _activation(block.mlp.gelu))
     return _checked(config, state, f"open_clip:{name}")
 
