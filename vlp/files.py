@@ -144,8 +144,9 @@ def prepare_output(path: str | Path) -> None:
     """Make sure that nothing is overwritten.
 
     Raises:
-        UserError: there is a file of this name, or a folder that is not empty.
+        UserError: the name is empty, there is a file of this name, or a folder that is not empty.
     """
+    _check_name(path)
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} exists already; choose another name or remove it.")
@@ -181,6 +182,7 @@ def temporary_path(path: str | Path) -> Path:
 @contextmanager
 def _temporary(path: str | Path) -> Iterator[Path]:
     """The temporary path of `path`; whatever is there at the end is removed. Raises what `write_errors` does."""
+    _check_name(path)
     temporary = temporary_path(path)
     with write_errors(path, temporary):
         temporary.parent.mkdir(parents=True, exist_ok=True)
@@ -189,6 +191,12 @@ def _temporary(path: str | Path) -> Iterator[Path]:
             yield temporary
         finally:
             remove(temporary)
+
+
+def _check_name(path: str | Path) -> None:
+    """Raise a UserError for the empty name, which stands for the current folder elsewhere."""
+    if not os.fspath(path):
+        raise UserError("The name of the output is empty; give a path.")
 
 
 def _is_being_written(temporary: Path) -> bool:

@@ -77,7 +77,7 @@ def capfilt_duplicates(
     model: Annotated[str, typer.Option(help="Model folder whose image embeddings are compared.")],
     against: Annotated[list[str] | None, typer.Option(help="Shards of evaluation sets; repeatable.")] = None,
     above: Annotated[float, typer.Option(help="Lowest cosine of near duplicates.")] = 0.95,
-    batch_size: int = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 64,
     precision: Precision = "auto",
     as_json: Json = False,
 ) -> None:
@@ -96,7 +96,7 @@ def capfilt_report(
         str, typer.Option(help="Folder or table that `vlp capfilt select` wrote from these tables.")
     ] = "",
     failures: Annotated[str, typer.Option(help="The list of failed shards.")] = "",
-    seed: Annotated[int, typer.Option(help="Seed for sampling images and texts.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for sampling images and texts.")] = 0,
 ) -> None:
     """Write a report of score tables. Example: vlp capfilt report --scores 'web/*.capfilt.parquet' --out report.html"""
     from vlp.log import Progress

@@ -14,21 +14,23 @@ import_app = typer.Typer(no_args_is_help=True, help="Import other data formats a
 data_app.add_typer(import_app, name="import")
 
 Output = Annotated[str, typer.Argument(help="New folder for the shards.")]
-ShardSize = Annotated[int, typer.Option(help="Samples per shard.")]
-MaxBadShare = Annotated[float, typer.Option(help="Largest share of bad samples that is skipped; above it, stop.")]
+ShardSize = Annotated[int, typer.Option(min=1, help="Samples per shard.")]
+MaxBadShare = Annotated[
+    float, typer.Option(min=0, max=1, help="Largest share of bad samples that is skipped; above it, stop.")
+]
 
 
 @data_app.command("make")
 def data_make(
     output: Output,
-    num: Annotated[int, typer.Option(help="Number of samples.")] = 1000,
+    num: Annotated[int, typer.Option(min=1, help="Number of samples.")] = 1000,
     split: Annotated[
         Literal["human", "web"], typer.Option(help="human (all texts right) or web (some texts wrong).")
     ] = "human",
-    wrong: Annotated[float, typer.Option(help="Share of wrong texts in a web split.")] = 0.4,
-    image_size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 64,
+    wrong: Annotated[float, typer.Option(min=0, max=1, help="Share of wrong texts in a web split.")] = 0.4,
+    image_size: Annotated[int, typer.Option(min=16, max=4096, help="Side of the images in pixels.")] = 64,
     shard_size: ShardSize = 1000,
-    seed: Annotated[int, typer.Option(help="Equal seeds give equal shards.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal shards.")] = 0,
 ) -> None:
     """Make synthetic scenes whose true captions are known, for tests and the demo.
 

@@ -10,10 +10,12 @@ from vlp.cli.options import Json, Out, Precision, save_results
 
 evaluate_app = typer.Typer(no_args_is_help=True, help="Score a model on shards or labeled pairs.")
 
-Rerank = Annotated[int, typer.Option(help="Re-rank this many of the best candidates by ITM; 0 disables.")]
-Limit = Annotated[int | None, typer.Option(help="Use at most this many images.")]
-BatchSize = Annotated[int, typer.Option(help="Images at once.")]
-Workers = Annotated[int, typer.Option(help="Processes that decode images; 0 decodes in the main process.")]
+Rerank = Annotated[int, typer.Option(min=0, help="Re-rank this many of the best candidates by ITM; 0 disables.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use at most this many images.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images at once.")]
+Workers = Annotated[
+    int, typer.Option(min=0, max=1024, help="Processes that decode images; 0 decodes in the main process.")
+]
 
 
 @evaluate_app.command("retrieval")
@@ -55,7 +57,7 @@ def evaluate_captioning(
     temperature: options.Temperature = None,
     no_repeat_ngram: options.NoRepeatNgram = None,
     banned_words: options.BannedWords = None,
-    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of sampling.")] = 0,
     limit: Limit = None,
     batch_size: BatchSize = 32,
     workers: Workers = 0,

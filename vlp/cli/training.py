@@ -14,7 +14,7 @@ from vlp.errors import UserError
 def tokenizer(
     shards: Annotated[list[str], typer.Argument()],
     output: Annotated[str, typer.Argument(help="Folder for the tokenizer.")],
-    size: Annotated[int, typer.Option(help="Words at most.")] = 30_524,
+    size: Annotated[int, typer.Option(min=12, max=1_000_000, help="Words at most.")] = 30_524,
 ) -> None:
     """Train a WordPiece tokenizer on captions. Example: vlp tokenizer 'data/*.tar' tokenizer --size 4000"""
     from vlp.data.bad_samples import BadSamples

@@ -22,7 +22,9 @@ def convert(
     ] = "captioning",
     image: Annotated[str, typer.Option(help="Image encoder: timm:NAME, open_clip:NAME,TAG or a ViT's folder.")] = "",
     tokenizer: Annotated[str, typer.Option(help="Folder or hub name, for a source without a tokenizer.")] = "",
-    image_size: Annotated[int, typer.Option(help="Resize to this many pixels; 0 keeps the size.")] = 0,
+    image_size: Annotated[
+        int, typer.Option(min=0, max=16_384, help="Resize to this many pixels; 0 keeps the size.")
+    ] = 0,
 ) -> None:
     """Convert BLIP, BERT or ViT weights to a model, or back. Example: vlp convert Salesforce/blip-itm-base-coco out"""
     from vlp.convert.command import from_ours, to_ours
@@ -45,8 +47,8 @@ def caption(
     temperature: options.Temperature = None,
     no_repeat_ngram: options.NoRepeatNgram = None,
     banned_words: options.BannedWords = None,
-    num_captions: Annotated[int, typer.Option(help="Captions per image.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    num_captions: Annotated[int, typer.Option(min=1, help="Captions per image.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Of sampling.")] = 0,
     precision: Precision = "auto",
     as_json: Json = False,
 ) -> None:
@@ -70,8 +72,8 @@ def search(
     model: str,
     images: Annotated[str, typer.Argument(help="A folder of images, or shards.")],
     query: Annotated[str, typer.Option(help="The text to search for.")],
-    top: Annotated[int, typer.Option(help="Number of results.")] = 10,
-    rerank: Annotated[int, typer.Option(help="Re-rank this many of the best images by ITM; 0 disables.")] = 32,
+    top: Annotated[int, typer.Option(min=1, help="Number of results.")] = 10,
+    rerank: Annotated[int, typer.Option(min=0, help="Re-rank this many of the best images by ITM; 0 disables.")] = 32,
     precision: Precision = "auto",
     as_json: Json = False,
 ) -> None:

@@ -37,7 +37,7 @@ def load_image(image: ImageLike, size: int) -> Tensor:
     try:
         pixels = decode_pixels(Path(image).read_bytes(), shortest=size)
     except OSError as error:
-        raise UserError(f"{image} cannot be read: {error.strerror or error}.") from None
+        raise UserError(f"The image {str(image)!r} cannot be read: {error.strerror or error}.") from None
     except BadSampleError as error:
         raise UserError(f"{image} cannot be used as an image: {error.reason}.") from None
     return torch.as_tensor(evaluation_image(pixels, size))

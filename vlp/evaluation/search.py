@@ -12,7 +12,7 @@ from vlp.data.bad_samples import BadSample, BadSampleError, BadSamples
 from vlp.data.image_decoding import decode_pixels
 from vlp.data.shard_index import IMAGE_EXTENSIONS, expand_shards
 from vlp.data.shards import iterate_samples
-from vlp.data.transforms import evaluation_image
+from vlp.data.transforms import clean_caption, evaluation_image
 from vlp.errors import UserError
 from vlp.model import Model
 from vlp.models.cpu.linear import constant_weights
@@ -46,8 +46,10 @@ def search(model: Model, images: str, query: str, top: int = 10, rerank: int = 3
         batch_size: images encoded, and matched, at once.
 
     Raises:
-        UserError: there is no image to search.
+        UserError: there is no image to search, or the query has no words.
     """
+    if not clean_caption(query):
+        raise UserError(f"The query {query!r} has no words to search for.")
     best: list[_Candidate] = []  # by descending cosine; equal cosines in the order of the images
     text = model.embed_texts(query)[0]  # [embed_dim]
     named_images = _read_images(images, model.image_size)

@@ -73,7 +73,7 @@ def write_imported(
                     counts.without_text += not one.captions
                     bad.seen()
                 else:
-                    bad.add(BadSample("", one.key, problem))
+                    bad.add(BadSample(str(one.info.get("uid", "")), one.key, problem))
             else:
                 bad.add(one)
             progress("import", 1)
