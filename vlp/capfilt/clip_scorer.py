@@ -1,6 +1,7 @@
 """Scores texts with an open_clip model: the cosine of image and text embeddings."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -44,12 +45,13 @@ class ClipScorer:
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = compute_dtype(precision, self.device) or torch.float32
         try:
-            model, self.prepare_image = open_clip.create_model_from_pretrained(
+            created: Any = open_clip.create_model_from_pretrained(
                 name, pretrained, PRECISIONS[self.dtype], device=self.device
             )
         except (RuntimeError, OSError, ValueError, SafetensorError) as error:
             problem = " ".join(str(error).split())[:200]
             raise UserError(f"open_clip:{source} cannot be loaded: {problem}.") from None
+        model, self.prepare_image = created
         self.model = model.eval()
         self.tokenizer = open_clip.get_tokenizer(name)
         weights = pretrained if pretrained in tags else files_hash([Path(pretrained)])

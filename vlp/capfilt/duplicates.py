@@ -257,7 +257,7 @@ def _write_tables(paths: list[str], tests: list[str], found: _Matches, settings:
         kind = np.where(of < offset, "against", np.where(of == found.first[rows], "exact", "near"))
         kinds.update(kind.tolist())
         columns = [keys.take(pa.array(places)), names.take(pa.array(of)), pa.array(kind), pa.array(found.cosine[rows])]
-        stored = read_settings(path, EMBEDDINGS)
+        stored = read_settings(path, EMBEDDINGS) or {}
         state = {name: stored[name] for name in ("shard", "shard_sha256")}  # when the embeddings were made
         write_beside(path, pa.table(columns, SCHEMA.names).cast(SCHEMA), settings, state, DUPLICATES)
         start += len(keys)

@@ -59,12 +59,9 @@ class EncodedImages:
         tokenizer = self.model.tokenizer
         words = tokenizer.word_ids([clean_caption(text) for text in texts])
         lengths, images = torch.tensor([len(ids) for ids in words], dtype=torch.int64), torch.tensor(rows)
-        scores = TextScores(lengths)
+        itm, itc, nll = (torch.empty(len(texts)) for _ in range(3))
         if match:
-            scores.itm, scores.itc = torch.empty(len(texts)), torch.empty(len(texts))
             vectors = self.model.embed_tokens(self.tokens)
-        if prompt is not None:
-            scores.nll = torch.empty(len(texts))
         if prompt:  # some tokenizers split the first word of a text differently after a prompt
             after_prompt = tokenizer.word_ids_after(prompt, texts)
         for chosen, index in self._parts(lengths, images):
@@ -72,13 +69,18 @@ class EncodedImages:
             ids, mask = ids.to(self.model.device), mask.to(self.model.device)
             index = index if index is None else index.to(self.model.device)
             if match:
-                scores.itm[chosen] = self._match(ids, mask, index)
-                scores.itc[chosen] = (vectors[images[chosen]] * self._embed(ids, mask)).sum(dim=-1)
+                itm[chosen] = self._match(ids, mask, index)
+                itc[chosen] = (vectors[images[chosen]] * self._embed(ids, mask)).sum(dim=-1)
             if prompt is not None:
                 if prompt:
                     ids, mask = tokenizer.pad([after_prompt[i] for i in chosen.tolist()], self.model.text_tokens)
                     ids, mask = ids.to(self.model.device), mask.to(self.model.device)
-                scores.nll[chosen] = self._negative_log_likelihood(ids, mask, index, prompt)
+                nll[chosen] = self._negative_log_likelihood(ids, mask, index, prompt)
+        scores = TextScores(lengths)
+        if match:
+            scores.itm, scores.itc = itm, itc
+        if prompt is not None:
+            scores.nll = nll
         return scores
 
     def _parts(self, lengths: Tensor, images: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:

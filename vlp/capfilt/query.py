@@ -133,7 +133,7 @@ def _cut(connection: duckdb.DuckDBPyConnection, relations: list[str], top: Top) 
     for relation in relations:
         scores = f"SELECT {top.score} AS score, source FROM ({relation})"
         connection.execute(f"INSERT INTO top_scores SELECT score FROM ({scores}) WHERE score IS NOT NULL {where}")
-    (count,) = connection.execute("SELECT count(*) FROM top_scores").fetchone()
+    ((count,),) = connection.execute("SELECT count(*) FROM top_scores").fetchall()
     before = math.ceil(top.share * count) - 1
     found = connection.execute("SELECT score FROM top_scores ORDER BY score DESC LIMIT 1 OFFSET ?", [max(before, 0)])
     (cut,) = found.fetchone() or (None,)

@@ -16,7 +16,6 @@ belongs to the group around it; `or` and `not` start a new group.
 
 import ast
 import difflib
-import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -176,7 +175,7 @@ class _Compiler:
     def _top(self, node: ast.expr, within: str | None) -> str:
         score, share = _arguments(node, "top(SCORE, SHARE)", 2, 2)
         value = share.value if isinstance(share, ast.Constant) else None
-        if type(value) not in (int, float) or not 0 < value <= 1:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= 1:
             raise UserError(f"{_quoted(node)} needs a share above 0 and at most 1, as in top(itc, 0.3).")
         sql = self._number(score)
         self.rules.tops.append(Top(sql, Fraction(repr(value)), within))
@@ -227,7 +226,7 @@ class _Compiler:
         value = node.value
         if isinstance(value, str) and value.isprintable():
             return "text", quote(value)
-        if type(value) in (int, float) and abs(value) < 1e300 and math.isfinite(value):
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300:
             return "number", f"'{float(value)!r}'::DOUBLE"
         raise UserError(f"{_quoted(node)} is not a number or text that rules can use.")
 
@@ -256,7 +255,7 @@ def _function_name(node: ast.expr) -> str:
 
 
 def _arguments(node: ast.expr, form: str, least: int, most: int) -> list[ast.expr]:
-    if node.keywords or not least <= len(node.args) <= most:
+    if not isinstance(node, ast.Call) or node.keywords or not least <= len(node.args) <= most:
         raise UserError(f"{_quoted(node)} does not have the form {form}.")
     return node.args
 

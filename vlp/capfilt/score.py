@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -160,7 +160,10 @@ def _captions(
     made = []
     for captioner, decoding in zip(scorers.captioners, decodings, strict=True):
         how = (decoding, keys, settings.seed, settings.num_captions)
-        made.append(encoded[captioner].captions(*how) if captioner in encoded else captioner.captions(batch.full, *how))
+        if isinstance(captioner, Model):
+            made.append(encoded[captioner].captions(*how))
+        else:
+            made.append(captioner.captions(batch.full, *how))
     notes = [json.dumps({"captioner": number, **asdict(decoding)}) for number, decoding in enumerate(decodings)]
     for image, sample in enumerate(batch.samples):
         for captions, note in zip(made, notes, strict=True):
@@ -201,7 +204,7 @@ def _decodings(scorers: Scorers, settings: ScoreSettings) -> list[DecodingConfig
     return [resolve_decoding(captioner.decoding, settings.decoding) for captioner in scorers.captioners]
 
 
-def _mean(columns: list[Tensor | None]) -> Tensor | None:
+def _mean(columns: Sequence[Tensor | None]) -> Tensor | None:
     """The mean of the columns that are not None; None if all are."""
     present = [column for column in columns if column is not None]
     return torch.stack(present).mean(dim=0) if present else None

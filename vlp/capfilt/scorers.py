@@ -76,7 +76,7 @@ def load_scorers(
             loaded[_real_name(name)] = _load(name, device, precision, compile)
     captioning, filtering = ([loaded[_real_name(name)] for name in names] for names in (captioners, filters))
     return Scorers(
-        [model for model, _ in captioning],
+        [model for model, _ in captioning if not isinstance(model, ClipScorer)],
         [model for model, _ in filtering if isinstance(model, Model)],
         [model for model, _ in filtering if isinstance(model, ClipScorer)],
         {

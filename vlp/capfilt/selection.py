@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from keyword import iskeyword
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,7 +18,7 @@ from vlp.capfilt.rules import SPACES, parse_rules
 from vlp.capfilt.uids import write_uids
 from vlp.data.find_tables import find_tables, shard_and_name
 from vlp.data.score_tables import SCHEMA, check_table
-from vlp.data.shard_index import IMAGE_EXTENSIONS, expand_shards, index_shard
+from vlp.data.shard_index import IMAGE_EXTENSIONS, expand_shards, index_shard, open_shard
 from vlp.data.shard_writer import ShardWriter
 from vlp.data.shards import read_members
 from vlp.errors import UserError, WorkError
@@ -183,7 +182,7 @@ def _write_shards(result: Path, selected: SelectedRows, clean: list[str], counts
                     _write_sample(writer, key, members, texts[key])
                 _drop(counts, "not scored", int(key not in scored))
     for place, shard in enumerate(clean, start=number + 1):
-        with fsspec.open(shard, "rb") as source, open(result / f"{place:05d}.tar", "wb") as target:
+        with open_shard(shard) as source, open(result / f"{place:05d}.tar", "wb") as target:
             shutil.copyfileobj(source, target)
         counts.human_images += len(index_shard(shard).keys)
 

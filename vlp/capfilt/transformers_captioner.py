@@ -45,7 +45,7 @@ class TransformersCaptioner:
         dtype = compute_dtype(precision, self.device) or torch.float32
         try:
             self.processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-            model = AutoModelForImageTextToText.from_pretrained(
+            model: Any = AutoModelForImageTextToText.from_pretrained(
                 folder, trust_remote_code=False, use_safetensors=True, dtype=dtype
             )
         except (OSError, ValueError, KeyError, RuntimeError) as error:

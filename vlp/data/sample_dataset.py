@@ -5,6 +5,7 @@ import random
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -172,8 +173,8 @@ def _outlive_stop_signals(_worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(STOP_SECONDS))
 
 
-def _unchanged(chunk: Chunk) -> Chunk:
-    return chunk
+def _unchanged(chunk: Any) -> Any:
+    return chunk  # the dataset's items are whole batches
 
 
 def join_chunks(chunks: list[Chunk]) -> Chunk:
