@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# From a pretrained model and clean human shards to cleaned web shards: captioner, filter, CapFilt, in the active environment.
+# Clean web shards: finetune a captioner and a filter on clean human shards, then run CapFilt. Rerun it to continue.
 # Use: scripts/capfilt.sh PRETRAINED_MODEL 'human/*.tar' 'web/*.tar' OUT [key=value for both finetunings ...]
 set -euo pipefail
-command -v vlp >/dev/null || { echo "Activate an environment with vlp first, such as: . .venv/bin/activate" >&2; exit 2; }
+command -v vlp >/dev/null || { echo "Activate an environment with vlp first, for example: . .venv/bin/activate" >&2; exit 2; }
 [ $# -ge 4 ] || { sed -n '3s/^# //p' "$0" >&2; exit 2; }
 configs="$(cd "$(dirname "$0")/../configs" && pwd)"
 model=$1 human=$2 web=$3 out=$4

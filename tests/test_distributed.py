@@ -1,4 +1,4 @@
-"""Gathering, exchanging and summing over gloo processes, against what one process has."""
+"""Gathering, exchanging and summing over gloo processes, compared with a single process."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +9,16 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
 from vlp import distributed
-from vlp.errors import UserError
+from vlp.errors import UserError, WorkError
 
 
 def _fail(item: str) -> None:
     if item != "a":
         raise UserError(f"{item} is wrong.")
+
+
+def _raise(error: BaseException) -> None:
+    raise error
 
 
 def _error_of(call: Callable[[], object]) -> str:
@@ -43,6 +47,13 @@ def _in_two(rank: int, meeting_point: str, results: str) -> None:
         "shared": distributed.share_out(lambda item: (item, rank), [10, 20, 30, 40, 50]),
         "error": _error_of(lambda: distributed.share_out(_fail, ["a", "b", "c"])),
     }
+    found["on main"] = distributed.run_on_main(lambda: {"rank": distributed.rank(), "score": 0.1})
+    found["largest"] = distributed.largest(3 - rank)
+    for error in (UserError("wrong"), WorkError("failed"), KeyboardInterrupt()):
+        try:
+            distributed.run_on_main(lambda error=error: _raise(error))
+        except BaseException as raised:
+            found[type(error).__name__] = repr(raised)
     distributed.barrier()
     torch.save(found, f"{results}-{rank}.pt")
     dist.destroy_process_group()
@@ -63,6 +74,27 @@ def test_work_is_shared_and_errors_are_raised_by_all(found: list[dict]) -> None:
     for one in found:
         assert one["shared"] == [(10, 0), (20, 1), (30, 0), (40, 1), (50, 0)]
         assert one["error"] == "b is wrong."
+
+
+def test_work_of_the_first_process_reaches_all(found: list[dict]) -> None:
+    assert [one["on main"] for one in found] == [{"rank": 0, "score": 0.1}] * 2
+
+
+def test_errors_of_the_first_process_end_the_others_silently_with_the_same_code(found: list[dict]) -> None:
+    names = ("UserError", "WorkError", "KeyboardInterrupt")
+    assert [found[0][name] for name in names] == ["UserError('wrong')", "WorkError('failed')", "KeyboardInterrupt()"]
+    assert [found[1][name] for name in names] == ["SystemExit(2)", "SystemExit(1)", "SystemExit(1)"]
+
+
+def test_largest_is_over_processes(found: list[dict]) -> None:
+    assert [one["largest"] for one in found] == [3, 3]
+
+
+def test_several_processes_of_accelerate_on_cpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    with pytest.raises(UserError, match="torchrun --nproc_per_node"):
+        distributed.join_processes()
 
 
 def test_gather_is_in_rank_order_without_gradient(found: list[dict]) -> None:
@@ -142,9 +174,7 @@ def exchanged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_exchanged_rows_and_their_gradients_are_those_of_one_process_with_all_rows(
-    exchanged: list[dict], name: str
-) -> None:
+def test_exchanged_rows_and_gradients_equal_those_of_one_process(exchanged: list[dict], name: str) -> None:
     processes = len(exchanged)
     everyone = torch.cat([_rows_of(rank) for rank in range(processes)]).requires_grad_()
     drawn = [DRAWN[name](rank, processes) for rank in range(processes)]
@@ -159,7 +189,7 @@ def test_exchanged_rows_and_their_gradients_are_those_of_one_process_with_all_ro
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_rows_that_travel_in_half_are_rounded_once_and_summed_in_full(exchanged: list[dict], name: str) -> None:
+def test_rows_sent_in_half_precision_are_rounded_once_and_summed_in_full(exchanged: list[dict], name: str) -> None:
     processes = len(exchanged)
     expected = torch.zeros(processes * ROWS, 2, 3)
     for rank, one in enumerate(exchanged):

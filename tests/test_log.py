@@ -5,7 +5,7 @@ import json
 from vlp.log import Progress, RunLog, read_log
 
 
-def test_records_are_lines_and_a_resume_takes_back_what_comes_again(tmp_path):
+def test_a_resume_removes_the_records_that_it_will_write_again(tmp_path):
     log = RunLog(tmp_path)
     for step in (1, 2, 3):
         log.write({"step": step, "itc": step / 2})

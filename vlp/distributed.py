@@ -53,7 +53,9 @@ def join_processes(timeout: float = COLLECTIVE_TIMEOUT) -> torch.device:
         store = dist.PrefixStore(f"start-{restarts()}", store)
         backend = "nccl" if cuda else "gloo"
         dist.init_process_group(backend, store=store, rank=number, world_size=processes, timeout=patience)
-    return cast(torch.device, PartialState(cpu=not cuda, timeout=patience).device)
+    device = cast(torch.device, PartialState(cpu=not cuda, timeout=patience).device)
+    shared_store()  # now, while all processes are here
+    return device
 
 
 def _launched_in_parallel() -> bool:
@@ -62,7 +64,7 @@ def _launched_in_parallel() -> bool:
 
 @cache
 def shared_store() -> dist.Store:
-    """A key-value store that the first process serves to all. All processes make the first call at the same time."""
+    """A key-value store that the first process serves to all. All processes make the first call, at the same time."""
     if world_size() == 1:
         return dist.HashStore()
     host = os.environ.get("MASTER_ADDR", "localhost")

@@ -1,4 +1,4 @@
-"""What a run says of itself: JSON lines, TensorBoard, and progress with a rate and an estimate."""
+"""Logs of a run as JSON lines and TensorBoard events, and progress with a rate and an estimate of the time left."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from vlp.files import write_text
+from vlp.files import write_errors, write_text
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -25,7 +25,13 @@ class Progress:
     """Counts finished work: a bar on a terminal, otherwise a plain line every few seconds. Use it in a `with` block."""
 
     def __init__(self, unit: str, total: int | None = None, done: int = 0, quiet: bool = False):
-        """`done` was finished before, and is not part of the rate; `quiet` says nothing (all processes but one)."""
+        """Start counting.
+
+        Args:
+            unit: the plural name of what is counted.
+            done: how many were finished earlier; they do not count toward the rate.
+            quiet: print nothing, as in every process but the first.
+        """
         self.unit, self.total, self.done, self.before = unit, total, done, done
         self.quiet = quiet
         self.started = self.last_line = time.monotonic()
@@ -52,7 +58,7 @@ class Progress:
             self.bar.update(self.row, completed=self.done, total=self.total, note=note, description=what or self.unit)
 
     def add(self, what: str = "", count: int = 1) -> None:
-        """Count finished work; `what` names the stage. Prints a line now and then where there is no bar."""
+        """Count finished work; `what` names the stage. Without a bar, a line is printed every few seconds."""
         self.advance(count, what)
         if not self.bar and not self.quiet and time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = time.monotonic()
@@ -69,7 +75,7 @@ class Progress:
             print(line, flush=True)
 
     def rate(self) -> float:
-        """Finished since the start, a second."""
+        """Units finished per second since the start."""
         return (self.done - self.before) / max(time.monotonic() - self.started, 1e-9)
 
     def left(self) -> str:
@@ -90,7 +96,7 @@ class RunLog:
     """A run's records: `log.jsonl` and, where tensorboard is installed, its events in the run folder."""
 
     def __init__(self, folder: Path, from_step: int = 0):
-        """Open the logs. Records after `from_step` are those of a stopped run that will be made again: they go."""
+        """Open the logs. Records after `from_step` are removed: the resumed run writes them again."""
         self.path = folder / "log.jsonl"
         if self.path.exists():
             kept = [line for line in self.path.read_text().splitlines() if _step(line) <= from_step]
@@ -99,7 +105,7 @@ class RunLog:
 
     def write(self, record: dict[str, float]) -> None:
         """Append a record; its `step` is the x axis of the curves."""
-        with self.path.open("a") as file:
+        with write_errors(self.path), self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
         if self.events:
             for name, value in record.items():
@@ -113,7 +119,7 @@ class RunLog:
 
 
 def read_log(path: str | Path) -> list[dict[str, float]]:
-    """The records of a `log.jsonl`; a half-written last line is left out."""
+    """The records of a `log.jsonl`, without a last line that was cut off."""
     return [json.loads(line) for line in Path(path).read_text().splitlines() if _step(line) < float("inf")]
 
 
@@ -127,7 +133,7 @@ def _open_tensorboard(folder: Path, from_step: int) -> Any:
 
 
 def _step(line: str) -> float:
-    """The step of a record; infinite for a line that is not whole."""
+    """The step of a record; infinite for a line that was cut off."""
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):

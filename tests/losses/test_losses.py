@@ -44,7 +44,7 @@ def test_absent_columns_change_nothing():
     torch.testing.assert_close(wide.grad[:, :5], scores.grad)
 
 
-def test_hard_negatives_follow_the_softmax_and_avoid_what_is_forbidden():
+def test_hard_negatives_follow_the_softmax_and_avoid_forbidden_columns():
     torch.manual_seed(0)
     scores = torch.tensor([2.0, 0.0, 1.0, -1.0]).repeat(40_000, 1)
     forbidden = torch.tensor([True, False, False, False]).repeat(40_000, 1)
@@ -57,7 +57,7 @@ def test_hard_negatives_follow_the_softmax_and_avoid_what_is_forbidden():
     assert not valid.any()
 
 
-def test_matching_loss_counts_what_counts():
+def test_matching_loss_leaves_out_uncounted_pairs():
     logits = torch.tensor([[0.0, 2.0], [1.0, 0.0], [0.0, 3.0]])
     total, right, pairs = matching_loss(logits, torch.tensor([1, 0, 0]), torch.tensor([True, True, False]))
     expected = math.log(1 + math.exp(-2)) + math.log(1 + math.exp(-1))
@@ -65,7 +65,7 @@ def test_matching_loss_counts_what_counts():
     assert (right.item(), pairs.item()) == (2, 2)
 
 
-def test_noise_belongs_to_the_pair_and_is_uniform():
+def test_noise_depends_on_the_pair_only_and_is_uniform():
     rows = torch.arange(500)
     noise = uniform_noise(7, rows, 400)
     assert torch.equal(uniform_noise(7, rows[123:125], 400), noise[123:125])

@@ -1,4 +1,4 @@
-"""Tasks: hard negatives are never the true text, and losses equal a plain computation."""
+"""Hard negatives never equal the true text, and the losses of tasks equal a plain computation."""
 
 import itertools
 
@@ -12,7 +12,7 @@ from vlp.training.model_setup import build_model
 
 @pytest.fixture
 def made(run_config):
-    """A function that makes task and batches of a config."""
+    """A function that builds the task and batches of a config."""
 
     def make(*overrides, count=3):
         config = run_config("run", *overrides)
@@ -25,7 +25,7 @@ def made(run_config):
 
 
 def repeat(batch, rows):
-    """The batch with some captions copied over others, so that equal texts meet."""
+    """Copy some captions over others, so that the batch holds equal texts."""
     batch.text_ids, batch.text_mask = batch.text_ids[rows], batch.text_mask[rows]
     batch.text_hashes = batch.text_hashes[rows]
     return batch
@@ -76,7 +76,7 @@ def test_the_language_loss_equals_a_plain_one(made):
     torch.testing.assert_close(lm, total / words)
 
 
-def test_matching_meets_each_pair_with_its_own_image(made, monkeypatch):
+def test_matching_pairs_each_text_with_its_own_image(made, monkeypatch):
     task, (batch, *_) = made()
     model = task.model.eval()
     task.start_step(0, 0.0)
@@ -117,7 +117,7 @@ def test_every_trained_weight_gets_a_gradient(made, task_name, sharing):
     assert not missing
 
 
-def test_retrieval_counts_all_captions_of_an_image_as_right(made):
+def test_retrieval_counts_all_captions_of_an_image_as_positives(made):
     task, (batch, *_) = made("task=retrieval", "objective.alpha=0")
     task.model.eval()
     batch.image_hashes[1] = batch.image_hashes[0]  # two captions of one image

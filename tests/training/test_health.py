@@ -1,4 +1,4 @@
-"""The ITM watch speaks when matching is stuck, once, and not before or otherwise."""
+"""The ITM watch gives advice once when matching is stuck, and never otherwise."""
 
 import math
 
@@ -15,11 +15,11 @@ def test_the_plateau_is_the_entropy_of_one_match_in_three() -> None:
     assert round(PLATEAU, 4) == 0.6365
 
 
-def test_stuck_is_said_once_after_patience() -> None:
+def test_a_stuck_run_gets_advice_once_after_the_patience() -> None:
     assert _steps_with_advice(PlateauWatch(warmup_steps=0), 0.6365) == [PATIENCE]
 
 
-def test_a_long_warm_up_is_waited_for() -> None:
+def test_a_long_warm_up_delays_the_advice() -> None:
     assert _steps_with_advice(PlateauWatch(warmup_steps=1000), 0.64) == [1000 + WINDOW]
 
 
@@ -35,12 +35,12 @@ def test_only_the_window_counts() -> None:
     assert 900 + WINDOW - 20 <= said[0] <= 900 + WINDOW
 
 
-def test_a_run_that_left_the_plateau_early_is_left_alone() -> None:
+def test_a_run_that_left_the_plateau_early_gets_no_advice() -> None:
     watch = PlateauWatch(warmup_steps=0)
     assert not any(watch.observe(step, PLATEAU if step <= 300 else 0.4) for step in range(20, 1501, 20))
 
 
 def test_the_advice_names_the_level_and_a_setting() -> None:
     watch = PlateauWatch(warmup_steps=0)
-    (advice,) = [said for step in range(20, 601, 20) if (said := watch.observe(step, 0.6370))]
+    (advice,) = [text for step in range(20, 601, 20) if (text := watch.observe(step, 0.6370))]
     assert "0.6370" in advice and "optim.learning_rate" in advice

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vlp.config_reader import load_config
-from vlp.errors import UserError
+from vlp.errors import UserError, WorkError
 from vlp.log import read_log
 from vlp.model import load_model
 from vlp.training.checkpoint import checkpoints
@@ -94,3 +94,19 @@ def test_validation_scores_are_logged(run_config, scenes):
 def test_wrong_configs_are_refused_in_a_sentence(run_config, overrides, says):
     with pytest.raises(UserError, match=says):
         train(run_config("run", *overrides))
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        ("[gloo/transport/tcp/unbound_buffer.cc:84] Timed out waiting 1800000ms for recv", "did not answer for 30 min"),
+        ("[gloo/transport/tcp/pair.cc:545] Read error: Connection reset by peer", "Another process of the run ended"),
+    ],
+)
+def test_a_lost_process_ends_a_run_with_one_sentence(run_config, monkeypatch, error, sentence):
+    def lose(*_arguments):
+        raise RuntimeError(error)
+
+    monkeypatch.setattr("vlp.training.run.largest", lose)
+    with pytest.raises(WorkError, match=sentence):
+        train(run_config("run"))

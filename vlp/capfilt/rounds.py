@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -110,7 +109,7 @@ def _train(training: RunConfig, stage: str, config: CapFiltConfig, folder: Path)
     data = replace(training.data, sources=sources)
     training = replace(training, output=str(output), start_from=start_from, data=data)
     resume = run_on_main(lambda: _start_stage(training, folder, stage, output.exists() and any(output.iterdir())))
-    return train(deepcopy(training), resume)  # train() completes its config
+    return train(training, resume)
 
 
 def _start_stage(config: CapFiltConfig | RunConfig, folder: Path, stage: str, started: bool) -> bool:

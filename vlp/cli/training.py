@@ -14,7 +14,7 @@ from vlp.errors import UserError
 def tokenizer(
     shards: Annotated[list[str], typer.Argument()],
     output: Annotated[str, typer.Argument(help="Folder for the tokenizer.")],
-    size: Annotated[int, typer.Option(min=12, max=1_000_000, help="Words at most.")] = 30_524,
+    size: Annotated[int, typer.Option(min=12, max=1_000_000, help="Largest number of words.")] = 30_524,
 ) -> None:
     """Train a WordPiece tokenizer on captions. Example: vlp tokenizer 'data/*.tar' tokenizer --size 4000"""
     from vlp.data.bad_samples import BadSamples
@@ -55,7 +55,7 @@ def _run(path: str, overrides: list[str] | None, resume: bool, tasks: set[str]) 
         raise UserError(f"task is {config.task}; this command takes {' or '.join(sorted(tasks))}.")
     from vlp.training.stop_signals import stop_on_signals
 
-    with stop_on_signals():  # also while the imports below take their seconds
+    with stop_on_signals():  # also during the imports, which take seconds
         from vlp.training.loop import train
 
         train(config, resume)

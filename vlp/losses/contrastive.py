@@ -1,15 +1,15 @@
-"""ITC: image-text contrast against soft targets."""
+"""ITC, the image-text contrastive loss against soft targets."""
 
 from torch import Tensor
 
 
 def contrastive_targets(twin_similarities: Tensor, positives: Tensor, alpha: float) -> Tensor:
-    """Soft targets of ITC (ALBEF, equation 6): part the twin's opinion, part the truth.
+    """The soft targets of ITC (ALBEF, equation 6): the twin's softmax mixed with the true pairs.
 
     Args:
         twin_similarities: [rows, columns] similarities of the momentum twin, divided by the temperature.
-        positives: bool [rows, columns], True where row and column belong together; at least one a row.
-        alpha: the twin's share, 0 to 1.
+        positives: bool [rows, columns], True where row and column match; at least one per row.
+        alpha: the weight of the twin, 0 to 1.
 
     Returns:
         [rows, columns]; each row sums to one.
@@ -19,9 +19,9 @@ def contrastive_targets(twin_similarities: Tensor, positives: Tensor, alpha: flo
 
 
 def contrastive_loss(similarities: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of [rows, columns] similarities (divided by the temperature) against soft targets; mean over rows.
+    """The mean over rows of the cross-entropy between similarities and soft targets, both [rows, columns].
 
-    Columns at -inf are absent: their targets must be zero.
+    Similarities are divided by the temperature. Absent columns have similarity -inf and must have target 0.
     """
     log_probabilities = similarities.log_softmax(dim=1)
     return -(targets * log_probabilities.masked_fill(targets == 0, 0.0)).sum(dim=1).mean()

@@ -6,18 +6,18 @@ from torch.nn import functional as F
 
 
 def draw_hard_negatives(similarities: Tensor, forbidden: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """One negative for each row, drawn with the softmax of the similarities over what is allowed (ALBEF, section 3.2).
+    """Draw one negative for each row from the softmax of its similarities to the allowed columns (ALBEF, section 3.2).
 
-    All rows are drawn at once on the device, by the Gumbel-max trick: the largest of similarity + Gumbel noise is
-    distributed as the softmax.
+    All rows are drawn at once on the device by the Gumbel-max trick: the argmax of similarity plus Gumbel noise has the
+    distribution of the softmax.
 
     Args:
         similarities: [rows, columns], divided by the temperature.
-        forbidden: bool [rows, columns], True at the row's own pair and at whatever equals it.
+        forbidden: bool [rows, columns], True at the row's own pair and its duplicates.
         noise: uniform in [0, 1), [rows, columns].
 
     Returns:
-        The drawn columns, int64 [rows], and bool [rows]: False where every column is forbidden.
+        The drawn columns, int64 [rows]; bool [rows], False where every column is forbidden.
     """
     gumbel = -torch.log(-torch.log(noise.clamp(1e-20, 1 - 1e-7)))
     scores = (similarities.detach().float() + gumbel).masked_fill(forbidden, float("-inf"))
@@ -25,24 +25,24 @@ def draw_hard_negatives(similarities: Tensor, forbidden: Tensor, noise: Tensor) 
 
 
 def uniform_noise(seed: int, rows: Tensor, columns: int) -> Tensor:
-    """Numbers that look drawn from [0, 1): float32 [rows, columns], by seed, row and column alone.
+    """Pseudorandom numbers in [0, 1), float32 [rows, columns], each a function of seed, row and column only.
 
-    However the rows are split among processes or calls, a pair has the same number (the mixing function of
-    splitmix64; Steele et al. 2014).
+    A pair gets the same number however the rows are split among processes or calls. The numbers come from the mixing
+    function of splitmix64 (Steele et al. 2014).
 
     Args:
-        rows: int64 [rows], their numbers.
+        rows: int64 [rows], the row numbers.
     """
     pairs = rows[:, None] * columns + torch.arange(columns, device=rows.device)
-    x = pairs + (seed * 0x9E3779B97F4A7C15 + 0x2545F4914F6CDD1D) % 2**63  # int64 wraps round, as it should
-    # Shifts keep the sign here, which mixes as well.
+    x = pairs + (seed * 0x9E3779B97F4A7C15 + 0x2545F4914F6CDD1D) % 2**63  # int64 wraps around, as intended
+    # These shifts extend the sign bit, unlike those of splitmix64. They mix as well.
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         x = (x ^ (x >> shift)) * (factor - 2**64)
     return ((x ^ (x >> 31)) & (2**24 - 1)) / 2**24
 
 
 def matching_loss(logits: Tensor, labels: Tensor, counted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """ITM over image-text pairs.
+    """The ITM loss over image-text pairs.
 
     Args:
         logits: [pairs, 2], class 1 is "match".
@@ -50,7 +50,7 @@ def matching_loss(logits: Tensor, labels: Tensor, counted: Tensor) -> tuple[Tens
         counted: bool [pairs], False for pairs that are left out.
 
     Returns:
-        The summed cross-entropy, the number of right answers and the number of counted pairs, float32 scalars.
+        The summed cross-entropy, the number of correct answers and the number of counted pairs; float32 scalars.
     """
     logits = logits.float()
     losses = F.cross_entropy(logits, labels, reduction="none") * counted

@@ -1,4 +1,4 @@
-"""ITC and ITM: the objectives that pretraining and retrieval finetuning share."""
+"""ITC and ITM, the losses that pretraining and retrieval finetuning share."""
 
 import math
 
@@ -16,7 +16,7 @@ from vlp.models.text_tower import ImageMemory
 from vlp.tasks.contrast import Columns, Rows, contrast
 from vlp.tasks.task import TaskOutput
 
-Negatives = tuple[Tensor, Tensor]  # columns of the batch int64 [local], and which rows have one, bool [local]
+Negatives = tuple[Tensor, Tensor]  # columns of the batch int64 [local]; bool [local], whether a row has one
 TEMPERATURE_RANGE = (0.001, 0.5)
 
 
@@ -38,12 +38,12 @@ class Alignment(nn.Module):
         self.draws = 0
 
     def start_step(self, model: Blip, step: int, epoch: float) -> None:
-        """Before the first forward of an optimiser step: move the twin, ramp alpha, bound the temperature."""
+        """Before the first forward pass of an optimizer step: move the twin, ramp alpha, bound the temperature."""
         if step > 0:
             self.twin.follow(model, self.objective.momentum)
         ramp = self.objective.alpha_ramp_epochs
         self.alpha = self.objective.alpha * (min(1.0, epoch / ramp) if ramp > 0 else 1.0)
-        self.draws = step * 1_000_003  # accumulation steps count on from here
+        self.draws = step * 1_000_003  # incremented by every draw of the step
         with torch.no_grad():
             model.log_temperature.clamp_(*map(math.log, TEMPERATURE_RANGE))
 
@@ -57,7 +57,7 @@ class Alignment(nn.Module):
             batch: ids begin with [CLS].
             image_tokens: [batch, tokens, width] of the batch's images.
             memory: their image memory for matching.
-            same_image: whether all captions of an image count as its positives (retrieval), not the batch's pair alone.
+            same_image: whether all captions of an image are its positives (retrieval), or only the one of its pair.
         """
         itc, hard_texts, hard_images = self._contrast(model, batch, image_tokens, same_image)
         logits, counted = self._match(model, batch, image_tokens, memory, hard_texts, hard_images)
@@ -71,7 +71,7 @@ class Alignment(nn.Module):
     def _contrast(
         self, model: Blip, batch: Batch, image_tokens: Tensor, same_image: bool
     ) -> tuple[Tensor, Negatives, Negatives]:
-        """ITC; a hard text for each image, and a hard image for each text."""
+        """The ITC loss, a hard text for each image, and a hard image for each text."""
         images = model.embed_image_tokens(image_tokens)  # [local, embed_dim]
         texts = model.embed_texts(batch.text_ids, batch.text_mask)
         twin_images, twin_texts = self.twin.embed(batch.images, batch.text_ids, batch.text_mask)
@@ -108,26 +108,29 @@ class Alignment(nn.Module):
         hard_texts: Negatives,
         hard_images: Negatives,
     ) -> tuple[Tensor, Tensor]:
-        """ITM logits [3 local, 2] (own pairs, a hard text for each image, a hard image for each text), which count."""
+        """ITM logits [3 local, 2] and bool [3 local], whether each counts.
+
+        They are those of true pairs, of images with their hard texts, and of texts with their hard images.
+        """
         local = len(batch.text_ids)
         (hard_text, has_text), (hard_image, has_image) = hard_texts, hard_images
         ids, mask = batch.text_ids.clone(), batch.text_mask
         ids[:, 0] = self.enc_id
         all_ids, all_mask = gather_texts(ids, mask)
-        length = all_ids.shape[1]  # longest of all ranks
+        length = all_ids.shape[1]  # longest of all processes
         ids, mask = all_ids[rank() * local :][:local], all_mask[rank() * local :][:local]
 
         if world_size() == 1:
             other = memory.select(hard_image)
         else:
-            # Tokens of the drawn images travel, and their gradients travel back, in the dtype of the products to come:
-            # in bf16 half the bytes. Tokens lose nothing, as each product rounds them so; a gradient, the sum over
-            # layers of what these products gave in that dtype, is rounded once more. They travel before own images are
-            # matched, as the host has just waited for the device, for the length of the texts.
+            # Tokens of the drawn images and their gradients are sent in the dtype of the products that use them, which
+            # halves the bytes in bf16. The tokens lose nothing, because each product rounds them anyway. A gradient,
+            # the sum of such products over layers, is rounded once more. This comes before the own images are matched
+            # because the host has just waited for the device, for the length of the texts.
             drawn = exchange_rows(image_tokens, hard_image, product_dtype(image_tokens))
             other = model.text_tower.project_image(drawn)
 
-        # Own and hard text of an image stand together, so both meet its memory without a copy of it.
+        # The own and the hard text of an image are adjacent, so both use its memory without a copy.
         with_own = torch.stack([ids, all_ids[hard_text]], dim=1).view(2 * local, length)
         with_own_mask = torch.stack([mask, all_mask[hard_text]], dim=1).view(2 * local, length)
         own_image = model.match_logits(with_own, with_own_mask, memory).view(local, 2, 2)  # [images, text, class]

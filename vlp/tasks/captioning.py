@@ -1,4 +1,4 @@
-"""Captioning finetuning, which makes the captioner: LM alone, after a prompt that is not predicted."""
+"""Captioning finetuning, which trains the captioner: only LM, after a prompt that is not predicted."""
 
 from vlp.config import RunConfig
 from vlp.data.loader import Batch
@@ -9,7 +9,7 @@ from vlp.tasks.task import Task, TaskOutput
 
 
 class CaptioningTask(Task):
-    """`forward(batch)` gives `lm`. The loader puts `objective.prompt` before each caption."""
+    """LM on one batch. The loader puts `objective.prompt` before each caption."""
 
     def __init__(self, config: RunConfig, model: Blip, tokenizer: CaptionTokenizer):
         super().__init__()

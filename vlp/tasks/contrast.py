@@ -13,12 +13,12 @@ from torch.utils.checkpoint import checkpoint
 from vlp.losses.contrastive import contrastive_loss, contrastive_targets
 from vlp.losses.matching import draw_hard_negatives, uniform_noise
 
-ROWS_AT_ONCE = 256  # so many rows against a queue of 57,600 take 60 MB a matrix
+ROWS_AT_ONCE = 256  # against a queue of 57,600, a matrix of 256 rows takes 60 MB
 
 
 @dataclass
 class Rows:
-    """Images that meet all texts, or texts that meet all images.
+    """The images that are compared with all texts, or the texts that are compared with all images.
 
     Attributes:
         features, twin: float32 [rows, embed_dim], of the model and of its momentum twin.
@@ -39,13 +39,13 @@ class Rows:
 
 @dataclass
 class Columns:
-    """What rows meet: the batch of all processes, then the queue.
+    """What the rows are compared with: the batch of all processes, then the queue.
 
     Attributes:
-        features: float32 [columns, embed_dim], of the twin.
+        features: float32 [columns, embed_dim], of the momentum twin.
         present: bool [columns], False where the queue is still empty.
         image_hashes: int64 [columns].
-        text_hashes: int64 [batch], of the batch alone.
+        text_hashes: int64 [batch], for the batch only.
     """
 
     features: Tensor
@@ -57,13 +57,13 @@ class Columns:
 def contrast(
     rows: Rows, columns: Columns, temperature: Tensor, alpha: float, same_image: bool, seed: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """ITC of one direction, and a hard negative from the batch for each row.
+    """The ITC loss of one direction, and a hard negative from the batch for each row.
 
     Args:
         temperature: scalar, with gradient.
-        alpha: the twin's share in the targets.
-        same_image: whether all columns of a row's image are its positives, not its own alone.
-        seed: of the negatives that are drawn.
+        alpha: the weight of the twin's similarities in the targets.
+        same_image: whether all columns of a row's image are its positives, or only its own column.
+        seed: seeds the draw of negatives.
 
     Returns:
         The mean loss over rows; negatives int64 [rows], columns of the batch; bool [rows], False where there is none.
@@ -96,7 +96,7 @@ def _contrast(
     with torch.no_grad():
         twin = (rows.twin @ columns.features.T / temperature).masked_fill(absent, float("-inf"))
         targets = contrastive_targets(twin, positives & columns.present, alpha)
-        # Two samples with one image or one caption are no negatives of each other.
+        # Two samples with the same image or the same caption are not negatives of each other.
         equal = (rows.text_hashes[:, None] == columns.text_hashes) | (
             rows.image_hashes[:, None] == columns.image_hashes[:everyone]
         )

@@ -1,4 +1,4 @@
-"""LM: the caption, word for word, given its image. Shared by pretraining and captioning."""
+"""LM, the loss of predicting a caption token by token from its image; shared by pretraining and captioning."""
 
 import torch
 from torch import Tensor
@@ -11,13 +11,13 @@ from vlp.models.text_tower import ImageMemory
 def caption_loss(
     model: Blip, ids: Tensor, mask: Tensor, memory: ImageMemory, dec_id: int, smoothing: float, prompt_length: int = 0
 ) -> Tensor:
-    """LM loss (paper, section 3.2): mean over the words of all ranks, such that ranks' values average to it.
+    """The LM loss (paper, section 3.2): the mean over the tokens of all processes is the mean of the returned values.
 
     Args:
         ids, mask: int64 and bool [batch, tokens]; the first token is replaced by [DEC].
         memory: the image memory of the batch, for decoding.
         smoothing: label smoothing.
-        prompt_length: how many words after the first token are given and not predicted.
+        prompt_length: how many tokens after the first one are given and not predicted.
     """
     ids = ids.clone()
     ids[:, 0] = dec_id
@@ -31,6 +31,6 @@ def caption_loss(
 
 
 def freeze(modules: list[torch.nn.Module]) -> None:
-    """Take modules that a task never runs out of training, as DDP asks that every trained weight gets a gradient."""
+    """Freeze modules that a task never runs. DDP requires a gradient for every trained weight."""
     for module in modules:
         module.requires_grad_(False)

@@ -10,7 +10,7 @@ from vlp.tasks.task import Task, TaskOutput
 
 
 class PretrainTask(Task):
-    """`forward(batch)` gives `itc`, `itm` and `lm` of one batch; the image is encoded and projected once."""
+    """ITC, ITM and LM on the same batch; each image is encoded and projected once."""
 
     def __init__(self, config: RunConfig, model: Blip, tokenizer: CaptionTokenizer):
         super().__init__()

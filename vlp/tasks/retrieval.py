@@ -1,4 +1,4 @@
-"""Retrieval finetuning, which makes the filter: ITC and ITM, all captions of an image being its positives."""
+"""Retrieval finetuning, which trains the filter: ITC and ITM, where all captions of an image are its positives."""
 
 from vlp.config import RunConfig
 from vlp.data.loader import Batch
@@ -10,7 +10,7 @@ from vlp.tasks.task import Task, TaskOutput
 
 
 class RetrievalTask(Task):
-    """`forward(batch)` gives `itc` and `itm`."""
+    """ITC and ITM on one batch."""
 
     def __init__(self, config: RunConfig, model: Blip, tokenizer: CaptionTokenizer):
         super().__init__()

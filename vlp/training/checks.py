@@ -56,7 +56,7 @@ def open_run_folder(config: RunConfig, resume: bool) -> bool:
     """
     output = Path(config.output)
     finished = run_on_main(lambda: _open(output, config, resume))
-    _check_shared(output)
+    check_shared(output)
     return finished
 
 
@@ -100,8 +100,8 @@ def _open(output: Path, config: RunConfig, resume: bool) -> bool:
     return finished.exists()
 
 
-def _check_shared(output: Path) -> None:
-    """Make sure that all processes see the folder in which the first one writes checkpoints.
+def check_shared(output: Path) -> None:
+    """Make sure that all processes see the folder in which the first one writes checkpoints. All processes call it.
 
     Raises:
         UserError: the processes run on several machines without a shared folder.

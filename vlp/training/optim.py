@@ -1,4 +1,4 @@
-"""Parameter groups, AdamW and its schedule."""
+"""Parameter groups, AdamW and the learning rate schedule."""
 
 import math
 
@@ -18,16 +18,17 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def build_optimizer(config: OptimConfig, module: nn.Module) -> torch.optim.AdamW:
-    """Fused AdamW over what `module` trains."""
+    """Fused AdamW over the trained parameters of `module`."""
     groups = parameter_groups(module, config.weight_decay)
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.betas[0], config.betas[1]), fused=True)
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int, steps_per_epoch: float) -> float:
-    """The learning rate of an optimiser step, counted from 0: linear warm-up, then decay to the floor.
+    """The learning rate of an optimizer step: linear warm-up, then decay to the floor.
 
     Args:
-        steps: of the whole run; cosine ends there.
+        step: counted from 0.
+        steps: length of the run, where cosine decay ends.
         steps_per_epoch: exponential decay multiplies by `decay_rate` after each epoch (BLIP's schedule).
     """
     if step < config.warmup_steps:

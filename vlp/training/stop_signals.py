@@ -63,7 +63,7 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signals(sentence: str = "Stopped before the first step; nothing was lost.") -> Iterator[StopRequest]:
+def stop_on_signals(sentence: str = "Stopped before the first step; start again with --resume.") -> Iterator[StopRequest]:
     """Handle SIGTERM and SIGINT in the block. In a thread, where Python allows no handlers, nothing changes.
 
     Args:

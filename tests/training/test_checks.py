@@ -1,4 +1,4 @@
-"""Runs that go wrong: losses that are not finite, and what is checked before the first step."""
+"""What is checked before the first step: files, captions, settings, disk space, and a run folder that all see."""
 
 import io
 import os
@@ -6,63 +6,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
 from PIL import Image
 
 from vlp.data.shard_writer import ShardWriter
 from vlp.errors import UserError, WorkError
-from vlp.log import read_log
 from vlp.training.checkpoint import checkpoints
-from vlp.training.health import FiniteCheck
+from vlp.training.checks import check_shared
 from vlp.training.loop import train
-
-
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(run_config):
-    config = run_config("run", "optim.learning_rate=1e30", "checkpoint_every=1", "log_every=0", "keep_checkpoints=1")
-    with pytest.raises(WorkError, match="itc") as caught:
-        train(config)
-    (kept,) = checkpoints(Path(config.output))
-    step = int(kept.name.removeprefix("step-"))
-    sentence = str(caught.value)
-    assert f"at step {step + 1}" in sentence and str(kept) in sentence and "learning rate of 1e+30" in sentence
-    assert not (Path(config.output) / "model").exists()
-
-
-def test_a_gradient_that_is_not_finite_stops_the_run_too(run_config, monkeypatch):
-    monkeypatch.setattr("torch.nn.utils.get_total_norm", lambda gradients: torch.tensor(float("nan")))
-    config = run_config("run")
-    with pytest.raises(WorkError, match=r"^The gradient is not finite at step 1, .* no checkpoint before it"):
-        train(config)
-
-
-def test_the_host_learns_of_a_bad_value_without_waiting_for_the_device():
-    check = FiniteCheck(torch.device("cpu"))
-    device = SimpleNamespace(done=True)
-    check.copied = SimpleNamespace(query=lambda: device.done, record=lambda: None)  # as on a GPU
-    check.add(torch.tensor(1.0))
-    assert check.is_finite(wait=False)
-    device.done = False
-    check.add(torch.tensor(float("inf")))
-    assert check.is_finite(wait=False)  # the copy has not arrived
-    assert not check.is_finite(wait=True)
-    device.done = True
-    check.is_finite(wait=False)
-    assert not check.is_finite(wait=False)
-
-
-def test_the_norm_of_the_gradient_is_logged(run_config):
-    plain, clipped = run_config("plain", "steps=2"), run_config("clipped", "steps=2", "optim.clip_norm=0.01")
-    train(plain)
-    train(clipped)
-    norms = [read_log(f"{config.output}/log.jsonl")[0]["gradient_norm"] for config in (plain, clipped)]
-    assert norms[0] == norms[1] > 0.01  # the norm before clipping
-
-
-def test_intervals_of_zero_mean_only_at_the_end(run_config):
-    config = run_config("run", "steps=4", "log_every=0", "checkpoint_every=0")
-    train(config)
-    assert [record["step"] for record in read_log(f"{config.output}/log.jsonl")] == [4]
-    assert [path.name for path in checkpoints(Path(config.output))] == ["step-00000004"]
 
 
 def pixel() -> bytes:
@@ -121,3 +73,23 @@ def test_the_estimate_of_disk_space_is_that_of_two_checkpoints_and_the_model(run
                 train(run_config(name, "steps=2"))
         else:
             train(run_config(name, "steps=2"))
+
+
+def _see_folder(rank: int, folder: str) -> None:
+    """Check a run folder; process 1 is told of another one, as if on a machine without the shared file system."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    check_shared(Path(folder) / "shared")
+    try:
+        check_shared(Path(folder) / ("shared" if rank == 0 else "elsewhere"))
+    except (UserError, SystemExit) as error:
+        (Path(folder) / f"error-{rank}").write_text(f"{type(error).__name__}: {error}")
+    dist.destroy_process_group()
+
+
+def test_processes_that_do_not_see_the_run_folder_are_refused(tmp_path):
+    for name in ("shared", "elsewhere"):
+        (tmp_path / name).mkdir()
+    multiprocessing.spawn(_see_folder, (str(tmp_path),), nprocs=2)
+    assert "cannot see the run folder" in (tmp_path / "error-0").read_text()
+    assert (tmp_path / "error-1").read_text() == "SystemExit: 2"
+    assert not list((tmp_path / "shared").iterdir())
