@@ -18,6 +18,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # sent already, `timeout` signals the process and then its group. Such copies arrive within this many seconds.
 COPIES_WITHIN, COPIES_WITHIN_LAUNCHED = 0.3, 2.0
 STOP_KEY = "stop requested"
+BEFORE_FIRST_STEP = "Stopped before the first step; start again with --resume."
 
 
 class _StopNow(BaseException):
@@ -63,7 +64,7 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signals(sentence: str = "Stopped before the first step; start again with --resume.") -> Iterator[StopRequest]:
+def stop_on_signals(sentence: str = BEFORE_FIRST_STEP) -> Iterator[StopRequest]:
     """Handle SIGTERM and SIGINT in the block. In a thread, where Python allows no handlers, nothing changes.
 
     Args:
