@@ -1,4 +1,4 @@
-"""CapFilt: tables that do not depend on processes or interruptions, and shards that keep what was believed."""
+"""`vlp capfilt score` and `run`: tables that do not depend on processes, and shards with the selected texts."""
 
 import math
 import os
@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 from tests.scoring import score_shards
 from vlp.capfilt import score as scoring
+from vlp.capfilt.duplicates import find_duplicates
 from vlp.capfilt.run import run_capfilt
 from vlp.capfilt.selection import select
+from vlp.cli.main import app
 from vlp.config import CapFiltConfig, SamplingOverrides
 from vlp.config_reader import save_config
 from vlp.data.bad_samples import BadSamples
@@ -26,6 +29,7 @@ from vlp.data.shards import iterate_samples, read_members
 from vlp.demo.truth import filter_quality
 from vlp.errors import UserError, WorkError
 from vlp.model import load_model
+from vlp.report.capfilt_page import write_capfilt_report
 
 DECODING = SamplingOverrides(max_length=10, min_length=3)
 
@@ -54,7 +58,7 @@ def rewrite(shard):
 def test_rows_equal_a_plain_loop(web, models):
     counts = score_shards(web, *models, DECODING, batch_size=7, seed=3, precision="fp32")
     assert (counts.shards, counts.images, counts.texts) == (3, 60, 120)
-    captioner, judge = (load_model(folder, precision="fp32") for folder in models)
+    captioner, filter_model = (load_model(folder, precision="fp32") for folder in models)
     expected = []
     for sample in iterate_samples(web):
         picture = decode_image(sample.image)
@@ -65,7 +69,7 @@ def test_rows_equal_a_plain_loop(web, models):
     for row, (key, source, text, picture) in zip(rows_of(web), expected, strict=True):
         assert (row["key"], row["source"]) == (key, source)
         differing += row["text"] != text
-        match = judge.match([picture], [row["text"]])
+        match = filter_model.match([picture], [row["text"]])
         assert row["itm"] == pytest.approx(match.itm.item(), abs=1e-5)
         assert row["itc"] == pytest.approx(match.itc.item(), abs=1e-5)
     assert differing <= 2, "another batch rounds otherwise, which may move one token in thousands over an edge"
@@ -128,12 +132,12 @@ def test_uneven_captions_and_one_model_for_both(web, models, tmp_path):
             writer.write(f"{number}", sample.image, "png", sample.text, {"captions": captions})
     shards = str(tmp_path / "many/*.tar")
     score_shards(shards, models[1], models[1], DECODING, batch_size=7, precision="fp32")
-    judge = load_model(models[1], precision="fp32")
+    filter_model = load_model(models[1], precision="fp32")
     pictures = {sample.key: decode_image(sample.image) for sample in iterate_samples(shards)}
     rows = rows_of(shards)
     assert len(rows) == 60 + 120
     for row in rows[::5]:
-        match = judge.match([pictures[row["key"]]], [row["text"]])
+        match = filter_model.match([pictures[row["key"]]], [row["text"]])
         assert row["itm"] == pytest.approx(match.itm.item(), abs=1e-5)
         assert row["itc"] == pytest.approx(match.itc.item(), abs=1e-5)
 
@@ -174,14 +178,14 @@ def test_two_processes_of_a_launcher_change_no_row(web, models, tmp_path):
 
 
 def test_selection_keeps_members_and_chosen_texts(tmp_path, web, scenes):
-    believed = {}
+    expected = {}
     for shard in expand_shards(web):
         rows = []
         for number, sample in enumerate(iterate_samples([shard])):
             scores = [(0.9, 0.2), (0.2, 0.7), (0.1, 0.2), (0.6, 0.6)][number % 4]
             texts = [(sample.captions[0], "web", scores[0]), ("a made one", "synthetic", scores[1])]
             rows += [Scored(sample.key, source, text, itm, 0.0) for text, source, itm in texts]
-            believed[(shard, sample.key)] = [{"text": t, "source": s} for t, s, itm in texts if itm >= 0.5]
+            expected[(shard, sample.key)] = [{"text": t, "source": s} for t, s, itm in texts if itm >= 0.5]
         write_table(shard, rows, {})
     counts = select(tables_of(web), "itm >= 0.5", str(tmp_path / "out"), human=f"{scenes}/*.tar")
     assert (counts.images, counts.human_images) == (45, 87)
@@ -193,9 +197,9 @@ def test_selection_keeps_members_and_chosen_texts(tmp_path, web, scenes):
     for old, new in zip(expand_shards(web), shards[:3], strict=True):
         before = dict(read_members(old))
         kept = list(iterate_samples([new]))
-        assert [one.key for one in kept] == [key for (shard, key), texts in believed.items() if shard == old and texts]
+        assert [one.key for one in kept] == [key for (shard, key), texts in expected.items() if shard == old and texts]
         for sample in kept:
-            assert sample.info["captions"] == believed[(old, sample.key)]
+            assert sample.info["captions"] == expected[(old, sample.key)]
             assert sample.text == sample.info["captions"][0]["text"]
             assert sample.image == before[sample.key]["png"]
             assert sample.info["truth"]["objects"]
@@ -264,3 +268,87 @@ def test_wrong_calls(web, models, tmp_path):
         score_shards(str(tmp_path / "none*.tar"), *models, DECODING)
     with pytest.raises(UserError, match="remote"):
         table_path("s3://bucket/0.tar")
+
+
+def test_images_without_a_text_are_captioned_selected_and_reported(models, web, tmp_path):
+    """Also by `duplicates`; with a filter only, such images have no rows."""
+    folder = tmp_path / "textless"
+    with ShardWriter(str(folder)) as writer:
+        for number, sample in enumerate(iterate_samples(web)):
+            writer.write(f"{number}", sample.image, "png", sample.text if number % 3 else None, {})
+    shards = f"{folder}/*.tar"
+    counts = score_shards(shards, *models, DECODING, num_captions=2)
+    assert (counts.images, counts.texts, counts.bad) == (60, 60 * 2 + 40, {})
+    assert [row["source"] for row in rows_of(shards)][:5] == ["synthetic"] * 2 + ["web"] + ["synthetic"] * 2
+    selected = select(tables_of(shards), "itm >= 0", str(tmp_path / "new"))
+    assert (selected.images, selected.dropped_images) == (60, {})
+    assert [len(one.captions) for one in iterate_samples(f"{tmp_path}/new/*.tar")][:4] == [2, 3, 3, 2]
+    write_capfilt_report(tables_of(shards), str(tmp_path / "page.html"), str(tmp_path / "new"))
+    assert "60 of 60" in (tmp_path / "page.html").read_text()
+    assert find_duplicates(shards, models[1], quiet=True).images == 60
+    score_shards(shards, "", models[1], DECODING)
+    assert len(rows_of(shards)) == 40
+    selected = select(tables_of(shards), "itm >= 0", str(tmp_path / "filtered"))
+    assert (selected.images, selected.dropped_images) == (40, {"not scored": 20})
+
+
+def test_a_second_run_says_that_its_output_exists(web, models, tmp_path):
+    config = CapFiltConfig(
+        shards=web,
+        captioner=models[0],
+        filter=models[1],
+        output=str(tmp_path / "new"),
+        decoding=DECODING,
+        rules="itm >= 0",
+    )
+    run_capfilt(config)
+    shutil.rmtree(config.output)
+    assert run_capfilt(config)["scored"]["skipped_shards"] == 3, "the tables are kept"
+    with pytest.raises(UserError, match="new exists already; choose another name or remove it"):
+        run_capfilt(config)
+
+
+def test_two_runs_over_the_same_shards_at_the_same_time(web, models, tmp_path):
+    """They write the same tables; only one of them can write the output."""
+    save_config(
+        CapFiltConfig(
+            shards=web,
+            captioner=models[0],
+            filter=models[1],
+            output=str(tmp_path / "new"),
+            decoding=DECODING,
+            rules="itm >= 0",
+        ),
+        tmp_path / "capfilt.yaml",
+    )
+    command = [sys.executable, "-m", "vlp", "capfilt", "run", str(tmp_path / "capfilt.yaml")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    runs = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    results = [(run.communicate(timeout=300)[1], run.returncode) for run in runs]
+    assert 0 in [code for _, code in results], results
+    for error, code in results:
+        assert code == 0 or (error.count("\n") == 1 and str(tmp_path / "new") in error), error
+    assert len(list(iterate_samples(f"{tmp_path}/new/*.tar"))) == 60
+    both = rows_of(web)
+    for shard in expand_shards(web):
+        table_path(shard).unlink()
+    score_shards(web, *models, DECODING)
+    assert rows_of(web) == both
+    assert {path.name for path in tmp_path.iterdir()} == {"web", "new", "capfilt.yaml"}
+    assert not list((tmp_path / "web").glob(".*"))
+
+
+def test_paths_may_have_any_character(web, models, tmp_path):
+    """Also those beyond 16 bits, such as emoji."""
+    folder = shutil.move(tmp_path / "web", tmp_path / "🙂")
+    result = CliRunner().invoke(app, ["capfilt", "score", "--shards", f"{folder}/*.tar", "--filter", models[1]])
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert len(rows_of(f"{folder}/*.tar")) == 60
+
+
+def test_an_unknown_precision_is_a_wrong_call_of_every_command():
+    for command in (["score", "--filter", "F"], ["duplicates", "--model", "M"]):
+        result = CliRunner().invoke(app, ["capfilt", *command, "--shards", "web.tar", "--precision", "fp8"])
+        assert result.exit_code == 2 and "'fp8' is not one of 'auto', 'bf16', 'fp16', 'fp32'" in " ".join(
+            result.output.replace("│", "").split()
+        )

@@ -217,6 +217,18 @@ def test_suspects_of_a_crash_come_first_and_are_given_up_after_two_crashes(tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["list"], "the markers are gone: the next run tries again"
 
 
+def test_shards_in_progress_in_another_run_are_no_crashes(tmp_path):
+    with crash_marker(tmp_path / "list", "a", 0):
+        assert count_crashes(tmp_path / "list") == {}
+        (marker,) = tmp_path.glob(".list.*")
+        content = json.loads(marker.read_text())
+        for other in ({"host": "another machine"}, {"started": 0.0}, {"process": 2**22 + 1}):
+            marker.write_text(json.dumps({**content, **other}))
+            assert count_crashes(tmp_path / "list") == {"a": 1}
+        marker.write_text("")  # the process died before it wrote the marker
+        assert count_crashes(tmp_path / "list") == {}
+
+
 def _crash_together(folder: Path) -> None:
     """As in a container that is killed for memory: "guilty" kills all processes, while "slow" is in progress if it can.
 

@@ -2,10 +2,15 @@
 
 import glob
 import hashlib
+import json
+import os
+import socket
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import psutil
 
 
 @contextmanager
@@ -18,9 +23,10 @@ def crash_marker(failures: Path, shard: str, crashes: int) -> Iterator[None]:
     """
     name = hashlib.sha256(shard.encode(errors="surrogateescape")).hexdigest()[:32]
     marker = failures.with_name(f".{failures.name}.in-progress-{name}-{crashes}")
+    process = {"host": socket.gethostname(), "process": os.getpid(), "started": psutil.Process().create_time()}
     try:
         with suppress(OSError):  # a full disk: writing the shard's table reports it better
-            marker.write_bytes(shard.encode(errors="surrogateescape"))
+            marker.write_text(json.dumps({"shard": shard, **process}))
         yield
     finally:
         with suppress(OSError):
@@ -28,9 +34,16 @@ def crash_marker(failures: Path, shard: str, crashes: int) -> Iterator[None]:
 
 
 def count_crashes(failures: Path) -> Counter[str]:
-    """How many processes crashed on each shard. Call it while no process of the run is scoring."""
-    names = (marker.read_bytes().decode(errors="surrogateescape") for marker in _markers(failures))
-    return Counter(name for name in names if name)
+    """How many processes crashed on each shard. Call it while no process of this run is scoring.
+
+    Shards that another run on this machine has in progress do not count; those of other machines cannot be told apart.
+    """
+    crashes = Counter[str]()
+    for marker in _markers(failures):
+        with suppress(OSError, ValueError):  # removed meanwhile, or empty because the process died when it wrote it
+            content = json.loads(marker.read_text())
+            crashes[content["shard"]] += not _is_running(content)
+    return +crashes
 
 
 def remove_markers(failures: Path) -> None:
@@ -41,3 +54,14 @@ def remove_markers(failures: Path) -> None:
 
 def _markers(failures: Path) -> list[Path]:
     return list(failures.parent.glob(f".{glob.escape(failures.name)}.in-progress-*"))
+
+
+def _is_running(marker: dict) -> bool:
+    if marker["host"] != socket.gethostname():
+        return False
+    try:
+        process = psutil.Process(marker["process"])
+        # A later process may have got the same number; in a restarted container it often has.
+        return process.create_time() == marker["started"] and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
