@@ -1,10 +1,10 @@
-"""The paper's ablations in the small: every run as data, and the stages that carry them out on synthetic scenes.
+"""The paper's ablations on synthetic scenes: the list of stages, and the code that runs them.
 
     scripts/ablations.sh runs/ablations --seeds 0 1 2 --jobs 2
-    scripts/ablations.sh runs/ablations --seeds 0 1 2 --page-only      # the page from what is there
+    scripts/ablations.sh runs/ablations --seeds 0 1 2 --page-only      # write the page from the existing results
 
-What is finished is not run again: a call that was stopped, or killed, is called again as it was. A stage is held by a
-lock of the operating system while it runs, so several calls may work on one folder.
+Rerun an interrupted call to continue it; finished stages are kept. A file lock protects each stage while it runs, so
+several calls can work on one folder.
 """
 
 import argparse
@@ -73,49 +73,49 @@ QUICK = DemoSizes(
 
 @dataclass(frozen=True)
 class Seed:
-    """Where the stages of one seed work, and at which sizes."""
+    """The folder and the sizes of one seed."""
 
     root: Path
     sizes: DemoSizes
     number: int
 
     def results(self, stage: str) -> Path:
-        """What a stage measured; it exists when the stage is done."""
+        """The results of a stage; the file exists once the stage is done."""
         return self.root / "results" / f"{stage}.json"
 
 
 @dataclass(frozen=True)
 class Scenes:
-    """Scenes for training (human, web) and for the scores, and a tokenizer."""
+    """Scenes for training (human, web) and evaluation, and a tokenizer."""
 
     name: str = "scenes"
 
     def needs(self) -> set[str]:
-        """Names of the stages that must be done before."""
+        """Names of the stages that must be done first."""
         return set()
 
     def run(self, seed: Seed) -> dict:
-        """Carry the stage out; returns its numbers."""
+        """Run the stage and return its numbers."""
         make_data(seed.root, seed.sizes, seed.number)
         return {}
 
 
 @dataclass(frozen=True)
 class Pretraining:
-    """A pretraining and its scores on held-out scenes. All take as many steps, unless `as_long_as` is set."""
+    """A pretraining and its evaluation on held-out scenes. All take equally many steps unless `as_long_as` is set."""
 
     name: str
-    data: str = ""  # the selection that it reads; "": the human and the web shards as they are
+    data: str = ""  # the selection to train on; "": the human and the web shards
     sharing: Sharing = "all_but_self_attention"
-    start_from: str = ""  # a pretraining to continue; "": new weights
-    as_long_as: str = ""  # a selection to whose number of texts the web is repeated; as many epochs, so more steps
+    start_from: str = ""  # the pretraining to continue; "": random initial weights
+    as_long_as: str = ""  # repeat the web to as many texts as this selection has; same epochs, more steps
 
     def needs(self) -> set[str]:
-        """Names of the stages that must be done before."""
+        """Names of the stages that must be done first."""
         return {"scenes", self.data, self.start_from, self.as_long_as} - {""}
 
     def run(self, seed: Seed) -> dict:
-        """Carry the stage out; returns its numbers."""
+        """Run the stage and return its numbers."""
         sources = [self.data] if self.data else ["human", "web"]
         config = pretrain_config(seed.root, self.name, sources, seed.sizes, seed.number)
         config.model.text_tower.sharing = self.sharing
@@ -133,20 +133,20 @@ class Pretraining:
 
 @dataclass(frozen=True)
 class Finetuning:
-    """A finetuning of the model that was pretrained on noisy texts, on the human shards."""
+    """A finetuning of the noisy model on the human shards."""
 
     name: str
     task: TaskName
 
     def needs(self) -> set[str]:
-        """Names of the stages that must be done before."""
+        """Names of the stages that must be done first."""
         return {"noisy"}
 
     def run(self, seed: Seed) -> dict:
-        """Carry the stage out; returns its numbers."""
+        """Run the stage and return its numbers."""
         config = finetune_config(seed.root, self.name, self.task, seed.sizes, seed.number)
         config.checkpoint_every = 200
-        if self.task == "pretrain":  # captioner and filter at once: no head learns for fewer steps than on its own
+        if self.task == "pretrain":  # captioner and filter at once, for the larger number of steps
             config.steps = max(seed.sizes.captioner_steps, seed.sizes.filter_steps)
         finetune(seed.root, self.name, config)
         return {}
@@ -154,7 +154,7 @@ class Finetuning:
 
 @dataclass(frozen=True)
 class Scoring:
-    """Score tables of the web shards, SHARD.NAME.parquet: a synthetic caption an image, and the filter's scores."""
+    """Score tables of the web shards, SHARD.NAME.parquet, with one synthetic caption per image."""
 
     name: str
     captioner: str
@@ -162,11 +162,11 @@ class Scoring:
     decoding: SamplingOverrides
 
     def needs(self) -> set[str]:
-        """Names of the stages that must be done before."""
+        """Names of the stages that must be done first."""
         return {self.captioner, self.filter}
 
     def run(self, seed: Seed) -> dict:
-        """Carry the stage out; returns its numbers."""
+        """Run the stage and return its numbers."""
         config = replace(
             capfilt_config(seed.root, PAPER_RULES, seed.number),
             captioner=str(seed.root / self.captioner),
@@ -180,23 +180,23 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Selection:
-    """A training set from score tables: what the rules keep of the web shards, and the human shards."""
+    """A dataset of the web texts and synthetic texts that the rules keep, and the human shards."""
 
     name: str
     tables: str
     rules: str
 
     def needs(self) -> set[str]:
-        """Names of the stages that must be done before."""
+        """Names of the stages that must be done first."""
         return {self.tables}
 
     def run(self, seed: Seed) -> dict:
-        """Carry the stage out; returns its numbers."""
+        """Run the stage and return its numbers."""
         output = seed.root / "data" / self.name
         counted = output.with_name(f"{self.name}.json")
         if not (output.exists() and counted.exists()):
             tables = shards_of(seed.root, "web").replace("*.tar", f"*.{self.tables}.parquet")
-            if output.exists():  # stopped between the shards and their count
+            if output.exists():  # interrupted between writing the shards and their counts
                 shutil.rmtree(output)
             counts = select(tables, self.rules, str(output), human=shards_of(seed.root, "human"), quiet=True)
             write_json(counted, asdict(counts))
@@ -204,7 +204,7 @@ class Selection:
 
 
 Stage = Scenes | Pretraining | Finetuning | Scoring | Selection
-STAGES: tuple[Stage, ...] = (  # each once a seed; the first lines show whether bootstrapping gains at all
+STAGES: tuple[Stage, ...] = (  # each runs once per seed; the first ones show whether bootstrapping gains at all
     Scenes(),
     Pretraining("noisy"),
     Finetuning("filter", "retrieval"),
@@ -232,7 +232,7 @@ STAGES: tuple[Stage, ...] = (  # each once a seed; the first lines show whether 
 
 
 def work(seeds: list[Seed], quiet: bool) -> None:
-    """Carry out what is not done; a stage that another process holds is waited for when nothing else is left."""
+    """Run all stages that are not done. Wait for stages of other processes only when nothing else can run."""
     total = len(seeds) * len(STAGES)
     while True:
         done = sum(seed.results(stage.name).exists() for seed in seeds for stage in STAGES)
@@ -243,7 +243,7 @@ def work(seeds: list[Seed], quiet: bool) -> None:
             with _lock(seed, stage, wait=False) as mine:
                 if mine:
                     if not seed.results(stage.name).exists():
-                        _carry_out(seed, stage, f"{done}/{total}", quiet)
+                        _run_stage(seed, stage, f"{done}/{total}", quiet)
                     held = None
                     break
                 held = held or (seed, stage)
@@ -253,7 +253,7 @@ def work(seeds: list[Seed], quiet: bool) -> None:
 
 
 def _ready(seeds: list[Seed]) -> Iterator[tuple[Seed, Stage]]:
-    """Stages that are not done and can begin, in order."""
+    """The stages that are not done and can start, in order."""
     for seed in seeds:
         for stage in STAGES:
             if not seed.results(stage.name).exists() and all(seed.results(one).exists() for one in stage.needs()):
@@ -262,7 +262,7 @@ def _ready(seeds: list[Seed]) -> Iterator[tuple[Seed, Stage]]:
 
 @contextmanager
 def _lock(seed: Seed, stage: Stage, wait: bool) -> Iterator[bool]:
-    """Hold a stage; the operating system lets go of it when the process ends, however that is."""
+    """Lock a stage; the operating system releases the lock when the process ends."""
     (seed.root / "locks").mkdir(parents=True, exist_ok=True)
     with open(seed.root / "locks" / stage.name, "w") as file:
         try:
@@ -273,9 +273,10 @@ def _lock(seed: Seed, stage: Stage, wait: bool) -> Iterator[bool]:
         yield True
 
 
-def _carry_out(seed: Seed, stage: Stage, place: str, quiet: bool) -> None:
+def _run_stage(seed: Seed, stage: Stage, place: str, quiet: bool) -> None:
     if not quiet:
-        print(f"[{place}] seed {seed.number}: {stage.name}\n", end="", flush=True)  # in one piece, as jobs share it
+        line = f"[{place}] seed {seed.number}: {stage.name}\n"
+        print(line, end="", flush=True)  # one write, because jobs share the terminal
     before = _cpu_seconds()
     with _log(seed, stage) as log, redirect_stdout(log):
         numbers = stage.run(seed)
@@ -292,13 +293,13 @@ def _log(seed: Seed, stage: Stage) -> Iterator[IO[str]]:
 
 
 def _cpu_seconds() -> float:
-    """Of this process and of the loaders that it started and that have ended."""
+    """Processor seconds of this process and of its finished loader workers."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
 
 def machine() -> str:
-    """The processor and what runs on it, for the page."""
+    """The processor and the software, for the page."""
     names = [line for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")]
     name = names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
     return f"{os.cpu_count()} cores of {name}, {torch.get_num_threads()} thread a process, torch {torch.__version__}"
@@ -309,14 +310,14 @@ def _lines(path: Path) -> list[str]:
 
 
 def main(arguments: list[str]) -> None:
-    """Read the command line, work, and write the page."""
+    """Run the ablations that the command line asks for, and write the page."""
     parser = argparse.ArgumentParser("ablations.sh", description=__doc__.split("\n")[0])
     parser.add_argument("output", type=Path, help="folder for everything, such as runs/ablations")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
-    parser.add_argument("--quick", action="store_true", help="a smoke test that checks the way, not the numbers")
-    parser.add_argument("--page", type=Path, help="where the page goes; OUTPUT/page.md if it is not named")
-    parser.add_argument("--page-only", action="store_true", help="the page from what is there; nothing is run")
+    parser.add_argument("--jobs", type=int, default=1, help="processes, with one thread each")
+    parser.add_argument("--quick", action="store_true", help="only check that everything runs")
+    parser.add_argument("--page", type=Path, help="the page to write; OUTPUT/page.md by default")
+    parser.add_argument("--page-only", action="store_true", help="write the page from the existing results")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # one of several jobs
     given = parser.parse_args(arguments)
     sizes = QUICK if given.quick else FULL
@@ -326,11 +327,11 @@ def main(arguments: list[str]) -> None:
         others = [] if given.worker else _start_others(arguments, given.jobs - 1)
         work(seeds, quiet=False)
         if sum(other.wait() != 0 for other in others):
-            raise WorkError("A worker failed; what it said stands above. Call again to go on.")
+            raise WorkError("A worker failed; see its message above, and rerun the command to continue.")
     if not given.worker:
         page = given.page or given.output / "page.md"
         write_page(collect(given.output, given.seeds), page)
-        print(f"{page} is written.")
+        print(f"Wrote {page}.")
 
 
 def _start_others(arguments: list[str], count: int) -> list[subprocess.Popen]:

@@ -1,4 +1,4 @@
-"""The page of the ablations: tables beside the paper's, what agrees and what does not, and a plot; all from results."""
+"""Writes the page of the ablations from their results: tables next to the paper's, a comparison and a plot."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from matplotlib import pyplot
 from vlp.errors import UserError
 from vlp.files import write_text
 
-INK = "#7a8190"  # readable on light and on dark pages
+INK = "#7a8190"  # readable on light and dark pages
 MEASURES = {
     "t2i_r1": "text to image R@1",
     "i2t_r1": "image to text R@1",
@@ -25,10 +25,10 @@ WORST_FIRST = ("one seed: not as the paper", "one seed: as the paper", "opposite
 DROPPED = "dropped"
 DROPPED_TITLE = "synthetic texts dropped"
 
-JUDGES = {"nucleus": "two models, nucleus", "beam": "two models, beam", "shared": "one model, nucleus"}
+MODELS = {"nucleus": "two models, nucleus", "beam": "two models, beam", "shared": "one model, nucleus"}
 QUALITY = {
     "filter_auc": "AUC on web texts",
-    "web_texts_kept_right": "right web texts kept",
+    "web_texts_kept_right": "correct web texts kept",
     "web_texts_kept_wrong": "wrong web texts kept",
     "synthetic_exact": "exact among synthetic texts",
     "synthetic_kept_exact": "exact among those kept",
@@ -36,15 +36,16 @@ QUALITY = {
 
 
 def collect(output: Path, seeds: list[int]) -> dict:
-    """What the stages of OUTPUT measured, by stage and seed.
+    """The results in OUTPUT, by stage and seed.
 
     Returns:
-        {"sizes", "machines", "cpu_seconds", "done", "planned", "stages"}; done and planned count stages of all seeds.
+        {"sizes", "machines", "cpu_seconds", "done", "planned", "stages"}; done and planned count the stages of all
+        seeds.
     """
-    begun = output / "ablations.json"
-    if not begun.exists():
-        raise UserError(f"{output} holds no ablations; name the folder that scripts/ablations.sh worked in.")
-    settings = json.loads(begun.read_text())
+    mark = output / "ablations.json"
+    if not mark.exists():
+        raise UserError(f"{output} holds no ablations; name the output folder of scripts/ablations.sh.")
+    settings = json.loads(mark.read_text())
     stages: dict[str, dict[str, dict]] = {}
     machines, seconds, done = set(), 0.0, 0
     for seed in seeds:
@@ -69,7 +70,7 @@ def collect(output: Path, seeds: list[int]) -> dict:
 
 
 def write_page(results: dict, page: Path) -> None:
-    """Write PAGE, and beside it the same results as .json and as an .svg."""
+    """Write PAGE, and next to it the results as .json and the plot as .svg."""
     page.parent.mkdir(parents=True, exist_ok=True)
     write_text(page.with_suffix(".json"), json.dumps(results, indent=1) + "\n")
     write_text(page.with_suffix(".svg"), plot(results))
@@ -77,68 +78,68 @@ def write_page(results: dict, page: Path) -> None:
 
 
 def render(results: dict, picture: str, data: str) -> str:
-    """The page, in Markdown; `picture` and `data` are the names of the files beside it."""
+    """The page in Markdown; `picture` and `data` are the names of the files next to it."""
     verdicts = [(table, claim, _differences(results, claim)) for table in TABLES for claim in table.claims]
     parts = [
-        "# The paper's ablations in the small",
+        "# The paper's ablations on synthetic scenes",
         *_introduction(results, data),
-        "## In short",
+        "## Summary",
         _summary(verdicts),
-        f"![Every row: a dot for each seed, a line at the mean]({picture})",
+        f"![Scores of every row: one dot per seed and a line at the mean]({picture})",
     ]
     for table in TABLES:
         parts += [f"## Table {table.number}: {table.title}", _table(results, table)]
         parts += [table.note] if table.note else []
         parts += [_claims(results, table)]
-    parts += ["## The filter and the captioner, against the truth of the scenes", _quality(results)]
+    parts += ["## Filter and captioner compared with the ground truth", _quality(results)]
     return "\n\n".join(parts) + "\n"
 
 
 def _introduction(results: dict, data: str) -> list[str]:
     sizes, hours = results["sizes"], results["cpu_seconds"] / 3600
     return [
-        "Made by `scripts/ablations.sh`, which runs every training below on synthetic scenes and writes this page; "
-        f"no figure of ours is written by hand, and [{data}]({data}) holds them all.",
+        "`scripts/ablations.sh` trains and evaluates every model below on synthetic scenes and writes this page. All "
+        f"of our numbers come from [{data}]({data}).",
         "    scripts/ablations.sh runs/ablations --seeds 0 1 2 --jobs 2 --page docs/ablations.md",
-        f"Each seed has its own {sizes['human']:,} human and {sizes['web']:,} web scenes of {sizes['image_size']} "
-        f"pixels (40% of the web texts are wrong) and {sizes['held_out']:,} held-out scenes for the scores. A "
-        f"pretraining is {sizes['pretrain_steps']:,} steps of {sizes['batch_size']} images, whatever its data, the "
-        f"captioner's finetuning {sizes['captioner_steps']:,}, the filter's {sizes['filter_steps']:,}. Machine: "
-        f"{'; '.join(results['machines'])}, shared with others. All stages together took {hours:.1f} hours of "
-        "processor time (of a stage that was killed, what its last call took).",
+        f"Each seed has its own {sizes['human']:,} human scenes, {sizes['web']:,} web scenes (40% with wrong texts) "
+        f"and {sizes['held_out']:,} held-out scenes for evaluation, with images of {sizes['image_size']} pixels. All "
+        f"pretrainings take {sizes['pretrain_steps']:,} steps of {sizes['batch_size']} images, finetuning the "
+        f"captioner {sizes['captioner_steps']:,} and the filter {sizes['filter_steps']:,}. Machine: "
+        f"{'; '.join(results['machines'])}, shared with other jobs. All stages took {hours:.1f} hours of processor "
+        "time (for interrupted stages, that of the last call).",
         *_state(results),
-        "R@1 is zero-shot on the held-out scenes, the 16 best by ITC put in order by ITM; a caption is exact when it "
-        "names every shape, colour and size and the relation rightly; CIDEr is of the same captions, times 100. "
-        "Figures are percentages, mean ± standard deviation over seeds. The number of held-out scenes alone gives an "
+        "R@1 is zero-shot on the held-out scenes; ITM re-ranks the 16 best candidates of ITC. A caption is exact if it "
+        "names all shapes, colors and sizes and the relation correctly. CIDEr is of the same captions, times 100. "
+        "Numbers are percentages, mean ± standard deviation over seeds. The number of held-out scenes alone gives an "
         f"R@1 near 50% a standard error of {100 * (0.25 / sizes['held_out']) ** 0.5:.1f} points.",
-        "The paper's figures are of ViT-B/16 and 14M images: zero-shot retrieval on Flickr30k (IR is text to image, TR "
-        "image to text), and CIDEr of captions after finetuning on COCO. The two worlds share no scale; what can be "
-        "compared is the order of the rows.",
-        "Under each table stand the paper's statements and our differences in points, seed by seed on the same scenes: "
-        'mean ± standard deviation. "Yes": the difference goes the paper\'s way and exceeds its spread; "opposite": '
-        'it exceeds it the other way; "undecided": it does not exceed it, or "none seen" where the paper says that '
-        "there is no loss or no gain. Of a single seed only the sign is told. With a handful of seeds this is a rule "
-        "of thumb, not a test.",
+        "The paper's numbers are for ViT-B/16 and 14M images: zero-shot retrieval on Flickr30k (IR is text to image, "
+        "TR image to text), and CIDEr of captions after finetuning on COCO. Only the order of the rows can be "
+        "compared, not the values.",
+        "Below each table are the paper's claims and our differences in points between models of the same seed, mean ± "
+        'standard deviation. "yes": the difference agrees with the paper and exceeds its standard deviation; '
+        '"opposite": it has the opposite sign and exceeds its standard deviation; "undecided": it does not exceed its '
+        'standard deviation; "none seen": the same where the paper claims no loss or no gain. For a single seed only '
+        "the sign counts. With so few seeds this is a rule of thumb and not a statistical test.",
     ]
 
 
 def _state(results: dict) -> list[str]:
-    """What is left to do, where something is."""
+    """What is not done yet, if anything."""
     if results["done"] == results["planned"]:
         return []
     return [
-        f"The runs are going on: {results['done']} of {results['planned']} stages are done. Each row says on how many "
-        "seeds it rests; the same command goes on with the rest, and `--page-only` makes this page anew meanwhile."
+        f"This page is not complete: {results['done']} of {results['planned']} stages are done. The column seeds "
+        "counts the seeds of each row. Rerun the same command to continue, or add `--page-only` to update this page."
     ]
 
 
 def values(results: dict, stage: str, measure: str) -> dict[str, float]:
-    """One measure of a stage, by seed."""
+    """One measure of a stage by seed."""
     return {seed: one[measure] for seed, one in results["stages"].get(stage, {}).items() if measure in one}
 
 
 def difference(results: dict, claim: Claim, measure: str) -> tuple[str, str]:
-    """The paired difference in points, as text, and the verdict; both are dashes where no seed has both stages."""
+    """The paired difference in points, as text, and the verdict; two dashes if no seed has both stages."""
     first, second = (values(results, stage, measure) for stage in (claim.first, claim.second))
     differences = [100 * (first[seed] - second[seed]) for seed in first if seed in second]
     if not differences:
@@ -157,29 +158,29 @@ def difference(results: dict, claim: Claim, measure: str) -> tuple[str, str]:
 
 
 def _differences(results: dict, claim: Claim) -> dict[str, tuple[str, str]]:
-    """`difference` for every measure that the claim is about."""
+    """`difference` for each measure that the claim is about."""
     measures = [DROPPED] if claim.first.startswith("texts-") else list(MEASURES)
     return {measure: difference(results, claim, measure) for measure in measures}
 
 
 def _summary(verdicts: list) -> str:
-    """The paper's statements by how they came out here."""
+    """The paper's claims, grouped by verdict."""
     heads = {
-        "yes": "The small world agrees with the paper, in every measure:",
-        "opposite": "It disagrees, in at least one measure:",
-        "undecided": "It does not decide, in at least one measure:",
-        "one seed: not as the paper": "On the one seed that is done it goes against the paper in at least one measure:",
-        "one seed: as the paper": "On the one seed that is done it goes the paper's way in every measure:",
+        "yes": "Our results agree with the paper in every measure:",
+        "opposite": "They disagree in at least one measure:",
+        "undecided": "They are undecided in at least one measure:",
+        "one seed: not as the paper": "On a single seed they disagree with the paper in at least one measure:",
+        "one seed: as the paper": "On a single seed they agree with the paper in every measure:",
         "open": "Not measured yet:",
     }
     groups: dict[str, list[str]] = {group: [] for group in heads}
     names = MEASURES | {DROPPED: DROPPED_TITLE}
     for table, claim, found in verdicts:
-        said = {verdict for _, verdict in found.values()}
-        worst = next((one for one in WORST_FIRST if one in said), "open")
+        verdicts_found = {verdict for _, verdict in found.values()}
+        worst = next((one for one in WORST_FIRST if one in verdicts_found), "open")
         group = "yes" if worst == "none seen" else worst
         details = ", ".join(f"{names[one]} {text} ({verdict})" for one, (text, verdict) in found.items())
-        line = f"- Table {table.number}, {claim.said}"
+        line = f"- Table {table.number}, {claim.text}"
         groups[group].append(line if group == "open" else f"{line}: {details.replace('one seed: ', '')}")
     return "\n\n".join(f"{heads[group]}\n\n" + "\n".join(lines) for group, lines in groups.items() if lines)
 
@@ -203,16 +204,16 @@ def _claims(results: dict, table: Table) -> str:
     lines, extra = [], []
     for claim in table.claims:
         found = _differences(results, claim)
-        cells = [claim.said, *(f"{text} ({verdict})" if text != "–" else text for text, verdict in found.values())]
+        cells = [claim.text, *(f"{text} ({verdict})" if text != "–" else text for text, verdict in found.values())]
         (extra if DROPPED in found else lines).append(cells)
-    parts = [_markdown(["the paper says", *MEASURES.values()], lines)]
-    parts += [_markdown(["the paper says", DROPPED_TITLE], extra)] if extra else []
+    parts = [_markdown(["claim of the paper", *MEASURES.values()], lines)]
+    parts += [_markdown(["claim of the paper", DROPPED_TITLE], extra)] if extra else []
     return "\n\n".join(parts)
 
 
 def _quality(results: dict) -> str:
     lines = [
-        [title, *(_spread(values(results, stage, measure)) for measure in QUALITY)] for stage, title in JUDGES.items()
+        [title, *(_spread(values(results, stage, measure)) for measure in QUALITY)] for stage, title in MODELS.items()
     ]
     return _markdown(["captioner and filter", *QUALITY.values()], lines)
 
@@ -231,7 +232,7 @@ def _markdown(heads: list[str], lines: list[list[str]]) -> str:
 
 
 def plot(results: dict) -> str:
-    """An SVG with a panel a measure: each pretraining once, a dot a seed, a line at the mean."""
+    """An SVG with one panel per measure: one row per pretraining, one dot per seed, and a line at the mean."""
     titles: dict[str, str] = {}
     for table in TABLES:
         for row in table.rows:

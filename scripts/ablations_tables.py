@@ -1,24 +1,24 @@
-"""The tables of the paper that the ablations repeat: their rows, figures and statements."""
+"""The tables of the paper that the ablations reproduce: rows, numbers and claims."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Row:
-    """A pretrained model. `paper` holds Flickr30k zero-shot IR@1 and TR@1, COCO CIDEr and NoCaps CIDEr."""
+    """A pretrained model. `paper` has Flickr30k zero-shot IR@1 and TR@1, COCO CIDEr and NoCaps CIDEr."""
 
     title: str
     stage: str
     paper: tuple[float, float, float, float]
-    texts: str = ""  # where the table tells the share of synthetic texts dropped: the selection
-    paper_dropped: int = 0  # in percent
+    texts: str = ""  # the selection stage, in tables that give the share of dropped synthetic texts
+    paper_dropped: int = 0  # percent
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper's table says of two stages: that the first scores more, or (`strict` unset) no less."""
+    """A claim of the paper about two stages: the first scores higher or, without `strict`, not lower."""
 
-    said: str
+    text: str
     first: str
     second: str
     strict: bool = True
@@ -54,12 +54,12 @@ TABLES = (
             Claim("both gain more than the filter alone", "captioned-filtered", "filtered"),
             Claim("both gain more than the captioner alone", "captioned-filtered", "captioned"),
         ),
-        "A step meets each image with one of its texts, drawn anew. The filter drops images that are left without a "
-        "text, so the others come round more often in the same number of steps.",
+        "Each time an image is used, one of its texts is drawn. Images whose texts were all filtered out are dropped, "
+        "so the other images occur more often in the same number of steps.",
     ),
     Table(
         2,
-        "how the captioner decodes",
+        "decoding of the captioner",
         (
             NONE,
             Row("beam", "captioned-by-beam", (83.1, 94.1, 128.9, 103.5), "texts-beam", 19),
@@ -70,11 +70,11 @@ TABLES = (
             Claim("nucleus gains more than beam", "captioned-filtered", "captioned-by-beam"),
             Claim("the filter drops more of nucleus", "texts-captioned-filtered", "texts-beam"),
         ),
-        "Beam search with 3 beams, nucleus sampling with p = 0.9; the captioner and the filter are the same.",
+        "Beam search with 3 beams, nucleus sampling with p = 0.9. Both rows use the same captioner and filter.",
     ),
     Table(
         3,
-        "what encoder and decoder share, without bootstrapping",
+        "parameters shared by text encoder and decoder, without bootstrapping",
         (
             Row("all", "share-all", (81.0, 93.1, 125.9, 100.9)),
             Row("all but cross-attention", "share-all-but-cross-attention", (81.3, 93.1, 126.1, 101.2)),
@@ -93,10 +93,10 @@ TABLES = (
     ),
     Table(
         4,
-        "captioner and filter: one model or two",
+        "one model or two as captioner and filter",
         (
             Row(
-                "one, finetuned on both at once",
+                "one, finetuned for both at once",
                 "captioned-filtered-by-one",
                 (83.7, 94.3, 129.0, 103.5),
                 "texts-shared",
@@ -108,27 +108,27 @@ TABLES = (
             Claim("two are better than one", "captioned-filtered", "captioned-filtered-by-one"),
             Claim("two drop more texts than one", "texts-captioned-filtered", "texts-shared"),
         ),
-        "The one model learns ITC, ITM and LM in every step, for as many steps as the captioner.",
+        "The single model is finetuned with ITC, ITM and LM in every step, for as many steps as the captioner.",
     ),
     Table(
         12,
-        "web texts repeated to the bootstrapped set's length",
+        "web texts repeated to the size of the bootstrapped dataset",
         (NONE, Row("none, web texts repeated", "repeated", (82.2, 93.7, 127.7, 102.1)), BOTH),
         (
             Claim("repeating gains nothing", "noisy", "repeated", strict=False),
             Claim("bootstrapping gains more than repeating", "captioned-filtered", "repeated"),
         ),
-        "The web is repeated to as many texts as the bootstrapped set has, for as many epochs as none had: so it takes "
-        "more steps than every other row.",
+        "The web texts are repeated until they are as many as in the bootstrapped dataset, and trained for as many "
+        "epochs as the row none. This row therefore takes more steps than all others.",
     ),
     Table(
         13,
-        "a new model on the bootstrapped set, or the old one continued",
+        "a new model on the bootstrapped dataset, or the old one continued",
         (
             Row("the old model continued", "continued", (84.6, 94.5, 129.9, 104.5)),
             Row("a new model", "captioned-filtered", (84.9, 94.8, 129.7, 105.1)),
         ),
         (Claim("a new model is no worse", "captioned-filtered", "continued", strict=False),),
-        "The continued model has seen twice as many steps in all.",
+        "The continued model was trained for twice as many steps in total.",
     ),
 )

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# A short lease of a GPU used in one call, in the active environment: tests, measurements, ten minutes of training, all kept in OUT.
-# Use: scripts/gpu.sh OUT ['data/train/*.tar' ['data/val/*.tar']]    MINUTES=10; without shards it makes scenes.
-#      scripts/gpu.sh --small OUT    the same in small, on a CPU
-# A part that fails does not stop the others; a second call runs what is not done. OUT/summary.txt tells, and exit code 1 if any failed.
+# Use a GPU for a short time, in one call and in the active environment: tests, benchmarks and ten minutes of training.
+# Usage: scripts/gpu.sh OUT ['data/train/*.tar' ['data/val/*.tar']]    MINUTES=10; without shards it generates scenes.
+#        scripts/gpu.sh --small OUT    the same with small sizes, for a CPU
+# All results go to OUT, with a line per part in OUT/summary.txt. A part that fails does not stop the others; the exit code
+# is then 1. Rerun the command to run only the parts that are not done.
 set -uo pipefail
 small=""
 [ "${1:-}" = --small ] && { small=yes; shift; }
@@ -19,21 +20,21 @@ rm -f "$out/summary.txt"
 mkdir -p "$out/done"
 failed=0
 
-part() { # NAME COMMAND...: run it once, its output in OUT/NAME.log
-    local name=$1 said=0
+part() { # NAME COMMAND...: run a command once, with its output in OUT/NAME.log
+    local name=$1 code=0
     shift
     if [ -e "$out/done/$name" ]; then
         echo "$name: done before" | tee -a "$out/summary.txt"
         return
     fi
     local started=$SECONDS
-    "$@" >"$out/$name.log" 2>&1 </dev/null || said=$?
-    if [ "$said" = 0 ]; then
+    "$@" >"$out/$name.log" 2>&1 </dev/null || code=$?
+    if [ "$code" = 0 ]; then
         touch "$out/done/$name"
         echo "$name: done in $((SECONDS - started)) s" | tee -a "$out/summary.txt"
     else
         failed=1
-        echo "$name: failed ($said), see $name.log" | tee -a "$out/summary.txt"
+        echo "$name: failed ($code), see $name.log" | tee -a "$out/summary.txt"
     fi
 }
 
@@ -42,11 +43,11 @@ print(platform.platform(), torch.__version__)
 print(torch.cuda.get_device_properties(0) if torch.cuda.is_available() else "no GPU")'; }
 
 tests() {
-    # tests/conftest.py hides GPUs from tests that do not ask for one
-    CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}" python -m pytest -q -p no:cacheprovider "$repository"/tests/test_{models,generation,tasks,train,evaluate,score}.py
+    # tests/conftest.py hides GPUs unless CUDA_VISIBLE_DEVICES is set
+    CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}" python -m pytest -q -p no:cacheprovider "$repository"/tests/{models,generation,tasks,training,evaluation,capfilt}
 }
 
-measure() { # NAME WHAT OPTIONS...: the lines of a benchmark as JSON in OUT/bench-NAME.json
+measure() { # NAME WHAT OPTIONS...: write the lines of a benchmark as JSON to OUT/bench-NAME.json
     python -m vlp bench "${@:2}" --json >"$out/bench-$1.json.part" && mv "$out/bench-$1.json.part" "$out/bench-$1.json"
 }
 
@@ -63,7 +64,7 @@ pretrain() { # OUTPUT KEY=VALUE...
         "data.sources=[{shards: \"$train\"}]" "${settings[@]}" "${@:2}"
 }
 
-train_for_minutes() { # as many steps as a short trial says the minutes hold
+train_for_minutes() { # train for as many steps as fit in MINUTES by the speed of a short trial
     local steps=3
     if [ -z "$small" ]; then
         pretrain "$out/trial" steps=100 || return
@@ -73,7 +74,7 @@ record = json.loads(open(f"{sys.argv[1]}/log.jsonl").readlines()[-1])
 print(max(300, int(float(sys.argv[2]) * 60 * record["pairs_per_second"] / 64)))
 PYTHON
         )" || return
-        [ ! -e "$out/steps.txt" ] || steps="$(cat "$out/steps.txt")" # a second call goes on with the same schedule
+        [ ! -e "$out/steps.txt" ] || steps="$(cat "$out/steps.txt")" # a second call keeps the schedule
         echo "$steps" >"$out/steps.txt"
     fi
     pretrain "$out/run" steps="$steps"
@@ -101,8 +102,8 @@ else
 fi
 
 part machine machine
-if [ -n "$cuda" ]; then part tests tests; else echo "tests: left out, there is no GPU" | tee -a "$out/summary.txt"; fi
-# The training step's peer is LAVIS, which scripts/bench/install_peers.sh installs; the others' come with vlp.
+if [ -n "$cuda" ]; then part tests tests; else echo "tests: skipped, there is no GPU" | tee -a "$out/summary.txt"; fi
+# The peer of the training step is LAVIS (scripts/bench/install_peers.sh); those of the other benchmarks come with vlp.
 part bench-train measure train train "${sizes[@]}" "${repeats[@]}"
 if [ -n "$cuda" ]; then for what in train caption; do part "bench-$what-compiled" measure "$what-compiled" "$what" "${sizes[@]}" --compile; done; fi
 for what in caption rerank attention capfilt; do part "bench-$what" measure "$what" "$what" "${sizes[@]}" "${peers[@]}"; done

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Install what `vlp bench train|data|clip --peers` compares with: LAVIS 1.0.2 in an environment of its own, which uses the
 # torch of the active environment, and the worker that runs the peers.
-# Use: scripts/bench/install_peers.sh
+# Usage: scripts/bench/install_peers.sh
 # The environment is created in ~/.cache/vlp/peers, or in VLP_PEERS if set. Rerun after an update of vlp; packages that are
 # installed already are kept.
 set -euo pipefail

@@ -1,7 +1,7 @@
-"""What a pretraining step costs, by formulas: parameters, FLOPs a pair, memory of a GPU, bytes between GPUs.
+"""Formulas for the cost of a pretraining step: parameters, FLOPs per pair, memory per GPU, bytes between GPUs.
 
-docs/scale.md explains them and shows what `python scripts/bench/scale_tables.py` prints. FLOPs are those of matrix
-products, two for a multiplication and an addition. Texts count with their padding, as they are computed on a GPU.
+docs/scale.md explains them and shows the output of `python scripts/bench/scale_tables.py`. FLOPs are those of matrix
+products, counting a multiplication and an addition as two. Texts include their padding, which GPUs compute.
 """
 
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ class Step:
     """One pretraining step.
 
     Attributes:
-        model: with its vocabulary.
-        pairs: image-text pairs of one GPU.
-        gpus: processes, one a GPU.
-        tokens: of every text, padding counted.
-        words: that LM predicts in a text, mean.
+        model: the model, with the size of its vocabulary.
+        pairs: image-text pairs per GPU.
+        gpus: number of processes, one per GPU.
+        tokens: tokens of every text, including padding.
+        words: tokens per text that LM predicts, on average.
         queue: entries of the feature queue.
-        checkpointing: whether blocks are computed again in the backward pass.
+        checkpointing: whether blocks are recomputed in the backward pass.
     """
 
     model: ModelConfig
@@ -38,12 +38,12 @@ class Step:
 
     @property
     def columns(self) -> int:
-        """What each row of ITC meets."""
+        """Columns of the ITC similarity matrix."""
         return self.pairs * self.gpus + self.queue
 
 
 def image_tokens(image: ImageEncoderConfig) -> int:
-    """Tokens of an image, the class token counted."""
+    """Tokens of an image, including the class token."""
     return (image.image_size // image.patch_size) ** 2 + 1
 
 
@@ -60,7 +60,7 @@ def image_parameters(image: ImageEncoderConfig) -> int:
 
 
 def text_parts(text: TextTowerConfig, image_width: int) -> dict[str, int]:
-    """Parameters of each part of the text tower that encoder and decoder share or have two of."""
+    """Parameters of each part of the text tower that encoder and decoder share or have one copy each of."""
     width, inner = text.width, text.feed_forward
     return {
         "embeddings": (text.vocabulary + text.positions + 2) * width,
@@ -81,7 +81,7 @@ def parameters(model: ModelConfig) -> int:
 
 
 def twin_parameters(model: ModelConfig) -> int:
-    """Parameters of the momentum twin: what ITC runs."""
+    """Parameters of the momentum twin, which has only what ITC uses."""
     parts = text_parts(model.text_tower, model.image_encoder.width)
     return image_parameters(model.image_encoder) + sum(parts.values()) - parts["cross_attention"] + _projections(model)
 
@@ -91,10 +91,10 @@ def _projections(model: ModelConfig) -> int:
 
 
 def step_flops(step: Step) -> dict[str, float]:
-    """FLOPs a pair, by what they are spent on; forward and backward.
+    """FLOPs per pair of forward and backward, by part of the step.
 
-    A product's backward costs two of it: one for its input, one for its weight. The first product of all, that of the
-    patches, has no input that is learned.
+    The backward pass of a product costs two products, for the gradients of its input and of its weight. The patch
+    projection needs no gradient of its input.
     """
     image, text, size = step.model.image_encoder, step.model.text_tower, step.model.embed_dim
     seen, width = image_tokens(image), text.width
@@ -117,11 +117,11 @@ def step_flops(step: Step) -> dict[str, float]:
         "similarities": 3 * heads + 2 * (3 + rows_again) * 2 * step.columns * size,
     }
     if _logits(step) > LOGITS_AT_ONCE:
-        flops["LM"] += step.words * 2 * width * text.vocabulary  # computed again
+        flops["LM"] += step.words * 2 * width * text.vocabulary  # recomputed
     if step.checkpointing:
-        # The last product of a ViT's block need not be made again: nothing after it looks at its result.
+        # The last product of a ViT block is not recomputed: no later operation of the block reads its result.
         last = image.layers * 2 * seen * image.width * _image_feed_forward(image)
-        flops["computed again"] = blocks - last + alone + 3 * crossed + decoding
+        flops["recomputed"] = blocks - last + alone + 3 * crossed + decoding
     return flops
 
 
@@ -130,7 +130,7 @@ def _logits(step: Step) -> float:
 
 
 def _text_flops(step: Step, tokens: int, cross: bool) -> float:
-    """Of one text through the layers, forward."""
+    """FLOPs of one text in the forward pass through all layers."""
     text = step.model.text_tower
     layer = 2 * tokens * text.width * (4 * text.width + 2 * text.feed_forward) + 4 * tokens**2 * text.width
     if cross:
@@ -139,7 +139,7 @@ def _text_flops(step: Step, tokens: int, cross: bool) -> float:
 
 
 def state_bytes(model: ModelConfig) -> dict[str, int]:
-    """Bytes that stay from step to step under DDP: weights, gradients, AdamW's two moments, the twin; all float32."""
+    """Bytes of the float32 states under DDP: weights, gradients, the two moments of AdamW, and the momentum twin."""
     trained = parameters(model)
     return {
         "weights": FULL * trained,
@@ -150,27 +150,27 @@ def state_bytes(model: ModelConfig) -> dict[str, int]:
 
 
 def queue_bytes(step: Step) -> int:
-    """Features of both sides, a hash and a mark for each entry, and the place of the next one."""
+    """Bytes of the queue: features of image and text, a hash and a flag per entry, and the index of the next one."""
     return step.queue * (2 * step.model.embed_dim * FULL + 8 + 1) + 8
 
 
 def activation_bytes(step: Step) -> dict[str, float]:
-    """Bytes that the forward pass keeps for the backward pass, a GPU, in bf16; an estimate of what autograd saves.
+    """Bytes per GPU that the forward pass in bf16 keeps for the backward pass; an estimate of what autograd saves.
 
-    Per token and number of width, a block of the ViT keeps 36 bytes: two residual sums in float32 that its norms read
-    (8), the norms' results (4), queries, keys and values (6), attention's result (2), both sides of GELU (8 each, at
-    four times the width). A text's layer keeps in bf16 what its products read, a float32 sum and a byte of dropout
-    for each of its parts.
+    Per token and channel, a ViT block keeps 36 bytes: two float32 residual sums that the norms read (8), the outputs of
+    the norms (4), queries, keys and values (6), the output of attention (2), and input and output of GELU (8 each, at
+    four times the width). A text layer keeps the bf16 inputs of its products, and for each of its parts a float32 sum
+    and a dropout mask of one byte.
     """
     image, text = step.model.image_encoder, step.model.text_tower
     seen = image_tokens(image)
     block = seen * (20 * image.width + 4 * _image_feed_forward(image))
     layer = 22 * text.width + 4 * text.feed_forward
     crossed = layer + 11 * text.width
-    texts = (step.tokens, 4 * step.tokens - 1)  # tokens a pair that do not and that do meet an image
+    texts = (step.tokens, 4 * step.tokens - 1)  # tokens per pair without and with an image
     memories = 2 if "cross_attention" in shared_parts(text.sharing) else 3
     memory = memories * text.layers * seen * HALF * (2 * text.width + image.width)
-    if step.checkpointing:  # what enters each block, and one block's own at a time
+    if step.checkpointing:  # the input of each block, and all of one block at a time
         images = image.layers * seen * FULL * image.width + block
         words = text.layers * FULL * text.width * sum(texts) + crossed * 3 * step.tokens
     else:
@@ -187,10 +187,10 @@ def activation_bytes(step: Step) -> dict[str, float]:
 
 
 def memory_bytes(step: Step, sharded: bool = False) -> dict[str, float]:
-    """Bytes of a GPU at the step's peak.
+    """Bytes per GPU at the peak of a step.
 
     Args:
-        sharded: FSDP: weights, gradients, moments and twin are spread over the GPUs.
+        sharded: use FSDP, which distributes weights, gradients, moments and twin over the GPUs.
     """
     states = sum(state_bytes(step.model).values())
     tokens = step.pairs * image_tokens(step.model.image_encoder) * step.model.image_encoder.width
@@ -199,16 +199,16 @@ def memory_bytes(step: Step, sharded: bool = False) -> dict[str, float]:
         "bf16 casts": HALF * parameters(step.model),
         "queue": queue_bytes(step),
         "activations": sum(activation_bytes(step).values()),
-        # In the backward pass: in float32 the gradients of images drawn here, those that arrive and their sum; in bf16
-        # those that left.
+        # In the backward pass: float32 gradients of the images drawn here, gradients that arrive, and their sum; bf16
+        # gradients that were sent.
         "drawn image tokens": tokens * (3 * FULL + HALF) if step.gpus > 1 else 0,
     }
 
 
 def gathered_bytes(step: Step) -> dict[str, int]:
-    """Bytes that every GPU holds after a gather, in a step: those of all GPUs.
+    """Bytes that each GPU holds after the gathers of a step.
 
-    A text is int64 ids and a byte a token; a draw is the int64 number of an image.
+    A text has int64 ids and a mask of one byte per token; a draw is the int64 index of an image.
     """
     everyone = step.pairs * step.gpus
     return {
@@ -220,16 +220,16 @@ def gathered_bytes(step: Step) -> dict[str, int]:
 
 
 def drawn_bytes(step: Step) -> int:
-    """Bytes of the tokens of the images that a GPU draws as hard negatives, in bf16, as they travel."""
+    """Bytes of the bf16 tokens of the images that a GPU draws as hard negatives."""
     image = step.model.image_encoder
     return step.pairs * image_tokens(image) * image.width * HALF
 
 
 def communication_bytes(step: Step) -> dict[str, float]:
-    """Bytes that each GPU sends in a step: (n - 1) / n of what is gathered, twice that of a sum, by ring algorithms.
+    """Bytes that each GPU sends per step by ring algorithms: (n - 1) / n of what is gathered, twice that for sums.
 
-    Of the drawn images (n - 1) / n are those of other GPUs. Where all images are drawn equally often, a GPU sends as
-    many as it receives.
+    (n - 1) / n of the drawn images come from other GPUs. If all images are drawn equally often, a GPU sends as many as
+    it receives.
     """
     share = (step.gpus - 1) / step.gpus
     return {
@@ -241,10 +241,10 @@ def communication_bytes(step: Step) -> dict[str, float]:
 
 
 def step_seconds(step: Step, rate: float, bandwidth: float) -> tuple[float, float]:
-    """Seconds of the products and of what is sent.
+    """Seconds of the products and of the communication of a step.
 
     Args:
         rate: FLOP/s that a GPU reaches in a step.
-        bandwidth: bytes a second that a GPU sends.
+        bandwidth: bytes per second that a GPU sends.
     """
     return step.pairs * sum(step_flops(step).values()) / rate, sum(communication_bytes(step).values()) / bandwidth

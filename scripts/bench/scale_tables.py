@@ -17,9 +17,13 @@ from scale import (
 from vlp.config import ImageEncoderConfig, ModelConfig, TextTowerConfig
 
 VOCABULARY = 30_524
-RATE = 790e12  # FLOP/s of bf16 products that a GPU is taken to reach by itself
-SHARES = (0.3, 0.4, 0.5)  # of that rate, reached by a whole step
-BANDWIDTHS = {"450 GB/s": 450e9, "50 GB/s": 50e9, "12.5 GB/s": 12.5e9}  # such as NVLink, 400 and 100 Gb/s networks
+RATE = 790e12  # FLOP/s that bf16 products alone are assumed to reach on a GPU
+SHARES = (0.3, 0.4, 0.5)  # of that rate, for a whole step
+BANDWIDTHS = {
+    "450 GB/s": 450e9,
+    "50 GB/s": 50e9,
+    "12.5 GB/s": 12.5e9,
+}  # such as NVLink, and networks with 400 and 100 Gb/s
 GB = 1e9
 SHARINGS = ("all", "all_but_cross_attention", "all_but_self_attention", "nothing")
 
@@ -31,15 +35,15 @@ Rows = list[tuple[str, ...]]
 
 
 def tables() -> str:
-    """All tables, as Markdown."""
+    """All tables as Markdown."""
     parts = {
         "Parameters, millions": _parameters(),
-        "GFLOP a pair, on several GPUs": _flops(),
-        "GB a GPU, 8 GPUs, the paper's batch": _memory(),
-        "GB of activations a GPU": _activations(),
-        "MB that each of 8 GPUs sends in a step, and the milliseconds": _communication(),
-        "Drawn image tokens and their gradients that a GPU sends in a step, MB, and all that it sends": _drawn(),
-        f"Pairs a second, expected at a share of {RATE / 1e12:.0f} TFLOP/s": _throughput(),
+        "GFLOP per pair, on several GPUs": _flops(),
+        "GB per GPU, with 8 GPUs and the paper's batch": _memory(),
+        "GB of activations per GPU": _activations(),
+        "MB that each of 8 GPUs sends per step, and the time that this and the products take": _communication(),
+        "MB that each GPU sends per step: hard negative images with their gradients, and everything": _drawn(),
+        f"Expected pairs per second, by the share of {RATE / 1e12:.0f} TFLOP/s that a step reaches": _throughput(),
     }
     return "\n\n".join(f"{title}:\n\n{_table(rows)}" for title, rows in parts.items())
 
@@ -56,13 +60,13 @@ def _parameters() -> Rows:
 
 
 def _sum(columns: list[dict[str, float]], unit: float, digits: int) -> Rows:
-    """A row for each name, then their sums."""
+    """One row per name, then the sums."""
     rows: Rows = [(name, *(f"{column.get(name, 0) / unit:.{digits}f}" for column in columns)) for name in columns[-1]]
     return [*rows, ("**sum**", *(f"**{sum(column.values()) / unit:.{digits}f}**" for column in columns))]
 
 
 def _checkpointed() -> list[tuple[str, Step]]:
-    """Each step without and with activation checkpointing."""
+    """Each step with and without activation checkpointing."""
     return [
         (name + suffix, replace(step, checkpointing=again))
         for name, step in STEPS.items()
@@ -106,7 +110,7 @@ def _communication() -> Rows:
 
 
 def _drawn() -> Rows:
-    rows: Rows = [("pairs a GPU, GPUs", *STEPS, *(f"{name}, all" for name in STEPS))]
+    rows: Rows = [("pairs per GPU, GPUs", *STEPS, *(f"{name}, all" for name in STEPS))]
     for pairs, gpus in ((300, 8), (360, 8), (45, 64), (360, 64)):
         sent = [communication_bytes(replace(step, pairs=pairs, gpus=gpus)) for step in STEPS.values()]
         drawn = [sum(size for name, size in one.items() if name.startswith("drawn")) for one in sent]
@@ -116,8 +120,8 @@ def _drawn() -> Rows:
 
 
 def _throughput() -> Rows:
-    """Each cell: where all that is sent is hidden behind products, and where nothing is."""
-    rows: Rows = [("model, GPUs, pairs a GPU, bytes a second", *(f"{share:.0%}" for share in SHARES))]
+    """Each cell is a range: communication never overlaps with computation, or always does."""
+    rows: Rows = [("model, GPUs, pairs per GPU, bandwidth", *(f"{share:.0%}" for share in SHARES))]
     for name, step in STEPS.items():
         places = ((8, step.pairs, "450 GB/s"), (64, step.pairs * 8 // 64, "50 GB/s"), (64, step.pairs, "50 GB/s"))
         for gpus, pairs, speed in places:

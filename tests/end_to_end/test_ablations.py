@@ -1,6 +1,5 @@
-"""The ablations: that killed ones go on where they were, and that the page says what was measured."""
+"""The ablations: interrupted ones resume, and the page shows what was measured."""
 
-import importlib
 import json
 import os
 import random
@@ -12,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import ablations_page as page_maker
 import pytest
 
 from vlp.errors import UserError
@@ -22,16 +22,8 @@ SIZES = {"human": 3000, "web": 9600, "image_size": 64, "held_out": 500}
 SIZES |= {"pretrain_steps": 700, "batch_size": 64, "captioner_steps": 900, "filter_steps": 500}
 
 
-def load_page_maker():
-    sys.path.insert(0, str(ROOT / "scripts"))
-    try:
-        return importlib.import_module("ablations_page")
-    finally:
-        sys.path.pop(0)
-
-
 def start(output, *more):
-    """The script with two jobs, in a process group of its own."""
+    """Start the script with two jobs, in a new process group."""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     command = [
         "bash",
@@ -53,7 +45,7 @@ def finished(output):
 
 
 def table_cells(page, number):
-    """The first cells of each row of a table of the page, by its title."""
+    """The cells of each row of a table of the page, by the row's title."""
     section = page.split(f"## Table {number}:")[1].split("\n\n")[1]
     return {cells[1]: cells[2:] for line in section.splitlines() for cells in [re.split(r"\s*\|\s*", line)]}
 
@@ -63,7 +55,7 @@ def as_text(numbers, sign=""):
     return middle + (f" ± {statistics.stdev(numbers):.1f}" if len(numbers) > 1 else "")
 
 
-def test_killed_ablations_go_on_and_end_in_a_page(tmp_path):
+def test_killed_ablations_resume_and_end_in_a_page(tmp_path):
     output = tmp_path / "ablations"
     first = start(output)
     until = time.monotonic() + 600
@@ -75,28 +67,28 @@ def test_killed_ablations_go_on_and_end_in_a_page(tmp_path):
     first.communicate()
     before = finished(output)
     last = start(output)
-    said, errors = last.communicate(timeout=900)
+    output_text, errors = last.communicate(timeout=900)
     assert last.returncode == 0, errors[-3000:]
     assert "Warning" not in errors, errors[-3000:]
     after = finished(output)
     assert {stage: after[stage] for stage in before} == before
-    begun = re.findall(r"seed 0: (\S+)", said)
-    assert sorted(begun) == sorted(after.keys() - before.keys()), "each stage that was left is run, and once"
+    started = re.findall(r"seed 0: (\S+)", output_text)
+    assert sorted(started) == sorted(after.keys() - before.keys()), "each remaining stage runs once"
     page, facts = (output / "page.md").read_text(), json.loads((output / "page.json").read_text())
     for title, stage in (("none", "noisy"), ("filter", "filtered"), ("captioner and filter", "captioned-filtered")):
         measured = json.loads((output / "seed-0" / "results" / f"{stage}.json").read_text())["numbers"]
         assert facts["stages"][stage]["0"] == measured
         assert table_cells(page, 1)[title][:5] == ["1", *(f"{100 * measured[one]:.1f}" for one in MEASURES)]
     again = start(output, "--page-only")
-    assert again.communicate(timeout=900)[0] == f"{output / 'page.md'} is written.\n"
+    assert again.communicate(timeout=900)[0] == f"Wrote {output / 'page.md'}.\n"
     assert again.returncode == 0 and (output / "page.md").read_text() == page
-    rows = {row.stage for table in load_page_maker().TABLES for row in table.rows}
+    rows = {row.stage for table in page_maker.TABLES for row in table.rows}
     assert rows <= facts["stages"].keys()
     assert (output / "page.svg").read_text().count("<g id=") > len(rows)
 
 
 def made_up(page_maker, seeds):
-    """Results with random numbers for every row of every table."""
+    """Random results for every row of every table."""
     draw = random.Random(7)
     stages = {}
     for table in page_maker.TABLES:
@@ -108,8 +100,7 @@ def made_up(page_maker, seeds):
     return {"sizes": SIZES, "machines": ["a machine"], **work, "stages": stages}
 
 
-def test_every_figure_of_the_page_comes_from_the_results():
-    page_maker = load_page_maker()
+def test_every_number_of_the_page_comes_from_the_results():
     results = made_up(page_maker, ["0", "1", "2"])
     del results["stages"]["filtered"]["1"], results["stages"]["continued"]
     page = page_maker.render(results, "a.svg", "a.json")
@@ -123,7 +114,7 @@ def test_every_figure_of_the_page_comes_from_the_results():
                 expected.append(as_text([100 * one["dropped"] for one in results["stages"][row.texts].values()]))
             assert cells[row.title][: len(expected)] == expected
     none, filtered = (results["stages"][stage] for stage in ("noisy", "filtered"))
-    gains = [100 * (filtered[seed]["t2i_r1"] - none[seed]["t2i_r1"]) for seed in ("0", "2")]  # where both are
+    gains = [100 * (filtered[seed]["t2i_r1"] - none[seed]["t2i_r1"]) for seed in ("0", "2")]  # seeds with both
     assert f"| the filter gains | {as_text(gains, '+')} (" in page
     assert "| a new model is no worse | – |" in page
     assert "Not measured yet:\n\n- Table 13" in page
@@ -147,9 +138,8 @@ def test_every_figure_of_the_page_comes_from_the_results():
         ([], True, "–"),
     ],
 )
-def test_a_statement_of_the_paper_is_judged_by_the_paired_differences(differences, strict, verdict):
-    page_maker = load_page_maker()
-    base = [0.3, 0.7, 0.5]  # far more spread than the differences have
+def test_the_verdict_on_a_claim_comes_from_paired_differences(differences, strict, verdict):
+    base = [0.3, 0.7, 0.5]  # spread far more than the differences
     both = dict(enumerate(zip(base, differences, strict=False)))
     first = {str(seed): {"t2i_r1": start + more} for seed, (start, more) in both.items()}
     second = {str(seed): {"t2i_r1": start} for seed, start in enumerate(base)}
@@ -160,9 +150,9 @@ def test_a_statement_of_the_paper_is_judged_by_the_paired_differences(difference
 def test_the_page_in_docs_is_what_its_results_make():
     page = ROOT / "docs" / "ablations.md"
     results = json.loads(page.with_suffix(".json").read_text())
-    assert page.read_text() == load_page_maker().render(results, "ablations.svg", "ablations.json")
+    assert page.read_text() == page_maker.render(results, "ablations.svg", "ablations.json")
 
 
 def test_a_folder_without_ablations_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no ablations"):
-        load_page_maker().collect(tmp_path, [0])
+        page_maker.collect(tmp_path, [0])
