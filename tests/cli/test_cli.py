@@ -107,9 +107,28 @@ def test_mistakes_are_one_sentence(tmp_path, capsys, monkeypatch, run_config, sc
     assert "needs filter" in fail("capfilt", "score", "--shards", f"{scenes}/*.tar", "--filter", "")
 
 
-def test_help_is_quick_and_has_examples():
-    for command in (["pretrain"], ["capfilt", "score"], ["data", "make"], ["evaluate", "retrieval"]):
-        assert "Example: vlp" in " ".join(vlp(*command, "--help").split())
+def commands(group, name=()):
+    """The words that call each command of the command line, such as ("data", "import", "folder")."""
+    for one in group.registered_commands:
+        yield (*name, one.name or one.callback.__name__)
+    for one in group.registered_groups:
+        yield from commands(one.typer_instance, (*name, one.name))
+
+
+@pytest.mark.parametrize("words", list(commands(app)), ids=" ".join)
+def test_the_help_of_every_command_has_an_example_of_it(words):
+    example = f"Example: vlp {' '.join(words)} "
+    assert example in " ".join(vlp(*words, "--help").split())
+
+
+@pytest.mark.parametrize("group", [(), ("data",), ("data", "import"), ("capfilt",), ("evaluate",)], ids=" ".join)
+def test_the_help_of_a_group_lists_its_commands(group):
+    text = vlp(*group, "--help")
+    below = [words for words in commands(app) if words[: len(group)] == group]
+    assert below and all(words[len(group)] in text for words in below)
+
+
+def test_help_is_quick():
     script = (
         "import sys; import vlp, vlp.cli.main; assert not {'torch', 'transformers', 'matplotlib'} & set(sys.modules)"
     )
