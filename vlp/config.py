@@ -32,7 +32,7 @@ LengthPenalty = Annotated[float, Range(-100, 100)]
 class ImageEncoderConfig:
     """The image tower; the defaults are ViT-B/16 at 224 pixels."""
 
-    name: str = "vit"  # or timm:NAME, whose shape is timm's: only image_size, width and drop_path are read then
+    name: str = "vit"  # or timm:NAME; timm then sets the shape, and only image_size, width and drop_path are used
     image_size: Side = 224
     patch_size: Side = 16
     width: Width = 768
@@ -62,7 +62,7 @@ class TextTowerConfig:
 
 @dataclass
 class ModelConfig:
-    """One BLIP model: two towers and the width of the contrastive space."""
+    """A BLIP model: the two towers and the width of the contrastive embeddings."""
 
     image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
     text_tower: TextTowerConfig = field(default_factory=TextTowerConfig)
@@ -126,11 +126,11 @@ class DataConfig:
 
 @dataclass
 class ObjectiveConfig:
-    """What the losses need; the defaults are BLIP's."""
+    """Settings of the losses; the defaults are BLIP's."""
 
     queue_size: Natural = 57_600
     momentum: Share = 0.995
-    alpha: Share = 0.4  # share of the momentum twin's soft targets
+    alpha: Share = 0.4  # weight of the momentum twin's soft targets
     alpha_ramp_epochs: NonNegative = 2.0
     temperature: AboveZero = 0.07
     label_smoothing: DropShare = 0.1
@@ -142,7 +142,7 @@ class ObjectiveConfig:
 
 @dataclass
 class OptimConfig:
-    """AdamW and its schedule. `decay_rate` is per epoch and used by `exponential` alone."""
+    """AdamW and its schedule. `decay_rate` is per epoch; only `exponential` uses it."""
 
     learning_rate: NonNegative = 3e-4
     warmup_start: NonNegative = 1e-6
@@ -231,13 +231,13 @@ class RunConfig:
 
 @dataclass
 class RoundsConfig:
-    """CapFilt several times over; each training is a YAML file or stands here whole.
+    """Repeated CapFilt: each round scores, selects and trains. Trainings are given as YAML files or as whole sections.
 
-    The rounds say where a training writes and what a finetuning starts from. Without `data.sources` it learns from
-    `human`; pretraining learns from the selected shards as well.
+    The rounds set the output of every training and the `start_from` of finetunings. A training without `data.sources`
+    uses the shards of `human`; pretraining also uses the selected shards.
     """
 
-    count: Natural = 0  # 0: score and select once, and train nothing
+    count: Natural = 0  # 0: score and select once, without training
     pretrain: str | RunConfig = ""
     captioner: str | RunConfig = ""
     filter: str | RunConfig = ""
@@ -245,20 +245,20 @@ class RoundsConfig:
 
 @dataclass
 class CapFiltConfig:
-    """Caption and filter shards: what `vlp capfilt run` does."""
+    """The settings of `vlp capfilt run`, which captions and filters shards."""
 
     shards: str | list[str] = ""
-    human: str | list[str] = ""  # clean shards that join the output as they are
+    human: str | list[str] = ""  # clean shards that are added to the output unchanged
     captioner: str | list[str] = ""  # model folders, or hf:NAME for an image-to-text model of transformers
     filter: str | list[str] = ""  # model folders, or open_clip:NAME,PRETRAINED
     output: str = ""
-    name: FileNamePart = "capfilt"  # of the score tables: SHARD.NAME.parquet
+    name: FileNamePart = "capfilt"  # name of the score tables: SHARD.NAME.parquet
     decoding: SamplingOverrides = field(default_factory=SamplingOverrides)  # changes to the captioners' own settings
-    num_captions: Annotated[int, Range(1, 10_000)] = 1  # an image and captioner
-    rules: str = "itm >= 0.5"  # which texts stay; vlp/capfilt/rules.py says the language
+    num_captions: Annotated[int, Range(1, 10_000)] = 1  # per image and captioner
+    rules: str = "itm >= 0.5"  # selection rules: which texts are kept; see docs/capfilt.md
     batch_size: Positive = 64
     precision: Precision = "auto"
-    compile: bool = False  # blocks, by torch.compile; pays on GPUs
+    compile: bool = False  # compile the blocks by torch.compile; pays on GPUs
     seed: Natural = 0
     max_bad_share: Share = 0.1
     rounds: RoundsConfig = field(default_factory=RoundsConfig)

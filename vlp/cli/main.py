@@ -1,4 +1,4 @@
-"""Every command in one app. Heavy imports stand inside the commands, so that --help is quick."""
+"""The command line. Commands import heavy modules when they run, so that `--help` is fast."""
 
 import io
 import logging
@@ -18,8 +18,8 @@ from vlp.cli.failures import OneLineFormatter, explain, one_line, silence_stdout
 from vlp.cli.training import finetune, pretrain, tokenizer
 from vlp.cli.use import caption, convert, match, search
 
-INTERRUPTED = 130  # what typer returns after Ctrl-C
-UsageError: Any = typer.BadParameter.__base__  # of click, or of the copy of it that newer versions of typer hold
+INTERRUPTED = 130  # typer's exit code after Ctrl-C
+UsageError: Any = typer.BadParameter.__base__  # click's class, or that of the copy of click in newer versions of typer
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -54,7 +54,7 @@ def main() -> None:
         code = _show_usage_error(error)
     except typer.Abort:
         code = INTERRUPTED
-    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
         silence_stdout()
         code = 1
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What several commands share: options that mean the same everywhere, and how results are printed."""
+"""Options that several commands share, and how commands print results."""
 
 import json
 from typing import Annotated, Any
@@ -8,8 +8,8 @@ import typer
 from vlp import config
 from vlp.files import write_json
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change, as key.sub=value.")]
+Json = Annotated[bool, typer.Option("--json", help="Print results as JSON.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings that override the file, as key.sub=value.")]
 Precision = Annotated[config.Precision, typer.Option(help="Number format of the models.")]
 Shards = Annotated[
     list[str], typer.Option("--shards", help="Shards: paths, globs, brace patterns or URLs; repeatable.")
@@ -20,7 +20,7 @@ Out = Annotated[str | None, typer.Option("--out", help="Also write the numbers t
 
 
 def print_values(values: dict[str, Any], as_json: bool) -> None:
-    """Results a line each for people, or as JSON for programs."""
+    """Print results, one per line for people or as JSON for programs."""
     if as_json:
         print(json.dumps(values))
         return
@@ -30,7 +30,7 @@ def print_values(values: dict[str, Any], as_json: bool) -> None:
 
 
 def save_results(results: dict[str, Any], out: str | None, as_json: bool) -> None:
-    """Print results, and write them to the JSON file `out` when given."""
+    """Print results, and also write them to the JSON file `out` if it is given."""
     if out:
         write_json(out, results)
     print_values(results, as_json)
