@@ -100,6 +100,7 @@ def test_wrong_configs_are_refused_in_a_sentence(run_config, overrides, says):
     ("error", "sentence"),
     [
         ("[gloo/transport/tcp/unbound_buffer.cc:84] Timed out waiting 1800000ms for recv", "did not answer for 30 min"),
+        ("DataLoader worker (pid 7) is killed by signal: Killed. ", r"A data worker ended .*\(signal: Killed\)"),
         ("[gloo/transport/tcp/pair.cc:545] Read error: Connection reset by peer", "Another process of the run ended"),
     ],
 )

@@ -41,7 +41,7 @@ def test_a_signal_ends_the_run_after_its_step_and_a_resume_is_exact(run_config, 
     whole, part = run_config("whole", *settings), run_config("part", *settings)
     train(whole)
     send_at_step(monkeypatch, 5, number)
-    with pytest.raises(WorkError, match=r"^Stopped at step 5; continue with --resume\.$"):
+    with pytest.raises(WorkError, match=r"^Stopped at step 5; rerun the command to continue .*--resume\)\.$"):
         train(part)
     assert [path.name for path in checkpoints(Path(part.output))] == ["step-00000005"]
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -142,7 +142,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_and_a_resume_is_exact(run_c
 
 
 def stop_sentence(checkpoint: Path) -> str:
-    return f"Stopped at step {int(checkpoint.name.removeprefix('step-'))}; continue with --resume."
+    return f"Stopped at step {int(checkpoint.name.removeprefix('step-'))}; {stop_signals.CONTINUE}."
 
 
 def test_a_launcher_may_send_its_copy_later(monkeypatch):

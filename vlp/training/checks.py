@@ -3,6 +3,7 @@
 import os
 import shutil
 import socket
+import time
 from pathlib import Path
 
 import torch
@@ -16,6 +17,8 @@ from vlp.errors import FullDiskError, UserError, WorkError
 from vlp.files import prepare_output, write_errors
 from vlp.training.resume_settings import check_resumed_settings
 from vlp.training.validation import check_validation
+
+APPEARS_WITHIN = 3.0  # seconds
 
 
 def check_config(config: RunConfig) -> None:
@@ -113,7 +116,7 @@ def check_shared(output: Path) -> None:
         with write_errors(output):
             (output / token).touch()
     barrier()
-    seen = gather_objects((socket.gethostname(), (output / token).exists()))
+    seen = gather_objects((socket.gethostname(), _appears(output / token)))
     if is_main():
         (output / token).unlink()
     blind = sorted({host for host, sees in seen if not sees})
@@ -123,3 +126,11 @@ def check_shared(output: Path) -> None:
             "set output to a folder on a file system that all machines share."
         )
         raise UserError(sentence) if is_main() else SystemExit(2)
+
+
+def _appears(path: Path) -> bool:
+    """Whether a file exists, at once or after the delay that a network file system may have."""
+    deadline = time.monotonic() + APPEARS_WITHIN
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return path.exists()

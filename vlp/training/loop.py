@@ -25,7 +25,7 @@ from vlp.training.model_card import model_card
 from vlp.training.optim import learning_rate
 from vlp.training.record_window import RecordWindow
 from vlp.training.run import Outcome, Run, prepare_run
-from vlp.training.stop_signals import stop_on_signals, stopped
+from vlp.training.stop_signals import CONTINUE, stop_on_signals, stopped
 from vlp.training.validation import validate
 
 
@@ -43,7 +43,7 @@ def train(config: RunConfig, resume: bool = False) -> dict:
         WorkError: too many samples were bad, a loss was not finite, a process was lost, or the run was stopped by
             SIGTERM or SIGINT. Processes other than the first raise SystemExit instead where all fail together.
     """
-    with stop_on_signals() as stop, _lost_processes_as_one_sentence(config):
+    with stop_on_signals() as stop, _lost_processes_in_one_sentence(config):
         join_processes(config.collective_timeout_minutes)
         run_on_main(lambda: check_config(config))
         if open_run_folder(config, resume):
@@ -64,7 +64,7 @@ def train_steps(run: Run) -> None:
         Progress("steps", schedule.steps, run.step, quiet=not is_main()) as progress,
     ):
         if run.agree(wait=False) == Outcome.STOP:
-            raise stopped(f"Stopped at step {run.step}; continue with --resume.")
+            raise stopped(f"Stopped at step {run.step}; {CONTINUE}.")
         if not run.validated:  # the run ended after its checkpoint and before its scores
             _validate_between_steps(run, log, progress)
         while run.step < schedule.steps:
@@ -96,7 +96,7 @@ def train_steps(run: Run) -> None:
             if saves or outcome == Outcome.STOP:
                 run.save_checkpoint()
             if outcome == Outcome.STOP and run.step < schedule.steps:
-                raise stopped(f"Stopped at step {run.step}; continue with --resume.")
+                raise stopped(f"Stopped at step {run.step}; {CONTINUE}.")
             if config.evaluate_every and run.is_due(config.evaluate_every) and run.step < schedule.steps:
                 _validate_between_steps(run, log, progress)
 
@@ -114,7 +114,7 @@ def finish(run: Run) -> dict:
     run_on_main(write_model)
     scores = validate(run.config, run.task.model, run.tokenizer, run.decoding, run.stop)
     if scores is None:
-        raise stopped("Stopped during the last validation; the model is complete, --resume validates it again.")
+        raise stopped(f"Stopped during the last validation; the model is complete; {CONTINUE}.")
     results = {**run.record, **scores}
 
     def write_results() -> None:
@@ -173,7 +173,7 @@ def _validate_between_steps(run: Run, log: RunLog | None, progress: Progress) ->
     run.window.started += time.monotonic() - paused
     if scores is None:
         run.save_checkpoint()
-        raise stopped(f"Stopped at step {run.step}, during validation; continue with --resume.")
+        raise stopped(f"Stopped at step {run.step}, during validation; {CONTINUE}.")
     if log:
         log.write({"step": run.step, **scores})
         progress.say("  ".join([f"step {run.step}", *(f"{name} {value:.3f}" for name, value in scores.items())]))
@@ -192,19 +192,23 @@ def _not_finite(run: Run, rate: float) -> BaseException:
 
 
 @contextmanager
-def _lost_processes_as_one_sentence(config: RunConfig) -> Iterator[None]:
-    """Turn errors of collective operations, which name sockets and ranks, into a WorkError."""
+def _lost_processes_in_one_sentence(config: RunConfig) -> Iterator[None]:
+    """Turn errors of collective operations, which name sockets and ranks, and of data workers into a WorkError."""
     try:
         yield
     except RuntimeError as error:
         text = str(error)
+        if "DataLoader worker" in text:
+            reason = text.split("by signal: ")[-1].split(".")[0] if "by signal: " in text else "unknown"
+            raise WorkError(
+                f"A data worker ended unexpectedly (signal: {reason}), often for lack of memory; lower data.workers, "
+                f"and {CONTINUE}."
+            ) from error
         if not isinstance(error, torch.distributed.DistError) and "gloo" not in text and "NCCL" not in text:
             raise
         if "timed out" in text.lower() or "timeout" in text.lower():
             raise WorkError(
                 f"Another process did not answer for {config.collective_timeout_minutes:g} minutes "
-                "(collective_timeout_minutes); see its output, and continue with --resume."
+                f"(collective_timeout_minutes); see its output, and {CONTINUE}."
             ) from error
-        raise WorkError(
-            "Another process of the run ended; see its error message, and continue with --resume."
-        ) from error
+        raise WorkError(f"Another process of the run ended; see its error message, and {CONTINUE}.") from error

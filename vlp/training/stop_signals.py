@@ -18,7 +18,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # sent already, `timeout` signals the process and then its group. Such copies arrive within this many seconds.
 COPIES_WITHIN, COPIES_WITHIN_LAUNCHED = 0.3, 2.0
 STOP_KEY = "stop requested"
-BEFORE_FIRST_STEP = "Stopped before the first step; start again with --resume."
+CONTINUE = "rerun the command to continue (`vlp pretrain` and `vlp finetune` with --resume)"
+BEFORE_FIRST_STEP = f"Stopped before the first step; {CONTINUE}."
 
 
 class _StopNow(BaseException):
