@@ -140,6 +140,18 @@ def read_text(path: str | Path, what: str = "file", most: int = MOST_TEXT) -> st
         raise UserError(f"The {what} {path} is not a UTF-8 text file.") from None
 
 
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The JSON object that a file holds; raises UserError if it cannot be read or is no object."""
+    text = read_text(path)
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):  # RecursionError: thousands of nested brackets
+        values = None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is not a readable JSON object.")
+    return values
+
+
 def prepare_output(path: str | Path) -> None:
     """Make sure that nothing is overwritten.
 

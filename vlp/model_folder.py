@@ -12,7 +12,7 @@ from vlp.config import DecodingConfig, ModelConfig
 from vlp.config_reader import from_dict, to_dict
 from vlp.data.tokenizer import CaptionTokenizer, load_tokenizer
 from vlp.errors import UserError
-from vlp.files import writing_folder
+from vlp.files import read_json, writing_folder
 from vlp.models.blip import Blip
 
 FORMAT = "vlp-blip-1"
@@ -50,23 +50,26 @@ def read_model(folder: str | Path) -> SavedModel:
         )
     blip = Blip(config)
     try:
-        blip.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+        weights = load_file(folder / "model.safetensors")
+        blip.load_state_dict(weights, strict=True)
     except SafetensorError as error:
         raise UserError(f"{folder}/model.safetensors cannot be read: {error}.") from None
     except RuntimeError as error:
         problem = " ".join(str(error).split("\n\t")[-1].split())
         raise UserError(f"{folder}/model.safetensors does not fit its config.json: {problem}") from None
+    broken = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise UserError(f"{folder}/model.safetensors has values that are not finite numbers, in {broken[0]}.")
     card = folder / "README.md"
-    return SavedModel(blip.eval(), tokenizer, decoding, card.read_text() if card.is_file() else "")
+    return SavedModel(blip.eval(), tokenizer, decoding, card.read_text("utf-8", "replace") if card.is_file() else "")
 
 
 def is_model_folder(folder: str | Path) -> bool:
     """Whether config.json declares a model of this format."""
     try:
-        values = json.loads((Path(folder) / "config.json").read_text())
-    except (OSError, ValueError):
+        return read_json(Path(folder) / "config.json").get("format") == FORMAT
+    except UserError:
         return False
-    return isinstance(values, dict) and values.get("format") == FORMAT
 
 
 def save_model(
@@ -98,11 +101,8 @@ def save_model(
 
 
 def _read_config(folder: Path) -> tuple[ModelConfig, DecodingConfig]:
-    try:
-        values = json.loads((folder / "config.json").read_text())
-    except ValueError:
-        raise UserError(f"{folder}/config.json is not valid JSON.") from None
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
+    values = read_json(folder / "config.json")
+    if values.get("format") != FORMAT:
         raise UserError(f"{folder} is not a model folder: its config.json does not have format {FORMAT}.")
     try:
         return from_dict(ModelConfig, values["model"]), from_dict(DecodingConfig, values.get("decoding", {}))

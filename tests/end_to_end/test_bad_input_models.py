@@ -93,8 +93,8 @@ MODELS = {
     "config nested deep": (write("config.json", b"[" * 100_000), "config.json"),
     "config with half a character": (change_config(lambda values: {**values, "model": "\ud800"}), "model"),
     "format of another version": (change_config(lambda values: {**values, "format": "vlp-blip-99"}), "format"),
-    "format of another kind": (write("config.json", b'{"model_type": "llama"}'), "llama"),
-    "CLIP": (write("config.json", b'{"model_type": "clip"}'), "clip"),
+    "format of another kind": (write("config.json", b'{"model_type": "llama"}'), "config.json"),
+    "CLIP": (write("config.json", b'{"model_type": "clip"}'), "config.json"),
     "no model in the config": (change_config(lambda values: {"format": values["format"]}), "config.json"),
     "unknown key": (set_model("wings", value=2), "wings"),
     "width a text": (set_model("text_tower", "width", value="wide"), "width"),
@@ -115,7 +115,7 @@ MODELS = {
     "a tensor missing": (change_weights(lambda state: dict(list(state.items())[1:])), "model.safetensors"),
     "a tensor too many": (change_weights(lambda state: {**state, "x": torch.ones(2)}), "model.safetensors"),
     "a wrong shape": (
-        change_weights(lambda state: {name: value[:1].clone() for name, value in state.items()}),
+        change_weights(lambda state: {name: value[None].clone() for name, value in state.items()}),
         "model.safetensors",
     ),
     "weights of NaN": (

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from keyword import iskeyword
 from pathlib import Path
@@ -17,11 +18,11 @@ from vlp.capfilt.query import select_rows
 from vlp.capfilt.rules import SPACES, parse_rules
 from vlp.capfilt.uids import write_uids
 from vlp.data.find_tables import find_tables, shard_and_name
-from vlp.data.score_tables import SCHEMA, check_table
+from vlp.data.score_tables import SCHEMA, check_table, is_readable
 from vlp.data.shard_index import IMAGE_EXTENSIONS, expand_shards, index_shard, open_shard
 from vlp.data.shard_writer import ShardWriter
 from vlp.data.shards import read_members
-from vlp.errors import UserError, WorkError
+from vlp.errors import FullDiskError, UserError, WorkError
 from vlp.extras import extra
 from vlp.files import prepare_output, scratch_folder, writing, writing_folder
 from vlp.log import Progress
@@ -83,22 +84,36 @@ def select(
     target, counts = Path(targets[0]), SelectCounts()
     prepare_output(str(target))
     write = writing_folder if output else writing
-    try:
-        with (
-            scratch_folder(target) as spill,
-            write(target) as result,
-            Progress("tables", len(tables), quiet=quiet) as progress,
-        ):
-            selected = _count_tables(select_rows(tables, compiled, others, spill), progress)
-            if output:
-                _write_shards(result, selected, clean, counts)
-            elif uids:
-                write_uids(result, _selected_uids(selected, counts), spill)
-            else:
-                _write_table(result, selected, counts)
-    except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
-        raise WorkError(f"{target} cannot be written: {str(error).splitlines()[0]}.") from None
+    with (
+        _read_errors(tables, target),
+        scratch_folder(target) as spill,
+        write(target) as result,
+        Progress("tables", len(tables), quiet=quiet) as progress,
+    ):
+        selected = _count_tables(select_rows(tables, compiled, others, spill), progress)
+        if output:
+            _write_shards(result, selected, clean, counts)
+        elif uids:
+            write_uids(result, _selected_uids(selected, counts), spill)
+        else:
+            _write_table(result, selected, counts)
     return counts
+
+
+@contextmanager
+def _read_errors(tables: list[str], target: Path) -> Iterator[None]:
+    """Raise a WorkError that names a damaged table, or else the target, for any error of duckdb or of writing."""
+    try:
+        yield
+    except FullDiskError:
+        raise
+    except (duckdb.Error, WorkError) as error:
+        damaged = next((path for path in tables if not is_readable(path)), None)
+        if damaged:
+            raise WorkError(f"{damaged} is damaged; score its shard again.") from None
+        if isinstance(error, WorkError):
+            raise
+        raise WorkError(f"{target} cannot be written: {str(error).splitlines()[0].rstrip('.')}.") from None
 
 
 def parse_also(given: list[str]) -> dict[str, list[str]]:

@@ -1,6 +1,5 @@
 """Reading other projects' files, from a folder or the hub, without running any code that they contain."""
 
-import json
 import pickle
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vlp import files
 from vlp.errors import UserError
 
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin", "*.json", "*.txt", "*.model", "*.jinja")
@@ -42,15 +42,9 @@ def read_json(path: Path) -> dict:
     Raises:
         UserError: the file is missing, or does not contain a JSON object.
     """
-    try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path.parent} is not a model folder: it has no {path.name}.") from None
-    except (ValueError, OSError):
-        values = None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is not a readable JSON object.")
-    return values
+    if not path.exists():
+        raise UserError(f"{path.parent} is not a model folder: it has no {path.name}.")
+    return files.read_json(path)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -66,7 +60,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         if (folder / single).is_file():
             names = [single]
         elif (folder / index).is_file():
-            names = sorted(set(read_json(folder / index).get("weight_map", {}).values()))
+            names = _indexed_files(folder / index)
         else:
             continue
         weights: dict[str, Tensor] = {}
@@ -75,6 +69,14 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
             weights |= read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
         return weights
     raise UserError(f"{folder} is not a model folder: it has no model.safetensors and no pytorch_model.bin.")
+
+
+def _indexed_files(path: Path) -> list[str]:
+    """The names of the files among which an index distributes the weights."""
+    weights = read_json(path).get("weight_map")
+    if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights.values()):
+        raise UserError(f"{path} has no weight_map from tensors to files.")
+    return sorted(set(weights.values()))
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

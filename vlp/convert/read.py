@@ -74,7 +74,7 @@ def _read(source: str, tokenizer: str) -> tuple[Converted, CaptionTokenizer]:
     facts = read_json(path / "config.json")
     if "format" in facts:
         raise UserError(f"{path} is a model folder of vlp already.")
-    kind = facts.get("model_type")
+    kind = str(facts.get("model_type"))
     readers: dict[str, Callable[[Path, dict[str, Tensor]], Converted]] = {
         "blip": from_transformers,
         "bert": text_tower,

@@ -112,7 +112,7 @@ def image_tower(source: str) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
     folder = find_folder(source)
     facts, weights = read_json(folder / "config.json"), read_weights(folder)
     facts = facts.get("vision_config", facts)
-    kind = facts.get("model_type")
+    kind = str(facts.get("model_type"))
     if kind not in ("vit", "deit", "blip_vision_model"):
         raise UserError(f"{source} is of the kind {kind!r}, not a ViT; for CLIP use open_clip:NAME,PRETRAINED.")
     make, layers, token = (

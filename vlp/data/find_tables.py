@@ -2,9 +2,7 @@
 
 import re
 
-import pyarrow.parquet as pq
-
-from vlp.data.score_tables import SCHEMA, VERSION, read_settings
+from vlp.data.score_tables import VERSION, has_columns, read_settings
 from vlp.data.shard_index import expand_shards
 from vlp.errors import UserError
 
@@ -34,7 +32,7 @@ def find_tables(patterns: str | list[str]) -> list[str]:
             raise UserError(
                 f"{path} has format version {settings.get('version')}, not {VERSION}; score its shard again."
             )
-        if settings is None or not set(SCHEMA.names) <= set(pq.read_schema(path).names):
+        if settings is None or not has_columns(path):
             raise UserError(f"{path} is not a score table; `vlp capfilt score` writes SHARD.capfilt.parquet.")
     return found
 

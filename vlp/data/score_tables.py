@@ -184,9 +184,34 @@ def read_settings(shard: str, name: str = NAME) -> dict[str, Any] | None:
     """
     try:
         metadata = pq.read_schema(table_path(shard, name)).metadata or {}
-        return json.loads(metadata[METADATA.encode()])
-    except (OSError, KeyError, ValueError, pa.ArrowException):
+        settings = json.loads(metadata[METADATA.encode()])
+    except (OSError, KeyError, ValueError, RecursionError, pa.ArrowException):
         return None
+    return settings if isinstance(settings, dict) else None
+
+
+def has_columns(table: str | Path) -> bool:
+    """Whether a readable parquet file has all columns of a score table: texts, numbers, or nothing but nulls."""
+    schema = pq.read_schema(table)
+    kinds = {name: _kind(schema.field(name).type) for name in SCHEMA.names if name in schema.names}
+    return all(kinds.get(field.name) in (_kind(field.type), "null") for field in SCHEMA)
+
+
+def _kind(type: pa.DataType) -> str:
+    if pa.types.is_string(type) or pa.types.is_large_string(type):
+        return "text"
+    if pa.types.is_integer(type) or pa.types.is_floating(type):
+        return "number"
+    return str(type)
+
+
+def is_readable(table: str | Path) -> bool:
+    """Whether all rows of a table can be read."""
+    try:
+        pq.ParquetFile(table).read()
+    except (OSError, pa.ArrowException):
+        return False
+    return True
 
 
 def check_table(shard: str, name: str = NAME) -> None:
@@ -200,6 +225,8 @@ def check_table(shard: str, name: str = NAME) -> None:
         raise UserError(f"{shard} has no score table; run `vlp capfilt score` on it first.")
     if settings.get("version") != VERSION:
         raise UserError(f"The table of {shard} has version {settings.get('version')}, not {VERSION}; score it again.")
+    if not has_columns(table_path(shard, name)):
+        raise UserError(f"The table of {shard} lacks columns, or has them of other types; score the shard again.")
     if not is_same_shard(shard, settings):
         raise UserError(f"{shard} was changed after it was scored; score it again.")
 

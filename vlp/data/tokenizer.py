@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vlp.data.transforms import clean_caption, prompted_caption
 from vlp.errors import UserError
-from vlp.files import writing_folder
+from vlp.files import read_json, writing_folder
 
 FirstToken = Literal["[CLS]", "[ENC]", "[DEC]"]
 BERT_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -146,10 +146,10 @@ def load_tokenizer(folder: str) -> CaptionTokenizer:
 def _read_roles(path: Path) -> dict[str, str]:
     """The token of each role; BERT's if the file does not name one."""
     try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError):
+        config = read_json(path)
+    except UserError:
         config = {}
-    tokens = {role: config.get(f"{role}_token") for role in BERT_ROLES} if isinstance(config, dict) else {}
+    tokens = {role: config.get(f"{role}_token") for role in BERT_ROLES}
     return {**BERT_ROLES, **{role: token for role, token in tokens.items() if isinstance(token, str)}}
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from vlp.data.score_tables import is_readable
 from vlp.data.text_choice import SOURCES
 from vlp.errors import WorkError
 from vlp.extras import extra
@@ -103,7 +103,7 @@ def open_tables(paths: list[str]) -> Iterator[Connection]:
             yield connection
         except duckdb.Error as error:
             reason = str(error).splitlines()[0].rstrip(".")
-            damaged = next((path for path in paths if not _is_readable(path)), None)
+            damaged = next((path for path in paths if not is_readable(path)), None)
             if damaged:
                 raise WorkError(f"{damaged} cannot be read: {reason}; score its shard again.") from None
             raise WorkError(f"The score tables cannot be read: {reason}.") from None
@@ -302,14 +302,6 @@ def _grams(n: int) -> str:
 def _literal(path: str) -> str:
     """A path as a duckdb pattern, with wildcard characters escaped."""
     return re.sub(r"([*?\[])", r"[\1]", path)
-
-
-def _is_readable(path: str) -> bool:
-    try:
-        pq.ParquetFile(path).read()
-    except (OSError, pa.ArrowException):
-        return False
-    return True
 
 
 def one_row(connection: Connection, query: str) -> tuple:
