@@ -6,12 +6,13 @@ import torch
 
 from vlp.bench.caption import Size
 from vlp.bench.timing import Measured, Work, compare, device
+from vlp.config import Precision
 from vlp.models.cpu.attention import fused_attention, plain_attention, use_fused_kernel
 
 TOKENS = 16  # tokens of a caption
 
 
-def bench_attention(size: Size, precision: str, batch: int, peers: bool) -> list[Measured]:
+def bench_attention(size: Size, precision: Precision, batch: int, peers: bool) -> list[Measured]:
     """Measure self-attention of images and texts, and cross-attention, with `batch` rows per call.
 
     Ours is the kernel that vlp chooses for the shape; the peer is the other one.

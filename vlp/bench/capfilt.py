@@ -13,7 +13,7 @@ from vlp.bench.timing import Measured, Work, compare, device
 from vlp.capfilt.score import ScoreSettings, score_batch
 from vlp.capfilt.scorers import Scorers, load_scorers
 from vlp.capfilt.scoring_batches import ScoringBatch
-from vlp.config import SamplingOverrides
+from vlp.config import Precision, SamplingOverrides
 from vlp.data.bad_samples import BadSamples
 from vlp.data.shards import Sample
 from vlp.data.tokenizer import BERT_SPECIALS, BLIP_SPECIALS, CaptionTokenizer
@@ -24,7 +24,7 @@ from vlp.models.cpu.linear import constant_weights
 WORDS = 14  # words of a web text
 
 
-def bench_capfilt(size: Size, precision: str, batch: int, peers: bool) -> list[Measured]:
+def bench_capfilt(size: Size, precision: Precision, batch: int, peers: bool) -> list[Measured]:
     """Score one batch of images in memory, each with a web text and a new caption.
 
     The first peer computes only captions and ITM scores. The second one also computes ITC scores and likelihoods, like
@@ -59,7 +59,7 @@ def bench_capfilt(size: Size, precision: str, batch: int, peers: bool) -> list[M
     return lines
 
 
-def _load_scorers(size: Size, tokenizer: CaptionTokenizer, precision: str) -> Scorers:
+def _load_scorers(size: Size, tokenizer: CaptionTokenizer, precision: Precision) -> Scorers:
     """A captioner and a filter, loaded from model folders as `vlp capfilt score` does."""
     with TemporaryDirectory() as folder:
         captioner, filter = f"{folder}/captioner", f"{folder}/filter"

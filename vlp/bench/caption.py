@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from vlp.bench.timing import Measured, Work, compare, device
-from vlp.config import DecodingConfig, ImageEncoderConfig, ModelConfig, TextTowerConfig
+from vlp.config import DecodingConfig, ImageEncoderConfig, ModelConfig, Precision, TextTowerConfig
 from vlp.generation.caption_step import CaptionStepper
 from vlp.generation.decode import generate
 from vlp.generation.token_rules import TokenRules
@@ -58,7 +58,7 @@ SMALL = Size(192, 4, 3, 128, 4096)
 BASE = Size()
 
 
-def bench_caption(size: Size, precision: str, batch: int, peers: bool, compiled: bool = False) -> list[Measured]:
+def bench_caption(size: Size, precision: Precision, batch: int, peers: bool, compiled: bool = False) -> list[Measured]:
     """Caption one batch of images by nucleus sampling (one and five captions per image) and by beam search.
 
     The time includes encoding the images.

@@ -10,7 +10,7 @@ from vlp.bench.caption import Size
 from vlp.bench.peers import PeerProcess
 from vlp.bench.timing import Measured, Work, compare, device
 from vlp.bench.train import MAX_TOKENS, bench_captions, bench_tokenizer, optimizer_step
-from vlp.config import ModelConfig, OptimConfig
+from vlp.config import ModelConfig, OptimConfig, Precision
 from vlp.losses.contrastive import contrastive_loss
 from vlp.models.blip import Blip
 from vlp.models.cpu.optimise import optimise_for_cpu
@@ -20,7 +20,7 @@ EMBED_DIM = 512
 CONTEXTS = (77, 32)  # tokens to which open_clip pads every text: its default, and a --force-context-length
 
 
-def bench_clip(size: Size, precision: str, batch: int, peers: bool, repeats: int) -> list[Measured]:
+def bench_clip(size: Size, precision: Precision, batch: int, peers: bool, repeats: int) -> list[Measured]:
     """Run an optimizer step of an image and a text tower with the contrastive loss, on random images and captions.
 
     The peer is measured at two text lengths.
@@ -50,7 +50,7 @@ def bench_clip(size: Size, precision: str, batch: int, peers: bool, repeats: int
     return lines
 
 
-def _training_step(config: ModelConfig, ids: torch.Tensor, mask: torch.Tensor, precision: str) -> Work:
+def _training_step(config: ModelConfig, ids: torch.Tensor, mask: torch.Tensor, precision: Precision) -> Work:
     torch.manual_seed(0)
     blip = Blip(config).to(device())
     optimise_for_cpu(blip)

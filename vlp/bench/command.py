@@ -11,6 +11,7 @@ from vlp.bench.rerank import bench_rerank
 from vlp.bench.selection import bench_select
 from vlp.bench.timing import Measured
 from vlp.bench.train import bench_train
+from vlp.config import Precision
 
 What = Literal["attention", "capfilt", "caption", "clip", "data", "rerank", "select", "train"]
 PARTS = {
@@ -24,7 +25,7 @@ SIZES = {"base": BASE, "small": SMALL}
 def bench(
     what: What,
     size: str,
-    precision: str,
+    precision: Precision,
     batch: int,
     peers: bool,
     repeats: int = 5,

@@ -6,6 +6,7 @@ import torch
 
 from vlp.bench.caption import Size
 from vlp.bench.timing import Measured, Work, compare, device
+from vlp.config import Precision
 from vlp.models.blip import Blip
 from vlp.models.cpu.linear import constant_weights
 from vlp.models.cpu.optimise import optimise_for_cpu
@@ -13,7 +14,7 @@ from vlp.models.cpu.optimise import optimise_for_cpu
 TEXTS, TOKENS = 64, 16  # texts per image, tokens per text
 
 
-def bench_rerank(size: Size, precision: str, images: int, peers: bool) -> list[Measured]:
+def bench_rerank(size: Size, precision: Precision, images: int, peers: bool) -> list[Measured]:
     """Match `images` encoded images with 64 texts each."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     torch.manual_seed(0)

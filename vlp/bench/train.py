@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from vlp.bench.caption import Size
 from vlp.bench.peers import PeerProcess
 from vlp.bench.timing import Measured, Work, compare, device
-from vlp.config import ObjectiveConfig, OptimConfig, RunConfig
+from vlp.config import ObjectiveConfig, OptimConfig, Precision, RunConfig
 from vlp.data.loader import Batch
 from vlp.data.tokenizer import BERT_SPECIALS, BLIP_SPECIALS, CaptionTokenizer
 from vlp.models.blip import Blip
@@ -31,7 +31,7 @@ TOKENS = (6, 9, 10, 11, 12, 13, 14, 15, 17, 19, 26)
 
 
 def bench_train(
-    size: Size, precision: str, batch: int, peers: bool, repeats: int, compiled: bool = False
+    size: Size, precision: Precision, batch: int, peers: bool, repeats: int, compiled: bool = False
 ) -> list[Measured]:
     """Run an optimizer step on random images and captions, under autocast in bf16.
 
@@ -83,7 +83,7 @@ def bench_tokenizer(vocabulary: int) -> CaptionTokenizer:
     return CaptionTokenizer(tokenizer)
 
 
-def optimizer_step(losses: Callable[[], torch.Tensor], optimizer: torch.optim.Optimizer, precision: str) -> Work:
+def optimizer_step(losses: Callable[[], torch.Tensor], optimizer: torch.optim.Optimizer, precision: Precision) -> Work:
     """One step: forward (under autocast if the precision is bf16), backward and optimizer."""
 
     def step() -> None:
@@ -96,7 +96,7 @@ def optimizer_step(losses: Callable[[], torch.Tensor], optimizer: torch.optim.Op
     return step
 
 
-def _training_step(size: Size, precision: str, captions: list[str], compiled: bool = False) -> Work:
+def _training_step(size: Size, precision: Precision, captions: list[str], compiled: bool = False) -> Work:
     torch.manual_seed(0)
     shape = size.config()
     blip = Blip(replace(shape, text_tower=replace(shape.text_tower, dropout=DROPOUT))).to(device())

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vlp.capfilt.run import run_capfilt, score_shards
-from vlp.config import RunConfig
+from vlp.config import RunConfig, TaskName
 from vlp.demo.stages import (
     QUICK_RULES,
     DemoSizes,
@@ -85,7 +85,8 @@ def measure_speeds(root: Path, sizes: DemoSizes, seed: int) -> Speeds:
         pretraining = replace(pretrain_config(root, "noisy", ["human", "web"], mini, seed), log_every=1)
         seconds = _timed(lambda: train_once(pretraining))
         steps = {"noisy": _step_seconds(pretraining)}
-        for name, task in (("captioner", "captioning"), ("filter", "retrieval")):
+        tasks: dict[str, TaskName] = {"captioner": "captioning", "filter": "retrieval"}
+        for name, task in tasks.items():
             config = replace(finetune_config(root, name, task, mini, seed), log_every=1)
             finetune(root, name, config)
             steps[name] = _step_seconds(config)

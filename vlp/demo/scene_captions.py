@@ -93,12 +93,11 @@ def wrong_text(kind: str, objects: list[dict], relation: str | None, other: str,
     changed = [dict(thing) for thing in objects]
     tables = {"colour": COLOURS, "shape": SHAPES, "size": SIZES}
     # Each attribute and the relation are equally likely to be changed.
-    changeable = [(thing, attribute) for thing in changed for attribute in tables] + (
-        [(None, None)] if relation else []
-    )
-    thing, attribute = rng.choice(changeable)
-    if thing is None:
+    attributes = [(thing, attribute) for thing in changed for attribute in tables]
+    number = rng.randrange(len(attributes) + (relation is not None))
+    if relation is not None and number == len(attributes):
         return describe(changed, INVERSE[relation], rng)
+    thing, attribute = attributes[number]
     table = tables[attribute]
     thing[attribute] = rng.choice([value for value in table if value != thing[attribute]])
     return describe(changed, relation, rng)

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def loss_curves(logs: dict[str, str | Path], names: tuple[str, ...] = ("itc", "itm", "lm")) -> str:
+def loss_curves(logs: Mapping[str, str | Path], names: tuple[str, ...] = ("itc", "itm", "lm")) -> str:
     """An SVG with one panel per loss and one line per run.
 
     Args:
