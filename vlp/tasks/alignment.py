@@ -23,8 +23,8 @@ TEMPERATURE_RANGE = (0.001, 0.5)
 class Alignment(nn.Module):
     """The momentum twin, the queue, and the two losses that need them (paper, section 3.2).
 
-    Every rank holds the rows of its own samples against the columns of all ranks, so losses averaged over ranks are
-    those of one process with the whole batch.
+    Each process compares the rows of its own samples with the columns of all processes, so the mean of the losses over
+    processes is the loss of one process with the whole batch.
     """
 
     def __init__(self, objective: ObjectiveConfig, model: Blip, enc_id: int, seed: int):

@@ -1,1 +1,1 @@
-"""Training: the loop and what it needs."""
+"""Training: the loop, its checks, checkpoints and stop signals."""
