@@ -1,4 +1,4 @@
-"""The command line: each command on real input, and one sentence with exit code 2 for what is wrong."""
+"""The command line: commands run on real input, and wrong calls end with one sentence and exit code 2."""
 
 import json
 import subprocess
@@ -12,14 +12,14 @@ from vlp.config_reader import save_config
 
 
 def vlp(*arguments, code=0):
-    """Run a command in this process; returns what it printed."""
+    """Run a command in this process and return its output."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == code, (result.output, result.exception)
     return result.output
 
 
 def fails(capsys, monkeypatch, *arguments) -> str:
-    """Run a command that must end with 2 and one sentence; returns the sentence."""
+    """Run a command that must exit with code 2 and one sentence; returns the sentence."""
     monkeypatch.setattr(sys, "argv", ["vlp", *map(str, arguments)])
     with pytest.raises(SystemExit) as stop:
         main()
@@ -30,7 +30,7 @@ def fails(capsys, monkeypatch, *arguments) -> str:
     return error
 
 
-def test_the_way_from_scenes_to_captions(tmp_path, run_config):
+def test_all_commands_from_scenes_to_captions(tmp_path, run_config):
     vlp("data", "make", tmp_path / "web", "--num", 24, "--split", "web", "--image-size", 32, "--shard-size", 12)
     out = vlp("data", "inspect", tmp_path / "web/*.tar", "--sheet", tmp_path / "sheet.png", "--json")
     assert json.loads(out)["samples"] == 24

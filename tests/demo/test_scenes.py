@@ -1,4 +1,4 @@
-"""Synthetic scenes: deterministic, true where they say so, and with the chosen share of wrong texts."""
+"""Synthetic scenes: deterministic, with correct ground truth and the requested share of wrong texts."""
 
 import random
 from collections import Counter
@@ -12,14 +12,14 @@ from vlp.demo.scenes import make_sample, make_scene, write_scenes
 from vlp.errors import UserError
 
 
-def test_a_human_split_is_clean_and_its_truth_is_what_the_text_says():
+def test_captions_of_a_human_split_agree_with_the_truth():
     for number in range(300):
         _, text, facts = make_sample(number, "human", 0.4, 32, seed=3)
         assert facts["truth"]["text_right"]
         assert caption_is_exact(text, facts["truth"])
 
 
-def test_a_web_split_has_the_chosen_share_of_wrong_texts_of_all_kinds():
+def test_a_web_split_has_the_requested_share_of_wrong_texts_of_all_kinds():
     facts = [make_sample(number, "web", 0.4, 16, seed=3) for number in range(2000)]
     kinds = Counter(info["truth"]["wrong_kind"] for _, _, info in facts)
     assert abs(1 - kinds[None] / 2000 - 0.4) < 0.04
@@ -28,7 +28,7 @@ def test_a_web_split_has_the_chosen_share_of_wrong_texts_of_all_kinds():
         assert caption_is_exact(text, info["truth"]) == info["truth"]["text_right"]
 
 
-def test_captions_are_read_back_whatever_their_wording():
+def test_captions_of_any_wording_are_parsed_correctly():
     rng = random.Random(0)
     for _ in range(500):
         scene = make_scene(rng)
@@ -53,7 +53,7 @@ def test_captions_are_read_back_whatever_their_wording():
         ("", False),
     ],
 )
-def test_exactness(text, exact):
+def test_exact_captions(text, exact):
     objects = [
         {"shape": "circle", "colour": "red", "size": "large"},
         {"shape": "star", "colour": "blue", "size": "small"},
@@ -61,7 +61,7 @@ def test_exactness(text, exact):
     assert caption_is_exact(text, {"objects": objects, "relation": "left of"}) is exact
 
 
-def test_the_picture_shows_the_objects_where_the_truth_says():
+def test_the_image_shows_the_objects_at_their_places():
     from vlp.demo.scenes import PAINT, draw_scene
 
     rng = random.Random(1)
@@ -88,7 +88,7 @@ def test_a_seed_gives_the_same_bytes(tmp_path):
     assert decode_image(sample.image).size == (32, 32)
 
 
-def test_wrong_calls(tmp_path):
+def test_wrong_arguments_are_refused(tmp_path):
     (tmp_path / "there").write_text("x")
     for arguments in (("x", 5, "both"), ("x", 5, "web", 2.0), ("x", 0), ("there", 5)):
         with pytest.raises(UserError):

@@ -1,4 +1,4 @@
-"""`scripts/gpu.sh --small`: what one call on a GPU would leave, and that one part's failure stays its own."""
+"""`scripts/gpu.sh --small`: it leaves all results, and a part that fails does not stop the others."""
 
 import json
 import os
@@ -31,6 +31,6 @@ def test_every_part_leaves_its_results_and_a_failed_one_is_named(tmp_path):
     for name in ("retrieval", "machine"):
         (tmp_path / "done" / name).unlink()
     code, summary = run_small(tmp_path)
-    told = dict(line.split(": ", 1) for line in summary.splitlines())
-    assert code == 1 and told["retrieval"].startswith("failed")
-    assert told["machine"].startswith("done in") and told["pictures"] == told["bench-train"] == "done before"
+    parts = dict(line.split(": ", 1) for line in summary.splitlines())
+    assert code == 1 and parts["retrieval"].startswith("failed")
+    assert parts["machine"].startswith("done in") and parts["pictures"] == parts["bench-train"] == "done before"

@@ -1,4 +1,4 @@
-"""The formulas of docs/scale.md against real models, real steps and real tensors."""
+"""The formulas of docs/scale.md compared with real models, steps and tensors."""
 
 from pathlib import Path
 
@@ -52,14 +52,14 @@ def count_flops(step: scale.Step) -> float:
 
 @pytest.fixture
 def plain():
-    """Attention by products that the counter counts."""
+    """Use attention by matrix products, which the counter counts."""
     with sdpa_kernel(SDPBackend.MATH):
         yield
 
 
 @pytest.fixture
 def exchanged(monkeypatch) -> dict[str, int]:
-    """The processes of a step played by one, each with this one's rows; bytes by what was gathered, or drawn."""
+    """Simulate two processes with equal rows in one; returns the bytes exchanged, by kind."""
     found: dict[str, int] = {"features and hashes": 0, "texts": 0, "draws": 0, "image tokens": 0}
 
     def gather(what: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -81,7 +81,7 @@ def exchanged(monkeypatch) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("sharing", SHARINGS)
-def test_parameters_are_the_models(sharing):
+def test_parameter_counts_match_the_model(sharing):
     step = make_step(sharing)
     task, _ = make_task(step)
     assert scale.parameters(step.model) == sum(one.numel() for one in task.model.parameters())
@@ -89,7 +89,7 @@ def test_parameters_are_the_models(sharing):
 
 
 @pytest.mark.parametrize("model", [BASE, LARGE], ids=["base", "large"])
-def test_parameters_of_the_papers_sizes_are_the_models(model):
+def test_parameter_counts_match_models_of_the_papers_sizes(model):
     with torch.device("meta"):
         assert scale.parameters(model) == sum(one.numel() for one in Blip(model).parameters())
 
@@ -97,12 +97,12 @@ def test_parameters_of_the_papers_sizes_are_the_models(model):
 @pytest.mark.parametrize("sharing", ["all_but_self_attention", "nothing"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("pairs", [3, 260])  # more than a part of ITC's rows
-def test_flops_are_those_that_torch_counts(plain, sharing, checkpointing, pairs):
+def test_flops_match_those_that_torch_counts(plain, sharing, checkpointing, pairs):
     step = make_step(sharing, pairs, checkpointing=checkpointing)
     assert sum(scale.step_flops(step).values()) == pytest.approx(count_flops(step), rel=0.02)
 
 
-def test_exchanged_bytes_and_flops_of_several_processes(plain, exchanged):
+def test_exchanged_bytes_and_flops_of_two_processes(plain, exchanged):
     step = make_step(gpus=2)
     with torch.autocast("cpu", torch.bfloat16):
         counted = count_flops(step)
@@ -113,7 +113,7 @@ def test_exchanged_bytes_and_flops_of_several_processes(plain, exchanged):
     assert sum(scale.step_flops(step).values()) == pytest.approx(counted, rel=0.02)
 
 
-def test_states_are_the_tensors_that_stay():
+def test_state_bytes_match_the_tensors():
     step = make_step()
     task, batch = make_task(step)
     optimizer = build_optimizer(RunConfig().optim, task)
@@ -130,7 +130,7 @@ def test_states_are_the_tensors_that_stay():
 
 
 def saved_bytes(step: scale.Step) -> int:
-    """What autograd keeps of a forward pass in bf16: tensors that are neither weights nor their casts."""
+    """Bytes that autograd saves in a forward pass in bf16, without weights and their casts."""
     task, batch = make_task(step)
     weights = {one.data_ptr() for one in task.parameters()}
     shapes = {size for one in task.parameters() for size in (one.shape, one.shape[::-1]) if one.ndim > 1}
@@ -146,10 +146,10 @@ def saved_bytes(step: scale.Step) -> int:
     return sum(one.untyped_storage().nbytes() for one in kept.values())
 
 
-def test_activations_are_about_what_autograd_saves():
+def test_activation_bytes_are_close_to_what_autograd_saves():
     step = make_step(pairs=8)
     assert sum(scale.activation_bytes(step).values()) == pytest.approx(saved_bytes(step), rel=0.15)
 
 
-def test_the_page_holds_the_tables():
+def test_the_page_contains_the_tables():
     assert tables() in (Path(__file__).parents[2] / "docs" / "scale.md").read_text()
