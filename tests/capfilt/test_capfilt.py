@@ -75,7 +75,7 @@ def test_rows_equal_a_plain_loop(web, models):
     assert differing <= 2, "another batch rounds otherwise, which may move one token in thousands over an edge"
 
 
-def test_finished_shards_are_skipped_and_other_settings_are_scored_again(web, models):
+def test_finished_shards_are_skipped_and_rescored_with_other_settings(web, models):
     score_shards(web, *models, DECODING, seed=3)
     first = rows_of(web)
     again = score_shards(web, *models, DECODING, seed=3)
@@ -104,7 +104,7 @@ def test_bad_images_are_skipped_and_counted(web, models, tmp_path, caplog):
     assert " 3: image undecodable" in caplog.text
 
 
-def test_an_undecodable_image_counts_once_in_the_share(web, models, tmp_path):
+def test_an_undecodable_image_counts_once(web, models, tmp_path):
     with ShardWriter(str(tmp_path / "bad")) as writer:
         for number, sample in enumerate(iterate_samples(web)):
             image = sample.image[:50] if number < 36 else sample.image
@@ -113,7 +113,7 @@ def test_an_undecodable_image_counts_once_in_the_share(web, models, tmp_path):
         score_shards(str(tmp_path / "bad/*.tar"), *models, DECODING, max_bad_share=0.5)
 
 
-def test_a_shard_rewritten_while_it_was_scored_is_not_finished(web, models, monkeypatch):
+def test_a_shard_rewritten_during_scoring_is_scored_again(web, models, monkeypatch):
     shard, real = expand_shards(web)[0], scoring.score_batch
 
     def rewrite_meanwhile(*arguments):
@@ -125,7 +125,7 @@ def test_a_shard_rewritten_while_it_was_scored_is_not_finished(web, models, monk
     assert score_shards(shard, *models, DECODING).shards == 1
 
 
-def test_uneven_captions_and_one_model_for_both(web, models, tmp_path):
+def test_uneven_numbers_of_texts_and_one_model_for_both_roles(web, models, tmp_path):
     with ShardWriter(str(tmp_path / "many")) as writer:
         for number, sample in enumerate(iterate_samples(web)):
             captions = [f"the red star {i}" for i in range(1 + number % 3)]
@@ -142,7 +142,7 @@ def test_uneven_captions_and_one_model_for_both(web, models, tmp_path):
         assert row["itc"] == pytest.approx(match.itc.item(), abs=1e-5)
 
 
-def test_another_tokenizer_is_another_model(models, tmp_path):
+def test_the_hash_of_a_model_includes_its_tokenizer(models, tmp_path):
     folder = shutil.copytree(models[0], tmp_path / "model")
     assert folder_hash(str(folder)) == folder_hash(models[0])
     file = folder / "tokenizer.json"
@@ -177,7 +177,7 @@ def test_two_processes_of_a_launcher_change_no_row(web, models, tmp_path):
     assert "capfilt" in (tmp_path / "two" / "report.html").read_text()
 
 
-def test_selection_keeps_members_and_chosen_texts(tmp_path, web, scenes):
+def test_selected_shards_have_all_members_and_the_selected_texts(tmp_path, web, scenes):
     expected = {}
     for shard in expand_shards(web):
         rows = []
@@ -210,7 +210,7 @@ def test_selection_keeps_members_and_chosen_texts(tmp_path, web, scenes):
         select(tables_of(web), output=str(tmp_path / "out"))
 
 
-def test_an_empty_text_is_never_chosen(web, tmp_path):
+def test_empty_texts_are_never_selected(web, tmp_path):
     shard = expand_shards(web)[0]
     key = next(iterate_samples([shard])).key
     rows = [Scored(key, "web", "wrong", 0.1, 0.0), Scored(key, "synthetic", " ", 0.9, 0.0)]
@@ -221,7 +221,7 @@ def test_an_empty_text_is_never_chosen(web, tmp_path):
     assert counts.texts == {"web": 2, "synthetic": 1}
 
 
-def test_the_truth_measures_the_filter(web):
+def test_the_truth_of_scenes_measures_the_filter(web):
     for shard in expand_shards(web):
         rows = []
         for sample in iterate_samples([shard]):
@@ -235,7 +235,7 @@ def test_the_truth_measures_the_filter(web):
     assert quality["synthetic_kept"] == quality["synthetic_exact"]
 
 
-def test_the_truth_needs_no_synthetic_texts(web):
+def test_the_filter_is_measured_without_synthetic_texts(web):
     for shard in expand_shards(web):
         samples = iterate_samples([shard])
         write_table(
@@ -246,7 +246,7 @@ def test_the_truth_needs_no_synthetic_texts(web):
     assert math.isnan(quality["synthetic_kept"])
 
 
-def test_what_select_would_refuse_is_refused_before_scoring(web, models, tmp_path):
+def test_wrong_selection_settings_are_refused_before_scoring(web, models, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     config = CapFiltConfig(shards=web, captioner=models[0], filter=models[1], output=str(tmp_path / "full"))

@@ -1,4 +1,4 @@
-"""open_clip models as scorers: their cosines are open_clip's own."""
+"""open_clip models as scorers: their cosines equal open_clip's."""
 
 import json
 import logging
@@ -30,7 +30,7 @@ CONFIG = {
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory) -> list[str]:
-    """Two tiny random models, as `--filter` takes them."""
+    """Two tiny random models, as names for `--filter`."""
     folder = tmp_path_factory.mktemp("clip")
     (folder / f"{NAME}.json").write_text(json.dumps(CONFIG))
     open_clip.add_model_config(folder / f"{NAME}.json")
@@ -59,7 +59,7 @@ def plain_cosines(clip, shard, rows):
     return cosines
 
 
-def test_cosines_are_open_clips_own_and_scorers_are_averaged(clips, tmp_path):
+def test_cosines_equal_open_clips_and_filters_are_averaged(clips, tmp_path):
     shard = write_shard(tmp_path / "shards")
     make_model(seed=1).save(tmp_path / "model")
     model = str(tmp_path / "model")
@@ -76,7 +76,7 @@ def test_cosines_are_open_clips_own_and_scorers_are_averaged(clips, tmp_path):
     assert read_settings(shard)["filter"] != read_settings(shard, "one")["filter"]
 
 
-def test_alone_it_leaves_the_other_columns_null(clips, tmp_path):
+def test_without_blip_models_the_other_columns_are_null(clips, tmp_path):
     shard = write_shard(tmp_path / "shards")
     score_shards(shard, "", clips[1], DECODING)
     table = pq.read_table(table_path(shard))

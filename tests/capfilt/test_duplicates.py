@@ -1,4 +1,4 @@
-"""Duplicates: what goes and what stays, against a plain loop over all pairs."""
+"""Duplicates, against a plain loop over all pairs of images."""
 
 import hashlib
 import io
@@ -32,7 +32,7 @@ def model(tmp_path_factory):
 
 
 def picture(rng, close_to=None):
-    """A PNG of noise, or one a little or not so little away from another."""
+    """A PNG of noise, or a slightly or strongly changed copy of one."""
     if close_to is None:
         pixels = np.clip(rng.normal(rng.uniform(0, 255, 3), 60, (32, 32, 3)), 0, 255)
     else:
@@ -52,7 +52,7 @@ def write_images(folder, images, shard_size):
 
 @pytest.fixture
 def sets(tmp_path):
-    """Patterns of a set of four shards and of an evaluation set, with many images that are alike and some broken."""
+    """Patterns of a set of four shards and of an evaluation set, with many similar images and some damaged ones."""
     rng, draw = np.random.default_rng(1), random.Random(1)
     tests = [picture(rng) for _ in range(12)]
     images = []
@@ -73,7 +73,7 @@ def sets(tmp_path):
 
 
 def plain_duplicates(model, shards, tests, above):
-    """What a loop over all pairs finds, {shard#key: (of, kind, cosine)}, and how near a cosine came to the cut."""
+    """The duplicates by a loop over all pairs, {shard#key: (of, kind, cosine)}, and the cosine closest to the cut."""
 
     def read(pattern):
         good = [one for one in iterate_samples(pattern) if len(one.image) > 60]
@@ -113,7 +113,7 @@ def read_tables(pattern):
 
 
 @pytest.mark.parametrize("block, with_tests", [(4096, True), (7, True), (7, False), (1, True)])
-def test_what_goes_is_what_a_plain_loop_finds(sets, model, monkeypatch, block, with_tests):
+def test_duplicates_equal_those_of_a_plain_loop(sets, model, monkeypatch, block, with_tests):
     shards, tests = sets[0], sets[1] if with_tests else ""
     monkeypatch.setattr(duplicates, "BLOCK", block)
     monkeypatch.setattr(duplicates, "KEPT_BLOCK", block + 3)
@@ -131,7 +131,7 @@ def test_what_goes_is_what_a_plain_loop_finds(sets, model, monkeypatch, block, w
     assert (counts.against > 10) == with_tests
 
 
-def test_embeddings_are_made_once_and_shards_that_changed_are_made_again(sets, model, monkeypatch):
+def test_embeddings_are_reused_unless_the_shard_changed(sets, model, monkeypatch):
     shards, tests = sets
     first = find_duplicates(shards, model[1], tests, ABOVE, quiet=True)
     changed, *others = expand_shards(shards)
@@ -145,7 +145,7 @@ def test_embeddings_are_made_once_and_shards_that_changed_are_made_again(sets, m
     assert [path for path in before if before[path] != after[path]] == [changed]
 
 
-def test_a_rule_leaves_duplicates_out(sets, model, tmp_path):
+def test_rules_leave_duplicates_out(sets, model, tmp_path):
     shards, tests = sets
     find_duplicates(shards, model[1], tests, ABOVE, quiet=True)
     names = []

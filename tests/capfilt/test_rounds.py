@@ -1,4 +1,4 @@
-"""Rounds of CapFilt: each uses what the one before it trained, and a kill at any moment changes nothing."""
+"""Rounds of CapFilt: each uses the models of the round before, and kills at any moment change no result."""
 
 import json
 import multiprocessing
@@ -26,7 +26,7 @@ STAGES = ("pretrain", "captioner", "filter")
 
 @pytest.fixture
 def config(run_config, web_scenes, scenes, models, tmp_path) -> CapFiltConfig:
-    """Two rounds of four steps a training; one training's config is a file."""
+    """Two rounds with four steps per training; one training's config is a file."""
     tiny = ["steps=4", "checkpoint_every=2", "data.sources=[]"]
     finetuned = ["tokenizer=''", "optim.warmup_steps=1"]
     pretrain = run_config("", *tiny)

@@ -1,4 +1,4 @@
-"""Scoring: every column of the tables against a plain loop, what decides a table, and what happens when things fail."""
+"""Scoring: the columns of the tables against a plain loop, when a table is reused, and failures."""
 
 import hashlib
 import io
@@ -36,7 +36,7 @@ from vlp.model import load_model
 
 DECODING = SamplingOverrides(max_length=10, min_length=3, temperature=5.0, prompt="a")
 RESOLVED = resolve_decoding(DecodingConfig(), DECODING)
-LONG = "a red circle above the blue square " * 6  # 42 words, of which the models read 33
+LONG = "a red circle above the blue square " * 6  # 42 words; the models read the first 33
 TEXTS = [
     ["a red circle"],
     ["the blue square", {"text": "Two Green stars!", "source": "human"}, {"text": "a star", "source": "synthetic"}],
@@ -56,7 +56,7 @@ def folders(tmp_path_factory) -> dict[str, str]:
 
 
 def noise(seed, size=(40, 48)):
-    """An encoded picture of random colours."""
+    """An encoded image of random colors."""
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG")
@@ -91,7 +91,7 @@ def pictures_of(shard):
     return {sample.key: decode_image(sample.image) for sample in iterate_samples(shard)}
 
 
-def test_rows_say_what_the_samples_say(folders, tmp_path):
+def test_rows_have_the_uids_sources_and_sizes_of_the_samples(folders, tmp_path):
     infos = {1: {"uid": "dc-1"}, 2: {"uid": 7}, 3: {"uid": ""}}
     shard = write_shard(tmp_path / "shards", infos=infos, size=(200, 120))
     rows = scored(shard, folders["captioner"], folders["filter"], num_captions=2)
@@ -125,7 +125,7 @@ def plain_likelihood(model, image, text, prompt):
     return -likelihoods[len(start) - 1 :].mean().item()
 
 
-def test_the_likelihood_is_the_language_models_mean_over_words_and_end(shard, folders):
+def test_nll_is_the_mean_over_the_tokens_and_the_end_token(shard, folders):
     rows = scored(shard, folders["captioner"], folders["filter"])
     both = scored(shard, [folders["captioner"], folders["captioner2"]], folders["filter"], name="both")
     models, images = [load_model(folders[name], precision="fp32") for name in ("captioner", "captioner2")], None
@@ -184,7 +184,7 @@ def test_models_store_bf16_weights_if_they_compute_in_bf16(shard, folders, tmp_p
 
 
 @pytest.mark.parametrize("captioners", [["captioner"], ["captioner", "filter"]])
-def test_each_model_sees_an_image_once(shard, folders, captioners, monkeypatch):
+def test_each_model_encodes_an_image_once(shard, folders, captioners, monkeypatch):
     scorers = load_scorers([folders[name] for name in captioners], folders["filter"], "fp32")
     assert len(scorers.models) == 2
     seen = {model: {"images": 0, "projected": 0} for model in scorers.models}
@@ -209,7 +209,7 @@ def test_each_model_sees_an_image_once(shard, folders, captioners, monkeypatch):
     assert list(seen.values()) == [{"images": 5, "projected": 5}] * 2
 
 
-def test_the_metadata_say_how_the_table_was_made(shard, folders, monkeypatch):
+def test_metadata_record_how_a_table_was_made(shard, folders, monkeypatch):
     monkeypatch.setattr("sys.argv", ["vlp", "capfilt", "score", "--shards", "a b.tar"])
     scored(shard, [folders["captioner"], folders["captioner2"]], folders["filter"], num_captions=2, batch_size=3)
     said = read_settings(shard)
@@ -226,7 +226,7 @@ def test_the_metadata_say_how_the_table_was_made(shard, folders, monkeypatch):
     assert about["settings"]["seed"] == 5 and about["settings"]["decoding"]["max_length"] == 10
 
 
-def test_what_rows_follow_from_makes_a_table_anew_and_nothing_else_does(shard, folders, tmp_path, monkeypatch):
+def test_a_table_is_rewritten_only_if_something_its_rows_depend_on_changed(shard, folders, tmp_path, monkeypatch):
     def done(**settings):
         given = {"captioner": folders["captioner"], "filter": folders["filter"], "decoding": DECODING, **settings}
         return score_shards(shard, precision="fp32", **given).shards
@@ -275,7 +275,7 @@ def test_a_table_of_another_version_is_refused(shard, folders, monkeypatch):
     assert score_shards(shard, [], folders["filter"], DECODING, seed=5, precision="fp32").shards == 1
 
 
-def test_captions_that_say_nothing_make_no_row(shard, folders, tmp_path, caplog):
+def test_captions_without_a_word_make_no_row(shard, folders, tmp_path, caplog):
     silent = load_model(folders["captioner"], precision="fp32")
     with torch.no_grad():
         silent.blip.language_head.bias[silent.tokenizer.sep_id] += 1e4  # the end, at once
@@ -291,7 +291,7 @@ def test_captions_that_say_nothing_make_no_row(shard, folders, tmp_path, caplog)
     assert alone.texts == 10 and not any(row["decoding"] for row in rows_of(shard, "alone"))
 
 
-def test_sizes_and_scores_are_those_of_the_upright_image(folders, tmp_path):
+def test_sizes_and_scores_are_of_the_upright_image(folders, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     turned, upright = io.BytesIO(), io.BytesIO()
@@ -325,14 +325,14 @@ def test_an_image_without_any_text_is_captioned_selected_and_learned_from(folder
     assert len(set(next(iter(loader)).keys)) == 12 and not loader.bad_counts
 
 
-def test_punctuation_alone_is_no_caption(shard, folders, monkeypatch):
+def test_captions_of_punctuation_make_no_row(shard, folders, monkeypatch):
     monkeypatch.setattr(EncodedImages, "captions", lambda self, *how: [[" ... ", "a star", ""] for _ in self.tokens])
     made = [row for row in scored(shard, folders["captioner"], folders["filter"]) if row["decoding"]]
     assert [row["text"] for row in made] == ["a star"] * 5
     assert [row["caption_id"] for row in made] == [0, 1, 0, 0, 0]  # the second image had a synthetic text already
 
 
-def test_a_full_disk_ends_the_run_with_a_sentence(folders, tmp_path, monkeypatch, caplog):
+def test_a_full_disk_ends_the_run_with_one_sentence(folders, tmp_path, monkeypatch, caplog):
     with ShardWriter(str(tmp_path / "shards"), samples_per_shard=3) as writer:
         for number in range(6):
             writer.write(f"k{number}", noise(number), "jpg", "a star", {})
@@ -355,7 +355,7 @@ def test_a_full_disk_ends_the_run_with_a_sentence(folders, tmp_path, monkeypatch
     assert (again.shards, again.skipped_shards) == (1, 1)
 
 
-def test_a_table_that_cannot_be_written_leaves_the_old_one(shard, monkeypatch):
+def test_the_old_table_stays_if_the_new_one_cannot_be_written(shard, monkeypatch):
     write_table(shard, [Scored("k0", "web", "old", 0.5, 0.0)], {})
 
     def refuse(*_):
@@ -373,7 +373,7 @@ def resident_bytes():
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_memory_is_flat_over_a_hundred_shards(tmp_path):
+def test_memory_does_not_grow_over_a_hundred_shards(tmp_path):
     make_model(size=224).save(tmp_path / "model")  # a batch of its images is 0.6 MB a sample, as it is computed with
     with ShardWriter(str(tmp_path / "shards"), samples_per_shard=8) as writer:
         for number in range(800):

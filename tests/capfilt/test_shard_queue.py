@@ -114,7 +114,7 @@ def test_parts_are_counted_from_one():
             parse_part(wrong)
 
 
-def test_parts_together_are_the_whole(config, expected, eight_shards):
+def test_all_parts_together_make_the_same_rows(config, expected, eight_shards):
     counts = [score_shards(config, part=f"{number}/3") for number in (3, 1)]
     assert [one.shards for one in counts] == [2, 3]
     names = {"--captioner": config.captioner, "--filter": config.filter, "--precision": "fp32", "--batch-size": 4}
@@ -126,7 +126,7 @@ def test_parts_together_are_the_whole(config, expected, eight_shards):
     assert score_shards(config, part="9/9") == ScoreCounts()  # more parts than shards
 
 
-def test_a_shard_that_is_all_bad_is_listed_where_it_is_asked_for(config, tmp_path):
+def test_a_bad_shard_is_in_the_list_given_by_failures(config, tmp_path):
     first, *others = expand_shards(config.shards)
     Path(first).write_bytes(b"no shard")
     with pytest.raises(WorkError, match=r"1 shard has no score table.*00000\.tar.*bad.*3 attempts"):

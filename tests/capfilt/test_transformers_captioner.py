@@ -1,4 +1,4 @@
-"""Captioners of `transformers`: captions are those of the model's own `generate`, and sampling is ours."""
+"""`hf:` captioners: beam search equals the model's own `generate`, and sampling uses our random numbers."""
 
 import io
 
@@ -89,7 +89,7 @@ def images(count=3):
 
 @pytest.mark.parametrize("name", ["git", "blip2"])
 @pytest.mark.parametrize("prompt", ["", "a red"])
-def test_beam_search_is_the_models_own(name, prompt, folders):
+def test_beam_search_equals_the_models_own(name, prompt, folders):
     captioner = TransformersCaptioner(folders[name], precision="fp32")
     decoding = DecodingConfig(**{**vars(BEAMS), "prompt": prompt})
     made = captioner.captions(images(), decoding, ["a", "b", "c"], 0, 2)
@@ -112,7 +112,7 @@ def test_beam_search_is_the_models_own(name, prompt, folders):
         assert not prompt or name != "git" or all(text.startswith(prompt) for text in texts)
 
 
-def test_sampling_draws_by_our_numbers(folders):
+def test_sampling_uses_our_random_numbers(folders):
     """Against a loop without a cache, one image and one caption at a time."""
     captioner = TransformersCaptioner(folders["git"], precision="fp32")
     made = captioner.captions(images(), SAMPLED, ["a", "b", "c"], 4, 2)
@@ -137,7 +137,7 @@ def test_sampling_draws_by_our_numbers(folders):
 
 
 @pytest.mark.parametrize("name", ["git", "blip2"])
-def test_a_caption_depends_on_seed_key_and_number_alone(name, folders):
+def test_captions_depend_only_on_seed_key_and_number(name, folders):
     captioner = TransformersCaptioner(folders[name], precision="fp32")
     three = captioner.captions(images(), SAMPLED, ["a", "b", "c"], 0, 3)
     (alone,) = captioner.captions(images()[1:2], SAMPLED, ["b"], 0, 2)
@@ -155,7 +155,7 @@ def test_banned_words_do_not_occur(folders):
     assert common not in " ".join(texts).split()
 
 
-def test_its_captions_stand_in_the_table(folders, tmp_path):
+def test_captions_are_in_the_table(folders, tmp_path):
     shard = write_shard(tmp_path / "shards")
     make_model(seed=1).save(tmp_path / "model")
     settings = SamplingOverrides(**vars(SAMPLED))
@@ -171,7 +171,7 @@ def test_its_captions_stand_in_the_table(folders, tmp_path):
     assert all(row["itm"] is not None and row["nll"] is None for row in rows_of(shard))
 
 
-def test_what_is_no_such_model_is_refused(folders, tmp_path):
+def test_other_models_are_refused(folders, tmp_path):
     make_model().save(tmp_path / "ours")
     with pytest.raises(UserError, match=r"transformers cannot load hf:.* as an image-to-text model"):
         load_scorers(f"hf:{tmp_path / 'ours'}", str(tmp_path / "ours"))

@@ -1,4 +1,4 @@
-"""CapFilt's page: whole in one file, with every number and picture that the tables and shards give, or a sentence."""
+"""The CapFilt report: one file with the numbers and images of the tables and shards, or one sentence on an error."""
 
 import base64
 import glob
@@ -35,7 +35,7 @@ GONE = "shard missing or changed"
 
 
 def score_all(folder, **columns):
-    """Write a table beside each shard: a web, a human and a synthetic text an image, of which most are scored."""
+    """Write a table next to each shard: a web, a human and a synthetic text per image; most have scores."""
     for shard in expand_shards(f"{folder}/*.tar"):
         rows = []
         for place, sample in enumerate(iterate_samples(glob.escape(shard))):
@@ -67,12 +67,12 @@ def scored(tmp_path_factory):
 
 @pytest.fixture
 def copied(scored, tmp_path):
-    """The same for a test to spoil."""
+    """A copy of the scored shards that a test may damage."""
     return shutil.copytree(scored, tmp_path / "copied")
 
 
 class Page(HTMLParser):
-    """What a browser would find: tags, what they point at, and the visible text."""
+    """A page as a browser sees it: tags, their links, and the visible text."""
 
     def __init__(self, path):
         super().__init__()
@@ -105,7 +105,7 @@ def make_page(scores, output, *args, **also):
 
 @pytest.fixture(scope="module")
 def whole(scored, tmp_path_factory):
-    """A page of all that can be given, what it was made from, and what was told of its progress."""
+    """A page made with all arguments, these arguments, and the reported progress."""
     folder, told = tmp_path_factory.mktemp("whole"), []
     failures = folder / "failures.jsonl"
     lines = [
@@ -118,7 +118,7 @@ def whole(scored, tmp_path_factory):
     return SimpleNamespace(page=page, folder=folder, failures=failures, counts=counts, told=told)
 
 
-def test_the_page_loads_nothing_and_runs_nothing(whole):
+def test_the_page_loads_and_runs_nothing(whole):
     page = whole.page
     assert not page.tags & {"script", "link", "iframe", "object", "embed", "base", "form", "u", "i"}
     assert all(address.startswith(("data:image/jpeg;", "#")) or "://" in address for address in page.addresses)
@@ -132,7 +132,7 @@ def test_the_page_loads_nothing_and_runs_nothing(whole):
     assert len(whole.told) == STEPS
 
 
-def test_the_page_names_scores_failures_and_bad_samples(whole):
+def test_the_page_shows_scores_failures_and_bad_samples(whole):
     for words in (
         *TITLES.values(),
         *(f"threshold of {TITLES[name]}" for name in ("itm", "itc", "clip")),
@@ -235,7 +235,7 @@ def test_another_seed_samples_other_images(whole, scored, tmp_path):
 
 
 def sentence(kind, *args):
-    """What is said where no page can be made: a sentence, and no page is left."""
+    """The error message of a call that must fail with one sentence."""
     with pytest.raises(kind) as raised:
         write_capfilt_report(*map(str, args))
     said = str(raised.value)

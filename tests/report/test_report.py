@@ -21,7 +21,7 @@ def write_log(path, steps=5):
     path.write_text("\n".join(map(json.dumps, records)) + '\n{"step": 99')
 
 
-def test_curves_hold_every_run_and_loss(tmp_path):
+def test_curves_show_every_run_and_loss(tmp_path):
     write_log(tmp_path / "a/log.jsonl")
     write_log(tmp_path / "b/log.jsonl")
     svg = loss_curves({"noisy": tmp_path / "a/log.jsonl", "bootstrapped": tmp_path / "b/log.jsonl"})

@@ -1,4 +1,4 @@
-"""What the report says of score tables, each number against a plain Python reading of the same rows."""
+"""The statistics of score tables, each number against plain Python over the same rows."""
 
 import hashlib
 import math
@@ -22,7 +22,7 @@ WORDS = ("a", "dog", "Dog.", "on", "the", "beach,", '"sun"', "it's", "(new)", "Â
 
 
 def make_rows(rng, missing=()):
-    """Texts with many equal scores, some null, nan or infinite, and empty texts; two tables share most keys."""
+    """Rows with many equal scores, some null, NaN or infinite, and empty texts; two tables share most keys."""
     rows = []
     for image in range(rng.randrange(20, 50)):
         width, height = rng.choice(((0, 0), (30, 64), (64, 64), (300, 40), (7, 900)))
@@ -42,13 +42,13 @@ def make_rows(rng, missing=()):
 
 
 def finite(value):
-    """A score as the tables store it, in double precision; None where it is no number."""
+    """A score as the tables store it, in double precision; None if it is not finite."""
     return None if value is None or not math.isfinite(value) else float(np.float32(value))
 
 
 @pytest.fixture(scope="module", params=[(0, ()), (1, ("clip",)), (2, ("itm", "nll")), (3, SCORES)], ids=str)
 def tables(request, tmp_path_factory):
-    """A connection to three tables, and their rows with the path of their table and with the scores as stored."""
+    """A connection to three tables, and their rows with the table's path and the stored scores."""
     seed, missing = request.param
     rng, paths, rows, folder = random.Random(seed), [], [], tmp_path_factory.mktemp("tables")
     for number in range(3):
@@ -65,7 +65,7 @@ def tables(request, tmp_path_factory):
 
 
 def what_of(row):
-    """What tells a text of one shard from the others."""
+    """The fields by which a selected text is recognized."""
     return row.key, row.uid, row.source, row.text
 
 
@@ -93,7 +93,7 @@ def mean(values):
 
 
 def quantile(values, share):
-    """The value at a share of the way, between two neighbours in proportion."""
+    """A quantile, interpolated linearly."""
     values = sorted(values)
     place = (len(values) - 1) * share
     low, high = values[math.floor(place)], values[math.ceil(place)]
@@ -105,7 +105,7 @@ def words_of(text):
 
 
 def check_histogram(found, values):
-    """Hold a histogram to a plain loop over the values by group."""
+    """Compare a histogram with a plain loop over the values of each group."""
     assert set(found.counts) == {name for name, own in values.items() if own}
     for name, counts in found.counts.items():
         expected = [0] * len(counts)
@@ -150,7 +150,7 @@ def test_histograms_of_scores(tables):
                 check_histogram(found, values)
 
 
-def test_whole_numbers_get_bins_of_whole_numbers(tables):
+def test_integers_get_bins_of_integer_width(tables):
     words = f"len({statistics.WORDS})"
     for name, value in (("tokens", lambda row: row.tokens), (words, lambda row: len(words_of(row.text)))):
         found, values = statistics.histogram(tables.connection, name), by_group(tables.rows, value)
@@ -174,7 +174,7 @@ def test_histograms_and_sizes_of_images(tables):
     assert statistics.frequent_sizes(tables.connection) == [(size, counted[size] / len(sizes)) for size in expected]
 
 
-def test_what_thresholds_keep(tables):
+def test_texts_kept_by_thresholds(tables):
     for name in ("itm", "itc", "clip"):
         found = statistics.kept_by_threshold(tables.connection, name)
         values = by_group(tables.rows, lambda row, name=name: getattr(row, name))
@@ -190,7 +190,7 @@ def test_what_thresholds_keep(tables):
             assert found.counts[source][0] == len(values[source])
 
 
-def test_synthetic_against_web(tables):
+def test_synthetic_texts_compared_with_web_texts(tables):
     rank, pairs = rank_of(tables.rows), []
     for rows in tables.images.values():
         web, synthetic = best_of(rows, "web", rank), best_of(rows, "synthetic", rank)
@@ -206,7 +206,7 @@ def test_synthetic_against_web(tables):
 
 
 @pytest.mark.parametrize("seed", (0, 7))
-def test_deciles_and_the_images_drawn_of_each(tables, seed):
+def test_deciles_and_their_sample_images(tables, seed):
     rank, best = rank_of(tables.rows), {}
     for image, rows in tables.images.items():
         own = (best_of(rows, source, rank) for source in ("web", "human", "synthetic"))
@@ -229,7 +229,7 @@ def test_deciles_and_the_images_drawn_of_each(tables, seed):
         assert decile.drawn == sorted(images, key=drawn_by)[:3]
 
 
-def test_texts_of_images_with_what_was_selected(tables, tmp_path):
+def test_texts_of_images_and_whether_they_are_selected(tables, tmp_path):
     rng = random.Random(5)
     # Half are told with their shard, in another folder, and half without, which means the image in every shard.
     told = sorted({(row.shard, *what_of(row)) for row in tables.rows if rng.random() < 0.2})
@@ -285,7 +285,7 @@ def write_one(folder, rows, name="0.tar"):
     return str(table_path(str(folder / name)))
 
 
-def test_tables_without_a_row(tmp_path):
+def test_tables_without_rows(tmp_path):
     with open_tables([write_one(tmp_path, [])]) as connection:
         assert statistics.by_source(connection) == {}
         assert statistics.histogram(connection, "itm") is statistics.kept_by_threshold(connection, "itm") is None
@@ -297,7 +297,7 @@ def test_tables_without_a_row(tmp_path):
         assert statistics.repetition(connection, 0) == statistics.Repetition({}, [], [], {})
 
 
-def test_equal_values_and_texts_too_short_for_a_gram(tmp_path):
+def test_equal_values_and_texts_shorter_than_an_n_gram(tmp_path):
     rows = [Scored(str(number), "web", "one two", 0.25, 0.5) for number in range(5)]
     with open_tables([write_one(tmp_path, rows)]) as connection:
         found = statistics.histogram(connection, "itc")
@@ -311,8 +311,8 @@ def test_equal_values_and_texts_too_short_for_a_gram(tmp_path):
         assert found.captions == found.fourgrams == []
 
 
-def test_samples_of_many_texts(tmp_path, monkeypatch):
-    """Quantiles and n-grams come from a part of the texts, counts from all; another seed samples others."""
+def test_sampling_of_many_texts(tmp_path, monkeypatch):
+    """Quantiles and n-grams use a sample of the texts, counts use all; another seed samples other texts."""
     monkeypatch.setattr(statistics, "SAMPLE", 300)
     monkeypatch.setattr(statistics, "FOR_QUANTILES", 500)
     rng = random.Random(0)
@@ -337,7 +337,7 @@ def test_samples_of_many_texts(tmp_path, monkeypatch):
     assert len(sampled) == 2
 
 
-def test_names_with_letters_that_globs_know_and_folders_named_like_a_column(tmp_path):
+def test_names_with_wildcards_and_folders_named_like_a_column(tmp_path):
     folder = tmp_path / "source=human"
     folder.mkdir()
     path = write_one(folder, [Scored("a", "web", "one", 0.5, 0.0)], "a[1]*.tar")
@@ -350,7 +350,7 @@ def test_names_with_letters_that_globs_know_and_folders_named_like_a_column(tmp_
         assert statistics.kept_by_selection(connection) == {"images": (1, 1), "web": (1, 1)}
 
 
-def test_a_damaged_table_is_named_in_a_sentence(tmp_path):
+def test_a_damaged_table_is_named(tmp_path):
     path = Path(write_one(tmp_path, [Scored(str(n), "web", f"text {n * n}", n / 500, 0.0) for n in range(500)]))
     content = bytearray(path.read_bytes())
     content[4 : len(content) // 2] = bytes(len(content) // 2 - 4)
