@@ -31,7 +31,7 @@ def config(run_config, web_scenes, scenes, models, tmp_path) -> CapFiltConfig:
     finetuned = ["tokenizer=''", "optim.warmup_steps=1"]
     pretrain = run_config("", *tiny)
     save_config(run_config("", *tiny, *finetuned, "task=captioning"), tmp_path / "captioner.yaml")
-    judge = run_config("", *tiny, *finetuned, "task=retrieval")
+    filter_model = run_config("", *tiny, *finetuned, "task=retrieval")
     shutil.copytree(web_scenes, tmp_path / "web")
     return CapFiltConfig(
         shards=str(tmp_path / "web" / "*.tar"),
@@ -42,7 +42,7 @@ def config(run_config, web_scenes, scenes, models, tmp_path) -> CapFiltConfig:
         decoding=SamplingOverrides(max_length=10, min_length=3),
         rules="top(itm, 0.5)",
         precision="fp32",
-        rounds=RoundsConfig(2, pretrain, str(tmp_path / "captioner.yaml"), judge),
+        rounds=RoundsConfig(2, pretrain, str(tmp_path / "captioner.yaml"), filter_model),
     )
 
 
@@ -63,10 +63,10 @@ def test_rounds_train_the_next_captioner_and_filter_and_continue_after_kills(con
     assert [one["selected"]["images"] > 0 for one in whole] == [True, True]
     shard = expand_shards(config.shards)[0]
     scorers = {1: models, 2: [root / "round-1/captioner/model", root / "round-1/filter/model"]}
-    for number, (captioner, judge) in scorers.items():
+    for number, (captioner, filter_model) in scorers.items():
         made_with = read_settings(shard, f"capfilt-round-{number}")
         assert made_with["captioner"] == [folder_hash(captioner)]
-        assert made_with["filter"] == [folder_hash(judge)]
+        assert made_with["filter"] == [folder_hash(filter_model)]
         folder = root / f"round-{number}"
         assert (folder / "selected" / "report.html").exists()
         for stage in STAGES:

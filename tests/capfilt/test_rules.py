@@ -181,11 +181,11 @@ def write_tables(folder, rng, tables, images):
         rows = make_rows(rng, images)
         write_table(str(shard), rows, {})
         paths.append(str(table_path(str(shard))))
-        beside = [row for row in rows if rng.random() < 0.8] if number else []
-        other = {id(row): rng.randrange(21) / 20 for row in beside}
-        if beside:
+        in_other = [row for row in rows if rng.random() < 0.8] if number else []
+        other = {id(row): rng.randrange(21) / 20 for row in in_other}
+        if in_other:
             moved = [
-                Scored(row.key, row.source, row.text, other[id(row)], 0, caption_id=row.caption_id) for row in beside
+                Scored(row.key, row.source, row.text, other[id(row)], 0, caption_id=row.caption_id) for row in in_other
             ]
             moved += [Scored(row.key, row.source, row.text + "x", 1, 0, caption_id=row.caption_id) for row in rows]
             rng.shuffle(moved)

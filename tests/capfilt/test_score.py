@@ -212,15 +212,20 @@ def test_each_model_encodes_an_image_once(shard, folders, captioners, monkeypatc
 def test_metadata_record_how_a_table_was_made(shard, folders, monkeypatch):
     monkeypatch.setattr("sys.argv", ["vlp", "capfilt", "score", "--shards", "a b.tar"])
     scored(shard, [folders["captioner"], folders["captioner2"]], folders["filter"], num_captions=2, batch_size=3)
-    said = read_settings(shard)
-    assert said["captioner"] == [folder_hash(folders["captioner"]), folder_hash(folders["captioner2"])]
-    assert said["filter"] == [folder_hash(folders["filter"])]
-    assert said["decoding"] == [asdict(RESOLVED)] * 2
-    assert (said["seed"], said["num_captions"], said["batch_size"], said["precision"]) == (5, 2, 3, "None")
-    assert said["version"] == score_tables.VERSION
+    settings = read_settings(shard)
+    assert settings["captioner"] == [folder_hash(folders["captioner"]), folder_hash(folders["captioner2"])]
+    assert settings["filter"] == [folder_hash(folders["filter"])]
+    assert settings["decoding"] == [asdict(RESOLVED)] * 2
+    assert (settings["seed"], settings["num_captions"], settings["batch_size"], settings["precision"]) == (
+        5,
+        2,
+        3,
+        "None",
+    )
+    assert settings["version"] == score_tables.VERSION
     with open(shard, "rb") as file:
-        assert said["shard_sha256"] == hashlib.file_digest(file, "sha256").hexdigest()
-    about = said["about"]
+        assert settings["shard_sha256"] == hashlib.file_digest(file, "sha256").hexdigest()
+    about = settings["about"]
     assert about["command"] == "vlp capfilt score --shards 'a b.tar'"
     assert about["filter"] == [folders["filter"]] and about["vlp"]
     assert about["settings"]["seed"] == 5 and about["settings"]["decoding"]["max_length"] == 10

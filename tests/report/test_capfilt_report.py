@@ -238,9 +238,9 @@ def sentence(kind, *args):
     """The error message of a call that must fail with one sentence."""
     with pytest.raises(kind) as raised:
         write_capfilt_report(*map(str, args))
-    said = str(raised.value)
-    assert "\n" not in said and said.endswith(".") and len(said) < 400
-    return said
+    message = str(raised.value)
+    assert "\n" not in message and message.endswith(".") and len(message) < 400
+    return message
 
 
 def test_files_that_are_not_score_tables(copied, tmp_path, monkeypatch):
@@ -276,8 +276,8 @@ def test_damaged_tables(copied, tmp_path):
 def test_lists_of_failures_that_are_not_json_lines(scored, tmp_path, content):
     path = tmp_path / "failures.jsonl"
     path.write_bytes(content if isinstance(content, bytes) else f'{{"shard": "a", "error": "b"}}\n{content}'.encode())
-    said = sentence(UserError, f"{scored}/*.capfilt.parquet", tmp_path / "page.html", "", path)
-    assert f"{path} is not a list of failed shards" in said
+    message = sentence(UserError, f"{scored}/*.capfilt.parquet", tmp_path / "page.html", "", path)
+    assert f"{path} is not a list of failed shards" in message
 
 
 def test_missing_and_wrong_arguments(scored, tmp_path):

@@ -356,8 +356,8 @@ def test_a_damaged_table_is_named(tmp_path):
     content[4 : len(content) // 2] = bytes(len(content) // 2 - 4)
     path.write_bytes(content)
     with (
-        pytest.raises(WorkError, match=r"/0\.capfilt\.parquet cannot be read: ") as said,
+        pytest.raises(WorkError, match=r"/0\.capfilt\.parquet cannot be read: ") as error,
         open_tables([str(path)]) as one,
     ):
         statistics.repetition(one, 0)
-    assert "\n" not in str(said.value)
+    assert "\n" not in str(error.value)
