@@ -88,7 +88,7 @@ def check_disk_space(output: Path, task: nn.Module) -> None:
 def _open(output: Path, config: RunConfig, resume: bool) -> bool:
     extended = False
     if resume:
-        if output.is_file() or (not (output / "config.yaml").exists() and any(output.glob("[!.]*"))):
+        if output.is_file() or (not (output / "config.yaml").exists() and list(output.glob("[!.]*"))):
             raise UserError(f"{output} is not a run folder; resume with the output of the run.")
         extended = check_resumed_settings(output, config)
     else:
