@@ -17,6 +17,7 @@ from vlp.errors import FullDiskError, UserError, WorkError
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 # What libraries that raise no OSError say of a full disk: safetensors, tokenizers, DuckDB, torch.
 FULL_DISK_TEXTS = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing")
+RUST_ERROR = " (os error "
 ABANDONED_SECONDS = 3600  # another machine's temporary file that has not changed for so long has lost its writer
 MOST_TEXT = 2**30  # bytes of a text file that is read at once
 
@@ -101,6 +102,8 @@ def write_errors(path: str | Path, temporary: str | Path = "") -> Iterator[None]
             raise WorkError(
                 f"{path} cannot be written: {reason}{f' ({error.filename})' if elsewhere else ''}."
             ) from error
+        if RUST_ERROR in str(error):  # of safetensors and tokenizers
+            raise WorkError(f"{path} cannot be written: {str(error).split(RUST_ERROR)[0]}.") from error
         raise
 
 

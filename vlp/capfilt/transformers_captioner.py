@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlp.config import DecodingConfig, Precision
-from vlp.convert.files import find_folder
+from vlp.convert.files import find_folder, no_progress_bars
 from vlp.data.score_tables import files_hash
 from vlp.errors import UserError
 from vlp.generation.decode import check_decoding
@@ -45,9 +45,10 @@ class TransformersCaptioner:
         dtype = compute_dtype(precision, self.device) or torch.float32
         try:
             self.processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-            model: Any = AutoModelForImageTextToText.from_pretrained(
-                folder, trust_remote_code=False, use_safetensors=True, dtype=dtype
-            )
+            with no_progress_bars():
+                model: Any = AutoModelForImageTextToText.from_pretrained(
+                    folder, trust_remote_code=False, use_safetensors=True, dtype=dtype
+                )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             problem = " ".join(str(error).split())[:200]
             raise UserError(f"transformers cannot load hf:{source} as an image-to-text model: {problem}") from None

@@ -1,6 +1,8 @@
 """Reading other projects' files, from a folder or the hub, without running any code that they contain."""
 
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -34,6 +36,20 @@ def find_folder(source: str) -> Path:
         raise UserError(
             f"{source} is not a model folder, and no model of that name could be downloaded from the hub."
         ) from None
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Keep transformers from drawing progress bars on stderr."""
+    from transformers.utils import logging
+
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
 
 
 def read_json(path: Path) -> dict:

@@ -7,6 +7,7 @@ from vlp.config import ModelConfig
 from vlp.config_reader import to_dict
 from vlp.convert.blip import transformers_table
 from vlp.convert.decoding import OURS, generation_settings
+from vlp.convert.files import no_progress_bars
 from vlp.convert.tables import group_names, to_their_names
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.errors import UserError
@@ -55,7 +56,8 @@ def write_transformers(model: SavedModel, folder: str | Path, kind: Kind) -> lis
     with writing_folder(folder) as temporary:
         model.tokenizer.write_files(temporary)
         words = transformers.AutoTokenizer.from_pretrained(str(temporary))
-        theirs.save_pretrained(temporary)
+        with no_progress_bars():
+            theirs.save_pretrained(temporary)
         transformers.BlipProcessor(images, words).save_pretrained(temporary)
     return group_names(name for name in weights_of_ours if name not in used)
 
