@@ -114,12 +114,12 @@ def compare(
 def matmul_rate(dtype: torch.dtype, seconds: float = 1.0) -> float:
     """FLOP/s of square matrix products on the device that benchmarks use."""
     a = torch.randn(SIDE, SIDE, device=device()).to(dtype)
-    a @ a
+    torch.mm(a, a)
     _wait()
     started, products = time.perf_counter(), 0
     while time.perf_counter() - started < seconds:
         for _ in range(4):
-            a @ a
+            torch.mm(a, a)
         _wait()
         products += 4
     return 2 * SIDE**3 * products / (time.perf_counter() - started)
