@@ -1,4 +1,4 @@
-"""What the tests share: small shards of scenes, a tokenizer, and a cache of their own."""
+"""Fixtures shared by all tests: small shards of scenes, a tokenizer, tiny models and the config of a tiny run."""
 
 import os
 from pathlib import Path
@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # scripts/gpu.sh sets it to test on a GPU
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread_and_own_cache(tmp_path_factory):
+def _one_thread_and_separate_cache(tmp_path_factory):
     torch.set_num_threads(1)
     os.environ["VLP_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
@@ -27,7 +27,7 @@ def scenes(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def web_scenes(tmp_path_factory) -> Path:
-    """A folder of three shards with 20 scenes each, half of their texts wrong."""
+    """A folder of three shards with 20 scenes each; half of the texts are wrong."""
     from vlp.demo.scenes import write_scenes
 
     folder = tmp_path_factory.mktemp("scenes") / "web"
@@ -48,7 +48,7 @@ def tokenizer_folder(tmp_path_factory, scenes) -> Path:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory, tokenizer_folder) -> list[str]:
-    """Folders of two tiny random models that take different image sizes."""
+    """Folders of two tiny random models, a captioner and a filter, with different image sizes."""
     from vlp.config import ImageEncoderConfig, ModelConfig, TextTowerConfig
     from vlp.data.tokenizer import load_tokenizer
     from vlp.model_folder import save_model
@@ -73,7 +73,7 @@ def models(tmp_path_factory, tokenizer_folder) -> list[str]:
 
 @pytest.fixture
 def run_config(tmp_path, scenes, tokenizer_folder):
-    """A function that makes the config of a tiny run; keyword arguments are `key=value` overrides."""
+    """A function that makes the config of a tiny run from the name of its folder and `key=value` overrides."""
     from vlp.config import RunConfig
     from vlp.config_reader import load_config
 

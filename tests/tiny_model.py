@@ -13,6 +13,7 @@ SIZE = 32
 
 
 def make_model(precision="fp32", sharing="all_but_self_attention", seed=0, size=SIZE, dropout=0.1) -> Model:
+    """A model of two text layers and one image layer, whose captions end after a few words."""
     tokenizer = train_tokenizer([WORDS] * 3, size=200)
     torch.manual_seed(seed)
     image = ImageEncoderConfig(image_size=size, patch_size=16, width=32, layers=1, heads=2)
@@ -20,7 +21,7 @@ def make_model(precision="fp32", sharing="all_but_self_attention", seed=0, size=
         len(tokenizer), width=32, layers=2, heads=2, feed_forward=64, positions=48, dropout=dropout, sharing=sharing
     )
     blip = Blip(ModelConfig(image, text, embed_dim=16))
-    with torch.no_grad():  # larger weights, so that images matter and texts differ
+    with torch.no_grad():  # larger weights, so that outputs depend on the images and texts differ
         for module in blip.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 module.weight.mul_(8)
@@ -29,4 +30,5 @@ def make_model(precision="fp32", sharing="all_but_self_attention", seed=0, size=
 
 
 def make_images(count: int) -> torch.Tensor:
+    """Random images: uint8 [count, 3, SIZE, SIZE], the same in every call."""
     return torch.randint(0, 256, (count, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
