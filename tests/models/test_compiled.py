@@ -1,4 +1,4 @@
-"""Compiled blocks: the losses and gradients of plain ones, and a run that trains and validates with them."""
+"""Compiled blocks: losses, gradients and captions equal those of plain blocks, with few programs."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from vlp.models.compiled import compile_blocks
 from vlp.models.cpu.optimise import optimise_for_cpu
 from vlp.tasks.pretrain import PretrainTask
 
-# torch.compile looks for gradients where there are none, and hides its warnings but from tests that forbid them.
+# torch.compile reads .grad of tensors that have none; it hides the warning, which pytest turns into an error.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 CAPTIONS = ["a red circle", "a small blue square left of the large green star", "white shape", "a star on the right"]
 
@@ -26,7 +26,7 @@ def pretraining_task() -> tuple[PretrainTask, Batch]:
 
 
 def losses_and_gradients(task: PretrainTask, batch: Batch) -> tuple[dict, dict]:
-    for step in range(2):  # the second one meets a twin that has moved, and a queue
+    for step in range(2):  # in the second step the twin has moved and the queue has entries
         task.zero_grad()
         task.start_step(step, 1.0)
         losses, metrics = task(batch)
@@ -41,11 +41,11 @@ def test_a_compiled_step_is_the_plain_one(checkpointing):
     compiled, _ = pretraining_task()
     if checkpointing:
         compiled.model.checkpoint_activations()
-    compile_blocks(compiled, backend="aot_eager")  # all but writing programs, which takes a minute
+    compile_blocks(compiled, backend="aot_eager")  # everything except generating code, which takes a minute
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     losses, gradients = losses_and_gradients(compiled, batch)
-    assert torch._dynamo.utils.counters["frames"]["ok"] >= 5  # the image block's uses and the text layer's
+    assert torch._dynamo.utils.counters["frames"]["ok"] >= 5  # the uses of the image block and of the text layer
     assert not torch._dynamo.utils.counters["graph_break"]
     expected_losses, expected_gradients = losses_and_gradients(plain, batch)
     torch.testing.assert_close(losses, expected_losses, rtol=1e-5, atol=1e-6)
@@ -54,7 +54,7 @@ def test_a_compiled_step_is_the_plain_one(checkpointing):
     assert compiled.state_dict().keys() == plain.state_dict().keys()
 
 
-def test_programs_for_an_image_block_are_right():
+def test_generated_code_for_an_image_block_is_correct():
     encoder = make_model().blip.image_encoder
     images = make_images(3)
     expected = encoder(images)
@@ -62,7 +62,7 @@ def test_programs_for_an_image_block_are_right():
     torch.testing.assert_close(encoder(images), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_tower_without_blocks_is_refused():
+def test_a_tower_without_blocks_is_rejected():
     encoder = make_model().blip.image_encoder
     encoder.tower = nn.Sequential(nn.Linear(2, 2))
     with pytest.raises(UserError, match="compile: Sequential has no blocks"):
@@ -76,7 +76,7 @@ def test_captions_of_compiled_blocks_are_the_same_with_few_programs(beams):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     decoding = DecodingConfig(beams=beams, max_length=16)
-    for images in (5, 3, 4, 2):  # rows that leave and lengths that grow must not ask for programs of their own
+    for images in (5, 3, 4, 2):  # removed rows and longer captions need no programs of their own
         texts = compiled.caption_texts(make_images(images), decoding)
         assert texts == plain.caption_texts(make_images(images), decoding)
         programs = torch._dynamo.utils.counters["frames"]["ok"]

@@ -1,4 +1,4 @@
-"""LM's loss in chunks: the value and the gradients of the plain one, without all the logits at once."""
+"""LM's loss in chunks: value and gradients equal those of the plain loss, with fewer logits in memory."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def parts() -> tuple[LanguageHead, torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def plain_loss(head: LanguageHead, hidden: torch.Tensor, words: torch.Tensor, targets: torch.Tensor, smoothing: float):
-    """The formula of label smoothing, row by row."""
+    """The formula of cross-entropy with label smoothing, row by row."""
     log_p = head(hidden, words).float().log_softmax(dim=-1)
     total = torch.zeros(())
     for row, target in zip(log_p, targets.tolist(), strict=True):
@@ -41,7 +41,7 @@ def gradients(loss: torch.Tensor, head: LanguageHead, hidden: torch.Tensor, word
 
 @pytest.mark.parametrize("rows_at_once", [1, 7, 23, 1000])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_it_is_the_plain_loss_whatever_the_chunks(parts, monkeypatch, rows_at_once, smoothing):
+def test_it_equals_the_plain_loss_for_any_chunk_size(parts, monkeypatch, rows_at_once, smoothing):
     monkeypatch.setattr(language, "LOGITS_AT_ONCE", rows_at_once * VOCABULARY)
     head, hidden, words, targets = parts
     loss, expected = head.loss(hidden, words, targets, smoothing), plain_loss(head, hidden, words, targets, smoothing)
@@ -53,7 +53,7 @@ def test_it_is_the_plain_loss_whatever_the_chunks(parts, monkeypatch, rows_at_on
         torch.testing.assert_close(mine, plain, rtol=1e-5, atol=1e-5)
 
 
-def test_under_autocast_products_are_bf16_and_the_rest_is_not(parts):
+def test_under_autocast_only_the_products_are_in_bf16(parts):
     head, hidden, words, targets = parts
     expected = plain_loss(head, hidden, words, targets, 0.1)
     with torch.autocast("cpu", torch.bfloat16):
@@ -66,7 +66,7 @@ def test_under_autocast_products_are_bf16_and_the_rest_is_not(parts):
 
 
 @pytest.mark.parametrize("rows_at_once", [12, 1000])
-def test_logits_are_kept_of_a_single_chunk_only(parts, monkeypatch, rows_at_once):
+def test_logits_are_saved_only_if_one_chunk_holds_all(parts, monkeypatch, rows_at_once):
     monkeypatch.setattr(language, "LOGITS_AT_ONCE", rows_at_once * VOCABULARY)
     head, hidden, words, targets = parts
     kept: list[int] = []
@@ -75,7 +75,7 @@ def test_logits_are_kept_of_a_single_chunk_only(parts, monkeypatch, rows_at_once
     assert bool({rows * VOCABULARY for rows in (12, 11, ROWS)} & set(kept)) == (rows_at_once > ROWS)
 
 
-def test_without_a_row_that_counts_it_is_zero(parts):
+def test_it_is_zero_without_counted_rows(parts):
     head, hidden, words, targets = parts
     for none in (torch.full_like(targets, NOT_COUNTED), targets[:0]):
         rows = hidden[: len(none)]

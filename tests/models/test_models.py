@@ -1,4 +1,4 @@
-"""The towers: parameter counts of the paper, the image memory, the cache, causality, gradients."""
+"""The towers: the paper's parameter counts, the image memory, the cache, causality and gradients."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ def small_tower(sharing="all_but_self_attention", dropout=0.1) -> TextTower:
     config = replace(config, sharing=sharing)
     tower = TextTower(config, image_width=20).eval()
     with torch.no_grad():
-        for parameter in tower.parameters():  # larger than at the start, so that every part plays a part
+        for parameter in tower.parameters():  # larger than at the start, so that every part matters
             parameter.add_(torch.randn_like(parameter), alpha=0.3)
     return tower
 
@@ -41,7 +41,7 @@ def test_parameter_counts_are_those_of_table_3(sharing, millions):
 
 
 def plain_cross_attention(module, x, image_tokens):
-    """Cross-attention of one text with its image, head by head, as in the formula."""
+    """The formula of cross-attention for one text and its image, head by head."""
     width, heads = x.shape[-1], module.heads
     query = module.query(x)
     key, value = module.key_value(image_tokens).chunk(2, dim=-1)
@@ -75,15 +75,15 @@ def test_one_projection_serves_all_texts_values_and_gradients(sharing):
     def indexed(image):
         return tower.match(ids, mask, tower.project_image(image), index)
 
-    def again_for_every_text(image):
+    def projected_for_every_text(image):
         return tower.match(ids, mask, tower.project_image(image[index]))
 
     results = []
-    for way in (grouped, indexed, again_for_every_text):
+    for match in (grouped, indexed, projected_for_every_text):
         torch.manual_seed(2)
         image = torch.randn(3, 9, 20, requires_grad=True)
         tower.zero_grad()
-        out = way(image)
+        out = match(image)
         out.square().sum().backward()
         weight = tower.layers[1].cross_attention.side("encoder").key_value.weight
         results.append((out.detach(), image.grad, weight.grad.clone()))
@@ -124,7 +124,7 @@ def test_a_later_token_changes_nothing_before_it():
     changed[:, 5] = (changed[:, 5] + 1) % 50
     after = tower.decode(changed, None, memory)
     torch.testing.assert_close(before[:, :5], after[:, :5])
-    assert (before[:, 5:] - after[:, 5:]).abs().amax(dim=(0, 2)).min() > 1e-4  # and everything from it on
+    assert (before[:, 5:] - after[:, 5:]).abs().amax(dim=(0, 2)).min() > 1e-4  # it and all tokens after it
     both_ways = tower.match(changed, torch.ones_like(ids, dtype=torch.bool), memory)
     assert (both_ways - tower.match(ids, torch.ones_like(ids, dtype=torch.bool), memory))[:, 0].abs().max() > 1e-4
 
@@ -153,7 +153,7 @@ def test_activation_checkpointing_changes_no_gradient():
         torch.testing.assert_close(one, two)
 
 
-def test_uint8_images_are_normalised_on_the_device():
+def test_uint8_images_are_normalized_on_the_device():
     torch.manual_seed(0)
     model = Blip(
         ModelConfig(
@@ -170,8 +170,8 @@ def test_uint8_images_are_normalised_on_the_device():
 
 
 @pytest.mark.parametrize("width", [64, 256, 768])
-def test_towers_of_any_width_start_equally_lively(width):
-    """What a matrix makes of a unit-norm feature is as large as in BERT and ViT at their own width, 768."""
+def test_towers_of_any_width_start_with_the_same_scale(width):
+    """The output of a linear layer for a normalized feature is as large as in BERT and ViT at width 768."""
     image = ImageEncoderConfig(image_size=32, width=width, layers=1, heads=2)
     text = TextTowerConfig(vocabulary=50, width=width, layers=1, heads=2, feed_forward=4 * width)
     model = Blip(ModelConfig(image, text))

@@ -73,7 +73,7 @@ def test_the_queue_wraps_at_any_size():
     assert torch.equal(queue.texts[:, 1], -queue.image_hashes.float())
 
 
-def test_a_batch_larger_than_the_queue_leaves_its_end():
+def test_only_the_end_of_a_batch_larger_than_the_queue_is_kept():
     queue = FeatureQueue(4, 1)
     queue.push(torch.arange(10.0)[:, None], torch.arange(10.0)[:, None], torch.arange(10))
     assert sorted(queue.image_hashes.tolist()) == [6, 7, 8, 9]

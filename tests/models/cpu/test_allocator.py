@@ -1,4 +1,4 @@
-"""The allocator reuses freed blocks: a large tensor made again maps no new memory."""
+"""The allocator reuses freed blocks: allocating a large tensor again maps no new memory."""
 
 import subprocess
 import sys
