@@ -20,7 +20,7 @@ from vlp.errors import UserError, WorkError
         (WorkError("The disk is full."), 1, "The disk is full."),
         (FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "a/b"), 2, "a/b cannot be used: No such file"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a/b"), 1, "a/b cannot be used: No space left"),
-        (OSError(errno.EIO, os.strerror(errno.EIO)), 1, "A file cannot be read or written"),
+        (OSError(errno.EIO, os.strerror(errno.EIO)), 1, "The output or a file cannot be read or written"),
         (MemoryError(), 1, "Memory ran out"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1, "Memory ran out"),
     ],
@@ -67,3 +67,5 @@ def test_a_closed_or_full_output_leaves_no_traceback(redirect, tmp_path):
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
     assert done.returncode in (0, 1, 2)
     assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+    if redirect == ">/dev/full":
+        assert done.returncode == 1 and "The output or a file cannot be read or written: No space left" in done.stderr

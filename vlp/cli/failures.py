@@ -1,4 +1,4 @@
-"""How errors become one sentence on stderr and an exit code: 1 the work failed, 2 the call was wrong."""
+"""Turns errors into one sentence on stderr and an exit code: 1 the work failed, 2 the call was wrong."""
 
 import errno
 import logging
@@ -9,7 +9,7 @@ import traceback
 
 from vlp.errors import UserError, WorkError
 
-# Errors of the operating system that the call can avoid; all others, such as a full disk, are failures of the work.
+# Operating system errors that another path avoids (exit code 2); all others, such as a full disk, have exit code 1.
 WRONG_PATH = {
     errno.EACCES,
     errno.EEXIST,
@@ -27,7 +27,7 @@ WRONG_PATH = {
 def explain(error: Exception) -> tuple[int, str]:
     """The exit code and the sentence of an error that a command raised.
 
-    Errors that no part of the package expects keep their traceback in a file, which the sentence names.
+    The traceback of an unexpected error is written to a file that the sentence names.
     """
     if isinstance(error, (UserError, WorkError)):
         return (2 if isinstance(error, UserError) else 1), str(error)
@@ -40,19 +40,28 @@ def explain(error: Exception) -> tuple[int, str]:
 
 
 def one_line(text: str) -> str:
-    """A message on one line, whatever the names in it hold: line breaks and control characters are escaped."""
+    """Escape line breaks and control characters, so that a message stays on one line and cannot control a terminal."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 class OneLineFormatter(logging.Formatter):
-    """Log records on one line each; tracebacks, which only `--debug` shows, keep their lines."""
+    """Formats each log record as one line; tracebacks, which only `--debug` shows, keep their lines."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return one_line(super().formatMessage(record))
 
 
+def can_print() -> bool:
+    """Whether stdout takes what has been printed so far."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return False
+    return True
+
+
 def silence_stdout() -> None:
-    """Send stdout to nowhere, so that a closed or full one is not met again when Python exits."""
+    """Discard stdout, because Python would report a closed or full one again when it exits."""
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)
     os.dup2(sys.stdout.fileno(), 1)
 
@@ -61,13 +70,16 @@ def _explain_os_error(error: OSError) -> tuple[int, str]:
     code = 2 if error.errno in WRONG_PATH else 1
     reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
     if error.filename is None:
-        return code, f"A file cannot be read or written: {reason}."
+        return (
+            code,
+            f"The output or a file cannot be read or written: {reason}.",
+        )
     name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else error.filename
     return code, f"{name} cannot be used: {reason}."
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether torch (a RuntimeError) or another library found no room for an array."""
+    """Whether torch, which raises RuntimeError, or another library could not allocate memory."""
     text = str(error)
     return "can't allocate memory" in text or "out of memory" in text.lower()
 

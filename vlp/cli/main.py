@@ -14,7 +14,7 @@ from vlp.cli.config import config
 from vlp.cli.data import data_app
 from vlp.cli.demo import demo
 from vlp.cli.evaluate import evaluate_app
-from vlp.cli.failures import OneLineFormatter, explain, one_line, silence_stdout
+from vlp.cli.failures import OneLineFormatter, can_print, explain, one_line, silence_stdout
 from vlp.cli.training import finetune, pretrain, tokenizer
 from vlp.cli.use import caption, convert, match, search
 
@@ -62,7 +62,8 @@ def main() -> None:
             raise
         code, sentence = explain(error)
         print(f"vlp: {one_line(sentence)}", file=sys.stderr)
-        _flush_or_silence()
+        if not can_print():
+            silence_stdout()
     if code == INTERRUPTED:
         print("vlp: Interrupted; rerun the command to continue.", file=sys.stderr)
         code = 1
@@ -70,7 +71,7 @@ def main() -> None:
 
 
 def _prepare_streams() -> None:
-    """Let names and captions be printed on any terminal, and let closed streams be written to."""
+    """Allow any text on any terminal, and replace closed streams by the null device."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open until the process ends)
@@ -79,17 +80,10 @@ def _prepare_streams() -> None:
 
 
 def _show_usage_error(error: Any) -> int:
-    """Print what is wrong with the command line: one sentence, or the help where there were no arguments."""
+    """Print what is wrong with the command line in one sentence, or the help if there were no arguments."""
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
     else:
         where = f"; see `{error.ctx.command_path} --help`" if error.ctx else ""
         print(f"vlp: {one_line(error.format_message().rstrip('.'))}{where}.", file=sys.stderr)
     return 2
-
-
-def _flush_or_silence() -> None:
-    try:
-        sys.stdout.flush()
-    except OSError:
-        silence_stdout()

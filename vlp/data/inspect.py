@@ -57,7 +57,8 @@ def inspect_shards(shards: str | list[str], progress: ReportProgress = no_progre
             pictures[place : place + 1] = [(picture, sample.captions[0] if sample.captions else "")]
     if not samples:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in bad.counts.most_common()) or "they are empty"
-        raise UserError(f"The {len(paths)} shards have no readable sample ({reasons}).")
+        more = f" and {len(paths) - 1} more shards" if len(paths) > 1 else ""
+        raise UserError(f"No sample can be read from {paths[0]}{more} ({reasons}).")
     return {
         "shards": len(paths),
         "samples": samples,
