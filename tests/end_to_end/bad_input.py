@@ -52,6 +52,7 @@ def run(*arguments: object, seconds: int = SECONDS) -> Outcome:
         time_limit(seconds),
     ):
         warnings.resetwarnings()
+        warnings.showwarning = show_warning
         for category in QUIET_BY_DEFAULT:
             warnings.simplefilter("ignore", category)
         try:
@@ -62,6 +63,11 @@ def run(*arguments: object, seconds: int = SECONDS) -> Outcome:
         finally:
             root.handlers = handlers
     return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def show_warning(message, category, filename, line, file=None, text=None) -> None:
+    """Print a warning as Python does outside pytest, which collects them."""
+    print(warnings.formatwarning(message, category, filename, line, text), file=file or sys.stderr)
 
 
 @contextlib.contextmanager

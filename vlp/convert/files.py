@@ -1,6 +1,7 @@
 """Reading other projects' files, from a folder or the hub, without running any code that they contain."""
 
 import pickle
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,7 +115,9 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
         UserError: the file is missing or broken, contains no state dict, or could only be loaded by running code.
     """
     try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols; what cannot be read raises an error
+            values = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
             f"{path} contains more than tensors and numbers, and loading it would run code; save only its state dict."
