@@ -17,6 +17,8 @@ from vlp.extras import extra
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DEVELOPMENT = {"pyright", "pytest", "pytest-xdist", "ruff"}  # commands that scripts/test.sh runs
+OPTIONAL = PROJECT["optional-dependencies"].keys() - {"all", "test"}
+LOADED_BY_NAME = {"s3fs"}  # by fsspec, for s3:// addresses
 # Module name, where it is not the name of the distribution.
 MODULES = {"faiss-cpu": "faiss", "open-clip-torch": "open_clip", "pillow": "PIL", "pyyaml": "yaml"}
 
@@ -49,13 +51,13 @@ def modules(names: set[str]) -> set[str]:
 
 
 def test_what_vlp_imports_is_declared_and_what_is_declared_is_imported():
-    wanted = declared(PROJECT["dependencies"]) | extras("capfilt", "metrics", "report", "tensorboard")
-    assert imported(list((ROOT / "vlp").rglob("*.py"))) == modules(wanted)
+    wanted = declared(PROJECT["dependencies"]) | extras(*OPTIONAL)
+    assert imported(list((ROOT / "vlp").rglob("*.py"))) == modules(wanted - LOADED_BY_NAME)
 
 
 def test_the_tests_import_only_what_the_test_extra_adds():
     tests = imported(list((ROOT / "tests").rglob("*.py")))
-    needed = declared(PROJECT["dependencies"]) | extras("capfilt", "metrics", "report", "tensorboard", "test")
+    needed = declared(PROJECT["dependencies"]) | extras("test", *OPTIONAL)
     local = {path.stem for path in [*(ROOT / "tests").glob("*.py"), *(ROOT / "scripts").rglob("*.py")]}
     assert tests - local - modules(needed) == set()
     assert modules(extras("test") - DEVELOPMENT) <= tests
