@@ -26,6 +26,7 @@ ORDER = [
     ["config_ranges"],
     ["distributed", "log"],
     ["extras", "files"],
+    ["remote"],
     ["errors"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

@@ -78,6 +78,7 @@ class TextChoiceConfig:
     """
 
     table: FileNamePart = "capfilt"  # NAME of the tables: those of 00012.tar are in 00012.NAME.parquet
+    tables: str = ""  # folder or URL of the tables; empty: next to the shards
     web: NonNegative = 0.5
     human: NonNegative = 0.5
     synthetic: NonNegative = 0.5
@@ -96,6 +97,13 @@ class SourceConfig:
     """One set of shards. Each of its samples is seen `weight` times per epoch."""
 
     shards: str | list[str] = ""
+    dataset: str = ""  # instead of shards: a name or folder that Hugging Face `datasets` reads
+    split: str = "train"  # of the dataset
+    image: str = ""  # column of the dataset; empty: guessed
+    text: str = ""  # column of the dataset; empty: guessed
+    index: str = ""  # folder that `vlp data index` wrote for these shards; empty: built into the cache
+    keep: str = ""  # list of the samples to use: uids in a .npy, keys in a .txt, either in a .parquet; empty: all
+    samples: Natural = 0  # streamed reading: number of samples; 0: counted or estimated
     weight: NonNegative = 1.0
     texts: TextChoiceConfig | None = None  # null: any of the sample's own captions
 
@@ -117,8 +125,15 @@ class DataConfig:
     """The training samples and how they become batches."""
 
     sources: list[SourceConfig] = field(default_factory=list)
+    reading: Literal["auto", "indexed", "streamed"] = "auto"  # auto: streamed for URLs and datasets, indexed for files
     workers: Annotated[int, Range(0, 1_024)] = 2
+    prefetch: Annotated[int, Range(1, 1_024)] = 4  # batches that each worker reads ahead
+    pin_memory: Literal["auto", "on", "off"] = "auto"  # page-locked batches, which copy faster to a GPU; auto: with one
     shuffle_buffer: Natural = 10_000  # samples; the farthest that shuffling moves a sample
+    streams: Natural = 0  # streamed reading: sequences that the shards are dealt to; 0: gcd(batch, 16)
+    retries: Natural = 5  # streamed reading: attempts after a failed request, before the shard is given up
+    cache: str = ""  # streamed reading: local folder for shards; empty: none
+    cache_gib: AboveZero = 100.0  # size limit of the cache
     max_tokens: Annotated[int, Range(3, 65_536)] = 30
     max_bad_share: Share = 0.1  # a larger share of bad (damaged) samples stops the run
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -10,7 +10,8 @@ import torch
 
 from vlp.config import AugmentConfig, DataConfig, SourceConfig
 from vlp.data.bad_samples import BadSamples
-from vlp.data.loader import TrainingLoader, evaluation_batches
+from vlp.data.evaluation_loader import evaluation_batches
+from vlp.data.indexed_loader import IndexedLoader
 from vlp.data.shard_writer import ShardWriter
 from vlp.data.shards import iterate_samples
 from vlp.data.tokenizer import load_tokenizer
@@ -25,9 +26,9 @@ def loader_of(scenes, tokenizer_folder):
 
     def make(batch_size, rank=0, world=1, workers=0, shards=None, augment=PLAIN, **settings):
         data = DataConfig(
-            [SourceConfig(shards or f"{scenes}/*.tar")], workers, max_tokens=16, augment=augment, **settings
+            [SourceConfig(shards or f"{scenes}/*.tar")], workers=workers, max_tokens=16, augment=augment, **settings
         )
-        return TrainingLoader(data, 32, tokenizer, batch_size, rank, world, seed=5)
+        return IndexedLoader(data, 32, tokenizer, batch_size, rank, world, seed=5)
 
     return make
 
@@ -176,7 +177,7 @@ def test_a_source_without_any_text_ends_the_run(loader_of, scenes, tmp_path, wor
     both = loader_of(4, workers=workers, shards=f"{scenes}/*.tar")
     both.data.sources.append(SourceConfig(str(tmp_path / "silent/*.tar")))
     with pytest.raises(WorkError, match=r"data\.sources\[1\]"):
-        take(TrainingLoader(both.data, 32, both.tokenizer, 4), 200)
+        take(IndexedLoader(both.data, 32, both.tokenizer, 4), 200)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

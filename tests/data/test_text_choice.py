@@ -15,7 +15,7 @@ from vlp.config import AugmentConfig, DataConfig, RunConfig, ScoreName, SourceCo
 from vlp.config_reader import from_dict
 from vlp.data import score_tables
 from vlp.data.bad_samples import FilteredSampleError
-from vlp.data.loader import TrainingLoader
+from vlp.data.loader import training_loader
 from vlp.data.score_tables import SCHEMA, Scored, table_path, write_table
 from vlp.data.shard_index import expand_shards, index_shard
 from vlp.data.shard_writer import ShardWriter
@@ -50,8 +50,8 @@ def loader_of(shards, tokenizer_folder):
 
     def make(batch_size=12, rank=0, world=1, workers=0, max_bad_share=0.1, **choice):
         sources = [SourceConfig(shards, texts=TextChoiceConfig(**choice))]
-        data = DataConfig(sources, workers, max_tokens=16, max_bad_share=max_bad_share, augment=PLAIN)
-        return TrainingLoader(data, 32, tokenizer, batch_size, rank, world, seed=5)
+        data = DataConfig(sources, workers=workers, max_tokens=16, max_bad_share=max_bad_share, augment=PLAIN)
+        return training_loader(data, 32, tokenizer, batch_size, rank, world, seed=5)
 
     return make
 
@@ -197,7 +197,7 @@ def test_a_resume_draws_the_same_texts(loader_of, workers):
 
 def test_only_the_last_few_tables_are_kept(loader_of, monkeypatch):
     free = loader_of()
-    monkeypatch.setattr("vlp.data.loader._file_limit", lambda: 2)
+    monkeypatch.setattr("vlp.data.indexed_loader._file_limit", lambda: 2)
     loader = loader_of()
     texts = [batch.texts for batch in take(loader, 10)]
     assert len(loader.dataset.texts.tables) == len(loader.dataset.reader.files) == 2

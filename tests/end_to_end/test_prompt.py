@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 import vlp.model
 from vlp.cli.main import app
 from vlp.config import DecodingConfig
-from vlp.data.loader import TrainingLoader
+from vlp.data.loader import training_loader
 from vlp.data.score_tables import table_path
 from vlp.data.shards import iterate_samples
 from vlp.data.transforms import clean_caption
@@ -60,7 +60,7 @@ def test_every_use_decodes_after_the_trained_prompt(captioner, prompts, scenes, 
     model = load_model(folder, precision="fp32")
     ids = model.tokenizer.prompt_ids(PROMPT)
     assert ids == [model.tokenizer.dec_id, *model.tokenizer.word_ids(["a shape, red on the"])[0]]
-    loader = TrainingLoader(captioner.data, 32, model.tokenizer, 8, prompt=PROMPT)
+    loader = training_loader(captioner.data, 32, model.tokenizer, 8, prompt=PROMPT)
     for row, text in zip((batch := next(iter(loader))).text_ids.tolist(), batch.texts, strict=True):
         assert row[1 : len(ids)] == ids[1:] and text.startswith("a shape, red on the ")
 

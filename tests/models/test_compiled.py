@@ -6,7 +6,7 @@ from torch import nn
 
 from tests.tiny_model import make_images, make_model
 from vlp.config import DecodingConfig, ObjectiveConfig, RunConfig
-from vlp.data.loader import Batch
+from vlp.data.batch import Batch
 from vlp.errors import UserError
 from vlp.models.compiled import compile_blocks
 from vlp.models.cpu.optimise import optimise_for_cpu

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vlp.bench.timing import UNCOUNTED_FLOPS
 from vlp.bench.train import bench_tokenizer
 from vlp.config import ImageEncoderConfig, ModelConfig, ObjectiveConfig, RunConfig, TextTowerConfig
-from vlp.data.loader import Batch
+from vlp.data.batch import Batch
 from vlp.models.blip import Blip
 from vlp.tasks import alignment
 from vlp.tasks.pretrain import PretrainTask

@@ -11,7 +11,7 @@ import pytest
 
 from tests.training.test_resume import RANDOM, assert_same_run
 from vlp.config_reader import save_config
-from vlp.data.loader import TrainingLoader
+from vlp.data.indexed_loader import IndexedLoader
 from vlp.errors import WorkError
 from vlp.training import stop_signals
 from vlp.training.checkpoint import checkpoints
@@ -69,13 +69,13 @@ def test_a_second_signal_ends_the_process_at_once():
 
 def test_a_signal_before_the_first_step_ends_the_run_at_once(run_config, monkeypatch):
     config = run_config("run")
-    original = TrainingLoader.__init__
+    original = IndexedLoader.__init__
 
     def signalled(self, *arguments, **settings):
         os.kill(os.getpid(), signal.SIGTERM)
         original(self, *arguments, **settings)
 
-    monkeypatch.setattr(TrainingLoader, "__init__", signalled)
+    monkeypatch.setattr(IndexedLoader, "__init__", signalled)
     with pytest.raises(WorkError, match="before the first step"):
         train(config)
     monkeypatch.undo()

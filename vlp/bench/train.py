@@ -14,7 +14,7 @@ from vlp.bench.caption import Size
 from vlp.bench.peers import PeerProcess
 from vlp.bench.timing import Measured, Work, compare, device
 from vlp.config import ObjectiveConfig, OptimConfig, Precision, RunConfig
-from vlp.data.loader import Batch
+from vlp.data.batch import Batch
 from vlp.data.tokenizer import BERT_SPECIALS, BLIP_SPECIALS, CaptionTokenizer
 from vlp.models.blip import Blip
 from vlp.models.compiled import compile_blocks

@@ -1,281 +1,60 @@
-"""Shards to batches: sources mixed and shuffled, split over processes and workers, resumable at any sample.
+"""The loader of training batches: indexed for files, streamed for addresses with a scheme."""
 
-The order of samples is one endless stream (see order.py) that does not depend on processes or workers. Each process
-takes its slice of every global batch, so any number of processes sees the same batches, and none runs out first.
-"""
+from collections.abc import Generator
+from typing import Protocol
 
-import logging
-import resource
-from collections import Counter
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass, fields, replace
-
-import numpy as np
-import torch
-from torch import Tensor
-
-from vlp.config import DataConfig, SourceConfig
-from vlp.data.bad_samples import NO_TEXT_CHOSEN, BadSamples
-from vlp.data.order import SampleOrder
-from vlp.data.sample_dataset import (
-    Chunk,
-    Places,
-    SampleDataset,
-    Skipped,
-    join_chunks,
-    read_chunks,
-    split_chunk,
-    stable_hash,
-)
-from vlp.data.shard_index import ShardIndex, expand_shards, index_shard, index_shards
-from vlp.data.text_choice import check_choice, read_texts
+from vlp.config import DataConfig
+from vlp.data.batch import Batch
+from vlp.data.indexed_loader import IndexedLoader
 from vlp.data.tokenizer import CaptionTokenizer
-from vlp.data.transforms import prompted_caption
-from vlp.distributed import share_out
-from vlp.errors import UserError, WorkError
-
-MOST_SKIPPED = 100_000  # samples of a source that are all skipped before the run stops
-
-log = logging.getLogger("vlp")
 
 
-@dataclass
-class Batch:
-    """What a training step reads.
+class TrainingLoader(Protocol):
+    """Endless training batches of one process.
 
-    Attributes:
-        images: uint8 [batch, 3, size, size].
-        text_ids, text_mask: int64 and bool [batch, tokens]; ids begin with [CLS].
-        text_hashes: int64 [batch]; equal where the cleaned captions are equal.
-        image_hashes: int64 [batch]; equal where shard and key are equal.
-        keys, texts: of each sample, for people.
+    Any number of processes sees the same global batches; a resume continues at the sample.
     """
-
-    images: Tensor
-    text_ids: Tensor
-    text_mask: Tensor
-    text_hashes: Tensor
-    image_hashes: Tensor
-    keys: list[str]
-    texts: list[str]
-
-    def to(self, device: torch.device) -> "Batch":
-        """The batch with its tensors on a device."""
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
-        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
-
-
-@dataclass
-class EvaluationBatch:
-    """Images uint8 [batch, 3, size, size] with all their captions, keys and JSON facts, in the shards' order."""
-
-    images: Tensor
-    captions: list[list[str]]
-    keys: list[str]
-    infos: list[dict]
-
-
-class TrainingLoader:
-    """Endless training batches of one process; see the first lines of this file."""
-
-    def __init__(
-        self,
-        data: DataConfig,
-        image_size: int,
-        tokenizer: CaptionTokenizer,
-        batch_size: int,
-        rank: int = 0,
-        world: int = 1,
-        seed: int = 0,
-        prompt: str = "",
-    ):
-        """Index the shards of all sources. Processes that run together share this work.
-
-        Args:
-            batch_size: samples of a batch over all processes; a multiple of `world`.
-            prompt: words put before every caption.
-
-        Raises:
-            UserError: no shard matches, none has a sample, one lacks the score table that its source draws from, a
-                source has no sample with a text to use, or the processes cannot share the batch equally.
-        """
-        if batch_size % world:
-            raise UserError(f"{world} processes cannot share a batch of {batch_size} equally; make it a multiple.")
-        if not data.sources:
-            raise UserError("data.sources is empty: name the shards to train on.")
-        if any(source.weight < 0 for source in data.sources):
-            raise UserError("data.sources: a weight must not be negative.")
-        self.data, self.tokenizer, self.prompt = data, tokenizer, prompt
-        self.batch, self.rank, self.world = batch_size // world, rank, world
-        self.listed = BadSamples(data.max_bad_share)  # bad by the shards' headers; filtered by the score tables
-        sources = [self._index_source(number, source) for number, source in enumerate(data.sources)]
-        counts = [[len(index.keys) for index in source] for source in sources]
-        self.order = SampleOrder(counts, [source.weight for source in data.sources], data.shuffle_buffer, seed)
-        if self.order.epoch_size == 0:
-            raise UserError("The shards of data.sources hold no sample.")
-        choices = [source.texts for source in data.sources]
-        most_open = min(self.order.shards_at_once(), _file_limit())
-        self.dataset = SampleDataset(sources, image_size, data.augment, seed, choices, most_open)
-        self.bad = BadSamples(data.max_bad_share)  # skipped when read
-        self.place = 0  # in this process's stream, of the next sample to give out
-        self.ahead: list[Skipped] = []  # those that were read ahead of `place`
-        self._skipped_at_first: Counter[int] = Counter()  # by source, until the first good sample of a source
 
     @property
     def epoch_size(self) -> int:
         """Samples of an epoch, over all processes."""
-        return self.order.epoch_size
+        ...
 
     @property
     def bad_counts(self) -> dict[str, int]:
-        """Bad samples by reason: those that the headers show, and those found when read (again in every epoch)."""
-        return dict(self.listed.counts + self.bad.counts)
+        """Bad samples by reason."""
+        ...
 
     @property
     def filtered_counts(self) -> dict[str, int]:
-        """Filtered samples by reason: those that score tables leave out of every epoch, and those found when read."""
-        return dict(self.listed.filtered + self.bad.filtered)
+        """Filtered samples by reason."""
+        ...
 
     def state(self) -> dict:
         """The position to resume from, and what was skipped up to it."""
-        ahead = [one for one in self.ahead if one.place >= self.place]
-        bad = Counter(one.sample.reason for one in ahead if not one.filtered)
-        filtered = Counter(one.sample.reason for one in ahead if one.filtered)
-        return {
-            "place": self.place * self.world,
-            "bad": dict(self.bad.counts - bad),
-            "filtered": dict(self.bad.filtered - filtered),
-        }
+        ...
 
     def load_state(self, state: dict) -> None:
-        """Resume from a state. One of another number of processes is resumed to within a batch."""
-        self.place = state["place"] // self.world
-        self.bad.counts.update(state["bad"])
-        self.bad.filtered.update(state["filtered"])
-        self.bad.total = self.place  # each place up to there was read once
+        """Resume from a state."""
+        ...
 
-    def __iter__(self) -> Generator[Batch, None, None]:
-        waiting: list[Chunk] = []
-        for chunk in read_chunks(self.dataset, self._places(), self.data.workers):
-            self._count(chunk)
-            if chunk.keys:
-                waiting.append(chunk)
-            while sum(len(one.keys) for one in waiting) >= self.batch:
-                chunk, rest = split_chunk(join_chunks(waiting), self.batch)
-                waiting = [rest] if rest.keys else []
-                self.place = chunk.places[-1] + 1
-                self.ahead = [one for one in self.ahead if one.place >= self.place]
-                yield self._batch(chunk)
-
-    def _index_source(self, number: int, source: SourceConfig) -> list[ShardIndex]:
-        """The shards of a source, without the samples of which its score tables have no text to use."""
-        indexes = index_shards(expand_shards(source.shards))
-        self.listed.total += sum(len(index.keys) for index in indexes)
-        for bad in (bad for index in indexes for bad in index.bad):
-            self.listed.add(bad)
-        if source.texts is None:
-            return indexes
-        choice = source.texts
-
-        def usable(index: ShardIndex) -> np.ndarray | None:
-            check_choice(index.path, choice)
-            texts = read_texts(index, choice)  # a damaged table makes bad samples when it is read again
-            return None if texts is None else np.packbits(texts.usable(choice))
-
-        masks = share_out(usable, indexes)
-        kept = [
-            index if mask is None else index.subset(np.unpackbits(mask, count=len(index.keys)).astype(bool))
-            for index, mask in zip(indexes, masks, strict=True)
-        ]
-        total, left = (sum(len(index.keys) for index in part) for part in (indexes, kept))
-        if left < total:
-            self.listed.filtered[NO_TEXT_CHOSEN] += total - left
-            log.info("data.sources[%d]: %d of %d samples have no text to use", number, total - left, total)
-        if total and not left:
-            raise UserError(
-                f"data.sources[{number}]: the score tables have no text to use for any of its {total} samples; "
-                "lower texts.floor, or give other sources of texts a chance."
-            )
-        return kept
-
-    def _count(self, chunk: Chunk) -> None:
-        """Count a chunk's good and skipped samples.
-
-        Raises:
-            WorkError: too many samples are bad, or a source gives no sample at all.
-        """
-        self.bad.seen(len(chunk.keys))
-        for source in chunk.sources:
-            self._skipped_at_first[source] = -1
-        for one in chunk.skipped:
-            (self.bad.add_filtered if one.filtered else self.bad.add)(one.sample)
-            self.ahead.append(one)
-            if self._skipped_at_first[one.source] < 0:
-                continue
-            self._skipped_at_first[one.source] += 1
-            # Two passes: a resume starts within one.
-            most = min(MOST_SKIPPED, 2 * self.world * self.order.counts[one.source])
-            if self._skipped_at_first[one.source] >= most:
-                advice = "score them with `vlp capfilt score` and set texts" if one.filtered else "fix them"
-                raise WorkError(
-                    f"data.sources[{one.source}]: none of the first {most} samples could be used "
-                    f"({one.sample.shard} {one.sample.key}: {one.sample.reason}); name other shards, or {advice}."
-                )
-
-    def _places(self) -> Iterator[Places]:
-        """For each batch: places in this process's stream, positions in the whole stream, sample numbers."""
-        start = self.place
-        while True:
-            places = np.arange(start, (start // self.batch + 1) * self.batch)
-            step, offset = np.divmod(places, self.batch)
-            positions = (step * self.world + self.rank) * self.batch + offset
-            yield places, positions, self.order.numbers(positions)
-            start = int(places[-1]) + 1
-
-    def _batch(self, chunk: Chunk) -> Batch:
-        texts = [prompted_caption(self.prompt, captions[0]) for captions in chunk.captions]
-        ids, mask = self.tokenizer.encode(texts, self.data.max_tokens)
-        text_hashes = torch.tensor([stable_hash(text) for text in texts])
-        return Batch(chunk.images, ids, mask, text_hashes, torch.tensor(chunk.image_hashes), chunk.keys, texts)
+    def __iter__(self) -> Generator[Batch, None, None]: ...
 
 
-def evaluation_batches(
-    shards: str | list[str],
+def training_loader(
+    data: DataConfig,
     image_size: int,
+    tokenizer: CaptionTokenizer,
     batch_size: int,
-    workers: int = 0,
     rank: int = 0,
     world: int = 1,
-    limit: int | None = None,
-    bad: BadSamples | None = None,
-    need_text: bool = False,
-) -> Iterator[EvaluationBatch]:
-    """Every good sample of the shards once, in order; processes take turns by batch.
+    seed: int = 0,
+    prompt: str = "",
+) -> TrainingLoader:
+    """The loader that `data.reading` asks for; see the docstring of each loader for its errors.
 
     Args:
-        limit: at most this many samples, over all processes.
-        bad: counts the skipped samples, and limits the share of bad ones; None allows any share.
-        need_text: samples without a text are skipped as filtered ones.
+        batch_size: samples of a batch over all processes; a multiple of `world`.
+        prompt: words put before every caption.
     """
-    indexes = [index_shard(path) for path in expand_shards(shards)]
-    bad = bad or BadSamples(max_share=1.0)
-    for one in (one for index in indexes for one in index.bad):
-        bad.add(one)
-    total = sum(len(index.keys) for index in indexes)
-    numbers = np.arange(total if limit is None else min(limit, total))
-    starts = range(rank * batch_size, len(numbers), world * batch_size)
-    parts = [numbers[start : start + batch_size] for start in starts]
-    dataset = SampleDataset([indexes], image_size, need_text=need_text)
-    for chunk in read_chunks(dataset, ((part, part, part) for part in parts), workers):
-        bad.seen(len(chunk.keys))
-        for one in chunk.skipped:
-            (bad.add_filtered if one.filtered else bad.add)(one.sample)
-        if chunk.keys:
-            yield EvaluationBatch(chunk.images, chunk.captions, chunk.keys, chunk.infos)
-
-
-def _file_limit() -> int:
-    """The most shards to keep open: half of the files that a process may open."""
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return 2**14 if limit == resource.RLIM_INFINITY else max(limit // 2, 2)
+    return IndexedLoader(data, image_size, tokenizer, batch_size, rank, world, seed, prompt)

@@ -25,6 +25,7 @@ from vlp.data.cache import cache_file
 from vlp.distributed import share_out, world_size
 from vlp.errors import UserError, WorkError
 from vlp.files import writing
+from vlp.remote import filesystem, is_remote, remote_errors
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 WILDCARDS = "*?["
@@ -68,14 +69,13 @@ def expand_shards(shards: str | list[str]) -> list[str]:
     """Paths and URLs of shards from brace patterns, local globs, and lists of both.
 
     Raises:
-        UserError: no local file matches.
+        UserError: no file matches.
     """
     patterns = [shards] if isinstance(shards, str) else list(shards)
     found: list[str] = []
     for path in (path for pattern in patterns for path in _expand_braces(pattern)):
-        if "://" in path:
-            _check_protocol(path)
-            found.append(path)
+        if is_remote(path):
+            found += _expand_remote(path)
         elif any(letter in path for letter in WILDCARDS):
             anchor = Path(Path(path).anchor or ".")
             try:
@@ -102,12 +102,22 @@ def _expand_braces(pattern: str) -> Iterator[str]:
         raise UserError(f"The pattern {pattern!r} cannot be used: {error}.") from None
 
 
-def _check_protocol(url: str) -> None:
-    """Raise a UserError where fsspec does not know a URL's protocol, or lacks the package for it."""
-    try:
-        fsspec.get_filesystem_class(url.partition("://")[0])
-    except (ImportError, ValueError) as error:
-        raise UserError(f"{url} cannot be read: {' '.join(str(error).split())}.") from None
+def _expand_remote(url: str) -> list[str]:
+    """An address as it is, or the addresses that match its wildcards.
+
+    Raises:
+        UserError: no address matches, or fsspec cannot read the scheme.
+    """
+    if url.startswith("pipe:"):
+        return [url]
+    files, path = filesystem(url)
+    if not any(letter in path for letter in WILDCARDS) or url.startswith(("http://", "https://")):
+        return [url]  # a query of a web address may hold a question mark
+    with remote_errors(url):
+        found = [files.unstrip_protocol(match) for match in sorted(files.glob(path))]
+    if not found:
+        raise UserError(f"No shard matches {url!r}; check the address.")
+    return found
 
 
 def index_shard(path: str) -> ShardIndex:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from vlp.config import DecodingConfig
 from vlp.data.bad_samples import BadSamples
-from vlp.data.loader import evaluation_batches
+from vlp.data.evaluation_loader import evaluation_batches
 from vlp.errors import UserError
 from vlp.evaluation.metrics import captioning_scores
 from vlp.log import ReportProgress, no_progress

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vlp.data.bad_samples import BadSamples
-from vlp.data.loader import evaluation_batches
+from vlp.data.evaluation_loader import evaluation_batches
 from vlp.data.transforms import clean_caption
 from vlp.errors import UserError
 from vlp.evaluation.metrics import recall_at_k

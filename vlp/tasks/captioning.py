@@ -1,7 +1,7 @@
 """Captioning finetuning, which trains the captioner: only LM, after a prompt that is not predicted."""
 
 from vlp.config import RunConfig
-from vlp.data.loader import Batch
+from vlp.data.batch import Batch
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.models.blip import Blip
 from vlp.tasks.language import caption_loss, freeze

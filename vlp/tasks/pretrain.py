@@ -1,7 +1,7 @@
 """Pretraining: ITC, ITM and LM together (BLIP, section 3.2)."""
 
 from vlp.config import RunConfig
-from vlp.data.loader import Batch
+from vlp.data.batch import Batch
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.models.blip import Blip
 from vlp.tasks.alignment import Alignment

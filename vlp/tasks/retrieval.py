@@ -1,7 +1,7 @@
 """Retrieval finetuning, which trains the filter: ITC and ITM, where all captions of an image are its positives."""
 
 from vlp.config import RunConfig
-from vlp.data.loader import Batch
+from vlp.data.batch import Batch
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.models.blip import Blip
 from vlp.tasks.alignment import Alignment

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vlp.config import ObjectiveConfig
-from vlp.data.loader import Batch
+from vlp.data.batch import Batch
 from vlp.models.blip import Blip
 
 

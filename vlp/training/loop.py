@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from vlp.config import RunConfig
-from vlp.data.loader import Batch
+from vlp.data.batch import Batch
 from vlp.distributed import is_main, join_processes, run_on_main
 from vlp.errors import WorkError
 from vlp.files import write_json, write_text

@@ -15,7 +15,7 @@ from torch import nn
 
 from vlp.config import DecodingConfig, RunConfig
 from vlp.config_reader import save_config
-from vlp.data.loader import TrainingLoader
+from vlp.data.loader import TrainingLoader, training_loader
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.distributed import largest, rank, run_on_main, world_size
 from vlp.log import read_log
@@ -134,7 +134,7 @@ def prepare_run(config: RunConfig, resume: bool, stop: StopRequest) -> Run:
         compile_blocks(task)
     output = Path(config.output)
     check_disk_space(output, task)
-    loader = TrainingLoader(
+    loader = training_loader(
         config.data,
         model.config.image_encoder.image_size,
         tokenizer,
