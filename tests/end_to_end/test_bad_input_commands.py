@@ -180,8 +180,8 @@ def flickr(folder: Path, captions: bytes | None, split: bytes | None = None, ima
     for name, content in (("captions.txt", captions), ("split.txt", split)):
         if content is not None:
             (folder / name).write_bytes(content)
-    given = ["flickr8k", folder / "out", "--images", folder / "images", "--captions", folder / "captions.txt"]
-    return given + (["--split", folder / "split.txt"] if split is not None else [])
+    given = ["flickr8k", folder / "captions.txt", folder / "out", "--images", folder / "images"]
+    return given + (["--names", folder / "split.txt"] if split is not None else [])
 
 
 CSV = b"image,caption\na.jpg,a red circle\nb.jpg,a blue square\n"
@@ -255,7 +255,7 @@ def test_an_import_of_a_folder_skips_and_names_bad_lines(name, tmp_path):
     (folder / "broken.jpg").write_bytes(b"broken")
     (tmp_path / "secret.jpg").write_bytes(picture(format="JPEG"))
     (folder / "metadata.jsonl").write_bytes(b"\n".join([line(file_name="a.jpg", text="a circle")] * 12 + [odd]))
-    outcome = run("data", "import", "folder", tmp_path / "out", folder)
+    outcome = run("data", "import", "folder", folder, tmp_path / "out")
     succeeded(outcome, reason)
     assert "line 13" in outcome.err or "00000013" in outcome.err
     assert outcome.out.startswith("Wrote 12 samples")
@@ -267,7 +267,7 @@ def test_an_import_keeps_images_without_a_text(fields, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(picture(format="JPEG"))
     (tmp_path / "photos" / "metadata.jsonl").write_bytes(line(file_name="a.jpg", **fields))
-    outcome = run("data", "import", "folder", tmp_path / "out", tmp_path / "photos")
+    outcome = run("data", "import", "folder", tmp_path / "photos", tmp_path / "out")
     succeeded(outcome)
     assert "1 of them have no text" in outcome.out
 
@@ -281,6 +281,6 @@ def test_an_import_of_a_folder_that_is_none(make, tmp_path):
         (folder / "metadata.jsonl").mkdir()
     if make in ("only bad lines", "empty"):
         (folder / "metadata.jsonl").write_bytes(b"{\n{\n" if make == "only bad lines" else b"")
-    refused(run("data", "import", "folder", tmp_path / "out", folder))
+    refused(run("data", "import", "folder", folder, tmp_path / "out"))
     assert not list(tmp_path.glob("out/*"))
     tidy(tmp_path)

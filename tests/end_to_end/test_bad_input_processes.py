@@ -54,7 +54,7 @@ def command(name: str, place: Path, output: Path, models: list[str]) -> list[str
     """The arguments of a command that writes `output`."""
     commands = {
         "make": ["data", "make", output, "--num", 40],
-        "import": ["data", "import", "folder", output, place / "photos"],
+        "import": ["data", "import", "folder", place / "photos", output],
         "tokenizer": ["tokenizer", place / "web" / "*.tar", output, "--size", 150],
         "select": ["capfilt", "select", "itm >= 0", "--scores", place / "web" / "*.parquet", "--out", output],
         "select table": ["capfilt", "select", "itm >= 0", "--scores", place / "web" / "*.parquet", "--table", output],

@@ -14,6 +14,11 @@ Precision = Annotated[config.Precision, typer.Option(help="Number format of the 
 Shards = Annotated[
     list[str], typer.Option("--shards", help="Shards: paths, globs, brace patterns or URLs; repeatable.")
 ]
+ShardsFolder = Annotated[str, typer.Argument(help="New folder for the shards.")]
+ShardSize = Annotated[int, typer.Option(min=1, help="Samples per shard.")]
+MaxBadShare = Annotated[
+    float, typer.Option(min=0, max=1, help="Largest share of bad samples that is skipped; above it, stop.")
+]
 
 Resume = Annotated[bool, typer.Option(help="Continue from the last complete checkpoint.")]
 Out = Annotated[str | None, typer.Option("--out", help="Also write the numbers to this JSON file.")]

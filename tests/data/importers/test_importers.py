@@ -144,11 +144,11 @@ def test_a_killed_import_leaves_nothing_and_can_be_rerun(images, tmp_path):
 def test_the_commands(images, tmp_path):
     write_lines(images, [{"file_name": "0.jpg", "text": "first"}, {"file_name": "1.jpg"}, {"file_name": "broken.jpg"}])
     out = str(tmp_path / "out")
-    result = CliRunner().invoke(app, ["data", "import", "folder", out, str(images), "--max-bad-share", "0.5"])
+    result = CliRunner().invoke(app, ["data", "import", "folder", str(images), out, "--max-bad-share", "0.5"])
     assert result.output.splitlines()[-1] == (
         f"Wrote 2 samples to {out}. 1 of them have no text. 1 bad samples were skipped (image undecodable: 1)."
     )
     (tmp_path / "captions.txt").write_text("0.jpg,x\n")
-    options = ["--images", str(images), "--captions", str(tmp_path / "captions.txt")]
-    result = CliRunner().invoke(app, ["data", "import", "flickr8k", f"{out}-2", *options])
+    arguments = [str(tmp_path / "captions.txt"), f"{out}-2", "--images", str(images)]
+    result = CliRunner().invoke(app, ["data", "import", "flickr8k", *arguments])
     assert result.output == f"Wrote 1 samples to {out}-2.\n"

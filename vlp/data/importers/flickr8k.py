@@ -13,13 +13,13 @@ from vlp.files import read_text
 class Flickr8k:
     """The images of a CSV `image,caption` with one row per caption; an image with all its captions is one sample."""
 
-    def __init__(self, images: str, captions: str, split: str | None = None):
+    def __init__(self, images: str, captions: str, names: str | None = None):
         """Read the captions.
 
         Args:
             images: folder of the images.
             captions: the CSV; captions may contain commas, quoted or not.
-            split: a file with the names of the images to take, one per line; None takes all.
+            names: a file with the names of the images to take, one per line; None takes all.
 
         Raises:
             UserError: a file or folder is missing or unreadable.
@@ -29,8 +29,8 @@ class Flickr8k:
         self.images, self.path = Path(images), captions
         self.captions = _read_captions(captions)
         self.names = list(self.captions)
-        if split is not None:
-            lines = read_text(split, "list of images").split("\n")
+        if names is not None:
+            lines = read_text(names, "list of images").split("\n")
             self.names = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
 
     def __len__(self) -> int:
