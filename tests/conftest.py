@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.s3 import s3, s3_server  # noqa: F401
+
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # scripts/gpu.sh sets it to test on a GPU
 
 
