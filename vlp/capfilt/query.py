@@ -1,7 +1,6 @@
 """Finds the rows of score tables that satisfy selection rules, with duckdb, a few tables at a time."""
 
 import math
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,9 +8,10 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 
-from vlp.capfilt.rules import SPACES, SelectionRules, Top, quote
+from vlp.capfilt.rules import SPACES, SelectionRules, Top
 from vlp.data.find_tables import shard_and_name
 from vlp.data.score_tables import is_same_shard, read_settings, table_path
+from vlp.data.sql import MOST_MEMORY, connect, parquet_files, quote
 from vlp.errors import UserError
 from vlp.extras import extra
 
@@ -19,7 +19,6 @@ with extra("capfilt"):
     import duckdb
 
 ROWS_AT_ONCE = 500_000  # rows of the tables that one query reads
-MOST_MEMORY = 4 * 2**30  # bytes that duckdb uses before it writes to disk
 DUPLICATES = ""  # the name of the tables of duplicates among the other tables, whose own names are never empty
 
 
@@ -68,17 +67,6 @@ def select_rows(
             yield from zip(group, np.split(rows, ends[:-1]), strict=True)
 
 
-def connect(spill: Path, memory: int = MOST_MEMORY) -> duckdb.DuckDBPyConnection:
-    """An in-memory duckdb that writes to `spill` beyond `memory` bytes and downloads no extensions."""
-    settings = {"memory_limit": f"{memory}B", "temp_directory": str(spill), "preserve_insertion_order": False}
-    fetches = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
-    connection = duckdb.connect(config={**settings, **fetches})
-    connection.execute("SET enable_progress_bar = false")
-    # This optimizer takes columns to be free of NaN because parquet statistics never contain NaN.
-    connection.execute("SET disabled_optimizers = 'statistics_propagation'")
-    return connection
-
-
 def _groups(tables: list[str]) -> Iterator[list[str]]:
     """Runs of consecutive tables with about `ROWS_AT_ONCE` rows in total."""
     group, rows = [], 0
@@ -105,25 +93,19 @@ def _texts(group: list[str], rules: SelectionRules, others: dict[str, dict[str, 
         numbers = [number for number, shard in enumerate(shards) if shard in paths]
         columns = ", ".join([*keys, *(f'{sql} AS "{alias}"' for alias, sql in fields.items())])
         if numbers:
-            files = _files([paths[shards[number]] for number in numbers])
+            files = parquet_files([paths[shards[number]] for number in numbers])
             place = f"list_extract({numbers}::UBIGINT[], file_index::BIGINT + 1)"
             other = f"SELECT {place} AS file_index, {columns} FROM {files}"
         else:
-            files = _files(group)
+            files = parquet_files(group)
             other = f"SELECT file_index, {columns} FROM {files} WHERE false"
         joins.append(f"LEFT JOIN ({other}) USING ({', '.join(['file_index', *keys])})")
     kept = {"key": "key", "source": "source", "caption_id": "caption_id"} | rules.columns
     columns = ", ".join(f'{sql} AS "{name}"' for name, sql in kept.items())
     return (
         f"SELECT file_index, file_row_number, {columns} FROM (SELECT file_index, file_row_number, * "
-        f"FROM {_files(group)}) {' '.join(joins)} WHERE trim(text, {quote(SPACES)}) <> ''"
+        f"FROM {parquet_files(group)}) {' '.join(joins)} WHERE trim(text, {quote(SPACES)}) <> ''"
     )
-
-
-def _files(paths: list[str]) -> str:
-    """SQL that reads parquet files; wildcard characters in their names are escaped."""
-    literal = ", ".join(quote(re.sub(r"([*?\[])", r"[\1]", path)) for path in paths)
-    return f"read_parquet([{literal}])"
 
 
 def _cut(connection: duckdb.DuckDBPyConnection, relations: list[str], top: Top) -> float | None:

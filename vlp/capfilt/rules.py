@@ -23,6 +23,7 @@ from fractions import Fraction
 import pyarrow as pa
 
 from vlp.data.score_tables import SCHEMA
+from vlp.data.sql import quote
 from vlp.data.text_choice import SOURCES
 from vlp.errors import UserError
 
@@ -80,11 +81,6 @@ def parse_rules(text: str, others: Collection[str] = ()) -> SelectionRules:
         raise UserError(
             f"The rules {text[:80]!r} are nested too deeply or contain null bytes; write a simpler expression."
         ) from None
-
-
-def quote(text: str) -> str:
-    """A text as an SQL string literal."""
-    return "'" + text.replace("'", "''") + "'"
 
 
 def _known_columns() -> dict[str, tuple[str, str]]:

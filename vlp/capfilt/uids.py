@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vlp.capfilt.query import connect
+from vlp.data.sql import connect
 from vlp.errors import UserError
 
 DIGITS = 32  # hexadecimal digits of a uid, which make two 64-bit numbers; a longer uid such as a sha256 is cut
