@@ -1,5 +1,6 @@
 """A real S3 server for the tests: moto's, on a free port of 127.0.0.1, with a new bucket for each test."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -42,6 +43,7 @@ def s3_server() -> Iterator[str]:
     """The address of an S3 server that runs in this process."""
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # no line for every request
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

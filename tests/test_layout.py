@@ -26,7 +26,8 @@ ORDER = [
     ["config_ranges"],
     ["distributed", "log"],
     ["extras", "files"],
-    ["remote"],
+    ["object_store"],
+    ["processes", "remote"],
     ["errors"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

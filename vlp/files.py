@@ -1,11 +1,16 @@
-"""Write a file or a folder whole or not at all: under a temporary name next to it, which is renamed at the end."""
+"""Write a file or a folder whole or not at all: under a temporary name next to it, which is renamed at the end.
+
+At an address with a scheme (s3://...) a file is written in the folder for temporary files and uploaded at the end.
+"""
 
 import errno
 import glob
+import hashlib
 import json
 import os
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from vlp.errors import FullDiskError, UserError, WorkError
+from vlp.object_store import check_output, filling_folder, upload
+from vlp.remote import is_remote
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 # What libraries that raise no OSError say of a full disk: safetensors, tokenizers, DuckDB, torch.
@@ -27,15 +34,19 @@ def writing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path to write a file to; at the end it is renamed to `path`, on an error it is removed.
 
     The folder of `path` is created where it is missing. An existing file is replaced; a device or a pipe is written to
-    directly.
+    directly. For an address the temporary file is in the folder for temporary files, and is uploaded at the end.
 
     Raises:
-        UserError: `path` is a folder.
+        UserError: `path` is a folder, or an address that cannot be written.
         FullDiskError, WorkError: the disk is full; the file cannot be written for another reason.
     """
-    if os.path.isdir(path):
+    if isinstance(path, str) and is_remote(path):
+        with _local_stand_in(path) as temporary:
+            yield temporary
+            upload(temporary, path)
+    elif os.path.isdir(path):
         raise UserError(f"{path} is a folder; name a file.")
-    if os.path.exists(path) and not os.path.isfile(path):
+    elif os.path.exists(path) and not os.path.isfile(path):
         with write_errors(path):
             yield Path(path)
     else:
@@ -49,7 +60,7 @@ def writing_folder(path: str | Path) -> Iterator[Path]:
     """Yield a temporary empty folder to fill; at the end it is renamed to `path`, on an error it is removed.
 
     Raises:
-        UserError: `path` is a file, a folder that is not empty, a mount point or the current folder.
+        UserError: `path` is a file, a folder that is not empty, a mount point, the current folder or an address.
         FullDiskError, WorkError: the disk is full; the folder cannot be written for another reason.
     """
     prepare_output(path)
@@ -58,20 +69,53 @@ def writing_folder(path: str | Path) -> Iterator[Path]:
     with _temporary(path) as temporary:
         temporary.mkdir()
         yield temporary
-        os.replace(temporary, path)
+        try:
+            os.replace(temporary, path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            raise WorkError(f"Another run wrote {path} meanwhile; choose another name or remove it.") from None
+
+
+@contextmanager
+def writing_shards(path: str) -> Iterator[str]:
+    """Yield the name of a folder whose files are written by `writing`, each as `FOLDER/NAME`.
+
+    A local folder appears at the end, as with `writing_folder`. At an address every file is uploaded when it is
+    finished, so that the local disk holds only those in progress. The folder is complete when the marker `_SUCCESS` is
+    in it (see `vlp/object_store.py`), and on an error it is removed.
+
+    Raises:
+        UserError: what `prepare_output` raises, or the address cannot be written.
+        FullDiskError, WorkError: the disk is full; the folder cannot be written for another reason.
+    """
+    if is_remote(path):
+        folder = path.rstrip("/")
+        with filling_folder(folder):
+            yield folder
+    else:
+        with writing_folder(path) as temporary:
+            yield str(temporary)
 
 
 @contextmanager
 def scratch_folder(path: str | Path) -> Iterator[Path]:
     """Yield an empty folder next to `path` for temporary files; it is removed at the end.
 
+    For an address it is in the folder for temporary files.
+
     Raises:
         FullDiskError, WorkError: the disk is full; the folder cannot be written for another reason.
     """
-    scratch = absolute(path).with_name(f"{absolute(path).name}.scratch")
-    with write_errors(path, scratch), _temporary(scratch) as temporary:
-        temporary.mkdir()
-        yield temporary
+    if isinstance(path, str) and is_remote(path):
+        with _local_stand_in(f"{path}.scratch") as temporary:
+            temporary.mkdir()
+            yield temporary
+    else:
+        scratch = absolute(path).with_name(f"{absolute(path).name}.scratch")
+        with write_errors(path, scratch), _temporary(scratch) as temporary:
+            temporary.mkdir()
+            yield temporary
 
 
 @contextmanager
@@ -155,13 +199,22 @@ def read_json(path: str | Path) -> dict[str, Any]:
     return values
 
 
-def prepare_output(path: str | Path) -> None:
+def prepare_output(path: str | Path, remote: bool = False) -> None:
     """Make sure that nothing is overwritten.
 
+    Args:
+        remote: whether `path` may be an address with a scheme.
+
     Raises:
-        UserError: the name is empty, there is a file of this name, or a folder that is not empty.
+        UserError: the name is empty, there is a file of this name, or a folder that is not empty; or it is an address.
+        WorkError: another run writes the folder now, or an address cannot be reached.
     """
     _check_name(path)
+    if isinstance(path, str) and is_remote(path):
+        if not remote:
+            raise UserError(f"{path} is an address, but this output is written to a local disk; name a local path.")
+        check_output(path)
+        return
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} exists already; choose another name or remove it.")
@@ -169,7 +222,7 @@ def prepare_output(path: str | Path) -> None:
 
 def remove_leftovers(path: str | Path) -> None:
     """Remove the temporary files and folders of `path` whose writers were killed."""
-    path = absolute(path)
+    path = absolute(_stand_in(path) if isinstance(path, str) and is_remote(path) else path)
     for left in path.parent.glob(f".{glob.escape(path.name)}.tmp-*"):
         if not _is_being_written(left):
             remove(left)
@@ -206,6 +259,29 @@ def _temporary(path: str | Path) -> Iterator[Path]:
             yield temporary
         finally:
             remove(temporary)
+
+
+@contextmanager
+def _local_stand_in(url: str) -> Iterator[Path]:
+    """The temporary path for the content of an address; whatever is there at the end is removed.
+
+    Raises:
+        FullDiskError, WorkError: the disk is full; the file cannot be written for another reason.
+    """
+    local = _stand_in(url)
+    try:
+        with write_errors(url, local), _temporary(local) as temporary:
+            yield temporary
+    except FullDiskError:
+        raise FullDiskError(
+            f"{url} cannot be written: no space left on device in {local.parent} ({_free_bytes(local):,} bytes free), "
+            "where it is made before it is uploaded; free some space or set TMPDIR, and rerun the command."
+        ) from None
+
+
+def _stand_in(url: str) -> Path:
+    """The local path that stands for an address in the names of temporary files."""
+    return Path(tempfile.gettempdir()) / f"vlp-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
 
 
 def _check_name(path: str | Path) -> None:

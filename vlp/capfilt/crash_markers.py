@@ -3,14 +3,12 @@
 import glob
 import hashlib
 import json
-import os
-import socket
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import psutil
+from vlp.processes import is_running, this_process
 
 
 @contextmanager
@@ -23,10 +21,9 @@ def crash_marker(failures: Path, shard: str, crashes: int) -> Iterator[None]:
     """
     name = hashlib.sha256(shard.encode(errors="surrogateescape")).hexdigest()[:32]
     marker = failures.with_name(f".{failures.name}.in-progress-{name}-{crashes}")
-    process = {"host": socket.gethostname(), "process": os.getpid(), "started": psutil.Process().create_time()}
     try:
         with suppress(OSError):  # a full disk: writing the shard's table reports it better
-            marker.write_text(json.dumps({"shard": shard, **process}))
+            marker.write_text(json.dumps({"shard": shard, **this_process()}))
         yield
     finally:
         with suppress(OSError):
@@ -42,7 +39,7 @@ def count_crashes(failures: Path) -> Counter[str]:
     for marker in _markers(failures):
         with suppress(OSError, ValueError):  # removed meanwhile, or empty because the process died when it wrote it
             content = json.loads(marker.read_text())
-            crashes[content["shard"]] += not _is_running(content)
+            crashes[content["shard"]] += not is_running(content)
     return +crashes
 
 
@@ -54,14 +51,3 @@ def remove_markers(failures: Path) -> None:
 
 def _markers(failures: Path) -> list[Path]:
     return list(failures.parent.glob(f".{glob.escape(failures.name)}.in-progress-*"))
-
-
-def _is_running(marker: dict) -> bool:
-    if marker["host"] != socket.gethostname():
-        return False
-    try:
-        process = psutil.Process(marker["process"])
-        # A later process may have got the same number; in a restarted container it often has.
-        return process.create_time() == marker["started"] and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False

@@ -17,8 +17,8 @@ class ShardWriter:
     """
 
     def __init__(self, folder: str | Path, samples_per_shard: int = 1000, first: int = 0):
-        """`first` is the number of the first shard."""
-        self.folder = Path(folder)
+        """`folder` may be an address that `writing` accepts; `first` is the number of the first shard."""
+        self.folder = str(folder)
         self.samples_per_shard = samples_per_shard
         self.number = first
         self.samples = 0  # in the shard in progress
@@ -42,7 +42,7 @@ class ShardWriter:
     ) -> None:
         """Add a sample: its encoded image, its text, its JSON, and any further members by extension."""
         if self.archive is None:
-            temporary = self._files.enter_context(writing(self.folder / f"{self.number:05d}.tar"))
+            temporary = self._files.enter_context(writing(f"{self.folder}/{self.number:05d}.tar"))
             archive = tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
             self.archive = self._files.enter_context(archive)
         self._add(f"{key}.{extension}", image)

@@ -20,7 +20,7 @@ from vlp.demo.scene_captions import (
     wrong_text,
 )
 from vlp.errors import UserError
-from vlp.files import writing_folder
+from vlp.files import writing_shards
 
 PAINT = {
     "red": (220, 30, 30),
@@ -128,7 +128,7 @@ def write_scenes(
         raise UserError(f"wrong must be a share between 0 and 1, not {wrong}.")
     if count < 1 or shard_size < 1 or image_size < 16:
         raise UserError("Scenes need at least one sample, one sample per shard and 16 pixels.")
-    with writing_folder(output) as temporary, ShardWriter(temporary, shard_size) as writer:
+    with writing_shards(output) as temporary, ShardWriter(temporary, shard_size) as writer:
         for number in range(count):
             image, text, facts = make_sample(number, split, wrong, image_size, seed)
             writer.write(f"{number:08d}", image, "png", text, facts)

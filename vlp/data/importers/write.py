@@ -11,7 +11,7 @@ from vlp.data.image_decoding import decode_pixels
 from vlp.data.shard_index import IMAGE_EXTENSIONS
 from vlp.data.shard_writer import ShardWriter
 from vlp.errors import UserError
-from vlp.files import writing_folder
+from vlp.files import writing_shards
 from vlp.log import ReportProgress, no_progress
 
 log = logging.getLogger("vlp")
@@ -61,7 +61,7 @@ def write_imported(
     if samples_per_shard < 1:
         raise UserError(f"A shard must hold at least one sample, not {samples_per_shard}.")
     bad, counts, keys = BadSamples(max_bad_share), ImportCounts(), set()
-    with writing_folder(output) as folder, ShardWriter(folder, samples_per_shard) as writer:
+    with writing_shards(output) as folder, ShardWriter(folder, samples_per_shard) as writer:
         for one in importer:
             if isinstance(one, ImportedSample):
                 problem = "duplicate key" if one.key in keys else _problem(one)
