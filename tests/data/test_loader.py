@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from vlp.config import AugmentConfig, DataConfig, SourceConfig
+from vlp.data import sample_dataset
 from vlp.data.bad_samples import BadSamples
 from vlp.data.evaluation_loader import evaluation_batches
 from vlp.data.indexed_loader import IndexedLoader
+from vlp.data.sample_dataset import pins_memory
 from vlp.data.shard_writer import ShardWriter
 from vlp.data.shards import iterate_samples
 from vlp.data.tokenizer import load_tokenizer
@@ -85,6 +87,29 @@ def test_a_state_resumes_exactly(loader_of, workers):
     again = loader_of(8, workers=workers)
     again.load_state(loader.state())
     assert [batch.keys for batch in take(again, 7)] == [batch.keys for batch in whole[13:]]
+
+
+def test_a_state_of_another_order_is_refused(loader_of):
+    loader = loader_of(8)
+    old = {name: value for name, value in loader.state().items() if name != "format"}
+    with pytest.raises(UserError, match="another order"):
+        loader.load_state(old)
+
+
+def test_prefetch_and_pinning_are_settings_of_the_workers(loader_of, monkeypatch):
+    made = []
+    real = sample_dataset.DataLoader
+    monkeypatch.setattr(sample_dataset, "DataLoader", lambda *a, **named: made.append(named) or real(*a, **named))
+    take(loader_of(4, workers=1, prefetch=7), 2)
+    assert (made[0]["prefetch_factor"], made[0]["pin_memory"]) == (7, False)  # auto: there is no GPU
+    with pytest.raises(UserError, match=r"data\.pin_memory"):
+        take(loader_of(4, workers=1, pin_memory="on"), 1)
+    assert [pins_memory("off"), pins_memory("auto")] == [False, torch.cuda.is_available()]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_are_page_locked_on_a_machine_with_a_gpu(loader_of):
+    assert all(batch.images.is_pinned() for batch in take(loader_of(4, workers=1), 3))
 
 
 def spoiled(tmp_path, scenes, every):

@@ -14,8 +14,17 @@ import numpy as np
 from vlp.config import DataConfig, SourceConfig
 from vlp.data.bad_samples import NO_TEXT_CHOSEN, BadSamples
 from vlp.data.batch import Batch, make_batch
-from vlp.data.order import SampleOrder
-from vlp.data.sample_dataset import Chunk, Places, SampleDataset, Skipped, join_chunks, read_chunks, split_chunk
+from vlp.data.order import FORMAT, SampleOrder
+from vlp.data.sample_dataset import (
+    Chunk,
+    Places,
+    SampleDataset,
+    Skipped,
+    join_chunks,
+    pins_memory,
+    read_chunks,
+    split_chunk,
+)
 from vlp.data.shard_index import ShardIndex, expand_shards, index_shards
 from vlp.data.text_choice import check_choice, read_texts
 from vlp.data.tokenizer import CaptionTokenizer
@@ -94,13 +103,23 @@ class IndexedLoader:
         bad = Counter(one.sample.reason for one in ahead if not one.filtered)
         filtered = Counter(one.sample.reason for one in ahead if one.filtered)
         return {
+            "format": FORMAT,
             "place": self.place * self.world,
             "bad": dict(self.bad.counts - bad),
             "filtered": dict(self.bad.filtered - filtered),
         }
 
     def load_state(self, state: dict) -> None:
-        """Resume from a state. One of another number of processes is resumed to within a batch."""
+        """Resume from a state. One of another number of processes is resumed to within a batch.
+
+        Raises:
+            UserError: the state belongs to another order of samples.
+        """
+        if state.get("format") != FORMAT:
+            raise UserError(
+                "The checkpoint is of a version of vlp that read the samples in another order, so the run cannot be "
+                "resumed; start a new one, with start_from for its weights."
+            )
         self.place = state["place"] // self.world
         self.bad.counts.update(state["bad"])
         self.bad.filtered.update(state["filtered"])
@@ -108,7 +127,8 @@ class IndexedLoader:
 
     def __iter__(self) -> Generator[Batch, None, None]:
         waiting: list[Chunk] = []
-        for chunk in read_chunks(self.dataset, self._places(), self.data.workers):
+        pin = pins_memory(self.data.pin_memory)
+        for chunk in read_chunks(self.dataset, self._places(), self.data.workers, self.data.prefetch, pin):
             self._count(chunk)
             if chunk.keys:
                 waiting.append(chunk)

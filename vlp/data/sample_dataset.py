@@ -5,7 +5,7 @@ import random
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from vlp.data.shard_index import ShardIndex
 from vlp.data.shards import ShardReader
 from vlp.data.text_choice import TextReader, choose_text
 from vlp.data.transforms import clean_caption, evaluation_image, training_image
+from vlp.errors import UserError
 
 STOP_SECONDS = 60  # longer than most steps
 
@@ -55,6 +56,10 @@ class Chunk:
     sources: list[int] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
+
+    def pin_memory(self) -> "Chunk":
+        """The chunk with its images in page-locked memory."""
+        return replace(self, images=self.images.pin_memory()) if self.keys else self
 
 
 class SampleDataset(Dataset):
@@ -144,23 +149,55 @@ def stable_hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
-def read_chunks(dataset: SampleDataset, places: Iterator[Places], workers: int) -> Iterator[Chunk]:
-    """Chunks in the order of `places`, decoded by `workers` processes, or in this one if there are none."""
+def read_chunks(
+    dataset: SampleDataset, places: Iterator[Places], workers: int, prefetch: int = 4, pin: bool = False
+) -> Iterator[Chunk]:
+    """Chunks in the order of `places`, decoded by `workers` processes, or in this one if there are none.
+
+    Args:
+        prefetch, pin: see `start_workers`.
+    """
     if workers == 0:
         return map(dataset.__getitem__, places)
+    return start_workers(dataset, workers, prefetch, pin, places)
+
+
+def start_workers(
+    dataset: Dataset, workers: int, prefetch: int, pin: bool, items: Iterator[Any] | None = None
+) -> Iterator[Any]:
+    """The items of a dataset, in order, from processes that last as long as the iterator.
+
+    Args:
+        workers: number of processes, at least 1.
+        prefetch: items that each of them reads ahead.
+        pin: whether a thread of this process copies items to page-locked memory, by their `pin_memory()`.
+        items: what the dataset's `__getitem__` is called with; None for an iterable dataset.
+    """
     return iter(
         DataLoader(
             dataset,
-            sampler=places,  # type: ignore[arg-type]
+            sampler=items,  # type: ignore[arg-type]
             batch_size=None,
             num_workers=workers,
             collate_fn=_unchanged,  # type: ignore[arg-type]
-            pin_memory=False,
-            prefetch_factor=4,
+            pin_memory=pin,
+            prefetch_factor=prefetch,
             worker_init_fn=_outlive_stop_signals,
             generator=torch.Generator(),  # without one the workers' seed is drawn from the global random state
         )
     )
+
+
+def pins_memory(setting: Literal["auto", "on", "off"]) -> bool:
+    """Whether `data.pin_memory` asks for page-locked batches on this machine.
+
+    Raises:
+        UserError: it is "on" and there is no GPU.
+    """
+    cuda = torch.cuda.is_available()
+    if setting == "on" and not cuda:
+        raise UserError("data.pin_memory is on, but there is no GPU to copy to; set it to auto.")
+    return cuda and setting != "off"
 
 
 def _outlive_stop_signals(_worker: int) -> None:

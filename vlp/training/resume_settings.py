@@ -20,6 +20,8 @@ MAY_CHANGE = {
     "evaluate_every",
     "validation",
     "data.workers",
+    "data.prefetch",
+    "data.pin_memory",
     "data.max_bad_share",
     "activation_checkpointing",
     "compile",
