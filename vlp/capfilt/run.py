@@ -4,6 +4,8 @@ import re
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from vlp.capfilt import STOPPED
 from vlp.capfilt.rules import parse_rules
 from vlp.capfilt.score import ScoreCounts, ScoreSettings, score_shard, table_identity
@@ -16,7 +18,7 @@ from vlp.data.shard_index import expand_shards
 from vlp.distributed import join_processes, run_on_main
 from vlp.errors import UserError
 from vlp.files import prepare_output, remove_leftovers
-from vlp.log import ReportProgress
+from vlp.log import ReportProgress, no_progress
 from vlp.report.capfilt_page import write_capfilt_report
 from vlp.training.stop_signals import stop_on_signals
 
@@ -38,22 +40,47 @@ def score_shards(config: CapFiltConfig, part: str = "", failures: str = "") -> S
     """
     with stop_on_signals(STOPPED):
         device = join_processes()
-        all_shards = run_on_main(lambda: _find_shards(config))
-        number, parts = parse_part(part)
-        shards = all_shards[number - 1 :: parts]
-        tables = {shard: table_path(shard, config.name) for shard in shards}
-        queue = ShardQueue(shards, Path(failures or failures_path(all_shards, config.name, part)))
-        scorers = load_scorers(config.captioner, config.filter, config.precision, device, config.compile)
-        settings = ScoreSettings(
+        shards, failures_list = find_shards(config, part, failures)
+        queue = ShardQueue(shards, failures_list)
+        scorer = ShardScorer(config, device)
+        return queue.process(scorer.score, scorer.is_finished)
+
+
+class ShardScorer:
+    """Scores shards with models that are loaded once; each process of a launcher and each actor of Ray has one."""
+
+    def __init__(self, config: CapFiltConfig, device: torch.device):
+        """Load the models.
+
+        Raises:
+            UserError: a name does not lead to a model.
+        """
+        self.name = config.name
+        self.scorers = load_scorers(config.captioner, config.filter, config.precision, device, config.compile)
+        self.settings = ScoreSettings(
             config.decoding, config.num_captions, config.seed, config.batch_size, config.max_bad_share, config.name
         )
-        identity = table_identity(scorers, settings)
+        self.identity = table_identity(self.scorers, self.settings)
 
-        def score(shard: str, progress: ReportProgress) -> ScoreCounts:
-            remove_leftovers(tables[shard])
-            return score_shard(shard, scorers, settings, progress)
+    def is_finished(self, shard: str) -> bool:
+        """Whether the shard has a table that scoring it would not change."""
+        return is_finished(shard, self.identity, self.name)
 
-        return queue.process(score, lambda shard: is_finished(shard, identity, config.name))
+    def score(self, shard: str, progress: ReportProgress = no_progress) -> ScoreCounts:
+        """Score a shard, see `score_shard`."""
+        remove_leftovers(table_path(shard, self.name))
+        return score_shard(shard, self.scorers, self.settings, progress)
+
+
+def find_shards(config: CapFiltConfig, part: str = "", failures: str = "") -> tuple[list[str], Path]:
+    """The shards of a part of the run, and the path of its list of failures. All processes call it.
+
+    Raises:
+        UserError: the config names no shards or no filter, no shard matches, or there is no such part.
+    """
+    all_shards = run_on_main(lambda: _find_shards(config))
+    number, parts = parse_part(part)
+    return all_shards[number - 1 :: parts], Path(failures or failures_path(all_shards, config.name, part))
 
 
 def _find_shards(config: CapFiltConfig) -> list[str]:

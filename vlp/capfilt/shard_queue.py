@@ -116,8 +116,8 @@ class ShardQueue:
                 with crash_marker(self.failures_path, shard, self.crashes[shard]):
                     counts = score(shard, progress.count)
             except RETRIED as error:
-                message = str(error) if isinstance(error, WorkError) else f"{type(error).__name__}: {error}"
-                _raise_if_fatal(error, shard, message)
+                message = describe_error(error)
+                raise_if_fatal(error, shard, message)
                 log.warning("%s failed, attempt %d of %d: %s", shard, attempt, ATTEMPTS, message)
                 progress.take_back()
                 if attempt < ATTEMPTS:
@@ -140,9 +140,7 @@ class ShardQueue:
             self.counts.add(ScoreCounts(**result["counts"]))
             self.failures += [Failure(**failure) for failure in result["failures"]]
         remove_markers(self.failures_path)
-        if self.failures:
-            write_text(self.failures_path, "".join(json.dumps(asdict(one)) + "\n" for one in self.failures))
-            raise WorkError(_describe(self.failures, self.failures_path))
+        report_failures(self.failures, self.failures_path)
         return self.counts
 
     def _wait_for_results(self, progress: SharedProgress) -> None:
@@ -183,13 +181,29 @@ def _with_retries(shards: Iterable[str], retries: list[tuple[str, int]]) -> Iter
         yield retries.pop(0)
 
 
-def _raise_if_fatal(error: Exception, shard: str, message: str) -> None:
+def describe_error(error: Exception) -> str:
+    """The error of a shard for the log and the list of failures."""
+    return str(error) if isinstance(error, WorkError) else f"{type(error).__name__}: {error}"
+
+
+def raise_if_fatal(error: Exception, shard: str, message: str) -> None:
     """Raise errors after which this process can score no other shard."""
     if isinstance(error, (dist.DistError, FullDiskError)):
         raise error
     if "CUDA error" in message:
         reason = message.splitlines()[0]
         raise WorkError(f"The GPU failed on {shard} ({reason}); rerun: finished tables are kept.") from error
+
+
+def report_failures(failures: list[Failure], path: Path) -> None:
+    """Write the list of shards that were given up, if there are any.
+
+    Raises:
+        WorkError: there are.
+    """
+    if failures:
+        write_text(path, "".join(json.dumps(asdict(one)) + "\n" for one in failures))
+        raise WorkError(_describe(failures, path))
 
 
 def _describe(failures: list[Failure], path: Path) -> str:
