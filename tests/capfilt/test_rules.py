@@ -198,7 +198,7 @@ def write_tables(folder, rng, tables, images):
 
 
 def selected_by(paths, rules, tmp_path, **also):
-    found = select_rows(paths, parse_rules(rules, also), also, tmp_path / "spill")
+    found = select_rows(paths, parse_rules(rules, {name: {} for name in also}), also, tmp_path / "spill")
     return {(paths.index(path), row) for path, rows in found for row in rows.tolist()}
 
 
@@ -310,7 +310,7 @@ def test_duplicates_need_their_tables(tmp_path):
 )
 def test_invalid_rules_end_with_one_sentence(rules, message):
     with pytest.raises(UserError) as refused:
-        parse_rules(rules, ["beside"])
+        parse_rules(rules, {"beside": {}})
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 350

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 
 from vlp.capfilt.rules import SPACES, SelectionRules, Top
 from vlp.data.find_tables import shard_and_name
-from vlp.data.score_tables import is_same_shard, read_settings, table_path
-from vlp.data.sql import MOST_MEMORY, connect, parquet_files, quote
+from vlp.data.score_tables import SCHEMA, is_same_shard, read_settings, table_path
+from vlp.data.sql import MOST_MEMORY, connect, parquet_files, quote, quote_name
 from vlp.errors import UserError
 from vlp.extras import extra
 
@@ -32,7 +32,8 @@ def select_rows(
 
     Args:
         also: paths of other tables, by the name that rules use. Rows are joined on shard path, key, source, caption_id
-            and text; columns without a matching row are null.
+            and text, for columns that are not in `SCHEMA` on shard path and key; columns without a matching row are
+            null.
         spill: a folder for duckdb's temporary files.
 
     Yields:
@@ -84,28 +85,43 @@ def _texts(group: list[str], rules: SelectionRules, others: dict[str, dict[str, 
     shards = [shard_and_name(table)[0] for table in group]
     joins = []
     for name, paths in others.items():
+        given = {number: paths[shard] for number, shard in enumerate(shards) if shard in paths}
         if name == DUPLICATES:
-            keys, fields = ["key"], {"duplicate": "duplicate_of IS NOT NULL"}
-        else:
-            keys = ["key", "source", "caption_id", "text"]
-            named = [column.removeprefix(f"{name}.") for column in rules.columns if column.startswith(f"{name}.")]
-            fields = {f"{name}.{column}": column for column in named}
-        numbers = [number for number, shard in enumerate(shards) if shard in paths]
-        columns = ", ".join([*keys, *(f'{sql} AS "{alias}"' for alias, sql in fields.items())])
-        if numbers:
-            files = parquet_files([paths[shards[number]] for number in numbers])
-            place = f"list_extract({numbers}::UBIGINT[], file_index::BIGINT + 1)"
-            other = f"SELECT {place} AS file_index, {columns} FROM {files}"
-        else:
-            files = parquet_files(group)
-            other = f"SELECT file_index, {columns} FROM {files} WHERE false"
-        joins.append(f"LEFT JOIN ({other}) USING ({', '.join(['file_index', *keys])})")
+            joins.append(_join(group, given, ["key"], {"duplicate": "duplicate_of IS NOT NULL"}))
+            continue
+        named = [column.removeprefix(f"{name}.") for column in rules.columns if column.startswith(f"{name}.")]
+        of_texts = {f"{name}.{column}": quote_name(column) for column in named if column in SCHEMA.names}
+        of_images = {f"{name}.{column}": f"max({quote_name(column)})" for column in named if column not in SCHEMA.names}
+        if of_texts:
+            joins.append(_join(group, given, ["key", "source", "caption_id", "text"], of_texts))
+        if of_images:
+            joins.append(_join(group, given, ["key"], of_images, "GROUP BY ALL"))
     kept = {"key": "key", "source": "source", "caption_id": "caption_id"} | rules.columns
     columns = ", ".join(f'{sql} AS "{name}"' for name, sql in kept.items())
     return (
         f"SELECT file_index, file_row_number, {columns} FROM (SELECT file_index, file_row_number, * "
         f"FROM {parquet_files(group)}) {' '.join(joins)} WHERE trim(text, {quote(SPACES)}) <> ''"
     )
+
+
+def _join(group: list[str], given: dict[int, str], keys: list[str], fields: dict[str, str], end: str = "") -> str:
+    """SQL that adds columns of other tables to the rows of a group.
+
+    Args:
+        given: the path of the other table by the place of its shard in the group.
+        keys: the columns to join on, besides the shard.
+        fields: SQL of the columns to add, by name.
+        end: a clause after the other tables, such as GROUP BY ALL.
+    """
+    numbers = list(given)
+    columns = ", ".join([*keys, *(f"{sql} AS {quote_name(alias)}" for alias, sql in fields.items())])
+    if numbers:
+        place = f"list_extract({numbers}::UBIGINT[], file_index::BIGINT + 1) AS file_index"
+        other = f"SELECT {place}, {columns} FROM {parquet_files(list(given.values()))} {end}"
+    else:
+        nulls = ", ".join(f"NULL AS {quote_name(alias)}" for alias in fields)
+        other = f"SELECT file_index, {', '.join(keys)}, {nulls} FROM {parquet_files(group)} WHERE false"
+    return f"LEFT JOIN ({other}) USING ({', '.join(['file_index', *keys])})"
 
 
 def _cut(connection: duckdb.DuckDBPyConnection, relations: list[str], top: Top) -> float | None:

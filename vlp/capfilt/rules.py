@@ -5,6 +5,7 @@
     web(itm >= 0.5) or synthetic(top(itc, 0.3))    web(RULE) means `source == "web" and RULE`
     itm >= 0.5 and best(1)                     the best text of each image among those with itm >= 0.5
     itm + other.itm >= 1                       columns of other tables
+    laion.punsafe < 0.1                        such as those of imported tables, which have columns of their own
 
 A comparison with a missing value or NaN is false (and its `not` true). Numbers are compared in double precision.
 `top(score, share)` is true for the best share of all texts that have the score, or of one source's texts inside
@@ -16,14 +17,12 @@ belongs to the group around it; `or` and `not` start a new group.
 
 import ast
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-import pyarrow as pa
-
-from vlp.data.score_tables import SCHEMA
-from vlp.data.sql import quote
+from vlp.data.score_tables import SCHEMA, column_kind
+from vlp.data.sql import quote, quote_name
 from vlp.data.text_choice import SOURCES
 from vlp.errors import UserError
 
@@ -59,11 +58,15 @@ class SelectionRules:
     columns: dict[str, str] = field(default_factory=dict)
 
 
-def parse_rules(text: str, others: Collection[str] = ()) -> SelectionRules:
+def parse_rules(
+    text: str, others: Mapping[str, Mapping[str, str]] | None = None, added: Mapping[str, str] | None = None
+) -> SelectionRules:
     """Compile rules.
 
     Args:
-        others: names of other tables, whose columns the rules may use as `NAME.column`.
+        others: other tables, whose columns the rules may use as `NAME.column`: by name, the kind ("number" or "text")
+            of each column that they have besides those of `SCHEMA`.
+        added: the kinds of the columns that the score tables have besides those of `SCHEMA`.
 
     Raises:
         UserError: the text is not an expression of this language; the message quotes the part that is wrong.
@@ -74,7 +77,7 @@ def parse_rules(text: str, others: Collection[str] = ()) -> SelectionRules:
         raise UserError(f"The rules have {len(text)} characters; at most {LONGEST} are allowed.")
     try:
         tree = ast.parse(f"(\n{text}\n)", mode="eval")  # parentheses allow line breaks
-        return _Compiler(others).compile(tree.body)
+        return _Compiler(others or {}, added or {}).compile(tree.body)
     except SyntaxError as error:
         raise UserError(f"The rules {text[:80]!r} are not a valid expression: {error.msg}.") from None
     except (RecursionError, MemoryError, ValueError):  # ValueError: null bytes
@@ -86,7 +89,7 @@ def parse_rules(text: str, others: Collection[str] = ()) -> SelectionRules:
 def _known_columns() -> dict[str, tuple[str, str]]:
     """Kind ("text", "number" or "truth") and SQL of every column that rules may use."""
     wider = "width / nullif(height, 0)"
-    return {one.name: _stored(one.name, one.name) for one in SCHEMA} | {
+    return {one.name: (column_kind(one.type), _stored(column_kind(one.type), one.name)) for one in SCHEMA} | {
         "words": ("number", f"len(regexp_extract_all(text, {quote(f'[^{SPACES}]+')}))::DOUBLE"),
         "aspect": ("number", f"CASE WHEN width > height THEN {wider} ELSE height / nullif(width, 0) END"),
         "shortest": ("number", "CASE WHEN width < height THEN width WHEN height <= width THEN height END::DOUBLE"),
@@ -94,19 +97,17 @@ def _known_columns() -> dict[str, tuple[str, str]]:
     }
 
 
-def _stored(column: str, name: str) -> tuple[str, str]:
-    """Kind of a column of the score tables, and SQL that reads it as `name`."""
-    if pa.types.is_string(SCHEMA.field(column).type):
-        return "text", f'"{name}"'
-    return "number", f"nullif(\"{name}\"::DOUBLE, 'nan'::DOUBLE)"
+def _stored(kind: str, name: str) -> str:
+    """SQL that reads a column of a kind; a number is null instead of NaN."""
+    return f"{quote_name(name)}::VARCHAR" if kind == "text" else f"nullif({quote_name(name)}::DOUBLE, 'nan'::DOUBLE)"
 
 
 class _Compiler:
     """Compiles the syntax tree of an expression. Every kind of node that is not handled here is refused."""
 
-    def __init__(self, others: Collection[str]):
+    def __init__(self, others: Mapping[str, Mapping[str, str]], added: Mapping[str, str]):
         self.others = others
-        self.known = _known_columns()
+        self.known = {name: (kind, _stored(kind, name)) for name, kind in added.items()} | _known_columns()
         self.rules = SelectionRules()
 
     def compile(self, tree: ast.expr) -> SelectionRules:
@@ -235,10 +236,11 @@ class _Compiler:
     def _other_column(self, table: str, name: str) -> tuple[str, str]:
         if table not in self.others:
             raise UserError(f"There are no tables named {table}{_suggestion(table, self.others)}")
-        if name not in SCHEMA.names:
-            raise UserError(f"There is no column {table}.{name} in rules{_suggestion(name, SCHEMA.names)}")
-        kind, self.rules.columns[f"{table}.{name}"] = _stored(name, f"{table}.{name}")
-        return kind, f'"{table}.{name}"'
+        kinds = {**self.others[table], **{one.name: column_kind(one.type) for one in SCHEMA}}
+        if name not in kinds:
+            raise UserError(f"There is no column {table}.{name} in rules{_suggestion(name, kinds)}")
+        self.rules.columns[f"{table}.{name}"] = _stored(kinds[name], f"{table}.{name}")
+        return kinds[name], f'"{table}.{name}"'
 
 
 def _conjunction(parts: list[str]) -> str:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from vlp.capfilt.query import select_rows
 from vlp.capfilt.rules import SPACES, parse_rules
 from vlp.capfilt.uids import write_uids
-from vlp.data.find_tables import find_tables, shard_and_name
+from vlp.data.find_tables import added_columns, find_tables, shard_and_name
 from vlp.data.score_tables import SCHEMA, check_table, is_readable
 from vlp.data.shard_index import IMAGE_EXTENSIONS, expand_shards, index_shard, open_shard
 from vlp.data.shard_writer import ShardWriter
@@ -76,8 +76,10 @@ def select(
     if len(targets) != 1 or (human and not output):
         raise UserError("Give exactly one output: --out for shards (optionally with --human), --uids or --table.")
     others = {name: find_tables(patterns) for name, patterns in (also or {}).items()}
-    compiled = parse_rules(rules, others)
     tables = find_tables(scores)
+    compiled = parse_rules(
+        rules, {name: added_columns(paths[0]) for name, paths in others.items()}, added_columns(tables[0])
+    )
     clean = expand_shards(human) if human else []
     for path in tables:  # before anything is written
         _check_shard(path, needed=bool(output))

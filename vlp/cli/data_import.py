@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlp.cli.options import MaxBadShare, ShardsFolder, ShardSize
+from vlp.cli.options import Json, MaxBadShare, Shards, ShardsFolder, ShardSize, print_values
 
 if TYPE_CHECKING:
     from vlp.data.importers.write import Importer
@@ -60,3 +60,33 @@ def run_import(importer: "Importer", output: str, shard_size: int, max_bad_share
     skipped = f" {sum(counts.bad.values())} bad samples were skipped ({reasons})." if counts.bad else ""
     silent = f" {counts.without_text} of them have no text." if counts.without_text else ""
     print(f"Wrote {counts.samples} samples to {output}.{silent}{skipped}")
+
+
+@import_app.command("tables")
+def import_tables(
+    tables: Annotated[list[str], typer.Argument(help="Parquet tables: paths, globs or brace patterns.")],
+    shards: Shards,
+    name: Annotated[str, typer.Option(help="Name of the new tables, such as laion: SHARD.laion.parquet.")],
+    on: Annotated[str, typer.Option(help="Column to join on; default: uid, sha256, key or url.")] = "",
+    texts: Annotated[
+        list[str] | None, typer.Option(help="COLUMN=SOURCE: a column of web, human or synthetic texts; repeatable.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Join tables of LAION, LAION-COCO, COYO, DataComp or Recap-DataComp to shards, without copying images.
+
+    Example: vlp data import tables 'laion/*.parquet' --shards 'web/*.tar' --name laion
+
+    The tables' columns can then be named in rules: vlp capfilt select 'itm >= 0.5 and laion.punsafe < 0.1'
+    --scores 'web/*.capfilt.parquet' --also laion='web/*.laion.parquet' --out new
+
+    Their texts can be trained on: data.sources=[{shards: web/*.tar, texts: {table: laion}}]
+    """
+    from vlp.data.importers.table_columns import parse_texts
+    from vlp.data.importers.tables import import_tables
+    from vlp.data.shard_index import expand_shards
+    from vlp.log import Progress
+
+    with Progress("shards", 2 * len(expand_shards(shards)), quiet=as_json) as bar:
+        counts = import_tables(tables, shards, name, on, parse_texts(texts or []), lambda *done: bar.add(*done))
+    print_values(vars(counts), as_json)

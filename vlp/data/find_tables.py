@@ -2,7 +2,9 @@
 
 import re
 
-from vlp.data.score_tables import VERSION, has_columns, read_settings
+import pyarrow.parquet as pq
+
+from vlp.data.score_tables import SCHEMA, VERSION, column_kind, has_columns, read_settings
 from vlp.data.shard_index import expand_shards
 from vlp.errors import UserError
 
@@ -47,3 +49,9 @@ def shard_and_name(table: str) -> tuple[str, str]:
     if not matched:
         raise UserError(f"{table} is not a score table; give files such as SHARD.capfilt.parquet.")
     return f"{matched[1]}.tar", matched[2]
+
+
+def added_columns(table: str) -> dict[str, str]:
+    """The columns of a table besides those of `SCHEMA` that rules can use, with their kinds: "number" or "text"."""
+    kinds = {one.name: column_kind(one.type) for one in pq.read_schema(table) if one.name not in SCHEMA.names}
+    return {name: kind for name, kind in kinds.items() if kind in ("number", "text")}

@@ -193,11 +193,12 @@ def read_settings(shard: str, name: str = NAME) -> dict[str, Any] | None:
 def has_columns(table: str | Path) -> bool:
     """Whether a readable parquet file has all columns of a score table: texts, numbers, or nothing but nulls."""
     schema = pq.read_schema(table)
-    kinds = {name: _kind(schema.field(name).type) for name in SCHEMA.names if name in schema.names}
-    return all(kinds.get(field.name) in (_kind(field.type), "null") for field in SCHEMA)
+    kinds = {name: column_kind(schema.field(name).type) for name in SCHEMA.names if name in schema.names}
+    return all(kinds.get(field.name) in (column_kind(field.type), "null") for field in SCHEMA)
 
 
-def _kind(type: pa.DataType) -> str:
+def column_kind(type: pa.DataType) -> str:
+    """The kind of a column: "text", "number", or else the name of its type."""
     if pa.types.is_string(type) or pa.types.is_large_string(type):
         return "text"
     if pa.types.is_integer(type) or pa.types.is_floating(type):
