@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from vlp.config import AugmentConfig, DataConfig, SourceConfig
-from vlp.data import sample_dataset
+from vlp.data import workers
 from vlp.data.bad_samples import BadSamples
 from vlp.data.evaluation_loader import evaluation_batches
 from vlp.data.indexed_loader import IndexedLoader
-from vlp.data.sample_dataset import pins_memory
 from vlp.data.shard_writer import ShardWriter
 from vlp.data.shards import iterate_samples
 from vlp.data.tokenizer import load_tokenizer
+from vlp.data.workers import pins_memory
 from vlp.errors import UserError, WorkError
 
 PLAIN = AugmentConfig(crop_min=1.0, flip=False, operations=0)
@@ -98,8 +98,8 @@ def test_a_state_of_another_order_is_refused(loader_of):
 
 def test_prefetch_and_pinning_are_settings_of_the_workers(loader_of, monkeypatch):
     made = []
-    real = sample_dataset.DataLoader
-    monkeypatch.setattr(sample_dataset, "DataLoader", lambda *a, **named: made.append(named) or real(*a, **named))
+    real = workers.DataLoader
+    monkeypatch.setattr(workers, "DataLoader", lambda *a, **named: made.append(named) or real(*a, **named))
     take(loader_of(4, workers=1, prefetch=7), 2)
     assert (made[0]["prefetch_factor"], made[0]["pin_memory"]) == (7, False)  # auto: there is no GPU
     with pytest.raises(UserError, match=r"data\.pin_memory"):

@@ -21,13 +21,13 @@ from vlp.data.sample_dataset import (
     SampleDataset,
     Skipped,
     join_chunks,
-    pins_memory,
     read_chunks,
     split_chunk,
 )
 from vlp.data.shard_index import ShardIndex, expand_shards, index_shards
 from vlp.data.text_choice import check_choice, read_texts
 from vlp.data.tokenizer import CaptionTokenizer
+from vlp.data.workers import pins_memory
 from vlp.distributed import share_out
 from vlp.errors import UserError, WorkError
 
