@@ -44,9 +44,10 @@ def place(tmp_path, scenes, models) -> Path:
     (tmp_path / "web" / "00000.tar").write_bytes((scenes / "00000.tar").read_bytes())
     succeeded(run("capfilt", "score", "--shards", tmp_path / "web" / "*.tar", "--filter", models[1]))
     (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "a.jpg").write_bytes(picture((300, 300), format="JPEG"))
-    line = json.dumps({"file_name": "a.jpg", "text": "a red circle"})
-    (tmp_path / "photos" / "metadata.jsonl").write_text(f"{line}\n" * 40)
+    for number in range(40):
+        (tmp_path / "photos" / f"{number}.jpg").write_bytes(picture((300, 300), format="JPEG"))
+    lines = [json.dumps({"file_name": f"{number}.jpg", "text": "a red circle"}) for number in range(40)]
+    (tmp_path / "photos" / "metadata.jsonl").write_text("\n".join(lines))
     return tmp_path
 
 

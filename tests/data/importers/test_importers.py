@@ -11,8 +11,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from vlp.cli.main import app
-from vlp.data.importers.flickr8k import Flickr8k
-from vlp.data.importers.folder import ImageFolder
+from vlp.data.importers.flickr import flickr
+from vlp.data.importers.folder import image_folder
 from vlp.data.importers.write import write_imported
 from vlp.data.shards import iterate_samples
 from vlp.errors import UserError, WorkError
@@ -34,6 +34,10 @@ def write_lines(images, lines):
     )
 
 
+def flickr8k(images, captions, names=None):
+    return flickr("flickr8k", [str(captions)], str(images), names=names)
+
+
 def samples_of(folder):
     return list(iterate_samples(f"{folder}/*.tar"))
 
@@ -43,7 +47,7 @@ def test_flickr8k(images, tmp_path):
     rows += ['0.jpg,"quoted, caption"', "broken.jpg,a caption", "absent.jpg,a caption", "../0.jpg,outside"]
     (tmp_path / "captions.txt").write_text("\n".join(rows))
     out = tmp_path / "out"
-    importer = Flickr8k(str(images), str(tmp_path / "captions.txt"))
+    importer = flickr8k(images, tmp_path / "captions.txt")
     counts = write_imported(importer, str(out), max_bad_share=0.5)
     assert (len(importer), counts.samples, counts.without_text) == (7, 4, 0)
     assert counts.bad == {"image undecodable": 1, "no image": 2}
@@ -53,7 +57,7 @@ def test_flickr8k(images, tmp_path):
     assert samples[1].captions == [f"caption {k} of 1 , with a comma" for k in range(5)]
     assert samples[1].text == "caption 0 of 1 , with a comma"
     (tmp_path / "split.txt").write_text("2.jpg\r\n\n1.jpg\n2.jpg\n")
-    part = Flickr8k(str(images), str(tmp_path / "captions.txt"), str(tmp_path / "split.txt"))
+    part = flickr8k(images, tmp_path / "captions.txt", str(tmp_path / "split.txt"))
     assert write_imported(part, str(tmp_path / "part")).samples == 2
     assert [sample.key for sample in samples_of(tmp_path / "part")] == ["2", "1"]
 
@@ -62,7 +66,7 @@ def test_names_that_give_one_key_are_one_sample(images, tmp_path):
     for name in ("a.b.jpg", "a_b.jpg"):
         Image.new("RGB", (20, 10)).save(images / name)
     (tmp_path / "captions.txt").write_text("a.b.jpg,first\na_b.jpg,second\n")
-    importer = Flickr8k(str(images), str(tmp_path / "captions.txt"))
+    importer = flickr8k(images, tmp_path / "captions.txt")
     assert write_imported(importer, str(tmp_path / "out"), max_bad_share=0.5).bad == {"duplicate key": 1}
     assert [sample.captions for sample in samples_of(tmp_path / "out")] == [["first"]]
 
@@ -70,7 +74,7 @@ def test_names_that_give_one_key_are_one_sample(images, tmp_path):
 def test_too_many_bad_rows_stop_the_import(images, tmp_path):
     (tmp_path / "captions.txt").write_text("image,caption\n0.jpg,x\nabsent.jpg,a caption\n")
     with pytest.raises(WorkError, match="no image: 1"):
-        write_imported(Flickr8k(str(images), str(tmp_path / "captions.txt")), str(tmp_path / "out"))
+        write_imported(flickr8k(images, tmp_path / "captions.txt"), str(tmp_path / "out"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["captions.txt", "images"]
 
 
@@ -91,34 +95,32 @@ def test_an_image_folder(images, tmp_path, caplog):
     ]
     Image.new("RGB", (4, 4)).save(tmp_path / "secret.jpg")
     write_lines(images, lines)
-    importer = ImageFolder(str(images))
+    importer = image_folder(str(images))
     with caplog.at_level("WARNING", logger="vlp"):
         counts = write_imported(importer, str(tmp_path / "out"), max_bad_share=1.0)
     assert (len(importer), counts.samples, counts.without_text) == (11, 3, 1)
-    assert counts.bad == {"image undecodable": 1, "no image": 3, "text not UTF-8": 1, "bad json": 3}
+    assert counts.bad == {"image undecodable": 1, "no image": 3, "text not UTF-8": 1, "bad json": 2, "bad row": 1}
     samples = samples_of(tmp_path / "out")
     assert [sample.captions for sample in samples] == [["first"], ["one", "two"], []]
     assert (samples[0].info["license"], samples[0].info["uid"]) == ("free", "of DataComp")
     assert (samples[1].info["uid"], samples[2].text) == ("1.jpg", None)
-    assert "00000004: image undecodable" in caplog.text
+    assert "skipped broken.jpg broken: image undecodable" in caplog.text
     assert f"{images}/metadata.jsonl line 11: bad json" in caplog.text
 
 
 def test_wrong_calls(images, tmp_path):
-    with pytest.raises(UserError, match=r"metadata\.jsonl"):
-        ImageFolder(str(images))
     with pytest.raises(UserError, match=r"no caption file nowhere\.txt"):
-        Flickr8k(str(images), "nowhere.txt")
+        flickr8k(images, "nowhere.txt")
     (tmp_path / "captions.txt").write_text("image,caption\n" + "0.jpg," + "x" * 200_000)
     with pytest.raises(UserError, match="not readable as CSV"):
-        Flickr8k(str(images), str(tmp_path / "captions.txt"))
+        flickr8k(images, tmp_path / "captions.txt")
     write_lines(images, [])
     with pytest.raises(UserError, match="no sample to import"):
-        write_imported(ImageFolder(str(images)), str(tmp_path / "out"))
+        write_imported(image_folder(str(images)), str(tmp_path / "out"))
     with pytest.raises(UserError, match="images exists already"):
-        write_imported(ImageFolder(str(images)), str(images))
+        write_imported(image_folder(str(images)), str(images))
     with pytest.raises(UserError, match="at least one sample, not 0"):
-        write_imported(ImageFolder(str(images)), str(tmp_path / "out"), 0)
+        write_imported(image_folder(str(images)), str(tmp_path / "out"), 0)
     assert not (tmp_path / "out").exists()
 
 
@@ -129,14 +131,14 @@ def test_a_killed_import_leaves_nothing_and_can_be_rerun(images, tmp_path):
         "from vlp.data.importers import folder, write\n"
         "seen = []\n"
         "progress = lambda *_: (seen.append(1), len(seen) == 3 and os.kill(os.getpid(), signal.SIGKILL))\n"
-        "write.write_imported(folder.ImageFolder(sys.argv[1]), sys.argv[2], 2, progress=progress)"
+        "write.write_imported(folder.image_folder(sys.argv[1]), sys.argv[2], 2, progress=progress)"
     )
     command = [sys.executable, "-c", code, str(images), str(tmp_path / "out")]
     assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
     (left,) = (path for path in tmp_path.iterdir() if path.name.startswith(".out."))
     assert (left / "00000.tar").exists()
-    write_imported(ImageFolder(str(images)), str(tmp_path / "out"), 2)
+    write_imported(image_folder(str(images)), str(tmp_path / "out"), 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "out"]
     assert sorted(os.listdir(tmp_path / "out")) == ["00000.tar", "00001.tar"]
 

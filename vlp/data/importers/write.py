@@ -1,31 +1,42 @@
 """Write imported samples as shards: counted, bad ones named and skipped, the folder whole or absent."""
 
-import logging
-from collections.abc import Iterator
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from vlp.data.bad_samples import BadSample, BadSampleError, BadSamples
 from vlp.data.image_decoding import decode_pixels
 from vlp.data.shard_index import IMAGE_EXTENSIONS
 from vlp.data.shard_writer import ShardWriter
 from vlp.errors import UserError
-from vlp.files import writing_shards
+from vlp.files import writing, writing_shards
 from vlp.log import ReportProgress, no_progress
 
-log = logging.getLogger("vlp")
+CHECKED_AHEAD = 4  # images per thread that are held while they are decoded
 
 
 @dataclass
 class ImportedSample:
-    """An encoded image with its captions, of which there may be none, and the JSON of the new sample."""
+    """An encoded image with its captions, of which there may be none, and the JSON of the new sample.
+
+    Attributes:
+        extra: further members of the sample, by extension.
+    """
 
     key: str
     image: bytes
     extension: str
     captions: list[str]
     info: dict
+    extra: dict[str, bytes] = field(default_factory=dict)
+
+
+class NotDownloaded(BadSample):
+    """A sample that the data set itself records as failed; it does not count toward `max_bad_share`."""
 
 
 class Importer(Protocol):
@@ -38,11 +49,17 @@ class Importer(Protocol):
 
 @dataclass
 class ImportCounts:
-    """What an import wrote and skipped; bad samples by reason."""
+    """What an import wrote and skipped.
+
+    Attributes:
+        without_text: of `samples`.
+        bad, not_downloaded: by reason.
+    """
 
     samples: int = 0
-    without_text: int = 0  # of `samples`
+    without_text: int = 0
     bad: dict[str, int] = field(default_factory=dict)
+    not_downloaded: dict[str, int] = field(default_factory=dict)
 
 
 def write_imported(
@@ -51,8 +68,12 @@ def write_imported(
     samples_per_shard: int = 1000,
     max_bad_share: float = 0.1,
     progress: ReportProgress = no_progress,
+    files: Mapping[str, bytes] | None = None,
 ) -> ImportCounts:
     """Write the samples of an importer as shards in the folder `output`. Every image is decoded once as a check.
+
+    Args:
+        files: further files to write beside the shards, by name.
 
     Raises:
         UserError: the output exists, or there is no good sample.
@@ -62,26 +83,44 @@ def write_imported(
         raise UserError(f"A shard must hold at least one sample, not {samples_per_shard}.")
     bad, counts, keys = BadSamples(max_bad_share), ImportCounts(), set()
     with writing_shards(output) as folder, ShardWriter(folder, samples_per_shard) as writer:
-        for one in importer:
-            if isinstance(one, ImportedSample):
-                problem = "duplicate key" if one.key in keys else _problem(one)
-                if problem is None:
-                    text = one.captions[0] if one.captions else None
-                    writer.write(one.key, one.image, one.extension, text, {**one.info, "captions": one.captions})
-                    keys.add(one.key)
-                    counts.samples += 1
-                    counts.without_text += not one.captions
-                    bad.seen()
-                else:
-                    bad.add(BadSample(str(one.info.get("uid", "")), one.key, problem))
-            else:
+        for one, problem in _checked(importer):
+            if isinstance(one, NotDownloaded):
+                bad.add_filtered(one)
+            elif isinstance(one, BadSample):
                 bad.add(one)
+            elif problem is not None or one.key in keys:
+                bad.add(BadSample(str(one.info.get("uid", "")), one.key, problem or "duplicate key"))
+            else:
+                text = one.captions[0] if one.captions else None
+                info = {**one.info, "captions": one.captions}
+                writer.write(one.key, one.image, one.extension, text, info, one.extra)
+                keys.add(one.key)
+                counts.samples += 1
+                counts.without_text += not one.captions
+                bad.seen()
             progress("import", 1)
         bad.finish()
         if not counts.samples:
             raise UserError(f"There is no sample to import to {output}.")
-    counts.bad = dict(bad.counts)
+        for name, content in (files or {}).items():
+            with writing(f"{folder}/{name}") as temporary:
+                temporary.write_bytes(content)
+    counts.bad, counts.not_downloaded = dict(bad.counts), dict(bad.filtered)
     return counts
+
+
+def _checked(importer: Importer) -> Iterator[tuple[ImportedSample | BadSample, str | None]]:
+    """What an importer yields, in its order, each with the problem of its image; threads decode the images ahead."""
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    waiting: deque[tuple[ImportedSample | BadSample, Future[str | None] | None]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for one in importer:
+            waiting.append((one, pool.submit(_problem, one) if isinstance(one, ImportedSample) else None))
+            if len(waiting) > CHECKED_AHEAD * threads:
+                first, problem = waiting.popleft()
+                yield first, problem and problem.result()
+        for first, problem in waiting:
+            yield first, problem and problem.result()
 
 
 def _problem(sample: ImportedSample) -> str | None:
@@ -96,16 +135,38 @@ def _problem(sample: ImportedSample) -> str | None:
     return None
 
 
-def read_image(folder: Path, name: str) -> tuple[bytes, str]:
+def read_image(folder: Path, *names: str) -> tuple[bytes, str]:
     """An image file inside a folder, and its extension.
 
+    Args:
+        names: where the file may be; the first that exists is read.
+
     Raises:
-        BadSampleError: there is none of this name, it is outside the folder, or it has another extension.
+        BadSampleError: there is none of these names, it is outside the folder, or it has another extension.
     """
-    path, extension = folder / name, name.rpartition(".")[2].lower()
-    try:
-        if extension in IMAGE_EXTENSIONS and path.resolve().is_relative_to(folder.resolve()) and path.is_file():
-            return path.read_bytes(), extension
-    except (OSError, ValueError):  # ValueError: a name that no file can have
-        pass
+    for name in names:
+        path, extension = folder / name, name.rpartition(".")[2].lower()
+        try:
+            if extension in IMAGE_EXTENSIONS and path.resolve().is_relative_to(folder.resolve()) and path.is_file():
+                return path.read_bytes(), extension
+        except (OSError, ValueError):  # ValueError: a name that no file can have
+            pass
     raise BadSampleError("no image")
+
+
+def make_key(name: str) -> str:
+    """The key of a sample from the name of its image: without the extension, and without dots and slashes."""
+    stem = name.rpartition(".")[0] or name
+    return stem.strip("/").replace("/", "_").replace(".", "_")  # a key ends at the first dot of a member's name
+
+
+def clean_captions(texts: Any) -> list[str]:
+    """Captions from a string, a list of strings, or None: stripped, each once, in order.
+
+    Raises:
+        BadSampleError: it is something else.
+    """
+    listed = texts if isinstance(texts, list) else [] if texts is None else [texts]
+    if not all(isinstance(text, str) for text in listed):
+        raise BadSampleError("bad row")
+    return list(dict.fromkeys(text.strip() for text in listed if text.strip()))
