@@ -216,9 +216,28 @@ def import_folder(
     run_import(image_folder(folder, text), output, shard_size, max_bad_share)
 
 
+@import_app.command("datacompdr")
+def import_datacompdr(
+    shards: Annotated[list[str], typer.Argument(help="Shards with images and KEY.syn.json: paths, globs or braces.")],
+    output: ShardsFolder,
+    shard_size: ShardSize = 1000,
+    max_bad_share: MaxBadShare = 0.1,
+) -> None:
+    """Import DataCompDR: KEY.jpg, KEY.syn.json, KEY.json and optionally KEY.txt, KEY.paug.json, KEY.npz in each shard.
+
+    Synthetic captions join the captions, and the other members are kept. Shards without images are joined to others
+    by `vlp data import tables`.
+
+    Example: vlp data import datacompdr 'dr/*.tar' data/dr
+    """
+    from vlp.data.importers.datacompdr import DataCompDR
+
+    run_import(DataCompDR(shards), output, shard_size, max_bad_share)
+
+
 @import_app.command("tables")
 def import_tables(
-    tables: Annotated[list[str], typer.Argument(help="Parquet tables: paths, globs or brace patterns.")],
+    tables: Annotated[list[str], typer.Argument(help="Parquet tables or DataCompDR's tars: paths, globs or braces.")],
     shards: Shards,
     name: Annotated[str, typer.Option(help="Name of the new tables, such as laion: SHARD.laion.parquet.")],
     on: Annotated[str, typer.Option(help="Column to join on; default: uid, sha256, key or url.")] = "",
@@ -227,7 +246,7 @@ def import_tables(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Join tables of LAION, LAION-COCO, COYO, DataComp or Recap-DataComp to shards, without copying images.
+    """Join tables of LAION, COYO, DataComp or Recap-DataComp, or texts of DataCompDR, to shards; copies no image.
 
     Example: vlp data import tables 'laion/*.parquet' --shards 'web/*.tar' --name laion
 

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vlp.data.bad_samples import NAMED_PER_REASON, BadSamples
+from vlp.data.importers.datacompdr import write_rows
 from vlp.data.importers.table_columns import (
     JOINS,
     TableColumns,
@@ -77,7 +78,7 @@ def import_tables(
     several texts has several rows; one without a text has a row with an empty text.
 
     Args:
-        tables: parquet files with equal columns.
+        tables: parquet files with equal columns, or shards of DataCompDR, whose synthetic captions are taken.
         name: the name of the new tables.
         on: the column to join on, which is also a field of the samples' JSON, or "key"; empty: uid, sha256, key or
             url, the first that both have.
@@ -87,14 +88,16 @@ def import_tables(
         UserError: a table is of another kind, there is nothing to join on, or no row belongs to a sample.
         WorkError: the disk is full.
     """
-    paths, files = expand_shards(shards), expand_shards(tables)
-    schema = check_tables(files)
+    paths, given = expand_shards(shards), expand_shards(tables)
     _check_name(paths, name)
-    join = _find_join(schema, on, paths[0], files[0])
-    columns = guess_columns(schema, join, texts or {}, files[0])
-    counts = JoinCounts(on=join, scores=list(columns.scores))
-    log.info("joining on %s; texts: %s", join, ", ".join(f"{one.name} ({one.source})" for one in columns.texts) or "-")
     with scratch_folder(f"{paths[0].removesuffix('.tar')}.{name}.parquet") as spill, connect(spill) as connection:
+        files = [_as_table(path, spill, number) for number, path in enumerate(given)]
+        schema = check_tables(files)
+        join = _find_join(schema, on, paths[0], given[0])
+        columns = guess_columns(schema, join, texts or {}, given[0])
+        counts = JoinCounts(on=join, scores=list(columns.scores))
+        named = ", ".join(f"{one.name} ({one.source})" for one in columns.texts)
+        log.info("joining on %s; texts: %s", join, named or "none")
         connection.execute(
             "CREATE TABLE samples (shard INTEGER, row INTEGER, key VARCHAR, uid VARCHAR, value UHUGEINT)"
         )
@@ -107,10 +110,19 @@ def import_tables(
         for number, joined in _join(connection, files, columns, len(paths), counts):
             rows = rows_of_texts(joined, columns, schema)
             counts.texts += pc.sum(pc.not_equal(rows["text"], ""), min_count=0).as_py()
-            settings = {"imported": [Path(file).name for file in files], "on": join}
-            write_beside(paths[number], rows, settings, states[number], name, {"tables": files})
+            settings = {"imported": [Path(file).name for file in given], "on": join}
+            write_beside(paths[number], rows, settings, states[number], name, {"tables": given})
             progress("write tables", 1)
     return counts
+
+
+def _as_table(path: str, folder: Path, number: int) -> str:
+    """A table's path; a shard of DataCompDR is first written as a table into `folder`."""
+    if not path.endswith(".tar"):
+        return path
+    table = folder / f"{number}.parquet"
+    write_rows(path, table)
+    return str(table)
 
 
 def _check_name(shards: list[str], name: str) -> None:

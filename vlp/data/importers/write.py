@@ -25,6 +25,7 @@ class ImportedSample:
 
     Attributes:
         extra: further members of the sample, by extension.
+        sources: the source of each caption ("web", "human" or "synthetic"); empty: they are not recorded.
     """
 
     key: str
@@ -33,6 +34,7 @@ class ImportedSample:
     captions: list[str]
     info: dict
     extra: dict[str, bytes] = field(default_factory=dict)
+    sources: list[str] = field(default_factory=list)
 
 
 class NotDownloaded(BadSample):
@@ -92,7 +94,7 @@ def write_imported(
                 bad.add(BadSample(str(one.info.get("uid", "")), one.key, problem or "duplicate key"))
             else:
                 text = one.captions[0] if one.captions else None
-                info = {**one.info, "captions": one.captions}
+                info = {**one.info, "captions": _captions(one)}
                 writer.write(one.key, one.image, one.extension, text, info, one.extra)
                 keys.add(one.key)
                 counts.samples += 1
@@ -121,6 +123,13 @@ def _checked(importer: Importer) -> Iterator[tuple[ImportedSample | BadSample, s
                 yield first, problem and problem.result()
         for first, problem in waiting:
             yield first, problem and problem.result()
+
+
+def _captions(sample: ImportedSample) -> list[str] | list[dict[str, str]]:
+    """The captions as the JSON of a sample lists them."""
+    if not sample.sources:
+        return sample.captions
+    return [{"text": text, "source": source} for text, source in zip(sample.captions, sample.sources, strict=True)]
 
 
 def _problem(sample: ImportedSample) -> str | None:
