@@ -85,7 +85,7 @@ def test_a_state_resumes_exactly(loader_of, workers):
     loader = loader_of(8, workers=workers)
     take(loader, 13)
     again = loader_of(8, workers=workers)
-    again.load_state(loader.state())
+    again.load_states([loader.state()])
     assert [batch.keys for batch in take(again, 7)] == [batch.keys for batch in whole[13:]]
 
 
@@ -93,7 +93,7 @@ def test_a_state_of_another_order_is_refused(loader_of):
     loader = loader_of(8)
     old = {name: value for name, value in loader.state().items() if name != "format"}
     with pytest.raises(UserError, match="another order"):
-        loader.load_state(old)
+        loader.load_states([old])
 
 
 def test_prefetch_and_pinning_are_settings_of_the_workers(loader_of, monkeypatch):
@@ -130,7 +130,7 @@ def test_bad_samples_are_skipped_and_batches_stay_full(loader_of, scenes, tmp_pa
     again = loader_of(8, shards=str(tmp_path / "spoiled" / "*.tar"), max_bad_share=0.2)
     take(again, 11)
     resumed = loader_of(8, shards=str(tmp_path / "spoiled" / "*.tar"), max_bad_share=0.2)
-    resumed.load_state(again.state())
+    resumed.load_states([again.state()])
     assert [batch.keys for batch in take(resumed, 9)] == [batch.keys for batch in batches[11:]]
 
 
@@ -140,7 +140,7 @@ def test_a_resume_counts_no_bad_sample_twice(loader_of, scenes, tmp_path, worker
     whole, first, resumed = (loader_of(3, shards=shards, max_bad_share=0.5, workers=workers) for _ in range(3))
     take(whole, 20)
     take(first, 7)
-    resumed.load_state(first.state())
+    resumed.load_states([first.state()])
     take(resumed, 13)
     assert resumed.state() == whole.state()
     assert first.state()["bad"]["image undecodable"] < first.state()["place"] == first.place
@@ -182,7 +182,7 @@ def test_samples_without_a_text_are_filtered_and_not_bad(loader_of, half_silent,
         assert not whole.bad_counts
         assert abs(whole.filtered_counts["no text"] - 75) < 40
         assert [batch.keys for batch in take(first, 12)] == [batch.keys for batch in expected[:12]]
-        resumed.load_state(first.state())
+        resumed.load_states([first.state()])
         assert [batch.keys for batch in take(resumed, 13)] == [batch.keys for batch in expected[12:]]
         assert resumed.state() == whole.state()
         assert whole.state()["filtered"].keys() == {"no text"}

@@ -191,7 +191,7 @@ def test_a_resume_draws_the_same_texts(loader_of, workers):
     whole, first, again = (loader_of(workers=workers) for _ in range(3))
     expected = take(whole, 12)
     take(first, 7)
-    again.load_state(first.state())
+    again.load_states([first.state()])
     assert [batch.texts for batch in take(again, 5)] == [batch.texts for batch in expected[7:]]
 
 

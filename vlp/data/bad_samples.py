@@ -22,6 +22,7 @@ NO_TEXT = "no text"  # the reason of a filtered sample that has no text, or noth
 NO_TEXT_CHOSEN = "no text chosen"  # the reason of one whose texts are all below a floor or of unused sources
 NAMED_PER_REASON = 5
 SHARE_CHECKED_FROM = 100  # samples; the first few may be bad by chance
+MOST_SKIPPED = 100_000  # samples of a source that are all skipped before the run stops
 
 log = logging.getLogger("vlp")
 
@@ -110,6 +111,35 @@ class BadSamples:
                 f"{bad} of {self.total} samples are bad ({counts}), more than the share of {self.max_share:g} that "
                 "max_bad_share allows; fix the shards or raise it."
             )
+
+
+class UnusableSources:
+    """Stops training at a source of which the first samples are all skipped."""
+
+    def __init__(self, most: list[int]):
+        """`most` is the number of skipped samples of each source that stops the work; at most `MOST_SKIPPED`."""
+        self.most = [min(count, MOST_SKIPPED) for count in most]
+        self.skipped: Counter[int] = Counter()
+        self.good: set[int] = set()
+
+    def seen(self, sources: list[int]) -> None:
+        """Note the sources of good samples."""
+        self.good.update(sources)
+
+    def add(self, source: int, sample: BadSample, filtered: bool) -> None:
+        """Count a skipped sample.
+
+        Raises:
+            WorkError: its source gave no good sample so far.
+        """
+        self.skipped[source] += 1
+        if source in self.good or self.skipped[source] < self.most[source]:
+            return
+        advice = "score them with `vlp capfilt score` and set texts" if filtered else "fix them"
+        raise WorkError(
+            f"data.sources[{source}]: none of the first {self.most[source]} samples could be used "
+            f"({sample.shard} {sample.key}: {sample.reason}); name other shards, or {advice}."
+        )
 
 
 def _name(sample: BadSample, number: int, level: int) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterator
 import numpy as np
 
 from vlp.config import DataConfig, SourceConfig
-from vlp.data.bad_samples import NO_TEXT_CHOSEN, BadSamples
+from vlp.data.bad_samples import NO_TEXT_CHOSEN, BadSamples, UnusableSources
 from vlp.data.batch import Batch, make_batch
 from vlp.data.order import FORMAT, SampleOrder
 from vlp.data.sample_dataset import (
@@ -29,9 +29,7 @@ from vlp.data.text_choice import check_choice, read_texts
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.data.workers import pins_memory
 from vlp.distributed import share_out
-from vlp.errors import UserError, WorkError
-
-MOST_SKIPPED = 100_000  # samples of a source that are all skipped before the run stops
+from vlp.errors import UserError
 
 log = logging.getLogger("vlp")
 
@@ -80,7 +78,7 @@ class IndexedLoader:
         self.bad = BadSamples(data.max_bad_share)  # skipped when read
         self.place = 0  # in this process's stream, of the next sample to give out
         self.ahead: list[Skipped] = []  # those that were read ahead of `place`
-        self._skipped_at_first: Counter[int] = Counter()  # by source, until the first good sample of a source
+        self.unusable = UnusableSources([2 * world * count for count in self.order.counts])  # a resume starts in a pass
 
     @property
     def epoch_size(self) -> int:
@@ -109,12 +107,15 @@ class IndexedLoader:
             "filtered": dict(self.bad.filtered - filtered),
         }
 
-    def load_state(self, state: dict) -> None:
-        """Resume from a state. One of another number of processes is resumed to within a batch.
+    def load_states(self, states: list[dict]) -> None:
+        """Resume from the states of all processes. With another number of processes, to within a batch.
 
         Raises:
-            UserError: the state belongs to another order of samples.
+            UserError: the states are of streamed reading, or of another order of samples.
         """
+        state = states[self.rank if len(states) == self.world else 0]
+        if "streams" in state:
+            raise UserError("The checkpoint was written with data.reading: streamed; resume it with that.")
         if state.get("format") != FORMAT:
             raise UserError(
                 "The checkpoint is of a version of vlp that read the samples in another order, so the run cannot be "
@@ -177,22 +178,11 @@ class IndexedLoader:
             WorkError: too many samples are bad, or a source gives no sample at all.
         """
         self.bad.seen(len(chunk.keys))
-        for source in chunk.sources:
-            self._skipped_at_first[source] = -1
+        self.unusable.seen(chunk.sources)
         for one in chunk.skipped:
             (self.bad.add_filtered if one.filtered else self.bad.add)(one.sample)
             self.ahead.append(one)
-            if self._skipped_at_first[one.source] < 0:
-                continue
-            self._skipped_at_first[one.source] += 1
-            # Two passes: a resume starts within one.
-            most = min(MOST_SKIPPED, 2 * self.world * self.order.counts[one.source])
-            if self._skipped_at_first[one.source] >= most:
-                advice = "score them with `vlp capfilt score` and set texts" if one.filtered else "fix them"
-                raise WorkError(
-                    f"data.sources[{one.source}]: none of the first {most} samples could be used "
-                    f"({one.sample.shard} {one.sample.key}: {one.sample.reason}); name other shards, or {advice}."
-                )
+            self.unusable.add(one.source, one.sample, one.filtered)
 
     def _places(self) -> Iterator[Places]:
         """For each batch: places in this process's stream, positions in the whole stream, sample numbers."""

@@ -6,7 +6,9 @@ from typing import Protocol
 from vlp.config import DataConfig
 from vlp.data.batch import Batch
 from vlp.data.indexed_loader import IndexedLoader
+from vlp.data.streamed_loader import StreamedLoader
 from vlp.data.tokenizer import CaptionTokenizer
+from vlp.remote import is_remote
 
 
 class TrainingLoader(Protocol):
@@ -34,8 +36,8 @@ class TrainingLoader(Protocol):
         """The position to resume from, and what was skipped up to it."""
         ...
 
-    def load_state(self, state: dict) -> None:
-        """Resume from a state."""
+    def load_states(self, states: list[dict]) -> None:
+        """Resume from the states of all processes, in their order; there may have been another number of them."""
         ...
 
     def __iter__(self) -> Generator[Batch, None, None]: ...
@@ -57,4 +59,16 @@ def training_loader(
         batch_size: samples of a batch over all processes; a multiple of `world`.
         prompt: words put before every caption.
     """
-    return IndexedLoader(data, image_size, tokenizer, batch_size, rank, world, seed, prompt)
+    loader = StreamedLoader if is_streamed(data) else IndexedLoader
+    return loader(data, image_size, tokenizer, batch_size, rank, world, seed, prompt)
+
+
+def is_streamed(data: DataConfig) -> bool:
+    """Whether the sources are read in sequence: as `data.reading` says, or if one of them is no local file."""
+    if data.reading != "auto":
+        return data.reading == "streamed"
+    return any(source.dataset or any(map(is_remote, _patterns(source.shards))) for source in data.sources)
+
+
+def _patterns(shards: str | list[str]) -> list[str]:
+    return [shards] if isinstance(shards, str) else shards

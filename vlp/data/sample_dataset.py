@@ -14,7 +14,7 @@ from vlp.config import AugmentConfig, TextChoiceConfig
 from vlp.data.bad_samples import NO_TEXT, BadSample, BadSampleError, FilteredSampleError
 from vlp.data.image_decoding import EncodedImage, decode_pixels
 from vlp.data.shard_index import ShardIndex
-from vlp.data.shards import ShardReader
+from vlp.data.shards import Sample, ShardReader
 from vlp.data.text_choice import TextReader, choose_text
 from vlp.data.transforms import clean_caption, evaluation_image, training_image
 from vlp.data.workers import start_workers
@@ -129,15 +129,24 @@ class SampleDataset(Dataset):
         choice, rng = self.choices[source], random.Random(f"caption {self.seed} {position}")
         if choice is None:
             sample = self.reader.read(index, row)
-            usable = [caption for caption in sample.captions if clean_caption(caption)]
-            if not usable:
-                raise FilteredSampleError(NO_TEXT)
-            caption = rng.choice(usable)
+            caption = own_caption(sample, rng)
         else:
             caption = choose_text(self.texts.read(index, row, choice), choice, rng)
             sample = self.reader.read(index, row)
         rng = random.Random(f"image {self.seed} {position}")
         return training_image(EncodedImage(sample.image), self.size, self.augment, rng), [caption], {}
+
+
+def own_caption(sample: Sample, rng: random.Random) -> str:
+    """Draw one of a sample's own captions.
+
+    Raises:
+        FilteredSampleError: it has none.
+    """
+    usable = [caption for caption in sample.captions if clean_caption(caption)]
+    if not usable:
+        raise FilteredSampleError(NO_TEXT)
+    return rng.choice(usable)
 
 
 def stable_hash(text: str) -> int:

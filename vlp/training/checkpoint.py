@@ -20,10 +20,10 @@ from vlp.files import writing_folder
 
 @dataclass
 class ResumeState:
-    """The position of a run, next to its weights. `loader` and `window` are those of this process."""
+    """The position of a run, next to its weights. `window` is that of this process."""
 
     step: int  # optimizer steps done
-    loader: dict
+    loaders: list[dict]  # when saved: of this process; when restored: of all processes
     window: dict = field(default_factory=dict)
     scaler: dict | None = None  # fp16 loss scaling
 
@@ -36,7 +36,7 @@ def save_checkpoint(
     Raises:
         WorkError: the checkpoint cannot be written; the older ones are kept.
     """
-    processes = gather_objects({"loader": state.loader, "window": state.window, "random": _random_state()})
+    processes = gather_objects({"loader": state.loaders[0], "window": state.window, "random": _random_state()})
     run_on_main(lambda: _write(output, task, optimizer, state, processes, keep))
 
 
@@ -66,11 +66,12 @@ def load_checkpoint(folder: Path, task: nn.Module, optimizer: torch.optim.Optimi
         optimizer.load_state_dict(optimizer_state)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{folder} does not fit this config: {str(error).splitlines()[-1].strip()}") from None
+    loaders = [process["loader"] for process in processes]
     if len(processes) != world_size():
-        return ResumeState(facts["step"], processes[0]["loader"], {}, facts["scaler"])
+        return ResumeState(facts["step"], loaders, {}, facts["scaler"])
     own = processes[rank()]
     _restore_random_state(own["random"])
-    return ResumeState(facts["step"], own["loader"], own["window"], facts["scaler"])
+    return ResumeState(facts["step"], loaders, own["window"], facts["scaler"])
 
 
 def _write(

@@ -110,7 +110,7 @@ class Run:
     def save_checkpoint(self) -> None:
         """Write a checkpoint of this step. All processes call it."""
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
-        state = ResumeState(self.step, self.loader.state(), self.window.state(), scaler)
+        state = ResumeState(self.step, [self.loader.state()], self.window.state(), scaler)
         save_checkpoint(self.output, self.task, self.optimizer, state, self.config.keep_checkpoints)
 
 
@@ -202,7 +202,7 @@ def _restore(run: Run) -> None:
         return
     state = load_checkpoint(found[-1], run.task, run.optimizer)
     run.step = state.step
-    run.loader.load_state(state.loader)
+    run.loader.load_states(state.loaders)
     if state.window:
         run.window.load_state(state.window, run.accelerator.device)
     if run.accelerator.scaler and state.scaler:
