@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from tiny_model import make_model
 
-from vlp.capfilt import duplicates
+from vlp.capfilt import duplicate_search, match_images
 from vlp.capfilt.duplicates import find_duplicates
 from vlp.capfilt.selection import select
 from vlp.data.image_decoding import decode_image
@@ -78,6 +78,7 @@ def plain_duplicates(model, shards, tests, above):
     def read(pattern):
         good = [one for one in iterate_samples(pattern) if len(one.image) > 60]
         vectors = model.embed_images([decode_image(one.image) for one in good]).numpy()
+        vectors = vectors.astype(np.float16).astype(np.float32)  # as they are stored
         names = [f"{one.shard}#{one.key}" for one in good]
         return list(zip(names, (hashlib.sha256(one.image).digest() for one in good), vectors, strict=True))
 
@@ -115,8 +116,8 @@ def read_tables(pattern):
 @pytest.mark.parametrize("block, with_tests", [(4096, True), (7, True), (7, False), (1, True)])
 def test_duplicates_equal_those_of_a_plain_loop(sets, model, monkeypatch, block, with_tests):
     shards, tests = sets[0], sets[1] if with_tests else ""
-    monkeypatch.setattr(duplicates, "BLOCK", block)
-    monkeypatch.setattr(duplicates, "KEPT_BLOCK", block + 3)
+    monkeypatch.setattr(duplicate_search, "BLOCK", block)
+    monkeypatch.setattr(duplicate_search, "MOST_ROWS", block + 3)
     expected, closest = plain_duplicates(model[0], shards, tests, ABOVE)
     assert closest > 1e-5  # so that rounding decides nothing
     counts = find_duplicates(shards, model[1], tests, ABOVE, precision="fp32", quiet=True)
@@ -177,7 +178,7 @@ def test_wrong_calls(sets, model, monkeypatch):
     def full(**_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(duplicates.tempfile, "TemporaryFile", full)
+    monkeypatch.setattr(match_images.tempfile, "TemporaryFile", full)
     with pytest.raises(WorkError, match="No space left"):
         find_duplicates(shards, model[1], quiet=True)
     assert not table_path(expand_shards(shards)[0], "duplicates").exists()

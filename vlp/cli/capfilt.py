@@ -1,6 +1,6 @@
 """The commands `vlp capfilt score`, `select`, `duplicates`, `report` and `run`."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -74,9 +74,16 @@ def capfilt_select(
 @capfilt_app.command("duplicates")
 def capfilt_duplicates(
     shards: Shards,
-    model: Annotated[str, typer.Option(help="Model folder whose image embeddings are compared.")],
+    model: Annotated[str, typer.Option(help="Model folder whose image embeddings are compared.")] = "",
     against: Annotated[list[str] | None, typer.Option(help="Shards of evaluation sets; repeatable.")] = None,
     above: Annotated[float, typer.Option(help="Lowest cosine of near duplicates.")] = 0.95,
+    by: Annotated[
+        Literal["images", "captions", "both"], typer.Option(help="Compare bytes and embeddings, captions, or both.")
+    ] = "images",
+    keep: Annotated[
+        str, typer.Option(help="Which image of several to keep: first, largest, or best:itm, best:itc, best:clip.")
+    ] = "first",
+    seed: Annotated[int, typer.Option(min=0, help="Seed for the clusters.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 64,
     precision: Precision = "auto",
     as_json: Json = False,
@@ -84,7 +91,7 @@ def capfilt_duplicates(
     """Find duplicates. Example: vlp capfilt duplicates --shards 'web/*.tar' --model M --against 'coco-test/*.tar'"""
     from vlp.capfilt.duplicates import find_duplicates
 
-    counts = find_duplicates(shards, model, against or [], above, batch_size, precision, quiet=as_json)
+    counts = find_duplicates(shards, model, against or [], above, batch_size, precision, by, keep, seed, quiet=as_json)
     print_values(vars(counts), as_json)
 
 
