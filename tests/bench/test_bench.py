@@ -66,6 +66,13 @@ def test_select_is_measured_in_rows():
     assert all(line["ours"] > 100 and line["peak_memory_gib"] > 0.01 for line in lines)
 
 
+def test_the_search_for_duplicates_is_measured_with_its_recall():
+    result = CliRunner().invoke(app, ["bench", "duplicates", "--images", "12000", "--json"])
+    seconds, rate, recall = json.loads(result.stdout.splitlines()[-1])
+    assert rate["ours"] == pytest.approx(12_000 / seconds["ours"]) and seconds["peak_memory_gib"] > 0.01
+    assert recall["ours"] == 1.0
+
+
 def test_a_peer_process_reports_its_memory(monkeypatch, worker):
     monkeypatch.setitem(command.SIZES, "small", TINY)
     lines = command.bench("clip", "small", "fp32", 2, peers=True, repeats=1)

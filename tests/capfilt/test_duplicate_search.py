@@ -11,7 +11,7 @@ from PIL import Image
 
 from vlp.capfilt import duplicate_search
 from vlp.capfilt.clustered_vectors import EXHAUSTIVE, PROBES, cluster_count, cluster_vectors
-from vlp.capfilt.duplicate_search import AGAINST, CAPTION, KEPT, NEAR, search_duplicates
+from vlp.capfilt.duplicate_search import AGAINST, CAPTION, NEAR, search_duplicates
 from vlp.log import Progress
 
 PHOTOS = Path("/work/shared/data/flickr8k/images")
@@ -170,8 +170,8 @@ def photo_embeddings(count):
 
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason=f"{PHOTOS} is missing")
 def test_recall_of_changed_copies_of_photos(tmp_path):
-    vectors = photo_embeddings(1_500)
-    exact, fast = search(vectors, tmp_path), search(vectors, tmp_path, clusters=300)
+    vectors = photo_embeddings(800)
+    exact, fast = search(vectors, tmp_path), search(vectors, tmp_path, clusters=200)
     by_kind = (exact.kind == NEAR).reshape(-1, 4).mean(axis=0)
     assert by_kind[0] < 0.1 and (by_kind[1:] > 0.5).all()  # few photos are alike, most changed copies are found
     assert (fast.kind[exact.kind == NEAR] == NEAR).mean() >= 0.99
@@ -191,4 +191,3 @@ def test_clusters_come_from_faiss(tmp_path):
     kmeans.train(vectors[np.sort(np.random.default_rng(0).choice(2_000, 640, False, shuffle=False))].astype(np.float32))
     nearest = np.argsort(-(vectors.astype(np.float32) @ kmeans.centroids.T), axis=1)[:, :3]
     assert (grouped.nearest == nearest).mean() > 0.999
-    assert (KEPT, NEAR) == (0, 3)

@@ -7,13 +7,14 @@ from vlp.bench.capfilt import bench_capfilt
 from vlp.bench.caption import BASE, SMALL, bench_caption
 from vlp.bench.clip import bench_clip
 from vlp.bench.data import bench_data
+from vlp.bench.duplicates import bench_duplicates
 from vlp.bench.rerank import bench_rerank
 from vlp.bench.selection import bench_select
 from vlp.bench.timing import Measured
 from vlp.bench.train import bench_train
 from vlp.config import Precision
 
-What = Literal["attention", "capfilt", "caption", "clip", "data", "rerank", "select", "train"]
+What = Literal["attention", "capfilt", "caption", "clip", "data", "duplicates", "rerank", "select", "train"]
 PARTS = {
     "attention": bench_attention,
     "capfilt": bench_capfilt,
@@ -32,6 +33,7 @@ def bench(
     shards: str = "",
     rows: int = 10_000_000,
     compiled: bool = False,
+    images: int = 1_000_000,
 ) -> list[Measured]:
     """Run a benchmark.
 
@@ -43,6 +45,7 @@ def bench(
         repeats: measurements of `clip`, `data` and `train`, of which the median counts.
         shards: shards that `data` reads; generated images if empty.
         rows: texts that `select` selects from; it ignores all other settings.
+        images: embeddings that `duplicates` compares; it ignores all other settings.
         compiled: compile our blocks in `train` and `caption`, as `compile: true` in a config does.
 
     Raises:
@@ -50,6 +53,8 @@ def bench(
     """
     if what == "select":
         return bench_select(rows)
+    if what == "duplicates":
+        return bench_duplicates(images)
     if what == "data":
         return bench_data(SIZES[size], batch, peers, repeats, shards)
     if what == "clip":
