@@ -20,7 +20,10 @@ from PIL import Image
 from vlp.cli.main import main
 
 SECONDS = 60  # after which a command counts as hung; each takes a few at most
-LOG_LINES = re.compile(r"skipped |more samples |.* failed, attempt \d of \d|\d+ images without a caption are left out")
+LOG_LINES = re.compile(
+    r"skipped |more samples |.* failed, attempt \d of \d|\d+ images without a caption are left out|.* holds "
+    r"|.* has no metadata\.jsonl or metadata\.csv; all of its \d+ pictures are taken"
+)
 QUIET_BY_DEFAULT = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)
 
 Member = tuple[str | tarfile.TarInfo, bytes]

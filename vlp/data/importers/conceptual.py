@@ -19,6 +19,7 @@ IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_name", "filename", "fi
 TEXT_COLUMNS = ("caption", "captions", "text", "title")
 URL_COLUMNS = ("url", "image_url")
 DOWNLOADED = ("", "success", "200", "ok", "none")  # values of the column `status`
+AMBIGUOUS = ""  # in place of a URL
 KINDS = (recognise.WEB_ROWS, recognise.BLIP_CAPTIONS, recognise.SBU)
 
 
@@ -99,7 +100,10 @@ class _RowReader:
             place = urlsplit(value).path.rpartition("/")[2]
         except ValueError:  # an address that is none
             raise BadSampleError("no image") from None
-        if self.urls.setdefault(place, value) != value:
+        if self.urls.setdefault(place, value) != value:  # whose image the file is cannot be told
+            self.urls[place] = AMBIGUOUS
+            if self.images.images.pop(place, None):
+                self.images.skip(self.path, place, "URLs with the same file name")
             raise BadSampleError("URLs with the same file name")
         return place
 
@@ -137,7 +141,7 @@ def _read_rows(path: str, named: Sequence[str | None]) -> Iterator[Any]:
 
 
 def _read_table(path: str, named: Sequence[str | None]) -> Iterator[dict]:
-    """The rows of a TSV or CSV. Without a heading, the first row tells what the columns are."""
+    """The rows of a TSV or CSV. Without a heading, the values of the first row tell what the columns are."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             tabs = "\t" in file.readline()
@@ -148,8 +152,9 @@ def _read_table(path: str, named: Sequence[str | None]) -> Iterator[dict]:
             if first is None:
                 raise UserError(f"{path} is empty; it must have a row with an image and a caption for each pair.")
             known = {*IMAGE_COLUMNS, *TEXT_COLUMNS, *URL_COLUMNS}
-            headed = any(one.lower().strip() in known or one in named for one in first)
-            names = first if headed else [_guess_column(one) for one in first]
+            guessed = [_guess_column(one) for one in first]
+            headed = any(one.lower().strip() in known or one in named for one in first) or set(guessed) == {"caption"}
+            names = first if headed else guessed
             if not headed:
                 yield _make_row(names, first)
             yield from (_make_row(names, row) for row in rows if row)

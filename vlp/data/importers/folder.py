@@ -41,7 +41,7 @@ def image_folder(folder: str, texts: list[str] | None = None) -> Importer:
         raise UserError(f"{folder} has a metadata.jsonl and a metadata.csv; remove one of them.")
     if not found:
         pictures = LoosePictures(folder)
-        log.info("%s has no metadata.jsonl or metadata.csv: taking all %d pictures in it", folder, len(pictures))
+        log.info("%s has no metadata.jsonl or metadata.csv; all of its %d pictures are taken", folder, len(pictures))
         return pictures
     images, path = AnnotatedImages(folder), str(Path(folder, found[0]))
     for row, fields in _read_jsonl(path) if path.endswith("l") else _read_csv(path):

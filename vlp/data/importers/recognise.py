@@ -1,12 +1,15 @@
 """Recognise other projects' annotation files by their keys, so that an importer can refuse the wrong ones by name."""
 
 import json
+import logging
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from vlp.errors import UserError
 from vlp.files import read_text
+
+log = logging.getLogger("vlp")
 
 MOST_BYTES = 2**33  # of an annotation file
 
@@ -23,7 +26,7 @@ COCO = Kind("COCO's captions", ("coco",))
 KARPATHY_COCO = Kind("Karpathy's annotations of COCO", ("coco",))
 KARPATHY_FLICKR8K = Kind("Karpathy's annotations of Flickr8k", ("flickr8k",))
 KARPATHY_FLICKR30K = Kind("Karpathy's annotations of Flickr30k", ("flickr30k",))
-BLIP_CAPTIONS = Kind("BLIP's captions", ("coco", "flickr8k", "flickr30k", "vg"))
+BLIP_CAPTIONS = Kind("BLIP's captions", ("coco", "flickr8k", "flickr30k", "vg", "conceptual"))
 NOCAPS = Kind("NoCaps's captions", ("nocaps",))
 BLIP_NOCAPS = Kind("BLIP's list of NoCaps's images", ("nocaps",))
 VG_REGIONS = Kind("Visual Genome's region descriptions", ("vg",))
@@ -54,7 +57,7 @@ def recognise(values: Any) -> Kind | None:
 
 
 def read_annotations(path: str, kinds: Collection[Kind], command: str) -> tuple[Kind, Any]:
-    """The kind of a JSON file and its content. Files with a JSON value on each line are read as a list.
+    """The kind of a JSON file and its content; that of a .jsonl file is the list of its lines.
 
     Args:
         kinds: those that the importer takes.
@@ -66,6 +69,7 @@ def read_annotations(path: str, kinds: Collection[Kind], command: str) -> tuple[
     values = parse_json(path, read_text(path, "annotation file", MOST_BYTES))
     kind = recognise(values)
     if kind in kinds and kind is not None:
+        log.info("%s holds %s", path, kind.what)
         return kind, values
     wanted = f"`vlp data import {command}` takes {' or '.join(one.what for one in kinds)}"
     if kind is None:
@@ -76,7 +80,7 @@ def read_annotations(path: str, kinds: Collection[Kind], command: str) -> tuple[
 
 
 def parse_json(path: str, text: str) -> Any:
-    """The value of a JSON text, or the list of values of one with a value on each line.
+    """The value of a JSON text; of a .jsonl file, the list of the values of its lines.
 
     Raises:
         UserError: it is empty or no JSON.
@@ -84,12 +88,11 @@ def parse_json(path: str, text: str) -> Any:
     if not text.strip():
         raise UserError(f"{path} is empty; download it again.")
     try:
+        if path.lower().endswith(".jsonl"):
+            return [json.loads(line) for line in text.split("\n") if line.strip()]
         return json.loads(text)
     except (ValueError, RecursionError) as error:  # RecursionError: thousands of nested brackets
         problem = str(error) if isinstance(error, ValueError) else "too many nested brackets"
-    try:
-        return [json.loads(line) for line in text.split("\n") if line.strip()]
-    except (ValueError, RecursionError):
         raise UserError(f"{path} is not readable as JSON ({problem}); download it again.") from None
 
 
