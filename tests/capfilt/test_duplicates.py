@@ -2,7 +2,9 @@
 
 import hashlib
 import io
+import math
 import random
+import re
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -72,35 +74,45 @@ def sets(tmp_path):
     return write_images(tmp_path / "web", images, 30), write_images(tmp_path / "tests", [*tests, tests[3]], 7)
 
 
-def plain_duplicates(model, shards, tests, above):
-    """The duplicates by a loop over all pairs, {shard#key: (of, kind, cosine)}, and the cosine closest to the cut."""
+def plain_duplicates(model, shards, tests, above, by="images", order=None):
+    """The duplicates by a loop over all pairs, {shard#key: (of, kind, cosine)}, and the cosine closest to the cut.
 
-    def read(pattern):
+    `order` sorts the samples of the set; they are kept in this order.
+    """
+
+    def read(pattern, sort=None):
         good = [one for one in iterate_samples(pattern) if len(one.image) > 60]
-        vectors = model.embed_images([decode_image(one.image) for one in good]).numpy()
+        good = sorted(good, key=sort) if sort else good
+        vectors = model.embed_images([decode_image(one.image, model.image_size) for one in good]).numpy()
         vectors = vectors.astype(np.float16).astype(np.float32)  # as they are stored
         names = [f"{one.shard}#{one.key}" for one in good]
-        return list(zip(names, (hashlib.sha256(one.image).digest() for one in good), vectors, strict=True))
+        digests = [
+            hashlib.sha256(one.image).digest() if by != "captions" else name
+            for one, name in zip(good, names, strict=True)
+        ]
+        captions = [re.sub("[^a-z0-9]+", " ", one.text.lower()).strip() if by != "images" else "" for one in good]
+        return list(zip(names, digests, vectors, captions, strict=True))
 
     against, closest = (read(tests) if tests else []), 1.0
     stays, found, first = [], {}, {}
-    for name, digest, vector in read(shards):
+    for name, digest, vector, caption in read(shards, order):
         best = {}
         for kind, others in (("against", against), ("near", stays)):
-            cosines = [float(vector @ other) for _, _, other in others]
+            cosines = [float(vector @ other[2]) if by != "captions" else -1 for other in others]
             closest = min([closest, *(abs(cosine - above) for cosine in cosines)])
+            same = [other[0] for other in others if caption and other[3] == caption]
             if cosines and max(cosines) >= above:
                 best[kind] = (others[int(np.argmax(cosines))][0], kind, max(cosines))
-        if equal := [other for other, same, _ in against if same == digest]:
+            elif same:
+                best[kind] = (same[0], "caption" if kind == "near" else kind, None)
+        if equal := [other[0] for other in against if other[1] == digest]:
             found[name] = (equal[0], "against", 1.0)
-        elif "against" in best:
-            found[name] = best["against"]
         elif digest in first:
             found[name] = found.get(first[digest], (first[digest], "exact", 1.0))
-        elif "near" in best:
-            found[name] = best["near"]
+        elif best:
+            found[name] = best.get("against") or best["near"]
         else:
-            stays.append((name, digest, vector))
+            stays.append((name, digest, vector, caption))
         first.setdefault(digest, name)
     return found, closest
 
@@ -111,6 +123,65 @@ def read_tables(pattern):
         for shard in expand_shards(pattern)
         for row in pq.read_table(table_path(shard, "duplicates")).to_pylist()
     }
+
+
+WORDS = ("a red boat", "A red boat.", "two  dogs", "", "...", "Two dogs!", "a cat", "a 'cat'")
+
+
+@pytest.fixture
+def varied(tmp_path):
+    """Patterns of a set and an evaluation set of pictures of many sizes and a few captions, with scores; and those."""
+    rng, draw = np.random.default_rng(2), random.Random(2)
+    images = []
+    for _ in range(60):
+        if images and draw.random() < 0.5:
+            image = draw.choice(images)
+            if draw.random() < 0.7:
+                file, side = io.BytesIO(), draw.choice((32, 48, 64))
+                Image.open(io.BytesIO(image)).resize((side, side + 4), Image.Resampling.NEAREST).save(file, "PNG")
+                image = file.getvalue()
+            images.append(image)
+        else:
+            images.append(picture(rng))
+    with ShardWriter(str(tmp_path / "web"), 25) as writer:
+        for number, image in enumerate(images):
+            writer.write(f"{number:04d}", image, "png", draw.choice(WORDS) if number % 3 else f"only {number}", {})
+    with ShardWriter(str(tmp_path / "tests"), 25) as writer:
+        for number, image in enumerate([images[3], picture(rng)]):
+            writer.write(f"{number:04d}", image, "png", WORDS[-1], {})
+    scores = {}
+    for shard in expand_shards(str(tmp_path / "web" / "*.tar")):
+        rows = []
+        for sample in iterate_samples(shard):
+            for caption_id in range(draw.randrange(3)):  # some images have no row
+                itm = draw.choice((None, 0.25, 0.5, draw.random()))
+                rows.append(Scored(sample.key, "web", "a text", itm, 0.0, caption_id=caption_id))
+                if itm is not None:
+                    name = f"{shard}#{sample.key}"
+                    scores[name] = max(scores.get(name, -1.0), itm)
+        write_table(shard, rows, {})
+    return str(tmp_path / "web" / "*.tar"), str(tmp_path / "tests" / "*.tar"), scores
+
+
+@pytest.mark.parametrize("by", ["images", "captions", "both"])
+@pytest.mark.parametrize("keep", ["first", "largest", "best:itm"])
+def test_the_image_that_is_kept_is_the_first_by_the_rule(varied, model, by, keep):
+    shards, tests, scores = varied
+    orders = {
+        "first": None,
+        "largest": lambda one: -math.prod(decode_image(one.image).size),
+        "best:itm": lambda one: -np.float32(scores.get(f"{one.shard}#{one.key}", -math.inf)),
+    }
+    expected, closest = plain_duplicates(model[0], shards, tests, ABOVE, by, orders[keep])
+    assert closest > 1e-5 or by == "captions"
+    filter = model[1] if by != "captions" else ""
+    counts = find_duplicates(shards, filter, tests, ABOVE, precision="fp32", by=by, keep=keep, quiet=True)
+    found = read_tables(shards)
+    assert {name: one[:2] for name, one in found.items()} == {name: one[:2] for name, one in expected.items()}
+    assert [one[2] is None for one in found.values()] == [expected[name][2] is None for name in found]
+    for kind, wanted in (("exact", by != "captions"), ("near", by != "captions"), ("caption", by != "images")):
+        assert (getattr(counts, kind) > 0) == wanted, kind
+    assert counts.against > 0
 
 
 @pytest.mark.parametrize("block, with_tests", [(4096, True), (7, True), (7, False), (1, True)])
@@ -172,6 +243,15 @@ def test_wrong_calls(sets, model, monkeypatch):
         find_duplicates(shards, model[1], above=1.5)
     with pytest.raises(UserError, match="is in both --shards and --against"):
         find_duplicates(shards, model[1], expand_shards(shards)[1])
+    with pytest.raises(UserError, match="give the folder of a BLIP model as --model"):
+        find_duplicates(shards)
+    with pytest.raises(UserError, match="by must be images, captions or both, not 'bytes'"):
+        find_duplicates(shards, model[1], by="bytes")
+    for keep in ("best", "best:width", "last", "best:", "first:itm"):
+        with pytest.raises(UserError, match="keep must be first, largest or best:SCORE with one of itm, itc, clip"):
+            find_duplicates(shards, model[1], keep=keep)
+    with pytest.raises(UserError, match="has no score table; run `vlp capfilt score` on it first"):
+        find_duplicates(shards, model[1], keep="best:itm", quiet=True)
     with pytest.raises(UserError, match="not a model folder"):
         find_duplicates(shards, "nowhere")
 

@@ -86,6 +86,7 @@ def cluster_vectors(
     images = int((ranks >= 0).sum())
     nearest = np.zeros((images, min(probes, clusters)), np.int32)
     if clusters > 1:
+        progress.say(f"clustering: k-means with {clusters:,} clusters")
         centroids = _centroids(blocks, ranks, clusters, seed)
         for mine, vectors in _taking_part(blocks, ranks):
             found = faiss.knn(to_float32(vectors), centroids, nearest.shape[1], metric=faiss.METRIC_INNER_PRODUCT)[1]
