@@ -48,12 +48,14 @@ def conceptual(
     found = AnnotatedImages(images or str(Path(files[0]).parent))
     urls: dict[str, str] = {}  # of the images whose names come from URLs
     for path in files:
-        reader = _RowReader(found, path, image, text, urls)
+        reader, number = _RowReader(found, path, image, text, urls), 0
         for number, row in enumerate(_read_rows(path, (image, text)), start=1):
             try:
                 reader.add(f"row {number}", row)
             except BadSampleError as error:
                 found.skip(path, f"row {number}", error.reason)
+        if not number:
+            raise UserError(f"{path} has no row with an image and a caption.")
     return found
 
 

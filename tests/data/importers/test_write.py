@@ -1,4 +1,4 @@
-"""Importers: other data formats to shards; bad rows are skipped, and a killed import leaves nothing."""
+"""Samples of importers are written as shards: in order, each key once; a killed import leaves nothing."""
 
 import json
 import os
@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from vlp.cli.main import app
 from vlp.data.importers.flickr import flickr
 from vlp.data.importers.folder import image_folder
-from vlp.data.importers.write import write_imported
-from vlp.data.shards import iterate_samples
+from vlp.data.importers.write import CHECKED_AHEAD, ImportedSample, NotDownloaded, make_key, write_imported
+from vlp.data.shards import iterate_samples, read_members
 from vlp.errors import UserError, WorkError
 
 
@@ -38,28 +38,24 @@ def flickr8k(images, captions, names=None):
     return flickr("flickr8k", [str(captions)], str(images), names=names)
 
 
+class Photos:
+    """An importer of the same photo under many keys, some broken."""
+
+    def __init__(self, photo: bytes, count: int):
+        self.photo, self.count, self.taken = photo, count, 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self):
+        for number in range(self.count):
+            self.taken += 1
+            photo = b"broken" if number % 7 == 3 else self.photo
+            yield ImportedSample(f"k{number}", photo, "jpg", [f"caption {number}"], {"n": number}, {"npy": b"x"})
+
+
 def samples_of(folder):
     return list(iterate_samples(f"{folder}/*.tar"))
-
-
-def test_flickr8k(images, tmp_path):
-    rows = ["image,caption", *(f"{n}.jpg,caption {k} of {n} , with a comma" for n in range(4) for k in range(5))]
-    rows += ['0.jpg,"quoted, caption"', "broken.jpg,a caption", "absent.jpg,a caption", "../0.jpg,outside"]
-    (tmp_path / "captions.txt").write_text("\n".join(rows))
-    out = tmp_path / "out"
-    importer = flickr8k(images, tmp_path / "captions.txt")
-    counts = write_imported(importer, str(out), max_bad_share=0.5)
-    assert (len(importer), counts.samples, counts.without_text) == (7, 4, 0)
-    assert counts.bad == {"image undecodable": 1, "no image": 2}
-    samples = samples_of(out)
-    assert [sample.key for sample in samples] == ["0", "1", "2", "3"]
-    assert samples[0].captions[-1] == "quoted, caption"
-    assert samples[1].captions == [f"caption {k} of 1 , with a comma" for k in range(5)]
-    assert samples[1].text == "caption 0 of 1 , with a comma"
-    (tmp_path / "split.txt").write_text("2.jpg\r\n\n1.jpg\n2.jpg\n")
-    part = flickr8k(images, tmp_path / "captions.txt", str(tmp_path / "split.txt"))
-    assert write_imported(part, str(tmp_path / "part")).samples == 2
-    assert [sample.key for sample in samples_of(tmp_path / "part")] == ["2", "1"]
 
 
 def test_names_that_give_one_key_are_one_sample(images, tmp_path):
@@ -71,41 +67,43 @@ def test_names_that_give_one_key_are_one_sample(images, tmp_path):
     assert [sample.captions for sample in samples_of(tmp_path / "out")] == [["first"]]
 
 
+def test_images_are_decoded_in_threads_and_written_in_order(images, tmp_path):
+    """A few images are taken ahead of the one that is written, however many there are."""
+    importer, ahead = Photos((images / "0.jpg").read_bytes(), 200), []
+    done = iter(range(1, 201))
+    counts = write_imported(
+        importer, str(tmp_path / "out"), 30, 1.0, lambda *_: ahead.append(importer.taken - next(done))
+    )
+    kept = [number for number in range(200) if number % 7 != 3]
+    assert [sample.info["n"] for sample in samples_of(tmp_path / "out")] == kept
+    assert (counts.samples, counts.bad) == (len(kept), {"image undecodable": 200 - len(kept)})
+    assert 1 <= max(ahead) <= CHECKED_AHEAD * len(os.sched_getaffinity(0)) + 1
+    key, members = next(read_members(f"{tmp_path}/out/00000.tar"))
+    assert (key, sorted(members), members["npy"]) == ("k0", ["jpg", "json", "npy", "txt"], b"x")
+
+
+def test_failed_downloads_are_counted_apart(images, tmp_path):
+    photo = (images / "0.jpg").read_bytes()
+    importer = [NotDownloaded("shard", str(number), "HTTP Error 404") for number in range(150)]
+    importer += [ImportedSample(f"k{number}", photo, "jpg", [], {}) for number in range(2)]
+    counts = write_imported(importer, str(tmp_path / "out"), max_bad_share=0, files={"classnames.txt": b"dog"})
+    assert (counts.samples, counts.bad, counts.not_downloaded) == (2, {}, {"HTTP Error 404": 150})
+    assert sorted(os.listdir(tmp_path / "out")) == ["00000.tar", "classnames.txt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("a.jpg", "a"), ("a.b.jpg", "a_b"), ("c/a.jpg", "c_a"), ("../a.jpg", "___a"), (".jpg", "_jpg"), ("a", "a")],
+)
+def test_keys_have_neither_dots_nor_slashes(name, key):
+    assert make_key(name) == key
+
+
 def test_too_many_bad_rows_stop_the_import(images, tmp_path):
     (tmp_path / "captions.txt").write_text("image,caption\n0.jpg,x\nabsent.jpg,a caption\n")
     with pytest.raises(WorkError, match="no image: 1"):
         write_imported(flickr8k(images, tmp_path / "captions.txt"), str(tmp_path / "out"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["captions.txt", "images"]
-
-
-def test_an_image_folder(images, tmp_path, caplog):
-    lines = [
-        {"file_name": "0.jpg", "text": "first", "license": "free", "uid": "of DataComp"},
-        {"file_name": "1.jpg", "text": ["one", "two"]},
-        {"file_name": "2.jpg"},
-        {"file_name": "broken.jpg", "text": "x"},
-        {"file_name": "../secret.jpg", "text": "x"},
-        {"file_name": "nul\0.jpg", "text": "x"},
-        {"file_name": "half \ud800.jpg", "text": "x"},
-        {"file_name": "3.jpg", "text": "half \ud800"},
-        {"text": "x"},
-        "",
-        "{",
-        "[" * 100_000,
-    ]
-    Image.new("RGB", (4, 4)).save(tmp_path / "secret.jpg")
-    write_lines(images, lines)
-    importer = image_folder(str(images))
-    with caplog.at_level("WARNING", logger="vlp"):
-        counts = write_imported(importer, str(tmp_path / "out"), max_bad_share=1.0)
-    assert (len(importer), counts.samples, counts.without_text) == (11, 3, 1)
-    assert counts.bad == {"image undecodable": 1, "no image": 3, "text not UTF-8": 1, "bad json": 2, "bad row": 1}
-    samples = samples_of(tmp_path / "out")
-    assert [sample.captions for sample in samples] == [["first"], ["one", "two"], []]
-    assert (samples[0].info["license"], samples[0].info["uid"]) == ("free", "of DataComp")
-    assert (samples[1].info["uid"], samples[2].text) == ("1.jpg", None)
-    assert "skipped broken.jpg broken: image undecodable" in caplog.text
-    assert f"{images}/metadata.jsonl line 11: bad json" in caplog.text
 
 
 def test_wrong_calls(images, tmp_path):
