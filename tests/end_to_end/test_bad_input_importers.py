@@ -85,6 +85,7 @@ BROKEN = {
     ),
     "NLVR2": (b'[{"images": ["a.png", "b.png"], "sentence": "x", "label": "True"}]', "holds NLVR2's sentences"),
     "VisDial": (b'{"data": {"dialogs": []}}', "holds VisDial's dialogs"),
+    "images that are no list": (b'{"images": {"sentences": 1}, "image_urls": 3, "captions": 3}', ""),
     "boxes": (b'{"images": [{"file_name": "1.jpg"}], "annotations": [{"bbox": []}]}', "holds COCO's boxes"),
 }
 

@@ -50,7 +50,7 @@ FILES = {
     "msrvtt_test.jsonl": ([{"clip_name": "v", "caption": "x"}], "VIDEO_CAPTIONS"),
     "msrvtt_qa_test.json": ([{"video": "v", "question": "?", "answer": "x"}], "VIDEO_QUESTIONS"),
     "ccs_filtered.json": ([{"url": "http://x", "caption": "x"}], "WEB_ROWS"),
-    "sbu-captions-all.json": ({"image_urls": [], "captions": [], "user_ids": []}, "SBU"),
+    "sbu-captions-all.json": ({"image_urls": ["http://x"], "captions": ["x"], "user_ids": ["x"]}, "SBU"),
     "metadata.jsonl": ([{"file_name": "1.jpg", "text": "x"}], "METADATA"),
 }
 IMPORTERS = {

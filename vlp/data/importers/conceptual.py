@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from vlp.data.bad_samples import BadSampleError
 from vlp.data.importers import recognise
 from vlp.data.importers.annotated_images import AnnotatedImages, likely_places
+from vlp.data.importers.annotation_rows import listed
 from vlp.data.importers.img2dataset import Img2dataset, failure_reason
 from vlp.data.importers.write import Importer, NotDownloaded, clean_captions
 from vlp.data.shard_index import IMAGE_EXTENSIONS
@@ -136,8 +137,8 @@ def _read_rows(path: str, named: Sequence[str | None]) -> Iterator[Any]:
     if path.lower().endswith((".json", ".jsonl")):
         kind, values = recognise.read_annotations(path, KINDS, "conceptual")
         if kind is recognise.SBU:
-            pairs = zip(values["image_urls"], values["captions"], strict=False)
-            return ({"url": url, "caption": caption} for url, caption in pairs)
+            urls, captions = (listed(path, values[name], name) for name in ("image_urls", "captions"))
+            return ({"url": url, "caption": caption} for url, caption in zip(urls, captions, strict=False))
         return iter(values)
     return _read_table(path, named)
 
