@@ -46,13 +46,13 @@ def data_inspect(
     Example: vlp data inspect 'data/web/*.tar'
     """
     from vlp.data.inspect import inspect_shards
-    from vlp.data.shard_index import expand_shards, index_shard
+    from vlp.data.shard_index import expand_shards
+    from vlp.data.shards import count_samples
     from vlp.files import writing
     from vlp.log import Progress
     from vlp.report.sheets import contact_sheet
 
-    total = sum(len(index_shard(path).keys) for path in expand_shards(shards))
-    with Progress("samples", total, quiet=as_json) as bar:
+    with Progress("samples", count_samples(expand_shards(shards)), quiet=as_json) as bar:
         facts = inspect_shards(shards, lambda stage, done: bar.add(stage, done))
     with writing(sheet) as temporary:
         temporary.write_bytes(contact_sheet(facts.pop("pictures")))

@@ -18,8 +18,8 @@ def tokenizer(
 ) -> None:
     """Train a WordPiece tokenizer on captions. Example: vlp tokenizer 'data/*.tar' tokenizer --size 4000"""
     from vlp.data.bad_samples import BadSamples
-    from vlp.data.shard_index import expand_shards, index_shard
-    from vlp.data.shards import iterate_samples
+    from vlp.data.shard_index import expand_shards
+    from vlp.data.shards import count_samples, iterate_samples
     from vlp.data.tokenizer import train_tokenizer
     from vlp.data.transforms import clean_caption
     from vlp.files import prepare_output
@@ -27,7 +27,7 @@ def tokenizer(
 
     prepare_output(output)
     paths = expand_shards(shards)
-    with Progress("samples", sum(len(index_shard(path).keys) for path in paths)) as bar:
+    with Progress("samples", count_samples(paths)) as bar:
 
         def captions() -> Iterator[str]:
             for sample in iterate_samples(paths, BadSamples(max_share=1.0)):

@@ -1,13 +1,19 @@
 """Every sample of shards once, in order, for evaluation."""
 
 from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
+import torch
+from torch.utils.data import Dataset
 
-from vlp.data.bad_samples import BadSamples
+from vlp.data.bad_samples import BadSample, BadSampleError, BadSamples, FilteredSampleError
 from vlp.data.batch import EvaluationBatch
-from vlp.data.sample_dataset import SampleDataset, read_chunks
+from vlp.data.sample_dataset import Chunk, SampleDataset, Skipped, read_chunks, whole_image
 from vlp.data.shard_index import expand_shards, index_shard
+from vlp.data.shards import Sample, iterate_samples
+from vlp.data.workers import start_workers
+from vlp.remote import is_remote
 
 
 def evaluation_batches(
@@ -23,13 +29,20 @@ def evaluation_batches(
 ) -> Iterator[EvaluationBatch]:
     """Every good sample of the shards once, in order; processes take turns by batch.
 
+    If any shard is remote, each process reads all shards in sequence, and decodes its own batches.
+
     Args:
         limit: at most this many samples, over all processes.
         bad: counts the skipped samples, and limits the share of bad ones; None allows any share.
         need_text: samples without a text are skipped as filtered ones.
     """
-    indexes = [index_shard(path) for path in expand_shards(shards)]
     bad = bad or BadSamples(max_share=1.0)
+    paths = expand_shards(shards)
+    if any(map(is_remote, paths)):
+        streamed = _streamed_parts(paths, batch_size, rank, world, limit, bad)
+        yield from _batches(_read(_Decoder(image_size, need_text), streamed, workers), bad)
+        return
+    indexes = [index_shard(path) for path in paths]
     for one in (one for index in indexes for one in index.bad):
         bad.add(one)
     total = sum(len(index.keys) for index in indexes)
@@ -37,9 +50,53 @@ def evaluation_batches(
     starts = range(rank * batch_size, len(numbers), world * batch_size)
     parts = [numbers[start : start + batch_size] for start in starts]
     dataset = SampleDataset([indexes], image_size, need_text=need_text)
-    for chunk in read_chunks(dataset, ((part, part, part) for part in parts), workers):
+    yield from _batches(read_chunks(dataset, ((part, part, part) for part in parts), workers), bad)
+
+
+def _batches(chunks: Iterator[Chunk], bad: BadSamples) -> Iterator[EvaluationBatch]:
+    for chunk in chunks:
         bad.seen(len(chunk.keys))
         for one in chunk.skipped:
             (bad.add_filtered if one.filtered else bad.add)(one.sample)
         if chunk.keys:
             yield EvaluationBatch(chunk.images, chunk.captions, chunk.keys, chunk.infos)
+
+
+def _streamed_parts(
+    paths: list[str], batch_size: int, rank: int, world: int, limit: int | None, bad: BadSamples
+) -> Iterator[list[Sample]]:
+    """This process's batches of samples, read in sequence and not decoded yet. Unreadable ones are counted in `bad`."""
+    samples = islice(iterate_samples(paths, BadSamples(1.0) if rank else bad), limit)
+    number = 0
+    while part := list(islice(samples, batch_size)):
+        bad.total -= len(part) if not rank else 0  # counted again when decoded
+        if number % world == rank:
+            yield part
+        number += 1
+
+
+class _Decoder(Dataset):
+    """Samples that were read to images; for worker processes."""
+
+    def __init__(self, size: int, need_text: bool):
+        self.size, self.need_text = size, need_text
+
+    def __getitem__(self, samples: list[Sample]) -> Chunk:
+        chunk, images = Chunk(), []
+        for sample in samples:
+            try:
+                images.append(whole_image(sample, self.size, self.need_text))
+            except (BadSampleError, FilteredSampleError) as error:
+                skipped = BadSample(sample.shard, sample.key, error.reason)
+                chunk.skipped.append(Skipped(0, 0, skipped, isinstance(error, FilteredSampleError)))
+                continue
+            chunk.captions.append(sample.captions)
+            chunk.keys.append(sample.key)
+            chunk.infos.append(sample.info)
+        if images:
+            chunk.images = torch.from_numpy(np.stack(images))
+        return chunk
+
+
+def _read(decoder: _Decoder, parts: Iterator[list[Sample]], workers: int) -> Iterator[Chunk]:
+    return start_workers(decoder, workers, 2, False, parts) if workers else map(decoder.__getitem__, parts)

@@ -8,6 +8,7 @@ from vlp.data.batch import Batch
 from vlp.data.indexed_loader import IndexedLoader
 from vlp.data.streamed_loader import StreamedLoader
 from vlp.data.tokenizer import CaptionTokenizer
+from vlp.errors import UserError
 from vlp.remote import is_remote
 
 
@@ -64,10 +65,19 @@ def training_loader(
 
 
 def is_streamed(data: DataConfig) -> bool:
-    """Whether the sources are read in sequence: as `data.reading` says, or if one of them is no local file."""
+    """Whether the sources are read in sequence: as `data.reading` says, or if one of them is no local file.
+
+    Raises:
+        UserError: `data.reading` is indexed, and a source can only be read in sequence.
+    """
+    patterns = [pattern for source in data.sources for pattern in _patterns(source.shards)]
+    datasets = [source.dataset for source in data.sources if source.dataset]
+    if data.reading == "indexed":
+        for name in [*datasets, *(pattern for pattern in patterns if pattern.startswith("pipe:"))]:
+            raise UserError(f"{name} cannot be read by data.reading: indexed; set data.reading to auto.")
     if data.reading != "auto":
         return data.reading == "streamed"
-    return any(source.dataset or any(map(is_remote, _patterns(source.shards))) for source in data.sources)
+    return bool(datasets) or any(map(is_remote, patterns))
 
 
 def _patterns(shards: str | list[str]) -> list[str]:

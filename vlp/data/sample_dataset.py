@@ -122,10 +122,7 @@ class SampleDataset(Dataset):
         """A sample's image, uint8 [3, size, size], captions and JSON. The position decides all that is random."""
         if self.augment is None:
             sample = self.reader.read(index, row)
-            if self.need_text and not any(map(clean_caption, sample.captions)):
-                raise FilteredSampleError(NO_TEXT)
-            pixels = decode_pixels(sample.image, shortest=self.size)
-            return evaluation_image(pixels, self.size), sample.captions, sample.info
+            return whole_image(sample, self.size, self.need_text), sample.captions, sample.info
         choice, rng = self.choices[source], random.Random(f"caption {self.seed} {position}")
         if choice is None:
             sample = self.reader.read(index, row)
@@ -135,6 +132,18 @@ class SampleDataset(Dataset):
             sample = self.reader.read(index, row)
         rng = random.Random(f"image {self.seed} {position}")
         return training_image(EncodedImage(sample.image), self.size, self.augment, rng), [caption], {}
+
+
+def whole_image(sample: Sample, size: int, need_text: bool) -> np.ndarray:
+    """A sample's image as evaluation sees it, uint8 [3, size, size].
+
+    Raises:
+        BadSampleError: the image is broken.
+        FilteredSampleError: the sample has no text, and `need_text` is set.
+    """
+    if need_text and not any(map(clean_caption, sample.captions)):
+        raise FilteredSampleError(NO_TEXT)
+    return evaluation_image(decode_pixels(sample.image, shortest=size), size)
 
 
 def own_caption(sample: Sample, rng: random.Random) -> str:

@@ -4,7 +4,7 @@ Grouping is webdataset's. Its tar reader is not used: it takes a damaged header 
 """
 
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 from vlp.data.bad_samples import BadSample, BadSampleError, BadSamples
@@ -23,7 +23,7 @@ class _Cut(Exception):
         self.key = key
 
 
-def read_shard(path: str, access: Access | None = None) -> Iterator[Sample | BadSample]:
+def read_shard(path: str, access: Access | None = None) -> Generator[Sample | BadSample, None, None]:
     """Every sample of a shard in order, bad ones included; with an empty key, what is wrong with the shard itself.
 
     Args:

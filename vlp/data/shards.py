@@ -9,6 +9,7 @@ from typing import IO
 
 from vlp.data.bad_samples import BadSampleError, BadSamples
 from vlp.data.shard_index import ShardIndex, expand_shards, index_shard, open_shard, split_name
+from vlp.remote import is_remote
 
 
 @dataclass
@@ -101,10 +102,20 @@ def make_sample(key: str, shard: str, image: bytes, text: bytes | None, info: by
 
 
 def iterate_samples(shards: str | list[str], bad: BadSamples | None = None) -> Iterator[Sample]:
-    """All samples in order, those without a text included. Bad ones are skipped, named, and counted in `bad`."""
+    """All samples in order, those without a text included. Bad ones are skipped, named, and counted in `bad`.
+
+    Raises:
+        UserError: no shard matches, or a remote one does not exist or denies access.
+        WorkError: too many samples are bad, or a remote shard cannot be read.
+    """
+    from vlp.data.shard_stream import stream_samples  # which builds on this file
+
     bad = bad or BadSamples(max_share=1.0)
     reader = ShardReader(most_open=1)
     for path in expand_shards(shards):
+        if is_remote(path):
+            yield from stream_samples(path, bad)
+            continue
         index = index_shard(path)
         for one in index.bad:
             bad.add(one)
@@ -117,6 +128,13 @@ def iterate_samples(shards: str | list[str], bad: BadSamples | None = None) -> I
             bad.seen()
             yield sample
     reader.close()
+
+
+def count_samples(paths: list[str]) -> int | None:
+    """The number of samples by the headers of shards; None where some are remote, which would read them whole."""
+    if any(map(is_remote, paths)):
+        return None
+    return sum(len(index_shard(path).keys) for path in paths)
 
 
 def read_members(path: str) -> Iterator[tuple[str, dict[str, bytes]]]:

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from vlp.config import RunConfig
+from vlp.data.loader import is_streamed
 from vlp.data.shard_index import expand_shards
+from vlp.data.streamed_loader import check_streams, stream_count
 from vlp.data.tokenizer import load_tokenizer
 from vlp.distributed import barrier, gather_objects, is_main, run_on_main, world_size
 from vlp.errors import FullDiskError, UserError, WorkError
@@ -42,6 +44,9 @@ def check_config(config: RunConfig) -> None:
         raise UserError("precision fp16 needs a GPU; use bf16 or fp32 on a CPU.")
     for source in config.data.sources:
         expand_shards(source.shards)
+    if is_streamed(config.data):
+        micro_batch = config.batch_size // config.accumulation
+        check_streams(stream_count(config.data, micro_batch), micro_batch, world_size())
     if config.tokenizer:
         load_tokenizer(config.tokenizer)
     check_validation(config)

@@ -6,6 +6,8 @@ from typing import Any
 
 from vlp.config import DecodingConfig, ModelConfig, RunConfig
 from vlp.config_reader import to_dict
+from vlp.data.loader import is_streamed
+from vlp.data.streamed_loader import stream_count
 from vlp.data.tokenizer import CaptionTokenizer, load_tokenizer
 from vlp.errors import UserError
 from vlp.model import load_model
@@ -48,12 +50,15 @@ def build_model(config: RunConfig) -> tuple[Blip, CaptionTokenizer, DecodingConf
 
 
 def resolved_config(config: RunConfig, blip: Blip) -> RunConfig:
-    """A copy of `config` with the settings that the model has in truth: its shape and its temperature."""
+    """A copy of `config` with the settings that hold in truth: the model's shape and temperature, the streams."""
     temperature = config.objective.temperature
     if config.start_from:
         temperature = round(blip.temperature.item(), 6)
     objective = dataclasses.replace(config.objective, temperature=temperature)
-    return dataclasses.replace(config, model=blip.config, objective=objective)
+    data = config.data
+    if is_streamed(data):
+        data = dataclasses.replace(data, streams=stream_count(data, config.batch_size // config.accumulation))
+    return dataclasses.replace(config, model=blip.config, objective=objective, data=data)
 
 
 def leaves(values: Any, name: str = "") -> dict[str, Any]:

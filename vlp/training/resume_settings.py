@@ -21,6 +21,9 @@ MAY_CHANGE = {
     "validation",
     "data.workers",
     "data.prefetch",
+    "data.retries",
+    "data.cache",
+    "data.cache_gib",
     "data.pin_memory",
     "data.max_bad_share",
     "activation_checkpointing",
@@ -73,7 +76,7 @@ def _differences(output: Path, config: RunConfig) -> dict[str, tuple[Any, Any]]:
 
 
 def _is_taken_from_model(key: str, starts_from_model: bool) -> bool:
-    """Whether the resolved config holds the model's value where the given config has the default."""
-    if key == "model.text_tower.vocabulary":
+    """Whether the resolved config holds a computed value, or the model's, where the given config has the default."""
+    if key in ("model.text_tower.vocabulary", "data.streams"):
         return True
     return starts_from_model and (key.startswith("model.") or key == "objective.temperature")

@@ -7,6 +7,7 @@ import torch
 from vlp.config import DecodingConfig, RunConfig
 from vlp.data.bad_samples import BadSampleError
 from vlp.data.shard_index import ShardIndex, expand_shards, index_shard
+from vlp.data.shard_stream import read_shard
 from vlp.data.shards import ShardReader
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.distributed import run_on_main
@@ -15,6 +16,7 @@ from vlp.evaluation.captioning import evaluate_captioning
 from vlp.evaluation.retrieval import evaluate_retrieval
 from vlp.model import Model
 from vlp.models.blip import Blip
+from vlp.remote import is_remote
 from vlp.training.stop_signals import StopRequest
 
 
@@ -23,7 +25,8 @@ class _Stopped(Exception):
 
 
 def check_validation(config: RunConfig) -> None:
-    """Make sure that `validate` will find samples, each with a caption. Samples with a text file are not read.
+    """Make sure that `validate` will find samples, each with a caption. Samples with a text file are not read, and
+    of remote shards only the first sample.
 
     Raises:
         UserError: no shard matches, or the shards hold no sample, or no captions.
@@ -33,7 +36,11 @@ def check_validation(config: RunConfig) -> None:
             raise UserError("evaluate_every is set but validation is empty; name the validation shards, or set 0.")
         return
     try:
-        indexes = [index_shard(path) for path in expand_shards(config.validation)]
+        paths = expand_shards(config.validation)
+        if any(map(is_remote, paths)):
+            _check_first_sample(paths[0])
+            return
+        indexes = [index_shard(path) for path in paths]
     except UserError as error:
         raise UserError(f"validation: {error}") from None
     if not any(index.keys for index in indexes):
@@ -45,6 +52,13 @@ def check_validation(config: RunConfig) -> None:
                     raise UserError(
                         f"validation: sample {index.keys[row]} of {index.path} has no caption; every image needs one."
                     )
+
+
+def _check_first_sample(path: str) -> None:
+    """Make sure that a remote shard can be read and begins with a sample; the rest is not read."""
+    with closing(read_shard(path)) as samples:
+        if next(samples, None) is None:
+            raise UserError(f"{path} holds no sample.")
 
 
 def _has_caption(reader: ShardReader, index: ShardIndex, row: int) -> bool:
