@@ -1,4 +1,4 @@
-"""A web server of a folder, and a proxy of another server, that fail on purpose; for tests of reading over a network."""
+"""A web server of a folder, and a proxy of another server, that fail on purpose; for tests of remote reading."""
 
 import threading
 import time
@@ -15,6 +15,8 @@ from typing import ClassVar
 OK = 0
 RESET = -1  # closes the connection without an answer
 SHORT = -2  # closes the connection after half of the body
+EXPIRED = -3  # what S3 says of an expired token
+EXPIRED_TOKEN = b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
 
 
 @dataclass
@@ -22,7 +24,7 @@ class Faults:
     """What the server does wrong.
 
     Attributes:
-        answer: for a request, by its number and path: a status, `RESET`, `SHORT`, or `OK`.
+        answer: for a request, by its number and path: a status, or one of the constants above.
         delay: seconds before each part of a body.
         ranges: whether it knows ranges.
         requests: GET requests by path.
@@ -49,7 +51,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         if fault == RESET:
             return
-        status, data, headers = (fault, b"", {}) if fault > 0 else type(self).body(self)
+        if fault == EXPIRED:
+            status, data, headers = 400, EXPIRED_TOKEN, {}
+        else:
+            status, data, headers = (fault, b"", {}) if fault > 0 else type(self).body(self)
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)

@@ -20,6 +20,10 @@ PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP statuses after which a lat
 BODY = 2000  # bytes of an error message that are read
 
 
+class ExpiredCredentialsError(WorkError):
+    """The credentials of an object store have expired, so that every further request fails."""
+
+
 def is_remote(path: str) -> bool:
     """Whether a path is an address with a scheme, such as s3://bucket/0.tar or pipe:COMMAND."""
     return SCHEME.match(path) is not None
@@ -69,10 +73,14 @@ def _answer(error: urllib.error.HTTPError) -> str:
     return f"HTTP status {error.code} {error.reason}{', ' if detail else ''}{detail}"
 
 
+def _expired(url: str) -> ExpiredCredentialsError:
+    return ExpiredCredentialsError(f"{url}: the credentials have expired; renew them, then continue the work.")
+
+
 def _http_error(url: str, error: urllib.error.HTTPError) -> UserError | WorkError:
     text = " ".join(_answer(error).split()).rstrip(".")
     if any(words in text for words in EXPIRED):
-        return WorkError(f"{url}: the credentials have expired; renew them and rerun the command.")
+        return _expired(url)
     if error.code in (404, 410):
         what = "its bucket does not exist" if "NoSuchBucket" in text else "it does not exist"
         return UserError(f"{url} cannot be read, because {what}; check the address.")
@@ -102,7 +110,7 @@ def remote_errors(url: str) -> Iterator[None]:
     except Exception as error:
         text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
         if any(words in text for words in EXPIRED):
-            raise WorkError(f"{url}: the credentials have expired; renew them and rerun the command.") from None
+            raise _expired(url) from None
         if any(words in text for words in NO_CREDENTIALS):
             raise UserError(f"{url}: there are no credentials; set those of the object store.") from None
         if isinstance(error, PermissionError):

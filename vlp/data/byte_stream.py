@@ -25,6 +25,7 @@ from vlp.errors import FullDiskError, WorkError
 from vlp.remote import filesystem, is_remote, is_transient, remote_errors
 
 SECONDS_PER_READ = 60.0  # that a server may take to answer
+FIRST_DELAY = 0.5  # seconds before the second attempt
 LONGEST_DELAY = 30.0  # seconds between two attempts
 SIGNED_FOR = 6 * 3600  # seconds
 PROGRESS = 2**20  # bytes after which failures are forgotten
@@ -39,13 +40,13 @@ class Access:
 
     Attributes:
         retries: attempts after a failed request.
-        delay: seconds before the first of them; doubled for each further one, and varied at random.
+        delay: seconds before the first of them, doubled for each further one and varied at random; None: `FIRST_DELAY`.
         cache: folder for copies of remote shards; empty: none.
         cache_gib: its size limit.
     """
 
     retries: int = 5
-    delay: float = 0.5
+    delay: float | None = None
     cache: str = ""
     cache_gib: float = 100.0
 
@@ -109,7 +110,8 @@ class ByteStream:
         if not is_transient(error) or self.failures > self.access.retries:
             with remote_errors(self.path):
                 raise error
-        delay = self.access.delay * 2 ** (self.failures - 1) * self.random.uniform(0.5, 1.5)
+        first = FIRST_DELAY if self.access.delay is None else self.access.delay
+        delay = first * 2 ** (self.failures - 1) * self.random.uniform(0.5, 1.5)
         time.sleep(min(delay, LONGEST_DELAY))
 
 

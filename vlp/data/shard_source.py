@@ -8,6 +8,7 @@ from vlp.data.byte_stream import Access
 from vlp.data.shard_stream import read_shard
 from vlp.data.shards import Sample
 from vlp.errors import UserError, WorkError
+from vlp.remote import ExpiredCredentialsError
 
 MOST_PARTS = 4  # of a shard, each of which reads the whole of it: so many requests a pass
 
@@ -27,12 +28,18 @@ class ShardSource:
         return len(self.paths) * self.parts
 
     def read(self, unit: int) -> Iterator[Sample | BadSample]:
-        """The samples of a unit; one that cannot be read to its end gives an "unreadable shard"."""
+        """The samples of a unit; one that cannot be read to its end gives an "unreadable shard".
+
+        Raises:
+            ExpiredCredentialsError: no further shard can be read.
+        """
         path, part = self.paths[unit // self.parts], unit % self.parts
         try:
             for number, item in enumerate(read_shard(path, self.access)):
                 if number % self.parts == part:
                     yield item
+        except ExpiredCredentialsError:
+            raise
         except (UserError, WorkError) as error:
             log.warning("gave up a shard: %s", error)
             yield BadSample(path, "", "unreadable shard")

@@ -68,15 +68,17 @@ def train_steps(run: Run) -> None:
         if not run.validated:  # the run ended after its checkpoint and before its scores
             _validate_between_steps(run, log, progress)
         while run.step < schedule.steps:
+            parts = _step_batches(
+                run, batches
+            )  # before anything of the step: it may write a checkpoint of the last one
             rate = learning_rate(config.optim, run.step, schedule.steps, schedule.steps_per_epoch)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             run.task.start_step(run.step, run.step / schedule.steps_per_epoch)
-            for part in range(config.accumulation):
-                waited = time.monotonic()
-                batch = next(batches).to(run.accelerator.device)
-                run.window.waited += time.monotonic() - waited
-                _forward_and_backward(run, batch, is_last_part=part == config.accumulation - 1)
+            for part, batch in enumerate(parts):
+                _forward_and_backward(
+                    run, batch.to(run.accelerator.device), is_last_part=part == config.accumulation - 1
+                )
             _clip_gradients(run)
             optimizer.step()
             optimizer.zero_grad()
@@ -99,6 +101,27 @@ def train_steps(run: Run) -> None:
                 raise stopped(f"Stopped at step {run.step}; {CONTINUE}.")
             if config.evaluate_every and run.is_due(config.evaluate_every) and run.step < schedule.steps:
                 _validate_between_steps(run, log, progress)
+
+
+def _step_batches(run: Run, batches: Iterator[Batch]) -> list[Batch]:
+    """The batches of the next step. If a process gets none, all write a checkpoint of the last step, then stop.
+
+    Raises:
+        WorkError: the samples cannot be read, or too many are bad.
+    """
+    before, waited = run.loader.state(), time.monotonic()
+    read: list[Batch] = []
+    failure: WorkError | None = None
+    try:
+        read = [next(batches) for _ in range(run.config.accumulation)]
+    except WorkError as error:
+        failure = error
+    run.window.waited += time.monotonic() - waited
+    if run.any_process(failure is not None):
+        if run.step:
+            run.save_checkpoint(before)
+        raise failure or SystemExit(1)
+    return read
 
 
 def finish(run: Run) -> dict:

@@ -107,10 +107,18 @@ class Run:
             outcome = Outcome.STOP if self.stop.requested else Outcome.CONTINUE
         return Outcome(largest(outcome, self.cpu_group))
 
-    def save_checkpoint(self) -> None:
-        """Write a checkpoint of this step. All processes call it."""
+    def any_process(self, flag: bool) -> bool:
+        """Whether the flag is set in any process. All processes call it."""
+        return bool(largest(flag, self.cpu_group))
+
+    def save_checkpoint(self, loader: dict | None = None) -> None:
+        """Write a checkpoint of this step. All processes call it.
+
+        Args:
+            loader: the loader's state after this step; None: it has read no further.
+        """
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
-        state = ResumeState(self.step, [self.loader.state()], self.window.state(), scaler)
+        state = ResumeState(self.step, [loader or self.loader.state()], self.window.state(), scaler)
         save_checkpoint(self.output, self.task, self.optimizer, state, self.config.keep_checkpoints)
 
 
