@@ -12,7 +12,7 @@ from vlp.capfilt.duplicate_search import KINDS, Matches
 from vlp.capfilt.image_tables import ImageTables, write_image_tables
 from vlp.capfilt.match_images import By, match_images
 from vlp.config import Precision
-from vlp.data.score_tables import read_table, write_beside
+from vlp.data.score_tables import check_table, read_table, write_beside
 from vlp.data.shard_index import expand_shards
 from vlp.errors import UserError
 
@@ -79,6 +79,8 @@ def find_duplicates(
     paths, tests = expand_shards(shards), expand_shards(against) if against else []
     if both := sorted({*paths} & {*tests}):
         raise UserError(f"{both[0]} is in both --shards and --against; leave it out of one of them.")
+    for path in paths if score else ():
+        check_table(path)
     tables = write_image_tables([*tests, *paths], model if by != "captions" else "", batch_size, precision, quiet)
     facts: dict[str, Any] = {"against": tests, "above": above, "by": by, "keep": keep, "seed": seed}
     offset = tables.count(tests)

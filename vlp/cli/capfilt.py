@@ -1,4 +1,4 @@
-"""The commands `vlp capfilt score`, `select`, `duplicates`, `report` and `run`."""
+"""The commands `vlp capfilt score`, `select`, `duplicates`, `export`, `report` and `run`."""
 
 from typing import Annotated, Any, Literal
 
@@ -92,6 +92,27 @@ def capfilt_duplicates(
     from vlp.capfilt.duplicates import find_duplicates
 
     counts = find_duplicates(shards, model, against or [], above, batch_size, precision, by, keep, seed, quiet=as_json)
+    print_values(vars(counts), as_json)
+
+
+@capfilt_app.command("export")
+def capfilt_export(
+    shards: Shards,
+    model: Annotated[str, typer.Option(help="Model folder for the embeddings.")],
+    output: Annotated[str, typer.Option("--out", help="New folder or address for the files.")],
+    layout: Annotated[
+        Literal["clip-retrieval", "datacomp"], typer.Option(help="The tools that shall read the files.")
+    ] = "clip-retrieval",
+    scores: Annotated[str, typer.Option(help="Add the scores of the tables SHARD.NAME.parquet, such as capfilt.")] = "",
+    name: Annotated[str, typer.Option(help="With datacomp: arrays are called NAME_img and NAME_txt.")] = "blip",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 64,
+    precision: Precision = "auto",
+    as_json: Json = False,
+) -> None:
+    """Export embeddings. Example: vlp capfilt export --shards 'web/*.tar' --model M --layout datacomp --out metadata"""
+    from vlp.capfilt.export import export
+
+    counts = export(shards, model, layout, output, scores, name, batch_size, precision, quiet=as_json)
     print_values(vars(counts), as_json)
 
 
