@@ -8,7 +8,7 @@ DataComp (`baselines/apply_filter.py`): per shard a parquet table, and next to i
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -174,7 +174,8 @@ def _save_array(path: str, array: np.ndarray) -> None:
 
 
 def _write_datacomp(folder: str, rows: _Rows, name: str) -> None:
-    table, arrays = rows.table, {f"{name}_img": rows.images}
+    table = rows.table
+    arrays: dict[str, Any] = {f"{name}_img": rows.images}
     columns = {
         "uid": _datacomp_uids(table["uid"], rows.shard),
         "url": table["url"],
