@@ -97,7 +97,7 @@ def test_pictures_without_metadata(images, tmp_path, caplog):
     photo(images / ".1.jpg")
     photo(images / "old.gif")
     (images / "1.txt").write_text(" a dog \n")
-    (images / "2.json").write_text('{"captions": ["one", "two"], "license": "free"}')
+    (images / "2.json").write_text('{"captions": ["one", {"text": "two", "source": "human"}], "license": "free"}')
     (images / "3.txt").write_bytes(b"\xff\xfe")
     (images / "b" / "0.json").write_text("{")
     (images / "notes.txt").write_text("no picture")
@@ -117,6 +117,7 @@ def test_pictures_without_metadata(images, tmp_path, caplog):
     }
     found = [(key, sample.captions) for key, sample in samples.items()]
     assert found == [("0", []), ("1", ["a dog"]), ("2", ["one", "two"]), ("b_c_0", [])]
+    assert samples["2"].sources == ["web", "human"]
     assert (samples["2"].info["license"], samples["b_c_0"].info["uid"]) == ("free", "b/c/0.PNG")
 
 

@@ -11,9 +11,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from vlp.cli.main import app
+from vlp.data.bad_samples import BadSampleError
 from vlp.data.importers.flickr import flickr
 from vlp.data.importers.folder import image_folder
-from vlp.data.importers.write import CHECKED_AHEAD, ImportedSample, NotDownloaded, make_key, write_imported
+from vlp.data.importers.write import CHECKED_AHEAD, ImportedSample, NotDownloaded, make_key, read_image, write_imported
 from vlp.data.shards import iterate_samples, read_members
 from vlp.errors import UserError, WorkError
 
@@ -97,6 +98,16 @@ def test_failed_downloads_are_counted_apart(images, tmp_path):
 )
 def test_keys_have_neither_dots_nor_slashes(name, key):
     assert make_key(name) == key
+
+
+@pytest.mark.parametrize(("format", "extension"), [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp"), ("GIF", None)])
+def test_files_without_an_extension_are_recognized(format, extension, tmp_path):
+    Image.new("RGB", (20, 10)).save(tmp_path / "123_456", format)
+    if extension is None:
+        with pytest.raises(BadSampleError, match="no image"):
+            read_image(tmp_path, "123_456")
+    else:
+        assert read_image(tmp_path, "none", "123_456") == ((tmp_path / "123_456").read_bytes(), extension)
 
 
 def test_too_many_bad_rows_stop_the_import(images, tmp_path):

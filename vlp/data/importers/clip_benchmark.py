@@ -65,7 +65,7 @@ class ClipBenchmark:
     def _label(self, sample: ImportedSample, shard: str) -> ImportedSample | BadSample:
         """A sample with its class and its captions; a bad one where the class is none."""
         sample.captions = [line.strip() for text in sample.captions for line in text.splitlines() if line.strip()]
-        sample.captions = list(dict.fromkeys(sample.captions))
+        sample.captions, sample.sources = list(dict.fromkeys(sample.captions)), []
         label = sample.extra.pop("cls", None)
         if label is None:
             return sample

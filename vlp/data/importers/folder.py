@@ -11,7 +11,7 @@ from typing import Any
 
 from vlp.data.bad_samples import BadSample, BadSampleError
 from vlp.data.importers.annotated_images import AnnotatedImages
-from vlp.data.importers.write import ImportedSample, Importer, make_key, read_image
+from vlp.data.importers.write import ImportedSample, Importer, make_key, read_image, told_sources
 from vlp.data.shard_index import IMAGE_EXTENSIONS
 from vlp.data.shards import make_sample
 from vlp.errors import UserError
@@ -95,10 +95,11 @@ class LoosePictures:
         """One picture with the text and the JSON beside it; raises BadSampleError."""
         image, extension = read_image(self.folder, name)
         stem = self.folder / name.rpartition(".")[0]
-        text, info = (_read_beside(Path(f"{stem}.{one}")) for one in ("txt", "json"))
-        sample = make_sample(name, str(self.folder), image, text, info)
+        text, facts = (_read_beside(Path(f"{stem}.{one}")) for one in ("txt", "json"))
+        sample = make_sample(name, str(self.folder), image, text, facts)
         key = make_key(name if self.keep_folders else name.rpartition("/")[2])
-        return ImportedSample(key, image, extension, sample.captions, {"uid": name, **sample.info})
+        info = {"uid": name, **sample.info}
+        return ImportedSample(key, image, extension, sample.captions, info, sources=told_sources(sample))
 
 
 def _extension(name: str) -> str:

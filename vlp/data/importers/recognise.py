@@ -66,12 +66,13 @@ def read_annotations(path: str, kinds: Collection[Kind], command: str) -> tuple[
     Raises:
         UserError: the file is missing or unreadable, is no JSON, or is of another kind.
     """
-    values = parse_json(path, read_text(path, "annotation file", MOST_BYTES))
+    text = read_text(path, "annotation file", MOST_BYTES)
+    wanted = f"`vlp data import {command}` takes {' or '.join(one.what for one in kinds)}"
+    values = _parse_json(path, text, wanted)
     kind = recognise(values)
     if kind in kinds and kind is not None:
         log.info("%s holds %s", path, kind.what)
         return kind, values
-    wanted = f"`vlp data import {command}` takes {' or '.join(one.what for one in kinds)}"
     if kind is None:
         raise UserError(f"{path} is of an unknown kind; {wanted}.")
     commands = " or ".join(f"`vlp data import {name}`" for name in kind.commands)
@@ -79,21 +80,17 @@ def read_annotations(path: str, kinds: Collection[Kind], command: str) -> tuple[
     raise UserError(f"{path} holds {kind.what}, and {wanted}; {remedy}.")
 
 
-def parse_json(path: str, text: str) -> Any:
-    """The value of a JSON text; of a .jsonl file, the list of the values of its lines.
-
-    Raises:
-        UserError: it is empty or no JSON.
-    """
+def _parse_json(path: str, text: str, wanted: str) -> Any:
+    """The value of a JSON text; of a .jsonl file, the list of the values of its lines. Raises UserError."""
     if not text.strip():
-        raise UserError(f"{path} is empty; download it again.")
+        raise UserError(f"{path} is empty; {wanted}.")
     try:
         if path.lower().endswith(".jsonl"):
             return [json.loads(line) for line in text.split("\n") if line.strip()]
         return json.loads(text)
     except (ValueError, RecursionError) as error:  # RecursionError: thousands of nested brackets
         problem = str(error) if isinstance(error, ValueError) else "too many nested brackets"
-        raise UserError(f"{path} is not readable as JSON ({problem}); download it again.") from None
+        raise UserError(f"{path} is not readable as JSON ({problem}); {wanted}.") from None
 
 
 def _recognise_object(values: dict) -> Kind | None:

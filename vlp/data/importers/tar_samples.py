@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from vlp.data.bad_samples import BadSample, BadSampleError
-from vlp.data.importers.write import ImportedSample
+from vlp.data.importers.write import ImportedSample, told_sources
 from vlp.data.shard_index import IMAGE_EXTENSIONS, index_shard
 from vlp.data.shards import make_sample, read_members
 
@@ -25,4 +25,4 @@ def read_tar(path: str) -> Iterator[ImportedSample | BadSample]:
             yield BadSample(path, name, error.reason)
             continue
         key = name.replace("/", "_").replace(".", "_")
-        yield ImportedSample(key, image, extension, sample.captions, sample.info, members)
+        yield ImportedSample(key, image, extension, sample.captions, sample.info, members, told_sources(sample))

@@ -12,6 +12,7 @@ from vlp.data.bad_samples import BadSample, BadSampleError, BadSamples
 from vlp.data.image_decoding import decode_pixels
 from vlp.data.shard_index import IMAGE_EXTENSIONS
 from vlp.data.shard_writer import ShardWriter
+from vlp.data.shards import Sample
 from vlp.errors import UserError
 from vlp.files import writing, writing_shards
 from vlp.log import ReportProgress, no_progress
@@ -145,28 +146,47 @@ def _problem(sample: ImportedSample) -> str | None:
 
 
 def read_image(folder: Path, *names: str) -> tuple[bytes, str]:
-    """An image file inside a folder, and its extension.
+    """An image file inside a folder, and its extension; that of a file without one comes from its first bytes.
 
     Args:
         names: where the file may be; the first that exists is read.
 
     Raises:
-        BadSampleError: there is none of these names, it is outside the folder, or it has another extension.
+        BadSampleError: there is none of these names, it is outside the folder, or it is no jpg, png or webp file.
     """
     for name in names:
         path, extension = folder / name, name.rpartition(".")[2].lower()
         try:
-            if extension in IMAGE_EXTENSIONS and path.resolve().is_relative_to(folder.resolve()) and path.is_file():
-                return path.read_bytes(), extension
+            if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
+                continue
+            with path.open("rb") as file:
+                if extension not in IMAGE_EXTENSIONS:
+                    extension = _recognise_image(file.read(12))
+                    file.seek(0)
+                if extension:
+                    return file.read(), extension
         except (OSError, ValueError):  # ValueError: a name that no file can have
             pass
     raise BadSampleError("no image")
+
+
+def _recognise_image(start: bytes) -> str:
+    """The extension of an image from its first twelve bytes; "" for other files."""
+    for extension, mark in (("jpg", b"\xff\xd8\xff"), ("png", b"\x89PNG\r\n\x1a\n")):
+        if start.startswith(mark):
+            return extension
+    return "webp" if start[:4] == b"RIFF" and start[8:] == b"WEBP" else ""
 
 
 def make_key(name: str) -> str:
     """The key of a sample from the name of its image: without the extension, and without dots and slashes."""
     stem = name.rpartition(".")[0] or name
     return stem.strip("/").replace("/", "_").replace(".", "_")  # a key ends at the first dot of a member's name
+
+
+def told_sources(sample: Sample) -> list[str]:
+    """The sources of a sample's captions, [] where its JSON does not tell them."""
+    return sample.sources if set(sample.sources) - {"web"} else []
 
 
 def clean_captions(texts: Any) -> list[str]:
