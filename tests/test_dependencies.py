@@ -85,6 +85,7 @@ COMMANDS = {
     "duckdb": ["capfilt", "select", "all", "--scores", "none/*.parquet", "--out", "out"],
     "faiss": ["capfilt", "duplicates", "--shards", "none.tar", "--model", "none"],
     "matplotlib": ["capfilt", "report", "--scores", "none/*.parquet", "--out", "out.html"],
+    "ray": ["capfilt", "score", "--shards", "none.tar", "--filter", "none", "--engine", "ray"],
 }
 
 
@@ -96,5 +97,5 @@ def test_a_command_asks_for_the_optional_package_that_it_needs(package, tmp_path
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and done.stdout == ""
-    name = "report" if package == "matplotlib" else "capfilt"
+    name = {"matplotlib": "report", "ray": "ray"}.get(package, "capfilt")
     assert done.stderr == f"vlp: {package} is not installed; install it with: pip install 'vlp[{name}]'.\n"

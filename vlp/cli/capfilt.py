@@ -9,6 +9,8 @@ from vlp.cli.options import Json, Overrides, Precision, Shards, print_values
 from vlp.config import CapFiltConfig
 from vlp.config_reader import load_config
 
+Engine = Literal["processes", "ray"]
+
 capfilt_app = typer.Typer(no_args_is_help=True, help="Caption and filter shards.")
 
 
@@ -33,6 +35,16 @@ def capfilt_score(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Change a setting, such as decoding.top_p=0.95; repeatable.")
     ] = None,
+    engine: Annotated[
+        Engine, typer.Option(help="What runs the models: processes of a launcher, or Ray.")
+    ] = "processes",
+    ray_address: Annotated[
+        str, typer.Option(help="Ray cluster, such as auto; default: RAY_ADDRESS, or this machine.")
+    ] = "",
+    ray_cpus: Annotated[int, typer.Option(min=0, help="CPU cores for each of Ray's actors; 0 chooses.")] = 0,
+    ray_gpus: Annotated[
+        int | None, typer.Option(min=0, help="GPUs for each of Ray's actors; default: 1 if the cluster has any now.")
+    ] = None,
 ) -> None:
     """Write score tables. Example: vlp capfilt score --shards 'web/*.tar' --captioner C --num-captions 4 --filter F"""
     models = {"captioner": captioner or [], "filter": filter, "num_captions": num_captions, "name": name}
@@ -41,10 +53,16 @@ def capfilt_score(
     from vlp.training.stop_signals import stop_on_signals
 
     with stop_on_signals(STOPPED):  # also during these imports
-        from vlp.capfilt.run import score_shards
         from vlp.distributed import is_main
 
-        counts = score_shards(config, part, failures)
+        if engine == "ray":
+            from vlp.capfilt.ray_engine import RayOptions, score_shards_on_ray
+
+            counts = score_shards_on_ray(config, RayOptions(ray_address, ray_cpus, ray_gpus), part, failures)
+        else:
+            from vlp.capfilt.run import score_shards
+
+            counts = score_shards(config, part, failures)
         if is_main():
             print_values(vars(counts), False)
 
