@@ -221,9 +221,9 @@ def test_as_many_files_stay_open_as_a_shuffle_window_spans(loader_of, tmp_path, 
     opened = Counter()
     start = loader.dataset.reader._part
 
-    def count(path, *rest):
-        opened[path] += path not in loader.dataset.reader.files
-        return start(path, *rest)
+    def count(index, *rest):
+        opened[index.path] += index.path not in loader.dataset.reader.files
+        return start(index, *rest)
 
     loader.dataset.reader._part = count
     take(loader, 25)

@@ -156,7 +156,7 @@ def test_a_truncated_tar_gives_the_samples_before_the_cut(tmp_path):
         index = scan_shard(str(tmp_path / "cut.tar"))
         full = scan_shard(whole)
         assert index.keys == full.keys[: len(index.keys)]
-        ends = full.members[:, 2:4].sum(axis=1)  # a sample's text comes last
+        ends = np.array([sum(full.places(row)[1]) for row in range(len(full.keys))])  # a sample's text comes last
         # Whole samples are kept; if the archive ends between two members, the last sample may be without its text.
         assert (ends <= cut).sum() <= len(index.keys) <= (ends <= cut).sum() + 1
 

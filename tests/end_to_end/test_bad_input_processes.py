@@ -236,7 +236,7 @@ GONE: dict[str, tuple[str, Callable[[Path, list[str]], list]]] = {
         lambda shard, models: ["search", models[1], shard, "--query", "red"],
     ),
     "retrieval": (
-        "vlp.data.evaluation_loader.index_shard",
+        "vlp.data.evaluation_loader.cached_index",
         lambda shard, models: ["evaluate", "retrieval", models[1], shard],
     ),
 }

@@ -1,5 +1,7 @@
 """`vlp data`: make, import and inspect shards."""
 
+import os
+from collections import Counter
 from typing import Annotated, Literal
 
 import typer
@@ -33,6 +35,36 @@ def data_make(
     with Progress("samples", num) as bar:
         write_scenes(output, num, split, wrong, image_size, shard_size, seed, lambda count: bar.add("make", count))
     print(f"Wrote {num} samples to {output}.")
+
+
+@data_app.command("index")
+def data_index(
+    shards: Annotated[list[str], typer.Argument(help="Shards: paths, globs, brace patterns or URLs.")],
+    out: Annotated[str, typer.Option(help="Folder that sources name as `index`.")],
+    workers: Annotated[int, typer.Option(min=0, help="Processes that scan shards; 0: one per core.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Index shards once for all processes and machines; rerun it when shards have changed.
+
+    Example: vlp data index 'data/web/*.tar' --out data/web-index
+    """
+    from pathlib import Path
+
+    from vlp.data.data_index import open_index
+    from vlp.data.index_writer import check_index_output, write_index
+    from vlp.data.shard_index import expand_shards
+    from vlp.log import Progress
+
+    check_index_output(Path(out))
+    paths = expand_shards(shards)
+    with Progress("shards", len(paths), quiet=as_json) as bar:
+        write_index(paths, Path(out), workers or len(os.sched_getaffinity(0)), bar.add)
+    index = open_index(out, paths)
+    size = sum(file.stat().st_size for file in Path(out).iterdir())
+    bad = Counter(one.reason for one in index.bad())
+    samples = int(index.counts.sum())
+    facts = {"shards": len(paths), "samples": samples, "bad": dict(bad), "bytes": size, "index": out}
+    print_values(facts, as_json)
 
 
 @data_app.command("inspect")

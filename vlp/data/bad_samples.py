@@ -8,6 +8,8 @@ from vlp.errors import WorkError
 
 BAD_REASONS = (
     "unreadable shard",
+    "shard changed",
+    "member too large",
     "truncated",
     "duplicate key",
     "no image",

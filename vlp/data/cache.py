@@ -5,7 +5,7 @@ import json
 import os
 from pathlib import Path
 
-import fsspec
+from vlp.remote import filesystem, is_remote, remote_errors
 
 
 def cache_file(kind: str, path: str) -> Path | None:
@@ -17,16 +17,46 @@ def cache_file(kind: str, path: str) -> Path | None:
     Returns:
         A path named after the file's path, size and time of change; None where these are unknown.
     """
+    stamp = file_stamp(path)
+    return None if stamp is None else cache_path(kind, [identity(path), stamp])
+
+
+def cache_path(kind: str, facts: list[str]) -> Path:
+    """The place for a result that depends on facts, in `$VLP_CACHE` or `~/.cache/vlp`."""
+    folder = Path(os.environ.get("VLP_CACHE") or Path.home() / ".cache" / "vlp")
+    digest = hashlib.sha256(json.dumps([kind, *facts]).encode()).hexdigest()[:32]
+    return folder / (kind.rpartition("-")[0] or kind) / digest[:2] / digest  # many small folders are quick to list
+
+
+def identity(path: str) -> str:
+    """A path that does not depend on the current folder; URLs as they are."""
+    return path if is_remote(path) else os.path.abspath(path)
+
+
+def file_stamp(path: str) -> str | None:
+    """Size and time of change of a file or URL, which begin with the size in bytes; None where they are unknown.
+
+    URLs need a request.
+
+    Raises:
+        UserError: the credentials for a URL are missing.
+    """
+    if path.startswith("pipe:"):
+        return None
     try:
-        if "://" in path:
-            filesystem, inner = fsspec.url_to_fs(path)
-            facts = filesystem.info(inner)
-            stamp = [str(facts.get(name)) for name in ("size", "mtime", "LastModified", "ETag", "etag", "created")]
-        else:
-            status = os.stat(path)
-            stamp, path = [str(status.st_size), str(status.st_mtime_ns)], os.path.abspath(path)
+        if not is_remote(path):
+            return status_stamp(os.stat(path))
     except OSError:
         return None
-    folder = Path(os.environ.get("VLP_CACHE") or Path.home() / ".cache" / "vlp")
-    digest = hashlib.sha256(json.dumps([kind, path, *stamp]).encode()).hexdigest()[:32]
-    return folder / kind.partition("-")[0] / digest[:2] / digest  # many small folders are quick to list
+    files, inner = filesystem(path)
+    with remote_errors(path):
+        try:
+            facts = files.info(inner)
+        except OSError:
+            return None
+    return " ".join(str(facts.get(name)) for name in ("size", "mtime", "LastModified", "ETag", "etag", "created"))
+
+
+def status_stamp(status: os.stat_result) -> str:
+    """The stamp of a local file (see `file_stamp`) from its status."""
+    return f"{status.st_size} {status.st_mtime_ns}"

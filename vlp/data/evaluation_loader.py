@@ -9,8 +9,9 @@ from torch.utils.data import Dataset
 
 from vlp.data.bad_samples import BadSample, BadSampleError, BadSamples, FilteredSampleError
 from vlp.data.batch import EvaluationBatch
+from vlp.data.index_writer import cached_index
 from vlp.data.sample_dataset import Chunk, SampleDataset, Skipped, read_chunks, whole_image
-from vlp.data.shard_index import expand_shards, index_shard
+from vlp.data.shard_index import expand_shards
 from vlp.data.shards import Sample, iterate_samples
 from vlp.data.workers import start_workers
 from vlp.remote import is_remote
@@ -42,14 +43,14 @@ def evaluation_batches(
         streamed = _streamed_parts(paths, batch_size, rank, world, limit, bad)
         yield from _batches(_read(_Decoder(image_size, need_text), streamed, workers), bad)
         return
-    indexes = [index_shard(path) for path in paths]
-    for one in (one for index in indexes for one in index.bad):
+    index = cached_index(paths)
+    for one in index.bad():
         bad.add(one)
-    total = sum(len(index.keys) for index in indexes)
+    total = int(index.counts.sum())
     numbers = np.arange(total if limit is None else min(limit, total))
     starts = range(rank * batch_size, len(numbers), world * batch_size)
     parts = [numbers[start : start + batch_size] for start in starts]
-    dataset = SampleDataset([indexes], image_size, need_text=need_text)
+    dataset = SampleDataset([index], image_size, need_text=need_text)
     yield from _batches(read_chunks(dataset, ((part, part, part) for part in parts), workers), bad)
 
 

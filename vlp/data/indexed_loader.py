@@ -11,9 +11,11 @@ from collections.abc import Generator, Iterator
 
 import numpy as np
 
-from vlp.config import DataConfig, SourceConfig
+from vlp.config import DataConfig, SourceConfig, TextChoiceConfig
 from vlp.data.bad_samples import NO_TEXT_CHOSEN, BadSamples, UnusableSources
 from vlp.data.batch import Batch, make_batch
+from vlp.data.data_index import DataIndex, open_index
+from vlp.data.index_writer import cached_index
 from vlp.data.order import FORMAT, SampleOrder
 from vlp.data.sample_dataset import (
     Chunk,
@@ -24,7 +26,7 @@ from vlp.data.sample_dataset import (
     read_chunks,
     split_chunk,
 )
-from vlp.data.shard_index import ShardIndex, expand_shards, index_shards
+from vlp.data.shard_index import expand_shards
 from vlp.data.text_choice import check_choice, read_texts
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.data.workers import pins_memory
@@ -68,7 +70,7 @@ class IndexedLoader:
         self.batch, self.rank, self.world = batch_size // world, rank, world
         self.listed = BadSamples(data.max_bad_share)  # bad by the shards' headers; filtered by the score tables
         sources = [self._index_source(number, source) for number, source in enumerate(data.sources)]
-        counts = [[len(index.keys) for index in source] for source in sources]
+        counts = [source.counts for source in sources]
         self.order = SampleOrder(counts, [source.weight for source in data.sources], data.shuffle_buffer, seed)
         if self.order.epoch_size == 0:
             raise UserError("The shards of data.sources hold no sample.")
@@ -140,27 +142,28 @@ class IndexedLoader:
                 self.ahead = [one for one in self.ahead if one.place >= self.place]
                 yield make_batch(chunk, self.tokenizer, self.prompt, self.data.max_tokens)
 
-    def _index_source(self, number: int, source: SourceConfig) -> list[ShardIndex]:
+    def _index_source(self, number: int, source: SourceConfig) -> DataIndex:
         """The shards of a source, without the samples of which its score tables have no text to use."""
-        indexes = index_shards(expand_shards(source.shards))
-        self.listed.total += sum(len(index.keys) for index in indexes)
-        for bad in (bad for index in indexes for bad in index.bad):
+        paths = expand_shards(source.shards)
+        index = open_index(source.index, paths) if source.index else cached_index(paths, self.data.workers, share=True)
+        self.listed.total += int(index.counts.sum())
+        for bad in index.bad():
             self.listed.add(bad)
-        if source.texts is None:
-            return indexes
-        choice = source.texts
+        if source.texts is not None:
+            self._keep_usable(number, index, source.texts)
+        return index
 
-        def usable(index: ShardIndex) -> np.ndarray | None:
-            check_choice(index.path, choice)
-            texts = read_texts(index, choice)  # a damaged table makes bad samples when it is read again
-            return None if texts is None else np.packbits(texts.usable(choice))
+    def _keep_usable(self, number: int, index: DataIndex, choice: TextChoiceConfig) -> None:
+        """Leave out the samples of which the score tables have no text to use. Processes share the work."""
 
-        masks = share_out(usable, indexes)
-        kept = [
-            index if mask is None else index.subset(np.unpackbits(mask, count=len(index.keys)).astype(bool))
-            for index, mask in zip(indexes, masks, strict=True)
-        ]
-        total, left = (sum(len(index.keys) for index in part) for part in (indexes, kept))
+        def usable(shard: int) -> np.ndarray | None:
+            check_choice(index.paths[shard], choice)
+            texts = read_texts(index.whole_shard(shard), choice)
+            return None if texts is None else np.packbits(texts.usable(choice))  # None: named when it is read again
+
+        total = int(index.counts.sum())
+        index.keep(share_out(usable, range(len(index.paths))))
+        left = int(index.counts.sum())
         if left < total:
             self.listed.filtered[NO_TEXT_CHOSEN] += total - left
             log.info("data.sources[%d]: %d of %d samples have no text to use", number, total - left, total)
@@ -169,7 +172,6 @@ class IndexedLoader:
                 f"data.sources[{number}]: the score tables have no text to use for any of its {total} samples; "
                 "lower texts.floor, or give other sources of texts a chance."
             )
-        return kept
 
     def _count(self, chunk: Chunk) -> None:
         """Count a chunk's good and skipped samples.

@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 
@@ -12,6 +13,7 @@ from torch.utils.data import Dataset
 
 from vlp.config import AugmentConfig, TextChoiceConfig
 from vlp.data.bad_samples import NO_TEXT, BadSample, BadSampleError, FilteredSampleError
+from vlp.data.data_index import DataIndex
 from vlp.data.image_decoding import EncodedImage, decode_pixels
 from vlp.data.shard_index import ShardIndex
 from vlp.data.shards import Sample, ShardReader
@@ -63,7 +65,7 @@ class SampleDataset(Dataset):
 
     def __init__(
         self,
-        sources: list[list[ShardIndex]],
+        sources: list[DataIndex],
         size: int,
         augment: AugmentConfig | None = None,
         seed: int = 0,
@@ -74,16 +76,18 @@ class SampleDataset(Dataset):
         """Nothing is read yet.
 
         Args:
-            sources: the shards of each source.
+            sources: the index of each source's shards.
             size: side of the images in pixels.
             augment: None for evaluation: images as they are, and all captions.
             choices: how each source draws texts from score tables; None: from the samples' own captions.
-            most_open: the most shards, and the most score tables, that are kept open.
+            most_open: the most shards, with their indexes, and the most score tables, that are kept open.
             need_text: whether samples without a text are filtered in evaluation, as they always are in training.
         """
-        self.indexes = [index for source in sources for index in source]
-        self.source_of = [number for number, source in enumerate(sources) for _ in source]
-        self.ends = np.cumsum([len(index.keys) for index in self.indexes])
+        self.sources = sources
+        self.ends = np.cumsum(np.concatenate([source.counts for source in sources]))  # of each shard
+        self.first = np.cumsum([0, *(len(source.paths) for source in sources)])  # shard of each source
+        self.opened: OrderedDict[int, ShardIndex] = OrderedDict()  # by shard; the one used last is the last one
+        self.most_open = most_open
         self.choices = choices or [None] * len(sources)
         self.size, self.augment, self.seed, self.need_text = size, augment, seed, need_text
         self.reader = ShardReader(most_open)
@@ -99,7 +103,8 @@ class SampleDataset(Dataset):
         chunk, images = Chunk(), []
         for place, position, number in zip(*(column.tolist() for column in places), strict=True):
             shard = int(np.searchsorted(self.ends, number, side="right"))
-            index, source = self.indexes[shard], self.source_of[shard]
+            source = int(np.searchsorted(self.first, shard, side="right")) - 1
+            index = self._open(shard, source)
             row = number - (int(self.ends[shard]) - len(index.keys))
             try:
                 image, captions, info = self._read(index, row, source, position)
@@ -117,6 +122,13 @@ class SampleDataset(Dataset):
         if images:
             chunk.images = torch.from_numpy(np.stack(images))
         return chunk
+
+    def _open(self, shard: int, source: int) -> ShardIndex:
+        index = self.opened.pop(shard, None) or self.sources[source].shard(shard - int(self.first[source]))
+        self.opened[shard] = index
+        if len(self.opened) > self.most_open:
+            self.opened.popitem(last=False)
+        return index
 
     def _read(self, index: ShardIndex, row: int, source: int, position: int) -> tuple[np.ndarray, list[str], dict]:
         """A sample's image, uint8 [3, size, size], captions and JSON. The position decides all that is random."""

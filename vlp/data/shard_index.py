@@ -10,23 +10,28 @@ import math
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
+from tarfile import BLOCKSIZE
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import braceexpand
 import fsspec
 import numpy as np
 
 from vlp.data.bad_samples import BadSample
-from vlp.data.cache import cache_file
-from vlp.distributed import share_out, world_size
+from vlp.data.cache import cache_file, cache_path, file_stamp, identity
 from vlp.errors import UserError, WorkError
 from vlp.files import writing
 from vlp.remote import filesystem, is_remote, remote_errors
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMAT = "index-5"  # of cached indexes
+MOST = 2**32 - 1  # bytes of a member, and blocks before it
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 WILDCARDS = "*?["
 BRACE_NUMBERS = re.compile(r"\{(-?\d{1,18})\.\.(-?\d{1,18})")
@@ -45,24 +50,70 @@ DAMAGE = (  # what tarfile raises for broken and hostile headers
 log = logging.getLogger("vlp")
 
 
+class Keys(Sequence[str]):
+    """The keys of a shard's samples, held as UTF-8 in one array; a string is made when one is asked for."""
+
+    def __init__(self, text: np.ndarray, ends: np.ndarray):
+        """`text` is uint8 [bytes]; `ends`, uint32 [samples], tells where in it each key ends."""
+        self.text, self.ends = text, ends
+
+    @classmethod
+    def of(cls, keys: Sequence[str]) -> "Keys":
+        """The keys of strings."""
+        encoded = [key.encode() for key in keys]
+        ends = np.cumsum([len(key) for key in encoded], dtype=np.uint32)
+        return cls(np.frombuffer(b"".join(encoded), dtype=np.uint8), ends)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return [self[one] for one in range(*row.indices(len(self)))]
+        row = range(len(self))[row]  # from the end, or out of range
+        return self.text[self.ends[row - 1] if row else 0 : self.ends[row]].tobytes().decode()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    def arrow(self) -> "pa.Array":
+        """The keys as an Arrow array of strings, without a copy of the text."""
+        import pyarrow as pa
+
+        offsets = np.concatenate([[0], self.ends]).astype(np.int32)
+        return pa.StringArray.from_buffers(len(self), pa.py_buffer(offsets), pa.py_buffer(self.text))
+
+    def take(self, rows: np.ndarray) -> "Keys":
+        """The keys in some rows, int64 [rows]."""
+        return Keys.of([self[row] for row in rows.tolist()])
+
+
 @dataclass
 class ShardIndex:
     """The samples of one shard.
 
     Attributes:
-        members: int64 [samples, 6]: offset and size in bytes of the image, the text and the JSON; -1 if absent.
+        members: uint32 [samples, 6]: of the image, the text and the JSON the place in blocks of 512 bytes and the size
+            in bytes; place 0 if absent.
         bad: samples that cannot be read; with an empty key, the shard itself.
+        stamp: size and time of change of the shard before it was scanned, see `file_stamp`; empty where unknown.
     """
 
     path: str
-    keys: list[str]
+    keys: Keys
     members: np.ndarray
     bad: list[BadSample]
+    stamp: str = ""
+
+    def places(self, row: int) -> list[tuple[int, int]]:
+        """Offset and size in bytes of a sample's image, text and JSON; offset 0 if absent."""
+        image, image_size, text, text_size, info, info_size = self.members[row].tolist()
+        return [(image * BLOCKSIZE, image_size), (text * BLOCKSIZE, text_size), (info * BLOCKSIZE, info_size)]
 
     def subset(self, kept: np.ndarray) -> "ShardIndex":
         """The index with some of its samples; `kept` is bool [samples]."""
-        keys = [key for key, keep in zip(self.keys, kept.tolist(), strict=True) if keep]
-        return ShardIndex(self.path, keys, self.members[kept], self.bad)
+        rows = np.flatnonzero(kept)
+        return ShardIndex(self.path, self.keys.take(rows), self.members[rows], self.bad, self.stamp)
 
 
 def expand_shards(shards: str | list[str]) -> list[str]:
@@ -122,23 +173,24 @@ def _expand_remote(url: str) -> list[str]:
 
 def index_shard(path: str) -> ShardIndex:
     """The index of a shard, from the cache unless the shard has changed."""
-    cached = cache_file("index-4", path)
+    stamp = file_stamp(path)
+    cached = None if stamp is None else cache_path(FORMAT, [identity(path), stamp])
     if cached is not None and cached.exists():
         try:
-            return _load(path, cached)
+            return _load(path, cached, stamp or "")
         except Exception:
             log.debug("%s is damaged and is rebuilt", cached)  # NumPy, zipfile and zlib raise a dozen kinds of errors
     index = scan_shard(path)
+    index.stamp = stamp or ""
     if cached is not None:
         _store(index, cached)
     return index
 
 
-def index_shards(paths: list[str]) -> list[ShardIndex]:
-    """The indexes of many shards; processes that run together share the scanning, through the cache."""
-    if world_size() > 1:
-        share_out(lambda path: index_shard(path) and None, paths)
-    return [index_shard(path) for path in paths]
+def is_indexed(path: str) -> bool:
+    """Whether the cache has the index of a shard as it is now."""
+    cached = cache_file(FORMAT, path)
+    return cached is not None and cached.exists()
 
 
 def open_shard(path: str) -> IO[bytes]:
@@ -150,36 +202,44 @@ class _Scan:
     """Groups consecutive members into samples by key."""
 
     def __init__(self, path: str):
-        self.index = ShardIndex(path, [], np.empty((0, 6), dtype=np.int64), [])
+        self.path = path
+        self.keys: list[str] = []
         self.rows: list[list[int]] = []
+        self.bad: list[BadSample] = []
         self.seen: set[str] = set()
         self.key: str | None = None
-        self.row = [-1] * 6
+        self.row = [0] * 6
 
     def member(self, header: tarfile.TarInfo) -> None:
         key, extension = split_name(header.name)
         column = 0 if extension in IMAGE_EXTENSIONS else {"txt": 2, "json": 4}.get(extension)
-        if key != self.key or (column is not None and self.row[column] >= 0):
+        if key != self.key or (column is not None and self.row[column]):
             self.close()
             self.key = key
         if column is not None:
-            self.row[column : column + 2] = [header.offset_data, header.size]
+            self.row[column : column + 2] = [header.offset_data // BLOCKSIZE, header.size]
 
     def close(self) -> None:
         """Finish the current sample."""
         if self.key is not None:
             if self.key in self.seen:
-                self.bad("duplicate key")
-            elif self.row[0] < 0:
-                self.bad("no image")
+                self.name_bad("duplicate key")
+            elif not self.row[0]:
+                self.name_bad("no image")
+            elif max(self.row) > MOST:
+                self.name_bad("member too large")
             else:
-                self.index.keys.append(self.key)
+                self.keys.append(self.key)
                 self.rows.append(self.row)
             self.seen.add(self.key)
-        self.key, self.row = None, [-1] * 6
+        self.key, self.row = None, [0] * 6
 
-    def bad(self, reason: str) -> None:
-        self.index.bad.append(BadSample(self.index.path, self.key or "", reason))
+    def name_bad(self, reason: str) -> None:
+        self.bad.append(BadSample(self.path, self.key or "", reason))
+
+    def index(self) -> ShardIndex:
+        members = np.array(self.rows, dtype=np.uint32).reshape(-1, 6)
+        return ShardIndex(self.path, Keys.of(self.keys), members, self.bad)
 
 
 def scan_shard(path: str) -> ShardIndex:
@@ -191,13 +251,12 @@ def scan_shard(path: str) -> ShardIndex:
     except DAMAGE as error:
         whole_file = not scan.rows and scan.key is None
         scan.close()
-        scan.bad("zero bytes" if "empty file" in str(error) else "unreadable shard" if whole_file else "truncated")
+        scan.name_bad("zero bytes" if "empty file" in str(error) else "unreadable shard" if whole_file else "truncated")
     except OSError:
         scan.close()
-        scan.bad("unreadable shard")
+        scan.name_bad("unreadable shard")
     scan.close()
-    scan.index.members = np.array(scan.rows, dtype=np.int64).reshape(-1, 6)
-    return scan.index
+    return scan.index()
 
 
 def _scan_members(scan: _Scan, file: IO[bytes]) -> None:
@@ -215,14 +274,14 @@ def _scan_members(scan: _Scan, file: IO[bytes]) -> None:
                 if key != scan.key:
                     scan.close()  # the sample before the cut is whole
                 scan.key = key
-                scan.bad("truncated")
+                scan.name_bad("truncated")
                 scan.key = None
                 return
             if header.isfile():
                 scan.member(header)
         # The iteration ends at a damaged header as it does at the end of the archive, which is a block of zeros.
         file.seek(archive.offset)
-        if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+        if file.read(BLOCKSIZE).strip(b"\0"):
             raise tarfile.ReadError("damaged header")
 
 
@@ -234,13 +293,14 @@ def split_name(name: str) -> tuple[str, str]:
     return folder + slash + stem, extension.lower()
 
 
-def _load(path: str, cached: Path) -> ShardIndex:
+def _load(path: str, cached: Path, stamp: str) -> ShardIndex:
     with open(cached, "rb") as file, np.load(file, allow_pickle=False) as stored:
-        text = json.loads(stored["text"].tobytes())
-        return ShardIndex(path, text["keys"], stored["members"], [BadSample(path, *pair) for pair in text["bad"]])
+        bad = [BadSample(path, *pair) for pair in json.loads(stored["bad"].tobytes())]
+        return ShardIndex(path, Keys(stored["keys"], stored["key_ends"]), stored["members"], bad, stamp)
 
 
 def _store(index: ShardIndex, cached: Path) -> None:
-    text = json.dumps({"keys": index.keys, "bad": [[bad.key, bad.reason] for bad in index.bad]}).encode()
+    bad = json.dumps([[bad.key, bad.reason] for bad in index.bad]).encode()
     with suppress(WorkError), writing(cached) as temporary, open(temporary, "wb") as file:  # it only saves time
-        np.savez(file, members=index.members, text=np.frombuffer(text, dtype=np.uint8))
+        bad = np.frombuffer(bad, dtype=np.uint8)
+        np.savez(file, keys=index.keys.text, key_ends=index.keys.ends, members=index.members, bad=bad)

@@ -1,6 +1,7 @@
 """What a sample is, and how samples are read from webdataset shards."""
 
 import json
+import os
 import tarfile
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from vlp.data.bad_samples import BadSampleError, BadSamples
+from vlp.data.cache import status_stamp
 from vlp.data.shard_index import ShardIndex, expand_shards, index_shard, open_shard, split_name
 from vlp.remote import is_remote
 
@@ -46,11 +48,12 @@ class ShardReader:
         """The sample in a row of a shard's index.
 
         Raises:
-            BadSampleError: the sample is cut off, or its text or JSON is broken.
+            BadSampleError: the sample is cut off, its text or JSON is broken, or the shard has changed since it was
+                indexed.
         """
-        key, places = index.keys[row], index.members[row].tolist()
+        key = index.keys[row]
         try:
-            image, text, info = (self._part(index.path, *places[i : i + 2]) for i in (0, 2, 4))
+            image, text, info = (self._part(index, *place) for place in index.places(row))
             return make_sample(key, index.path, image or b"", text, info)
         except BadSampleError as error:
             raise BadSampleError(error.reason, index.path, key) from None
@@ -64,18 +67,30 @@ class ShardReader:
         while self.files:
             self.files.popitem()[1].close()
 
-    def _part(self, path: str, offset: int, size: int) -> bytes | None:
-        if offset < 0:
+    def _part(self, index: ShardIndex, offset: int, size: int) -> bytes | None:
+        if not offset:
             return None
-        file = self.files.pop(path, None) or open_shard(path)
-        self.files[path] = file
+        file = self.files.pop(index.path, None) or open_shard(index.path)
+        self.files[index.path] = file
         if len(self.files) > self.most_open:
             self.files.popitem(last=False)[1].close()
+        if _has_changed(file, index):
+            raise BadSampleError("shard changed")
         file.seek(offset)
         data = file.read(size)
         if len(data) < size:
             raise EOFError
         return data
+
+
+def _has_changed(file: IO[bytes], index: ShardIndex) -> bool:
+    """Whether an open shard is another file than the one that was indexed. URLs are compared by size alone."""
+    if not index.stamp:
+        return False
+    if not is_remote(index.path):
+        return status_stamp(os.fstat(file.fileno())) != index.stamp
+    size = getattr(file, "size", None)
+    return size is not None and str(size) != index.stamp.split()[0]
 
 
 def make_sample(key: str, shard: str, image: bytes, text: bytes | None, info: bytes | None) -> Sample:

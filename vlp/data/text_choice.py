@@ -66,8 +66,9 @@ class ShardTexts:
     def __init__(self, table: pa.Table, index: ShardIndex, score: str):
         self.samples = len(index.keys)
         sources = pc.index_in(table["source"], value_set=pa.array(SOURCES)).fill_null(-1).to_numpy()
-        keys = pa.array(index.keys, pa.string())
-        rows = pc.index_in(table["key"], value_set=keys).fill_null(self.samples).to_numpy()
+        rows = (
+            pc.index_in(table["key"].cast(pa.string()), value_set=index.keys.arrow()).fill_null(self.samples).to_numpy()
+        )
         rows = np.where(sources < 0, self.samples, rows)
         order = np.argsort(rows, kind="stable")
         self.rows = rows[order]

@@ -47,7 +47,7 @@ def check_validation(config: RunConfig) -> None:
         raise UserError(f"validation: {config.validation} holds no sample.")
     with closing(ShardReader()) as reader:
         for index in indexes:
-            for row in (index.members[:, 2] < 0).nonzero()[0].tolist():
+            for row in (index.members[:, 2] == 0).nonzero()[0].tolist():
                 if not _has_caption(reader, index, row):
                     raise UserError(
                         f"validation: sample {index.keys[row]} of {index.path} has no caption; every image needs one."
