@@ -25,11 +25,14 @@ from vlp.data.sample_dataset import Chunk, Skipped, join_chunks, own_caption, st
 from vlp.data.sample_stream import Drawn, SampleStream, Source, StreamState
 from vlp.data.shard_index import expand_shards
 from vlp.data.shard_source import ShardSource
+from vlp.data.table_texts import TableTexts
+from vlp.data.text_choice import check_choice, choose_text
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.data.transforms import training_image
 from vlp.data.workers import pins_memory, start_workers
 from vlp.distributed import share_out
 from vlp.errors import UserError, WorkError
+from vlp.remote import is_remote
 
 MOST_STREAMS = 16  # of data.streams: 0
 REPORTED_AFTER = 256  # skipped samples of a batch, after which a worker reports before it goes on
@@ -208,9 +211,15 @@ def open_source(number: int, source: SourceConfig, streams: int, access: Access)
     """A source, and a function that counts its samples.
 
     Raises:
-        UserError: no shard matches.
+        UserError: no shard matches, or one lacks the score table that the source draws from.
     """
-    shards = ShardSource(expand_shards(source.shards), streams, access)
+    paths = expand_shards(source.shards)
+    if source.texts is not None:
+        for path in paths[:1] if is_remote(paths[0]) else paths:  # a remote table takes requests
+            check_choice(path, source.texts)
+    if source.keep:
+        raise UserError(f"data.sources[{number}].keep needs data.reading: indexed; set that, or leave keep out.")
+    shards = ShardSource(paths, streams, access)
     return shards, lambda: source.samples or shards.count()
 
 
@@ -236,6 +245,7 @@ class StreamReader(IterableDataset):
         self.sources, self.shares, self.data, self.seed = sources, shares, data, seed
         self.image_size, self.streams, self.each = image_size, streams, batch_size // streams
         self.numbers: list[int] = []  # this process's streams
+        self.texts = TableTexts(most_kept=4 * streams)
         self.states: dict[int, StreamState] = {}
 
     def __iter__(self) -> Generator[StreamPart, None, None]:
@@ -287,6 +297,10 @@ class StreamReader(IterableDataset):
         if isinstance(sample, BadSample):
             raise BadSampleError(sample.reason)
         place = f"{self.seed} {drawn.source} {stream} {drawn.number}"
-        caption = own_caption(sample, random.Random(f"caption {place}"))
+        choice, rng = self.data.sources[drawn.source].texts, random.Random(f"caption {place}")
+        if choice is None:
+            caption = own_caption(sample, rng)
+        else:
+            caption = choose_text(self.texts.read(sample.shard, sample.key, choice), choice, rng)
         rng = random.Random(f"image {place}")
         return training_image(EncodedImage(sample.image), self.image_size, self.data.augment, rng), caption

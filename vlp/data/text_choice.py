@@ -109,13 +109,18 @@ class ShardTexts:
 
 def read_texts(index: ShardIndex, choice: TextChoiceConfig) -> ShardTexts | None:
     """The texts of a shard; None where its table is missing or damaged."""
+    columns = read_columns(index.path, choice)
+    return None if columns is None else ShardTexts(columns, index, choice.score)
+
+
+def read_columns(shard: str, choice: TextChoiceConfig) -> pa.Table | None:
+    """The columns of a shard's table that a choice reads; None where the table is missing or damaged."""
     try:
-        with pq.ParquetFile(table_path(index.path, choice.table)) as file:
+        with pq.ParquetFile(table_path(shard, choice.table)) as file:
             # Arrow's pool of threads does not survive the fork of the loader's workers.
-            columns = file.read(["key", "source", "text", choice.score], use_threads=False)
+            return file.read(["key", "source", "text", choice.score], use_threads=False)
     except (OSError, pa.ArrowException):
         return None
-    return ShardTexts(columns, index, choice.score)
 
 
 def choose_text(texts: list[Text], choice: TextChoiceConfig, rng: random.Random) -> str:
