@@ -52,6 +52,7 @@ def call(command: str, folder: Path, content: object) -> list:
     (folder / "images").mkdir(exist_ok=True)
     for number in range(COUNT):
         (folder / "images" / f"{number}.jpg").write_bytes(picture(format="JPEG"))
+    (folder / "images" / "val2014").mkdir(exist_ok=True)  # from which ../1.jpg would lead to another image
     (folder / "secret.jpg").write_bytes(picture(format="JPEG"))
     path = folder / "annotations.json"
     path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
@@ -120,7 +121,7 @@ def test_rows_of_wrong_types_are_skipped_and_named(form, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["../secret.jpg", "/etc/passwd", "ABSOLUTE", "a/../../secret.jpg", "gone.jpg", "x\0.jpg"]
+    "name", ["../secret.jpg", "../1.jpg", "/etc/passwd", "ABSOLUTE", "a/../../secret.jpg", "gone.jpg", "x\0.jpg"]
 )
 @pytest.mark.parametrize("form", NAMED)
 def test_images_outside_the_folder_and_missing_ones_are_skipped_and_named(form, name, tmp_path):

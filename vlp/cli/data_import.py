@@ -35,7 +35,7 @@ def import_coco(
     captions_train2017.json   official: images and annotations
     dataset_coco.json         Karpathy's: images with sentences and a split
     coco_karpathy_train.json  BLIP's: rows with an image and a caption
-    IMAGES/val2014/COCO_val2014_000000391895.jpg, or without val2014/
+    IMAGES/val2014/COCO_val2014_000000391895.jpg, or without the folder
 
     Example: vlp data import coco dataset_coco.json data/coco --images coco --split train,restval
     """
@@ -130,9 +130,9 @@ def import_nocaps(
     \b
     nocaps_val_4500_captions.json  official: images with their domains, and annotations
     nocaps_val.json                BLIP's: rows with an image, without captions
-    IMAGES/val/0013ea2087020901.jpg, or without val/
+    IMAGES/val/0013ea2087020901.jpg, or without the folder
 
-    Example: vlp data import nocaps nocaps_val_4500_captions.json data/nocaps --images nocaps/val
+    Example: vlp data import nocaps nocaps_val_4500_captions.json data/nocaps --images nocaps
     """
     from vlp.data.importers.nocaps import nocaps
 

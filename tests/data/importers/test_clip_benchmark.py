@@ -103,3 +103,13 @@ def test_wrong_calls(tmp_path):
         (folder / "test" / "nshards.txt").write_text(count)
         with pytest.raises(UserError, match=says):
             ClipBenchmark(str(folder))
+
+
+def test_a_data_set_is_imported_to_an_object_store(tmp_path, s3):
+    folder = benchmark(tmp_path / "wds", "jpg", lambda number: {"cls": b"%d" % (number % 2)})
+    (folder / "classnames.txt").write_text("\n".join(CLASSES))
+    importer = ClipBenchmark(str(folder))
+    counts = write_imported(importer, f"{s3.url}/pets", 3, files=importer.files)
+    assert counts.samples == 4
+    assert s3.names("pets") == ["pets/00000.tar", "pets/00001.tar", "pets/_SUCCESS", "pets/classnames.txt"]
+    assert s3.files.cat_file(f"{s3.url}/pets/classnames.txt").decode() == "\n".join(CLASSES)

@@ -30,8 +30,7 @@ FORMS = {
 def test_every_form_gives_the_same_samples(form, place, tmp_path):
     files = photos(tmp_path / "images" / place)
     path = write_json(tmp_path / "annotations.json", FORMS[form]())
-    root = tmp_path / "images" / (place if form == "official" else ".")  # official names have no folder
-    importer = coco([path], str(root))
+    importer = coco([path], str(tmp_path / "images"))
     counts, samples = imported(importer, tmp_path / "out")
     assert (len(importer), counts.bad, counts.without_text) == (3, {"no image": 1}, 0)
     assert {key: sample.captions for key, sample in samples.items()} == CAPTIONS
@@ -114,7 +113,7 @@ def test_nocaps(tmp_path):
     path = write_json(
         tmp_path / "nocaps_val_4500_captions.json", {"licenses": [], "images": images, "annotations": annotations}
     )
-    _, samples = imported(nocaps([path], str(tmp_path / "nocaps" / "val")), tmp_path / "out")
+    _, samples = imported(nocaps([path], str(tmp_path / "nocaps")), tmp_path / "out")
     assert {key: sample.image for key, sample in samples.items()} == files
     assert [sample.info["domain"] for sample in samples.values()] == ["in-domain", "near-domain", "out-domain"]
     assert [sample.info["image_id"] for sample in samples.values()] == [0, 1, 2]

@@ -160,6 +160,15 @@ def test_img2dataset_with_a_missing_image_and_a_damaged_table(layout, tmp_path):
     assert (counts.samples, counts.bad) == (4, {"unreadable table": 1})
 
 
+def test_a_part_of_img2dataset_without_an_image(tmp_path):
+    files = img2dataset(tmp_path / "cc3m", "files")
+    (tmp_path / "cc3m" / "00001").mkdir()
+    failed = {"key": "000010000", "status": "failed_to_download", "error_message": NOT_FOUND}
+    pq.write_table(pa.Table.from_pylist([failed]), tmp_path / "cc3m" / "00001.parquet")
+    counts, samples = imported(conceptual([str(tmp_path / "cc3m")]), tmp_path / "out")
+    assert (counts.bad, counts.not_downloaded[NOT_FOUND], list(samples)) == ({}, 2, list(files))
+
+
 def test_img2dataset_wrong_calls(tmp_path):
     img2dataset(tmp_path / "cc3m", "files")
     photo(tmp_path / "1.jpg")

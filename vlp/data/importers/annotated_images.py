@@ -31,18 +31,19 @@ class AnnotatedImage:
 class AnnotatedImages:
     """An `Importer` of the images that annotation files list. Bad rows come after the images."""
 
-    def __init__(self, images: str):
+    def __init__(self, images: str, subfolders: tuple[str, ...] = ()):
         """Start empty.
 
         Args:
             images: the folder of the images.
+            subfolders: where the images may be too, as the data set is distributed.
 
         Raises:
             UserError: there is no such folder.
         """
         if not Path(images).is_dir():
             raise UserError(f"There is no image folder {images}; name it with --images.")
-        self.folder = Path(images)
+        self.folder, self.subfolders = Path(images), subfolders
         self.images: dict[str, AnnotatedImage] = {}  # by the first place
         self.bad: list[BadSample] = []
 
@@ -83,7 +84,7 @@ class AnnotatedImages:
     def __iter__(self) -> Iterator[ImportedSample | BadSample]:
         for image in self.images.values():
             try:
-                data, extension = read_image(self.folder, *image.places)
+                data, extension = read_image(self.folder, *image.places, *self._further_places(image))
             except BadSampleError as error:
                 yield BadSample(image.source, image.places[0], error.reason)
                 continue
@@ -92,9 +93,17 @@ class AnnotatedImages:
             yield ImportedSample(image.key, data, extension, list(image.captions), {**image.info, **numbered})
         yield from self.bad
 
+    def _further_places(self, image: AnnotatedImage) -> Iterator[str]:
+        """Where the file of an image may be in the subfolders."""
+        return (f"{folder}/{place}" for place in image.places if _is_inside(place) for folder in self.subfolders)
+
 
 def likely_places(path: str) -> tuple[str, ...]:
     """Where an image may be whose path an annotation file gives: there, or directly in the image folder."""
     name = path.rpartition("/")[2]
-    inside = not path.startswith("/") and ".." not in path.split("/")
-    return (path, name) if inside and name != path else (path,)
+    return (path, name) if _is_inside(path) and name != path else (path,)
+
+
+def _is_inside(path: str) -> bool:
+    """Whether a path is relative and does not lead upwards."""
+    return not path.startswith("/") and ".." not in path.split("/")

@@ -5,6 +5,7 @@ from vlp.data.importers.annotated_images import AnnotatedImages
 from vlp.data.importers.annotation_rows import add_blip, add_karpathy, add_official, coco_image_id, refuse_splits
 
 KINDS = (recognise.COCO, recognise.KARPATHY_COCO, recognise.BLIP_CAPTIONS)
+SUBFOLDERS = ("train2014", "val2014", "train2017", "val2017", "test2014", "test2015", "test2017")
 
 
 def coco(files: list[str], images: str, splits: list[str] | None = None) -> AnnotatedImages:
@@ -18,7 +19,7 @@ def coco(files: list[str], images: str, splits: list[str] | None = None) -> Anno
     Raises:
         UserError: a file or folder is missing, unreadable or of another kind, or has no such split.
     """
-    found = AnnotatedImages(images)
+    found = AnnotatedImages(images, SUBFOLDERS)
     for path in files:
         kind, values = recognise.read_annotations(path, KINDS, "coco")
         if kind is recognise.KARPATHY_COCO:

@@ -41,6 +41,8 @@ def image_folder(folder: str, texts: list[str] | None = None) -> Importer:
         raise UserError(f"{folder} has a metadata.jsonl and a metadata.csv; remove one of them.")
     if not found:
         pictures = LoosePictures(folder)
+        if not len(pictures):
+            raise UserError(f"{folder} has no pictures; they must be jpg, jpeg, png or webp files.")
         log.info("%s has no metadata.jsonl or metadata.csv; all of its %d pictures are taken", folder, len(pictures))
         return pictures
     images, path = AnnotatedImages(folder), str(Path(folder, found[0]))
@@ -62,7 +64,7 @@ class LoosePictures:
             keep_folders: whether the names of subfolders become part of the keys.
 
         Raises:
-            UserError: there are none, or a subfolder has metadata of its own.
+            UserError: a subfolder has metadata of its own.
         """
         self.folder, self.keep_folders = Path(folder), keep_folders
         self.names: list[str] = []  # relative to the folder
@@ -76,8 +78,6 @@ class LoosePictures:
                 for name in files
                 if not name.startswith(".") and _extension(name) in (*IMAGE_EXTENSIONS, *OTHER_FORMATS)
             )
-        if not self.names:
-            raise UserError(f"{folder} has no pictures; they must be jpg, jpeg, png or webp files.")
 
     def __len__(self) -> int:
         return len(self.names)

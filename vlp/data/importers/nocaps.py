@@ -5,6 +5,7 @@ from vlp.data.importers.annotated_images import AnnotatedImages
 from vlp.data.importers.annotation_rows import add_blip, add_official
 
 KINDS = (recognise.NOCAPS, recognise.BLIP_NOCAPS)
+SUBFOLDERS = ("val", "test")
 
 
 def nocaps(files: list[str], images: str) -> AnnotatedImages:
@@ -17,7 +18,7 @@ def nocaps(files: list[str], images: str) -> AnnotatedImages:
     Raises:
         UserError: a file or folder is missing, unreadable or of another kind.
     """
-    found = AnnotatedImages(images)
+    found = AnnotatedImages(images, SUBFOLDERS)
     for path in files:
         kind, values = recognise.read_annotations(path, KINDS, "nocaps")
         if kind is recognise.NOCAPS:

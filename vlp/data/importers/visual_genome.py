@@ -7,7 +7,7 @@ from vlp.data.importers.annotated_images import AnnotatedImages
 from vlp.data.importers.annotation_rows import add_blip, each_row, field
 
 KINDS = (recognise.VG_REGIONS, recognise.BLIP_CAPTIONS)
-FOLDERS = ("", "VG_100K/", "VG_100K_2/")  # of the images, as they are distributed
+SUBFOLDERS = ("VG_100K", "VG_100K_2")
 
 
 def visual_genome(files: list[str], images: str) -> AnnotatedImages:
@@ -20,7 +20,7 @@ def visual_genome(files: list[str], images: str) -> AnnotatedImages:
     Raises:
         UserError: a file or folder is missing, unreadable or of another kind.
     """
-    found = AnnotatedImages(images)
+    found = AnnotatedImages(images, SUBFOLDERS)
     for path in files:
         kind, values = recognise.read_annotations(path, KINDS, "vg")
         if kind is recognise.VG_REGIONS:
@@ -36,7 +36,6 @@ def _add_regions(images: AnnotatedImages, path: str, rows: list) -> None:
     def add(row: Any) -> None:
         number, regions = field(row, "id", int), field(row, "regions", list)
         phrases = [(field(region, "phrase", str), None) for region in regions]
-        places = tuple(f"{folder}{number}.jpg" for folder in FOLDERS)
-        images.add(path, places, phrases, {"image_id": number, "regions": regions})
+        images.add(path, (f"{number}.jpg",), phrases, {"image_id": number, "regions": regions})
 
     each_row(images, path, rows, "image", add)
