@@ -94,11 +94,11 @@ class TextChoiceConfig:
 
 @dataclass
 class SourceConfig:
-    """One set of shards. Each of its samples is seen `weight` times per epoch."""
+    """One set of shards, or one data set. Each of its samples is seen `weight` times per epoch."""
 
     shards: str | list[str] = ""
-    dataset: str = ""  # instead of shards: a name or folder that Hugging Face `datasets` reads
-    split: str = "train"  # of the dataset
+    dataset: str = ""  # instead of shards: a folder, parquet file or name that Hugging Face `datasets` reads
+    split: str = "train"  # of the dataset; several as train+restval
     image: str = ""  # column of the dataset; empty: guessed
     text: str = ""  # column of the dataset; empty: guessed
     index: str = ""  # folder that `vlp data index` wrote for these shards; empty: built into the cache
@@ -106,6 +106,15 @@ class SourceConfig:
     samples: Natural = 0  # streamed reading: number of samples; 0: counted or estimated
     weight: NonNegative = 1.0
     texts: TextChoiceConfig | None = None  # null: any of the sample's own captions
+
+    def __post_init__(self) -> None:
+        if not self.dataset:
+            if self.image or self.text:
+                raise UserError("data.sources: image and text name columns of a dataset; set dataset, or remove them.")
+            return
+        for name in ("shards", "index", "keep", "texts"):
+            if getattr(self, name):
+                raise UserError(f"data.sources: a source with a dataset cannot have {name}; make two sources of it.")
 
 
 @dataclass

@@ -20,6 +20,7 @@ from vlp.config import DataConfig, SourceConfig
 from vlp.data.bad_samples import BadSample, BadSampleError, BadSamples, FilteredSampleError, UnusableSources
 from vlp.data.batch import Batch, make_batch
 from vlp.data.byte_stream import Access
+from vlp.data.dataset_source import open_dataset_source
 from vlp.data.image_decoding import EncodedImage
 from vlp.data.sample_dataset import Chunk, Skipped, join_chunks, own_caption, stable_hash
 from vlp.data.sample_stream import Drawn, SampleStream, Source, StreamState
@@ -211,8 +212,12 @@ def open_source(number: int, source: SourceConfig, streams: int, access: Access)
     """A source, and a function that counts its samples.
 
     Raises:
-        UserError: no shard matches, or one lacks the score table that the source draws from.
+        UserError: no shard matches, one lacks the score table that the source draws from, or a data set cannot be read.
+        WorkError: the hub cannot be reached.
     """
+    if source.dataset:
+        rows = open_dataset_source(source, streams)
+        return rows, lambda: source.samples or rows.count()
     paths = expand_shards(source.shards)
     if source.texts is not None:
         for path in paths[:1] if is_remote(paths[0]) else paths:  # a remote table takes requests

@@ -43,7 +43,8 @@ def check_config(config: RunConfig) -> None:
     if config.precision == "fp16" and not torch.cuda.is_available():
         raise UserError("precision fp16 needs a GPU; use bf16 or fp32 on a CPU.")
     for source in config.data.sources:
-        expand_shards(source.shards)
+        if not source.dataset:  # a data set is opened once, by the loader
+            expand_shards(source.shards)
     if is_streamed(config.data):
         micro_batch = config.batch_size // config.accumulation
         check_streams(stream_count(config.data, micro_batch), micro_batch, world_size())

@@ -14,7 +14,9 @@ def model_card(config: RunConfig, results: dict[str, float], epoch_size: int) ->
         results: the last record of the log, and validation scores where they exist.
         epoch_size: samples per epoch.
     """
-    sources = "\n".join(f"- `{source.shards}` (weight {source.weight:g})" for source in config.data.sources)
+    sources = "\n".join(
+        f"- `{source.dataset or source.shards}` (weight {source.weight:g})" for source in config.data.sources
+    )
     numbers = "\n".join(f"| {name} | {value:.4g} |" for name, value in results.items())
     origin = f"starting from `{config.start_from}`" if config.start_from else "from random weights"
     command = "pretrain" if config.task == "pretrain" else "finetune"

@@ -1,0 +1,128 @@
+"""The columns of a Hugging Face data set: which hold the image, the texts and the key, and what their values mean."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from vlp.errors import UserError
+
+IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo", "pil_image")
+TEXTS = (
+    *("caption", "captions", "text", "texts", "txt", "sentence", "sentences", "sentences_raw", "annotations_captions"),
+    *("caption_text", "raw", "answer", "alt_text", "description", "descriptions", "title", "json"),
+)
+FIELDS = ("raw", "caption", "captions", "text", "sentence", "answer", "value")  # of a struct that holds a text
+GROUPS = ("cocoid", "image_id", "img_id", "imgid", "image_open_images_id")  # equal for the rows of one image
+KEYS = ("__key__", "key", "uid", *GROUPS, "image_file_name", "file_name", "filename", "id", "identifier", "question_id")
+
+
+@dataclass(frozen=True)
+class DatasetColumns:
+    """Columns of a data set by what they hold. `text` may name a field, as in `json.caption`.
+
+    Attributes:
+        text: "" for images without texts.
+        key: "" for row numbers.
+    """
+
+    image: str
+    text: str
+    key: str = ""
+
+    @property
+    def read(self) -> list[str]:
+        """The columns to read."""
+        return list(dict.fromkeys(name for name in (self.image, self.text.partition(".")[0], self.key) if name))
+
+
+def guess_columns(features: dict[str, Any], name: str, image: str, text: str, need_text: bool = True) -> DatasetColumns:
+    """Choose the columns by their types and names.
+
+    Args:
+        features: the type of each column, as `datasets` gives them.
+        name: of the data set, for errors.
+        image, text: the columns as the user names them; empty: guessed.
+        need_text: whether a data set without texts is refused.
+
+    Raises:
+        UserError: a column cannot be guessed, or a given one is missing or of another type.
+    """
+    listed = ", ".join(features)
+    for what, given, fits in (("image", image, _may_be_image), ("text", text, _holds_text)):
+        column = given.partition(".")[0] if what == "text" else given
+        if given and column not in features:
+            raise UserError(f"{name} has no column {column!r} for {what}; its columns are {listed}.")
+        if given and not fits(features[column]):
+            raise UserError(f"The column {given!r} of {name} holds no {what}; its columns are {listed}.")
+    if not image:
+        certain = [column for column, kind in features.items() if _is_image(kind)]
+        named = [column for column in _by_name(features, IMAGES) if _may_be_bytes(features[column])]
+        found = certain if len(certain) == 1 else [column for column in named if column in certain or not certain][:1]
+        if not found:
+            raise UserError(
+                f"Which column of {name} holds the image cannot be guessed (columns: {listed}); set image to its name."
+            )
+        image = found[0]
+    if not text and need_text:
+        found = [column for column in _by_name(features, TEXTS) if column != image and _holds_text(features[column])]
+        if not found:
+            raise UserError(
+                f"Which column of {name} holds the texts cannot be guessed (columns: {listed}); set text to its name."
+            )
+        text = found[0]
+    keys = [column for column in _by_name(features, KEYS) if _is_scalar(features[column])]
+    return DatasetColumns(image, text, keys[0] if keys else "")
+
+
+def texts_of(row: dict[str, Any], column: str) -> list[str]:
+    """The texts in a column of a row, stripped and not empty, each once; [] for the column ""."""
+    if not column:
+        return []
+    first, *fields = column.split(".")
+    value = row.get(first)
+    for one in fields:
+        items = value if isinstance(value, list) else [value]
+        value = [item.get(one) for item in items if isinstance(item, dict)]
+    return list(dict.fromkeys(_texts(value)))
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value.strip()] if value.strip() else []
+    if isinstance(value, list):
+        return [text for item in value for text in _texts(item)]
+    if isinstance(value, dict):
+        field = next((name for name in FIELDS if value.get(name)), None)
+        return _texts(value[field]) if field else []
+    return []
+
+
+def _by_name(features: dict[str, Any], names: tuple[str, ...]) -> list[str]:
+    """The columns with these names in any case, in the order of the names."""
+    lower = {column.lower(): column for column in reversed(features)}
+    return [lower[name] for name in names if name in lower]
+
+
+def _is_image(kind: Any) -> bool:
+    return type(kind).__name__ == "Image" or (isinstance(kind, dict) and "bytes" in kind)
+
+
+def _may_be_bytes(kind: Any) -> bool:
+    return _is_image(kind) or getattr(kind, "dtype", "") in ("binary", "large_binary")
+
+
+def _may_be_image(kind: Any) -> bool:
+    return _may_be_bytes(kind) or getattr(kind, "dtype", "") in ("string", "large_string")
+
+
+def _is_scalar(kind: Any) -> bool:
+    return getattr(kind, "dtype", "") in ("string", "large_string", "int64", "int32", "uint64", "uint32")
+
+
+def _holds_text(kind: Any) -> bool:
+    """Whether a column holds strings, lists of strings, or structs with a text."""
+    if isinstance(kind, dict):
+        return any(_holds_text(kind[name]) for name in FIELDS if name in kind)
+    if isinstance(kind, list):  # how older versions of `datasets` write lists
+        return _holds_text(kind[0])
+    inner = getattr(kind, "feature", None)
+    return _holds_text(inner) if inner is not None else getattr(kind, "dtype", "") in ("string", "large_string")
