@@ -1,4 +1,4 @@
-"""Formulas for the cost of a pretraining step: parameters, FLOPs per pair, memory per GPU, bytes between GPUs.
+"""Formulas for the cost of a pretraining step (parameters, FLOPs, memory, bytes between GPUs) and of a data set.
 
 docs/scale.md explains them and shows the output of `python scripts/bench/scale_tables.py`. FLOPs are those of matrix
 products, counting a multiplication and an addition as two. Texts include their padding, which GPUs compute.
@@ -12,6 +12,7 @@ from vlp.models.text_tower import shared_parts
 from vlp.tasks.contrast import ROWS_AT_ONCE
 
 FULL, HALF = 4, 2  # bytes of a float32 and of a bfloat16
+CAPTION_TOKENS = 20  # of a new caption, including the first one
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,10 @@ def step_flops(step: Step) -> dict[str, float]:
     """
     image, text, size = step.model.image_encoder, step.model.text_tower, step.model.embed_dim
     seen, width = image_tokens(image), text.width
-    patches = 2 * (seen - 1) * 3 * image.patch_size**2 * image.width
-    products = image.layers * 2 * seen * image.width * (4 * image.width + 2 * _image_feed_forward(image))
-    blocks = products + image.layers * 4 * seen**2 * image.width
-    alone, crossed = (_text_flops(step, step.tokens, cross) for cross in (False, True))
-    decoding = _text_flops(step, step.tokens - 1, True)
-    memory = text.layers * 2 * seen * image.width * 2 * width
+    patches, blocks = _image_flops(image)
+    alone, crossed = (_text_flops(step.model, step.tokens, cross) for cross in (False, True))
+    decoding = _text_flops(step.model, step.tokens - 1, True)
+    memory = _memory_flops(step.model)
     memories = (1 if "cross_attention" in shared_parts(text.sharing) else 2) + (1 if step.gpus > 1 else 0)
     heads = 2 * size * (image.width + width)
     rows_again = 2 if step.pairs > ROWS_AT_ONCE else 0
@@ -125,16 +124,29 @@ def step_flops(step: Step) -> dict[str, float]:
     return flops
 
 
+def _image_flops(image: ImageEncoderConfig) -> tuple[float, float]:
+    """FLOPs of one image in the forward pass: of the patch projection, and of all blocks."""
+    seen = image_tokens(image)
+    products = image.layers * 2 * seen * image.width * (4 * image.width + 2 * _image_feed_forward(image))
+    return 2 * (seen - 1) * 3 * image.patch_size**2 * image.width, products + image.layers * 4 * seen**2 * image.width
+
+
+def _memory_flops(model: ModelConfig) -> float:
+    """FLOPs of the keys and values of one image for all layers of the text tower, in the forward pass."""
+    image, text = model.image_encoder, model.text_tower
+    return text.layers * 2 * image_tokens(image) * image.width * 2 * text.width
+
+
 def _logits(step: Step) -> float:
     return step.pairs * step.words * step.model.text_tower.vocabulary
 
 
-def _text_flops(step: Step, tokens: int, cross: bool) -> float:
+def _text_flops(model: ModelConfig, tokens: float, cross: bool) -> float:
     """FLOPs of one text in the forward pass through all layers."""
-    text = step.model.text_tower
+    text = model.text_tower
     layer = 2 * tokens * text.width * (4 * text.width + 2 * text.feed_forward) + 4 * tokens**2 * text.width
     if cross:
-        layer += 4 * tokens * text.width**2 + 4 * tokens * image_tokens(step.model.image_encoder) * text.width
+        layer += 4 * tokens * text.width**2 + 4 * tokens * image_tokens(model.image_encoder) * text.width
     return text.layers * layer
 
 
@@ -248,3 +260,44 @@ def step_seconds(step: Step, rate: float, bandwidth: float) -> tuple[float, floa
         bandwidth: bytes per second that a GPU sends.
     """
     return step.pairs * sum(step_flops(step).values()) / rate, sum(communication_bytes(step).values()) / bandwidth
+
+
+def scoring_flops(model: ModelConfig, texts: int = 1, captions: int = 1, tokens: int = 20) -> dict[str, float]:
+    """FLOPs per image of CapFilt's scoring by a captioner and a filter of one shape, by part.
+
+    The captioner samples captions of 20 tokens with a cache. The filter computes ITM and ITC of all texts, the
+    captioner their likelihood.
+
+    Args:
+        texts: the image's own texts.
+        captions: new captions.
+        tokens: tokens of a scored text, including padding.
+    """
+    image, text = model.image_encoder, model.text_tower
+    steps, every = CAPTION_TOKENS - 1, texts + captions
+    word = 2 * text.width * (text.width + text.vocabulary)
+    # With a cache, the token of step t attends to t tokens instead of all.
+    attended = 4 * text.width * text.layers * (steps**2 - steps * (steps + 1) / 2)
+    heads = 2 * model.embed_dim
+    return {
+        "images, twice": 2 * sum(_image_flops(image)),
+        "image memory, twice": 2 * _memory_flops(model),
+        "captions": captions * (_text_flops(model, steps, True) - attended + steps * word),
+        "ITM": every * (_text_flops(model, tokens, True) + 4 * text.width),
+        "ITC": every * (_text_flops(model, tokens, False) + heads * text.width) + heads * image.width,
+        "likelihoods": every * (_text_flops(model, tokens - 1, True) + (tokens - 4) * word),
+    }
+
+
+def gpu_hours(items: float, flops: float, rate: float) -> float:
+    """GPU hours of `items` times `flops`.
+
+    Args:
+        rate: FLOP/s that a GPU reaches.
+    """
+    return items * flops / rate / 3600
+
+
+def index_bytes(samples: int, key_bytes: int = 9) -> int:
+    """Bytes of the index of shards: per sample six uint32 for its members, a uint32 for the end of its key, the key."""
+    return samples * (6 * 4 + 4 + key_bytes)

@@ -6,8 +6,11 @@ from scale import (
     Step,
     activation_bytes,
     communication_bytes,
+    gpu_hours,
+    index_bytes,
     memory_bytes,
     parameters,
+    scoring_flops,
     state_bytes,
     step_flops,
     step_seconds,
@@ -31,6 +34,14 @@ BASE = ModelConfig(text_tower=TextTowerConfig(vocabulary=VOCABULARY))
 LARGE = ModelConfig(ImageEncoderConfig(width=1024, layers=24, heads=16, drop_path=0.1), BASE.text_tower)
 STEPS = {"ViT-B/16": Step(BASE, 360, 8), "ViT-L/16": Step(LARGE, 300, 8, checkpointing=True)}  # as in configs/
 
+SIZES = {"1 million": 10**6, "100 million": 10**8, "5 billion": 5 * 10**9}
+PER_SHARD = 10_000  # images
+REQUESTS = 4  # for a shard of any size, read in sequence
+WEEK = 7 * 24  # hours
+# Measured, see docs/benchmarks.md: images per second of scoring with one caption on two cores in bf16, and of reading
+# 640 x 480 JPEG for training on one core.
+SCORED_ON_TWO_CORES, READ_ON_ONE_CORE = 3.44, 726
+
 Rows = list[tuple[str, ...]]
 
 
@@ -44,6 +55,9 @@ def tables() -> str:
         "MB that each of 8 GPUs sends per step, and the time that this and the products take": _communication(),
         "MB that each GPU sends per step: hard negative images with their gradients, and everything": _drawn(),
         f"Expected pairs per second, by the share of {RATE / 1e12:.0f} TFLOP/s that a step reaches": _throughput(),
+        f"Estimated GPU hours, by the share of {RATE / 1e12:.0f} TFLOP/s that a GPU reaches": _gpu_hours(),
+        "Core hours, by rates that were measured on two cores": _core_hours(),
+        "What reading takes": _reading(),
     }
     return "\n\n".join(f"{title}:\n\n{_table(rows)}" for title, rows in parts.items())
 
@@ -133,6 +147,49 @@ def _throughput() -> Rows:
                 cells.append(f"{pairs * gpus / (products + sending):,.0f} to {hidden:,.0f}")
             rows.append((f"{name}, {gpus}, {pairs}, {speed}", *cells))
     return rows
+
+
+def _gpu_hours() -> Rows:
+    """Scoring with ViT-B/16, and one pass of pretraining."""
+    rows: Rows = [("images", "per second and GPU", *SIZES, "GPUs for 5 billion in a week")]
+    work = {
+        f"scoring, {captions} new {'caption' if captions == 1 else 'captions'}": sum(
+            scoring_flops(BASE, captions=captions).values()
+        )
+        for captions in (1, 4)
+    }
+    work |= {f"pretraining {name}, one pass": sum(step_flops(step).values()) for name, step in STEPS.items()}
+    for name, flops in work.items():
+        for share in (0.2, 0.4):
+            hours = [gpu_hours(images, flops, share * RATE) for images in SIZES.values()]
+            speed = f"{share * RATE / flops:,.0f}"
+            rows.append((f"{name}, {share:.0%}", speed, *map(_hours, hours), f"{hours[-1] / WEEK:.0f}"))
+    return rows
+
+
+def _core_hours() -> Rows:
+    """Rates times numbers of images; nobody ran these sizes."""
+    rates = {"scoring, 1 new caption": SCORED_ON_TWO_CORES / 2, "reading for one pass of training": READ_ON_ONE_CORE}
+    return [
+        ("images", "images per second and core, measured", *SIZES),
+        *(
+            (name, f"{rate:,.4g}", *(_hours(images / rate / 3600) for images in SIZES.values()))
+            for name, rate in rates.items()
+        ),
+    ]
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.1f}" if hours < 10 else f"{hours:,.0f}"
+
+
+def _reading() -> Rows:
+    rows: Rows = [("images", *SIZES)]
+    shards = [images // PER_SHARD for images in SIZES.values()]
+    rows.append((f"shards of {PER_SHARD:,}", *(f"{count:,}" for count in shards)))
+    rows.append(("requests of one streamed pass, at most", *(f"{REQUESTS * count:,}" for count in shards)))
+    sizes = (index_bytes(images) / GB for images in SIZES.values())
+    return [*rows, ("GB of the index, on disk", *(f"{size:.3g}" for size in sizes))]
 
 
 def _table(rows: Rows) -> str:

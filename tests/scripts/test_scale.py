@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import scale
 import torch
@@ -10,10 +11,13 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from vlp.bench import capfilt
+from vlp.bench.caption import Size
 from vlp.bench.timing import UNCOUNTED_FLOPS
 from vlp.bench.train import bench_tokenizer
 from vlp.config import ImageEncoderConfig, ModelConfig, ObjectiveConfig, RunConfig, TextTowerConfig
 from vlp.data.batch import Batch
+from vlp.data.index_writer import write_index
 from vlp.models.blip import Blip
 from vlp.tasks import alignment
 from vlp.tasks.pretrain import PretrainTask
@@ -111,6 +115,27 @@ def test_exchanged_bytes_and_flops_of_two_processes(plain, exchanged):
     assert (exchanged["texts"], exchanged["draws"]) == (expected["texts"], expected["draws"])
     assert exchanged["image tokens"] == scale.drawn_bytes(step)
     assert sum(scale.step_flops(step).values()) == pytest.approx(counted, rel=0.02)
+
+
+def test_flops_of_scoring_match_those_that_torch_counts(plain, monkeypatch):
+    size = Size(width=96, layers=2, heads=2, image_size=64, vocabulary=300)
+    counted = []
+
+    def count(what, unit, images, precision, work, make_peer):
+        with FlopCounterMode(display=False, custom_mapping=UNCOUNTED_FLOPS) as counter:
+            work()
+        counted.append(counter.get_total_flops() / images)
+
+    monkeypatch.setattr(capfilt, "compare", count)
+    capfilt.bench_capfilt(size, "fp32", 3, peers=False)
+    assert sum(scale.scoring_flops(size.config()).values()) == pytest.approx(counted[0], rel=0.05)
+
+
+def test_index_bytes_match_the_files(scenes, tmp_path):
+    write_index(sorted(map(str, scenes.glob("*.tar"))), tmp_path / "index", workers=0)
+    arrays = [np.load(path) for path in (tmp_path / "index").glob("*.npy")]
+    key_bytes = len(np.load(tmp_path / "index" / "keys.npy")) // 87
+    assert scale.index_bytes(87, key_bytes) == sum(one.nbytes for one in arrays)
 
 
 def test_state_bytes_match_the_tensors():
