@@ -71,7 +71,7 @@ class ModelConfig:
 
 @dataclass
 class TextChoiceConfig:
-    """How a sample's text is drawn from the score tables next to the shards; see docs/capfilt.md.
+    """How a sample's text is drawn from score tables; see docs/capfilt.md.
 
     `web`, `human` and `synthetic` are the probabilities of the sources of texts. Where an image has no text of a
     source, the others are rescaled. Samples without any usable text are filtered: they leave the epoch.
@@ -277,6 +277,7 @@ class CapFiltConfig:
     filter: str | list[str] = ""  # model folders, or open_clip:NAME,PRETRAINED
     output: str = ""
     name: FileNamePart = "capfilt"  # name of the score tables: SHARD.NAME.parquet
+    tables: str = ""  # folder or URL of the score tables; empty: next to the shards
     decoding: SamplingOverrides = field(default_factory=SamplingOverrides)  # changes to the captioners' own settings
     num_captions: Annotated[int, Range(1, 10_000)] = 1  # per image and captioner
     rules: str = "itm >= 0.5"  # selection rules: which texts are kept; see docs/capfilt.md

@@ -98,6 +98,7 @@ def remote_errors(url: str) -> Iterator[None]:
     Raises:
         UserError: there is no such file or bucket, or no credentials, or access is denied.
         WorkError: the connection fails, or the credentials expired.
+        OSError: a local disk is full.
     """
     try:
         yield
@@ -108,6 +109,8 @@ def remote_errors(url: str) -> Iterator[None]:
     except urllib.error.HTTPError as error:
         raise _http_error(url, error) from None
     except Exception as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise  # of a local disk
         text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
         if any(words in text for words in EXPIRED):
             raise _expired(url) from None

@@ -5,6 +5,7 @@ import io
 import math
 import random
 import re
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -207,13 +208,13 @@ def test_embeddings_are_reused_unless_the_shard_changed(sets, model, monkeypatch
     shards, tests = sets
     first = find_duplicates(shards, model[1], tests, ABOVE, quiet=True)
     changed, *others = expand_shards(shards)
-    before = {path: table_path(path, "embeddings").stat().st_mtime_ns for path in [changed, *others]}
+    before = {path: Path(table_path(path, "embeddings")).stat().st_mtime_ns for path in [changed, *others]}
     again = find_duplicates(shards, model[1], tests, 0.9, quiet=True)
     assert again.near + again.against > first.near + first.against
     with open(changed, "ab") as file:
         file.write(bytes(512))
     find_duplicates(shards, model[1], tests, 0.9, quiet=True)
-    after = {path: table_path(path, "embeddings").stat().st_mtime_ns for path in [changed, *others]}
+    after = {path: Path(table_path(path, "embeddings")).stat().st_mtime_ns for path in [changed, *others]}
     assert [path for path in before if before[path] != after[path]] == [changed]
 
 
@@ -225,7 +226,7 @@ def test_rules_leave_duplicates_out(sets, model, tmp_path):
         samples = list(iterate_samples(shard))
         write_table(shard, [Scored(one.key, "web", one.text, 0.9, 0.0) for one in samples], {})
         names += [f"{shard}#{one.key}" for one in samples]
-    tables = [str(table_path(shard)) for shard in expand_shards(shards)]
+    tables = [table_path(shard) for shard in expand_shards(shards)]
     select(tables, "not duplicate", table=str(tmp_path / "kept.parquet"), quiet=True)
     kept = [f"{row['shard']}#{row['key']}" for row in pq.read_table(tmp_path / "kept.parquet").to_pylist()]
     assert kept == [name for name in names if name not in read_tables(shards)]
@@ -261,4 +262,4 @@ def test_wrong_calls(sets, model, monkeypatch):
     monkeypatch.setattr(match_images.tempfile, "TemporaryFile", full)
     with pytest.raises(WorkError, match="No space left"):
         find_duplicates(shards, model[1], quiet=True)
-    assert not table_path(expand_shards(shards)[0], "duplicates").exists()
+    assert not Path(table_path(expand_shards(shards)[0], "duplicates")).exists()

@@ -81,7 +81,7 @@ def test_rounds_train_the_next_captioner_and_filter_and_continue_after_kills(con
     shutil.rmtree(root)
     for number in (1, 2):
         for shard in expand_shards(config.shards):
-            table_path(shard, f"capfilt-round-{number}").unlink()
+            Path(table_path(shard, f"capfilt-round-{number}")).unlink()
     before: dict[Path, int] = {}
     for moment in ("round-1/pretrain/config.yaml", "round-1/filter/model", "round-2/selected"):
         process = PROCESSES.Process(target=_run, args=(config,))

@@ -9,6 +9,7 @@ import pytest
 from vlp.capfilt import query
 from vlp.capfilt.query import select_rows
 from vlp.capfilt.rules import parse_rules
+from vlp.data.find_tables import open_score_table
 from vlp.data.score_tables import Scored, table_path, write_table
 from vlp.errors import UserError
 
@@ -180,7 +181,7 @@ def write_tables(folder, rng, tables, images):
         shard.touch()
         rows = make_rows(rng, images)
         write_table(str(shard), rows, {})
-        paths.append(str(table_path(str(shard))))
+        paths.append(table_path(str(shard)))
         in_other = [row for row in rows if rng.random() < 0.8] if number else []
         other = {id(row): rng.randrange(21) / 20 for row in in_other}
         if in_other:
@@ -190,7 +191,7 @@ def write_tables(folder, rng, tables, images):
             moved += [Scored(row.key, row.source, row.text + "x", 1, 0, caption_id=row.caption_id) for row in rows]
             rng.shuffle(moved)
             write_table(str(shard), moved, {}, name="other")
-            others.append(str(table_path(str(shard), "other")))
+            others.append(table_path(str(shard), "other"))
         for place, row in enumerate(rows):
             row.place, row.other = (number, place), other.get(id(row))
             everything.append(row)
@@ -198,8 +199,10 @@ def write_tables(folder, rng, tables, images):
 
 
 def selected_by(paths, rules, tmp_path, **also):
-    found = select_rows(paths, parse_rules(rules, {name: {} for name in also}), also, tmp_path / "spill")
-    return {(paths.index(path), row) for path, rows in found for row in rows.tolist()}
+    others = {name: list(map(open_score_table, given)) for name, given in also.items()}
+    compiled = parse_rules(rules, {name: {} for name in also})
+    found = select_rows(list(map(open_score_table, paths)), compiled, others, tmp_path / "spill")
+    return {(paths.index(table.path), row) for table, rows in found for row in rows.tolist()}
 
 
 @pytest.mark.parametrize("rows_at_once", (1, 500_000))
@@ -223,7 +226,7 @@ def test_shares_are_exact_and_ties_with_the_last_text_are_kept(tmp_path):
     scores = [0.9, 0.5, 0.5, 0.5, 0.1, None, math.nan, 0.05, 0.04, 0.03, 0.02, 0.01]
     rows = [Scored(f"{place}", "web", "a text", score, 0.0) for place, score in enumerate(scores)]
     write_table(str(shard), rows, {})
-    paths = [str(table_path(str(shard)))]
+    paths = [table_path(str(shard))]
     found = {share: len(selected_by(paths, f"top(itm, {share})", tmp_path)) for share in (0.01, 0.1, 0.2, 0.4, 0.5, 1)}
     assert found == {0.01: 1, 0.1: 1, 0.2: 4, 0.4: 4, 0.5: 5, 1: 10}
     assert selected_by(paths, "not itm >= 0 and not itm < 0", tmp_path) == {(0, 5), (0, 6)}
@@ -236,7 +239,7 @@ def test_best_breaks_ties_by_source_and_number(tmp_path):
     places = [("web", 0), ("synthetic", 1), ("synthetic", 0), ("human", 3)]
     rows = [Scored("same", source, "a text", 0.5, 0.0, caption_id=number) for source, number in places]
     write_table(str(shard), [*rows, Scored("other", "web", "a text", None, 0.0)], {})
-    paths = [str(table_path(str(shard)))]
+    paths = [table_path(str(shard))]
     assert selected_by(paths, "best(2)", tmp_path) == {(0, 2), (0, 3)}
     assert selected_by(paths, 'best(1) and source != "human"', tmp_path) == {(0, 2)}
 
@@ -246,7 +249,7 @@ def test_duplicates_need_their_tables(tmp_path):
     shard.touch()
     write_table(str(shard), [Scored("a", "web", "a text", 0.5, 0.0)], {})
     with pytest.raises(UserError, match=r"has no table of duplicates; run `vlp capfilt duplicates`"):
-        selected_by([str(table_path(str(shard)))], "not duplicate", tmp_path)
+        selected_by([table_path(str(shard))], "not duplicate", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -267,7 +268,7 @@ def test_a_table_belongs_to_the_content_of_its_shard(shard, folders, tmp_path):
     with pytest.raises(UserError, match=r"00000\.tar was changed after it was scored; score it again"):
         read_table(shard)
     with pytest.raises(UserError, match="was changed after it was scored"):
-        select(str(table_path(shard)), "itm >= 0", str(tmp_path / "out"))
+        select(table_path(shard), "itm >= 0", str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -322,7 +323,7 @@ def test_an_image_without_any_text_is_captioned_selected_and_learned_from(folder
     rows = rows_of(shard)
     assert {row["key"] for row in rows} == {f"k{number:02d}" for number in range(12)}
     assert {row["source"] for row in rows if row["key"] == "k00"} == {"synthetic"}
-    select(str(table_path(shard)), "synthetic(best(1))", str(tmp_path / "out"))
+    select(table_path(shard), "synthetic(best(1))", str(tmp_path / "out"))
     assert len([one for one in iterate_samples(str(tmp_path / "out/*.tar")) if one.captions]) == 12
     choice = TextChoiceConfig(web=0.0, human=0.0, synthetic=1.0)
     data = DataConfig([SourceConfig(shard, texts=choice)], workers=0, max_bad_share=0.0)
@@ -370,7 +371,7 @@ def test_the_old_table_stays_if_the_new_one_cannot_be_written(shard, monkeypatch
     with pytest.raises(WorkError, match=r"00000\.capfilt\.parquet cannot be written: Permission denied\."):
         write_table(shard, [Scored("k0", "web", "new", 0.5, 0.0)], {})
     assert [row["text"] for row in rows_of(shard)] == ["old"]
-    assert not [path for path in table_path(shard).parent.iterdir() if "tmp" in path.name]
+    assert not [path for path in Path(table_path(shard)).parent.iterdir() if "tmp" in path.name]
 
 
 def resident_bytes():

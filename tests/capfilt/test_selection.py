@@ -20,7 +20,6 @@ from vlp.data.shard_index import expand_shards
 from vlp.data.shard_writer import ShardWriter
 from vlp.data.shards import iterate_samples, read_members
 from vlp.errors import FullDiskError, UserError
-from vlp.log import Progress
 
 
 @pytest.fixture
@@ -102,7 +101,7 @@ def test_human_texts_keep_their_source_and_samples_their_members(tmp_path):
     shard = str(tmp_path / "in/00000.tar")
     rows = [Scored("a", "human", "said", 0.9, 0.0), Scored("a", "synthetic", "made", 0.8, 0.0)]
     write_table(shard, rows, {})
-    select(str(table_path(shard)), "best(1)", str(tmp_path / "out"))
+    select(table_path(shard), "best(1)", str(tmp_path / "out"))
     ((key, members),) = read_members(str(tmp_path / "out/00000.tar"))
     chosen = {"captions": [{"text": "said", "source": "human"}]}
     assert (key, json.loads(members.pop("json"))) == ("a", {**info, **chosen})
@@ -126,7 +125,7 @@ def test_wrong_calls_are_refused_before_anything_is_written(scored, tmp_path):
     for form in ("output", "uids", "table"):
         with pytest.raises(UserError, match=r"00002\.tar was changed after it was scored"):
             select(tables_of(scored), "itm > 0", **{form: target})
-    path = table_path(third)
+    path = Path(table_path(third))
     old = pq.read_table(path)
     said = json.loads(old.schema.metadata[METADATA.encode()])
     pq.write_table(old.replace_schema_metadata({METADATA: json.dumps({**said, "version": "1"})}), path)
@@ -143,11 +142,14 @@ def test_wrong_calls_are_refused_before_anything_is_written(scored, tmp_path):
 def test_a_full_disk_ends_with_one_sentence(scored, tmp_path, form, monkeypatch):
     result = files.temporary_path(tmp_path / "out")
 
-    def start(*rest, **more):  # called when the temporary paths exist
-        os.symlink("/dev/full", files.temporary_path(result / "00000.tar") if form == "output" else result)
-        return Progress(*rest, **more)
+    name = {"output": "_write_shards", "uids": "write_uids", "table": "_write_table"}[form]
+    write = getattr(selection, name)
 
-    monkeypatch.setattr(selection, "Progress", start)
+    def start(*rest):  # called when the temporary paths exist
+        os.symlink("/dev/full", files.temporary_path(result / "00000.tar") if form == "output" else result)
+        write(*rest)
+
+    monkeypatch.setattr(selection, name, start)
     monkeypatch.setattr(files, "remove_leftovers", lambda path: None)
     with pytest.raises(FullDiskError, match=r"out(/00000\.tar)? cannot be written: no space left on device"):
         select(tables_of(scored), "itm >= 0", **{form: str(tmp_path / "out")})

@@ -78,7 +78,7 @@ def rows_of(shards: str) -> list[dict]:
 
 
 def tables(config: CapFiltConfig) -> list[Path]:
-    return [table_path(shard) for shard in expand_shards(config.shards) if table_path(shard).exists()]
+    return [table_path(shard) for shard in expand_shards(config.shards) if Path(table_path(shard)).exists()]
 
 
 def start(target, *arguments, count: int = 1) -> list[multiprocessing.Process]:
@@ -132,7 +132,7 @@ def test_a_bad_shard_is_in_the_list_given_by_failures(config, tmp_path):
     with pytest.raises(WorkError, match=r"1 shard has no score table.*00000\.tar.*bad.*3 attempts"):
         score_shards(config, part="1/3", failures=str(tmp_path / "new" / "list.jsonl"))
     assert json.loads((tmp_path / "new" / "list.jsonl").read_text())["shard"] == first
-    assert [table_path(shard).exists() for shard in others[2::3]] == [True, True]
+    assert [Path(table_path(shard)).exists() for shard in others[2::3]] == [True, True]
     with pytest.raises(WorkError, match=r"capfilt-failures-1-of-3\.jsonl lists"):
         score_shards(config, part="1/3")
 

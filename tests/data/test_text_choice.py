@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 from collections import Counter
+from pathlib import Path
 from typing import get_args
 
 import pyarrow.parquet as pq
@@ -166,7 +167,7 @@ def test_the_loader_draws_each_images_own_texts(loader_of):
 
 def test_another_score_and_another_name_may_be_chosen(loader_of, shards):
     for shard in expand_shards(shards):
-        table_path(shard).rename(table_path(shard, "second"))
+        Path(table_path(shard)).rename(table_path(shard, "second"))
     texts = {
         text.rsplit(" ", 1)[1]
         for batch in take(loader_of(table="second", score="itc", floor=-0.5), 10)
@@ -245,7 +246,7 @@ def test_a_source_without_a_usable_text_is_refused_at_the_start(loader_of):
 
 def test_a_table_damaged_during_training_makes_bad_samples(loader_of, shards):
     loader = loader_of(max_bad_share=0.9)
-    path = table_path(expand_shards(shards)[0])
+    path = Path(table_path(expand_shards(shards)[0]))
     path.write_bytes(path.read_bytes()[:100])
     take(loader, 5)
     assert set(loader.bad_counts) == {"unreadable score table"}

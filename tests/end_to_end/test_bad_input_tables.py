@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.end_to_end.bad_input import refused, run, succeeded, tidy
+from tests.scoring import lose_shard
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ TABLES = {
     "keys that are numbers": lambda path: rewrite(path, column("key", lambda rows: list(range(rows)))),
     "shard changed": lambda path: path.with_name("00000.tar").write_bytes(b"changed"),
     "table of another shard": lambda path: shutil.copy(path.with_name("00001.capfilt.parquet"), path),
-    "shard missing": lambda path: path.with_name("00000.tar").unlink(),
+    "shard missing": lose_shard,
 }
 
 

@@ -1,6 +1,7 @@
 """A captioner remembers the prompt that it was trained with: every use decodes after the same tokens."""
 
 import json
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -86,7 +87,7 @@ def test_every_use_decodes_after_the_trained_prompt(captioner, prompts, scenes, 
     for row in rows:
         picture.write_bytes(images[row["key"]])
         assert row["nll"] == pytest.approx(plain_likelihood(model, picture, row["text"], ids), abs=0.02)
-    table_path(f"{scenes}/00004.tar").unlink()
+    Path(table_path(f"{scenes}/00004.tar")).unlink()
 
 
 def plain_likelihood(model, image, text, prompt) -> float:

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from tests.scoring import lose_shard
 from vlp.capfilt.selection import select
 from vlp.cli.main import app, main
 from vlp.data import score_tables
@@ -199,14 +200,14 @@ def test_an_empty_selection_and_shards_that_changed_or_are_missing(copied, tmp_p
     shards = expand_shards(f"{copied}/*.tar")
     write_scenes(str(tmp_path / "else"), 20, "web", 0.5, 32, 20, seed=9)
     shutil.copy(tmp_path / "else/00000.tar", shards[0])
-    Path(shards[1]).unlink()
-    scores = [f"{copied}/*.capfilt.parquet", str(table_path(shards[2]))]  # the last of them twice
+    lose_shard(table_path(shards[1]))
+    scores = [f"{copied}/*.capfilt.parquet", table_path(shards[2])]  # the last of them twice
     page = make_page(scores, tmp_path / "new" / "page.html", str(tmp_path / "none"))
     assert "0 of 60 images" in page.text and "3 score tables" in page.text
     assert "✓ kept" not in page.text
     shown, hidden = len(page.pictures), page.text.count(GONE)
     assert shown > 3 and hidden > 10
-    Path(shards[2]).unlink()
+    lose_shard(table_path(shards[2]))
     page = make_page(copied, tmp_path / "page.html")
     assert not page.pictures
     assert page.text.count(GONE) == shown + hidden
@@ -244,11 +245,10 @@ def sentence(kind, *args):
 
 
 def test_files_that_are_not_score_tables(copied, tmp_path, monkeypatch):
-    out, table = tmp_path / "page.html", table_path(expand_shards(f"{copied}/*.tar")[0])
+    out, table = tmp_path / "page.html", Path(table_path(expand_shards(f"{copied}/*.tar")[0]))
     assert "No score table matches" in sentence(UserError, tmp_path / "*.capfilt.parquet", out)
     assert "No score table matches" in sentence(UserError, tmp_path / "none.capfilt.parquet", out)
     assert "00000.tar is not a score table" in sentence(UserError, copied / "00000.tar", out)
-    assert "is remote" in sentence(UserError, "s3://there/0.capfilt.parquet", out)
     pq.write_table(pa.table({"key": ["a"]}), copied / "other.parquet")
     assert "other.parquet is not a score table" in sentence(UserError, copied / "*.parquet", out)
     write_beside(str(copied / "00000.tar"), pa.table({"key": ["a"], "duplicate_of": ["b"]}), {}, None, "duplicates")
@@ -260,7 +260,7 @@ def test_files_that_are_not_score_tables(copied, tmp_path, monkeypatch):
 
 
 def test_damaged_tables(copied, tmp_path):
-    out, table = tmp_path / "page.html", table_path(expand_shards(f"{copied}/*.tar")[0])
+    out, table = tmp_path / "page.html", Path(table_path(expand_shards(f"{copied}/*.tar")[0]))
     content = table.read_bytes()
     table.write_bytes(content[:-20])
     assert "is not a score table" in sentence(UserError, table, out)

@@ -54,7 +54,7 @@ def tables(request, tmp_path_factory):
     for number in range(3):
         shard = folder / f"{number}.tar"
         shard.touch()
-        paths.append(str(table_path(str(shard))))
+        paths.append(table_path(str(shard)))
         own = make_rows(rng, missing)
         write_table(str(shard), own, {})
         for row in own:
@@ -282,7 +282,7 @@ def test_repetition(tables):
 def write_one(folder, rows, name="0.tar"):
     (folder / name).touch()
     write_table(str(folder / name), rows, {})
-    return str(table_path(str(folder / name)))
+    return table_path(str(folder / name))
 
 
 def test_tables_without_rows(tmp_path):

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,7 +54,7 @@ class ImageTables:
     model: Model | None = None
     bad: dict[str, int] = field(default_factory=dict)
 
-    def path(self, shard: str) -> Path:
+    def path(self, shard: str) -> str:
         """The path of a shard's table."""
         return table_path(shard, self.name)
 

@@ -4,6 +4,7 @@ import hashlib
 import re
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -53,7 +54,7 @@ def match_images(
         digests = _hashes(shards, tables, "text", _caption_digests)[taking_part]
         captions = np.unique(digests, axis=0, return_inverse=True)[1].reshape(-1)
         captions[~digests.any(axis=1)] = -1
-    folder, near = tables.path(paths[0]).parent, Matches.none(0)
+    folder, near = Path(tables.path(paths[0])).parent, Matches.none(0)
     try:
         with (
             Progress("images", 2 * len(taking_part), quiet=quiet) as progress,

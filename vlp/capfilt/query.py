@@ -9,11 +9,12 @@ import psutil
 import pyarrow.parquet as pq
 
 from vlp.capfilt.rules import SPACES, SelectionRules, Top
-from vlp.data.find_tables import shard_and_name
-from vlp.data.score_tables import SCHEMA, is_same_shard, read_settings, table_path
+from vlp.data.find_tables import ScoreTable, copy_tables, shard_id
+from vlp.data.score_tables import SCHEMA, is_same_shard, read_settings, shard_exists, table_path
 from vlp.data.sql import MOST_MEMORY, connect, parquet_files, quote, quote_name
 from vlp.errors import UserError
 from vlp.extras import extra
+from vlp.remote import is_remote
 
 with extra("capfilt"):
     import duckdb
@@ -23,17 +24,16 @@ DUPLICATES = ""  # the name of the tables of duplicates among the other tables, 
 
 
 def select_rows(
-    tables: list[str], rules: SelectionRules, also: dict[str, list[str]], spill: Path
-) -> Iterator[tuple[str, np.ndarray]]:
+    tables: list[ScoreTable], rules: SelectionRules, also: dict[str, list[ScoreTable]], spill: Path
+) -> Iterator[tuple[ScoreTable, np.ndarray]]:
     """Find the rows whose texts satisfy the rules. Empty texts never do.
 
     Memory does not grow with the number of tables: `best` needs one image at a time, and `top` sorts all scores on
     disk where they do not fit in memory.
 
     Args:
-        also: paths of other tables, by the name that rules use. Rows are joined on shard path, key, source, caption_id
-            and text, for columns that are not in `SCHEMA` on shard path and key; columns without a matching row are
-            null.
+        also: other tables, by the name that rules use. Rows are joined on shard path, key, source, caption_id and text,
+            for columns that are not in `SCHEMA` on shard path and key; columns without a matching row are null.
         spill: a folder for duckdb's temporary files.
 
     Yields:
@@ -43,13 +43,13 @@ def select_rows(
         UserError: the rules use `duplicate` and a shard has no table of duplicates, or the tables of `also` belong to
             other shards.
     """
-    shards = [shard_and_name(table)[0] for table in tables]
-    others = {name: {shard_and_name(path)[0]: path for path in paths} for name, paths in also.items()}
+    shards = [shard_id(table.shard) for table in tables]
+    others = {name: {shard_id(one.shard): one.file for one in others} for name, others in also.items()}
     for name, paths in others.items():
         if not set(shards) & set(paths):
             raise UserError(f"No table given as {name} belongs to a shard of the score tables; check --also.")
     if "duplicate" in rules.columns:
-        others[DUPLICATES] = {shard: _duplicates_table(shard) for shard in shards}
+        others[DUPLICATES] = _duplicates_tables(shards, spill / "duplicates")
     groups = list(_groups(tables))
     memory = min(psutil.virtual_memory().total // 2, MOST_MEMORY)
     with connect(spill, memory) as connection:
@@ -68,11 +68,11 @@ def select_rows(
             yield from zip(group, np.split(rows, ends[:-1]), strict=True)
 
 
-def _groups(tables: list[str]) -> Iterator[list[str]]:
+def _groups(tables: list[ScoreTable]) -> Iterator[list[ScoreTable]]:
     """Runs of consecutive tables with about `ROWS_AT_ONCE` rows in total."""
     group, rows = [], 0
     for table in tables:
-        more = pq.read_metadata(table).num_rows
+        more = pq.read_metadata(table.file).num_rows
         if group and rows + more > ROWS_AT_ONCE:
             yield group
             group, rows = [], 0
@@ -80,34 +80,35 @@ def _groups(tables: list[str]) -> Iterator[list[str]]:
     yield group
 
 
-def _texts(group: list[str], rules: SelectionRules, others: dict[str, dict[str, str]]) -> str:
+def _texts(group: list[ScoreTable], rules: SelectionRules, others: dict[str, dict[str, str]]) -> str:
     """SQL of the rows of a group whose text is not empty, with the columns that the rules use."""
-    shards = [shard_and_name(table)[0] for table in group]
+    shards, files = [shard_id(table.shard) for table in group], [table.file for table in group]
     joins = []
     for name, paths in others.items():
         given = {number: paths[shard] for number, shard in enumerate(shards) if shard in paths}
         if name == DUPLICATES:
-            joins.append(_join(group, given, ["key"], {"duplicate": "duplicate_of IS NOT NULL"}))
+            joins.append(_join(files, given, ["key"], {"duplicate": "duplicate_of IS NOT NULL"}))
             continue
         named = [column.removeprefix(f"{name}.") for column in rules.columns if column.startswith(f"{name}.")]
         of_texts = {f"{name}.{column}": quote_name(column) for column in named if column in SCHEMA.names}
         of_images = {f"{name}.{column}": f"max({quote_name(column)})" for column in named if column not in SCHEMA.names}
         if of_texts:
-            joins.append(_join(group, given, ["key", "source", "caption_id", "text"], of_texts))
+            joins.append(_join(files, given, ["key", "source", "caption_id", "text"], of_texts))
         if of_images:
-            joins.append(_join(group, given, ["key"], of_images, "GROUP BY ALL"))
+            joins.append(_join(files, given, ["key"], of_images, "GROUP BY ALL"))
     kept = {"key": "key", "source": "source", "caption_id": "caption_id"} | rules.columns
     columns = ", ".join(f'{sql} AS "{name}"' for name, sql in kept.items())
     return (
         f"SELECT file_index, file_row_number, {columns} FROM (SELECT file_index, file_row_number, * "
-        f"FROM {parquet_files(group)}) {' '.join(joins)} WHERE trim(text, {quote(SPACES)}) <> ''"
+        f"FROM {parquet_files(files)}) {' '.join(joins)} WHERE trim(text, {quote(SPACES)}) <> ''"
     )
 
 
-def _join(group: list[str], given: dict[int, str], keys: list[str], fields: dict[str, str], end: str = "") -> str:
+def _join(files: list[str], given: dict[int, str], keys: list[str], fields: dict[str, str], end: str = "") -> str:
     """SQL that adds columns of other tables to the rows of a group.
 
     Args:
+        files: the tables of the group.
         given: the path of the other table by the place of its shard in the group.
         keys: the columns to join on, besides the shard.
         fields: SQL of the columns to add, by name.
@@ -120,7 +121,7 @@ def _join(group: list[str], given: dict[int, str], keys: list[str], fields: dict
         other = f"SELECT {place}, {columns} FROM {parquet_files(list(given.values()))} {end}"
     else:
         nulls = ", ".join(f"NULL AS {quote_name(alias)}" for alias in fields)
-        other = f"SELECT file_index, {', '.join(keys)}, {nulls} FROM {parquet_files(group)} WHERE false"
+        other = f"SELECT file_index, {', '.join(keys)}, {nulls} FROM {parquet_files(files)} WHERE false"
     return f"LEFT JOIN ({other}) USING ({', '.join(['file_index', *keys])})"
 
 
@@ -139,10 +140,14 @@ def _cut(connection: duckdb.DuckDBPyConnection, relations: list[str], top: Top) 
     return cut
 
 
-def _duplicates_table(shard: str) -> str:
-    settings = read_settings(shard, "duplicates")
-    if settings is None:
-        raise UserError(f"{shard} has no table of duplicates; run `vlp capfilt duplicates` on all shards first.")
-    if Path(shard).exists() and not is_same_shard(shard, settings):
-        raise UserError(f"{shard} has changed since its duplicates were found; run `vlp capfilt duplicates` again.")
-    return str(table_path(shard, "duplicates"))
+def _duplicates_tables(shards: list[str], copies: Path) -> dict[str, str]:
+    """Local files of the tables of duplicates, by shard; those that are remote are copied."""
+    for shard in shards:
+        settings = read_settings(shard, "duplicates")
+        if settings is None:
+            raise UserError(f"{shard} has no table of duplicates; run `vlp capfilt duplicates` on all shards first.")
+        if shard_exists(shard) and not is_same_shard(shard, settings):
+            raise UserError(f"{shard} has changed since its duplicates were found; run `vlp capfilt duplicates` again.")
+    tables = {shard: table_path(shard, "duplicates") for shard in shards}
+    copied = copy_tables([table for table in tables.values() if is_remote(table)], copies)
+    return {shard: copied.get(table, table) for shard, table in tables.items()}

@@ -13,6 +13,7 @@ from vlp.config_reader import as_yaml, load_config
 from vlp.distributed import is_main, join_processes, run_on_main
 from vlp.errors import UserError
 from vlp.files import write_json, write_text
+from vlp.remote import is_remote
 from vlp.training.loop import train
 
 STAGES = {"pretrain": "pretrain", "captioner": "captioning", "filter": "retrieval"}  # and their tasks
@@ -73,6 +74,8 @@ def _read_trainings(config: CapFiltConfig) -> dict[str, RunConfig]:
     """The config of each training; raises UserError if one is missing or wrong."""
     if not config.output:
         raise UserError("CapFilt needs output; set it to a folder for the rounds.")
+    if is_remote(config.output):
+        raise UserError(f"{config.output} is an address, but rounds train in their output; set it to a local folder.")
     trainings = {}
     for stage, task in STAGES.items():
         given = getattr(config.rounds, stage)

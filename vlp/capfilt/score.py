@@ -36,7 +36,7 @@ class ScoreSettings:
         decoding: changes to the captioners' own decoding settings.
         num_captions: captions per image and captioner.
         max_bad_share: a shard with a larger share of bad samples fails.
-        name: the tables' name, see `table_path`.
+        name, tables: the tables' name and folder, see `table_path`.
     """
 
     decoding: DecodingOverrides = field(default_factory=SamplingOverrides)
@@ -45,6 +45,7 @@ class ScoreSettings:
     batch_size: int = 64
     max_bad_share: float = 0.1
     name: str = NAME
+    tables: str = ""
 
 
 @dataclass
@@ -92,7 +93,7 @@ def score_shard(
     bad.finish()
     counts.texts, counts.bad = len(rows), dict(bad.counts + empty.counts)
     about = {**_provenance(scorers, settings), "bad": counts.bad}
-    write_table(shard, rows, table_identity(scorers, settings), state, settings.name, about)
+    write_table(shard, rows, table_identity(scorers, settings), state, settings.name, about, settings.tables)
     return counts
 
 

@@ -17,20 +17,20 @@ import pyarrow.parquet as pq
 from vlp.capfilt.query import select_rows
 from vlp.capfilt.rules import SPACES, parse_rules
 from vlp.capfilt.uids import write_uids
-from vlp.data.find_tables import added_columns, find_tables, shard_and_name
-from vlp.data.score_tables import SCHEMA, check_table, is_readable
-from vlp.data.shard_index import IMAGE_EXTENSIONS, expand_shards, index_shard, open_shard
+from vlp.data.find_tables import ScoreTable, added_columns, find_tables
+from vlp.data.score_tables import SCHEMA, is_readable, is_same_shard, shard_exists, table_settings
+from vlp.data.shard_index import IMAGE_EXTENSIONS, expand_shards, open_shard, scan_shard
 from vlp.data.shard_writer import ShardWriter
 from vlp.data.shards import read_members
 from vlp.errors import FullDiskError, UserError, WorkError
 from vlp.extras import extra
-from vlp.files import prepare_output, scratch_folder, writing, writing_folder
+from vlp.files import prepare_output, scratch_folder, writing, writing_shards
 from vlp.log import Progress
 
 with extra("capfilt"):
     import duckdb
 
-SelectedRows = Iterator[tuple[str, np.ndarray]]  # what `select_rows` yields
+SelectedRows = Iterator[tuple[ScoreTable, np.ndarray]]  # what `select_rows` yields
 
 
 @dataclass
@@ -54,10 +54,10 @@ def select(
     also: Mapping[str, str | list[str]] | None = None,
     quiet: bool = False,
 ) -> SelectCounts:
-    """Write the selected texts in one of three forms. The output appears when it is complete.
+    """Write the selected texts in one of three forms, to a disk or an object store (see `writing_shards`).
 
     Args:
-        scores: score tables, as paths and globs.
+        scores: score tables, as paths, URLs and globs. Remote ones are copied to the scratch folder of the output.
         rules: an expression, see `vlp/capfilt/rules.py`.
         output: a folder for new shards, one per table, so that keys stay unique within a shard. Samples keep all
             members and fields; their JSON gets the selected texts as `captions`, and the first becomes their text.
@@ -65,7 +65,7 @@ def select(
         uids: a .npy file for the uids of the selected images, in the format of DataComp's resharder.
         table: a .parquet file for the selected rows, with their shard.
         human: with `output`, shards that are copied unchanged after the new ones.
-        also: paths of other tables, by the name under which the rules use their columns.
+        also: other tables, by the name under which the rules use their columns.
 
     Raises:
         UserError: the rules are invalid, a table is missing, a shard has changed since it was scored or (with
@@ -75,44 +75,54 @@ def select(
     targets = [target for target in (output, uids, table) if target]
     if len(targets) != 1 or (human and not output):
         raise UserError("Give exactly one output: --out for shards (optionally with --human), --uids or --table.")
-    others = {name: find_tables(patterns) for name, patterns in (also or {}).items()}
-    tables = find_tables(scores)
-    compiled = parse_rules(
-        rules, {name: added_columns(paths[0]) for name, paths in others.items()}, added_columns(tables[0])
-    )
+    target, counts = targets[0], SelectCounts()
+    prepare_output(target, remote=True)
     clean = expand_shards(human) if human else []
-    for path in tables:  # before anything is written
-        _check_shard(path, needed=bool(output))
-    target, counts = Path(targets[0]), SelectCounts()
-    prepare_output(str(target))
-    write = writing_folder if output else writing
-    with (
-        _read_errors(tables, target),
-        scratch_folder(target) as spill,
-        write(target) as result,
-        Progress("tables", len(tables), quiet=quiet) as progress,
-    ):
-        selected = _count_tables(select_rows(tables, compiled, others, spill), progress)
-        if output:
-            _write_shards(result, selected, clean, counts)
-        elif uids:
-            write_uids(result, _selected_uids(selected, counts), spill)
-        else:
-            _write_table(result, selected, counts)
+    with scratch_folder(target) as scratch:
+        also = also or {}
+        others = {name: find_tables(given, scratch / f"also {name}", quiet) for name, given in also.items()}
+        tables = find_tables(scores, scratch / "scores", quiet)
+        added = {name: added_columns(given[0]) for name, given in others.items()}
+        compiled = parse_rules(rules, added, added_columns(tables[0]))
+        for one in tables:  # before anything is written
+            _check_shard(one, needed=bool(output))
+        with _read_errors(tables, target), Progress("tables", len(tables), quiet=quiet) as progress:
+            selected = _count_tables(select_rows(tables, compiled, others, scratch), progress)
+            _write(target, selected, output, uids, clean, counts, scratch)
     return counts
 
 
+def _write(
+    target: str,
+    selected: SelectedRows,
+    output: str,
+    uids: str,
+    clean: list[str],
+    counts: SelectCounts,
+    scratch: Path,
+) -> None:
+    if output:
+        with writing_shards(target) as folder:
+            _write_shards(folder, selected, clean, counts)
+    else:
+        with writing(target) as file:
+            if uids:
+                write_uids(file, _selected_uids(selected, counts), scratch)
+            else:
+                _write_table(file, selected, counts)
+
+
 @contextmanager
-def _read_errors(tables: list[str], target: Path) -> Iterator[None]:
+def _read_errors(tables: list[ScoreTable], target: str) -> Iterator[None]:
     """Raise a WorkError that names a damaged table, or else the target, for any error of duckdb or of writing."""
     try:
         yield
     except FullDiskError:
         raise
     except (duckdb.Error, WorkError) as error:
-        damaged = next((path for path in tables if not is_readable(path)), None)
+        damaged = next((table for table in tables if not is_readable(table.file)), None)
         if damaged:
-            raise WorkError(f"{damaged} is damaged; score its shard again.") from None
+            raise WorkError(f"{damaged.path} is damaged; score its shard again.") from None
         if isinstance(error, WorkError):
             raise
         raise WorkError(f"{target} cannot be written: {str(error).splitlines()[0].rstrip('.')}.") from None
@@ -133,12 +143,14 @@ def parse_also(given: list[str]) -> dict[str, list[str]]:
     return also
 
 
-def _check_shard(table: str, needed: bool) -> None:
-    shard, name = shard_and_name(table)
-    if Path(shard).exists():
-        check_table(shard, name)
+def _check_shard(table: ScoreTable, needed: bool) -> None:
+    if shard_exists(table.shard):
+        if not is_same_shard(table.shard, table_settings(table.file) or {}):
+            raise UserError(f"{table.shard} was changed after it was scored; score it again.")
     elif needed:
-        raise UserError(f"{table} belongs to {shard}, which is missing; restore the shard or leave the table out.")
+        raise UserError(
+            f"{table.path} belongs to {table.shard}, which is missing; restore the shard or leave the table out."
+        )
 
 
 def _count_tables(selected: SelectedRows, progress: Progress) -> SelectedRows:
@@ -147,14 +159,14 @@ def _count_tables(selected: SelectedRows, progress: Progress) -> SelectedRows:
         progress.add("select")
 
 
-def _read(path: str, rows: np.ndarray, columns: list[str], counts: SelectCounts) -> pa.Table:
+def _read(table: ScoreTable, rows: np.ndarray, columns: list[str], counts: SelectCounts) -> pa.Table:
     """Columns of the selected rows of a table; adds selected and dropped texts and images to `counts`."""
-    table = pq.read_table(path, columns=list({"key": 0, "source": 0, "text": 0} | dict.fromkeys(columns)))
-    kept = table.take(pa.array(rows))
-    _add(counts.texts, table["source"])
+    stored = pq.read_table(table.file, columns=list({"key": 0, "source": 0, "text": 0} | dict.fromkeys(columns)))
+    kept = stored.take(pa.array(rows))
+    _add(counts.texts, stored["source"])
     _add(counts.kept_texts, kept["source"])
-    not_empty = table.filter(pc.not_equal(pc.utf8_trim(table["text"], SPACES), ""))
-    images, with_text, selected = (pc.count_distinct(one["key"]).as_py() for one in (table, not_empty, kept))
+    not_empty = stored.filter(pc.not_equal(pc.utf8_trim(stored["text"], SPACES), ""))
+    images, with_text, selected = (pc.count_distinct(one["key"]).as_py() for one in (stored, not_empty, kept))
     counts.images += selected
     _drop(counts, "no text satisfies the rules", with_text - selected)
     _drop(counts, "all texts are empty", images - with_text)
@@ -172,36 +184,36 @@ def _add(counts: dict[str, int], sources: pa.ChunkedArray) -> None:
 
 
 def _selected_uids(selected: SelectedRows, counts: SelectCounts) -> Iterator[pa.ChunkedArray]:
-    for path, rows in selected:
-        yield _read(path, rows, ["uid"], counts)["uid"]
+    for table, rows in selected:
+        yield _read(table, rows, ["uid"], counts)["uid"]
 
 
-def _write_table(result: Path, selected: SelectedRows, counts: SelectCounts) -> None:
+def _write_table(file: Path, selected: SelectedRows, counts: SelectCounts) -> None:
     schema = SCHEMA.append(pa.field("shard", pa.string()))
-    with pq.ParquetWriter(result, schema) as writer:
-        for path, rows in selected:
-            kept = _read(path, rows, SCHEMA.names, counts)
-            shards = pa.array([shard_and_name(path)[0]] * len(kept), pa.string())
+    with pq.ParquetWriter(file, schema) as writer:
+        for table, rows in selected:
+            kept = _read(table, rows, SCHEMA.names, counts)
+            shards = pa.array([table.shard] * len(kept), pa.string())
             writer.write_table(kept.append_column("shard", shards).cast(schema))
 
 
-def _write_shards(result: Path, selected: SelectedRows, clean: list[str], counts: SelectCounts) -> None:
+def _write_shards(folder: str, selected: SelectedRows, clean: list[str], counts: SelectCounts) -> None:
     number = -1
-    for number, (path, rows) in enumerate(selected):
-        shard = shard_and_name(path)[0]
-        scored = set(pq.read_table(path, columns=["key"])["key"].to_pylist())
+    for number, (table, rows) in enumerate(selected):
+        scored = set(pq.read_table(table.file, columns=["key"])["key"].to_pylist())
         texts: dict[str, list[dict[str, str]]] = defaultdict(list)
-        for row in _read(path, rows, ["key", "text", "source"], counts).to_pylist():
+        for row in _read(table, rows, ["key", "text", "source"], counts).to_pylist():
             texts[row.pop("key")].append(row)
-        with ShardWriter(str(result), samples_per_shard=10**9, first=number) as writer:
-            for key, members in read_members(shard):
+        with ShardWriter(folder, samples_per_shard=10**9, first=number) as writer:
+            for key, members in read_members(table.shard):
                 if key in texts:
                     _write_sample(writer, key, members, texts[key])
                 _drop(counts, "not scored", int(key not in scored))
     for place, shard in enumerate(clean, start=number + 1):
-        with open_shard(shard) as source, open(result / f"{place:05d}.tar", "wb") as target:
-            shutil.copyfileobj(source, target)
-        counts.human_images += len(index_shard(shard).keys)
+        with writing(f"{folder}/{place:05d}.tar") as copy:
+            with open_shard(shard) as source, open(copy, "wb") as target:
+                shutil.copyfileobj(source, target)
+            counts.human_images += len(scan_shard(str(copy)).keys)
 
 
 def _write_sample(writer: ShardWriter, key: str, members: dict[str, bytes], texts: list[dict[str, str]]) -> None:

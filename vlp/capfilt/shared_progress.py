@@ -5,6 +5,7 @@ import torch.distributed as dist
 from vlp.data.shard_index import index_shard
 from vlp.distributed import is_main
 from vlp.log import Progress
+from vlp.remote import is_remote
 
 
 class SharedProgress:
@@ -15,7 +16,8 @@ class SharedProgress:
 
     def __init__(self, store: dist.Store, bar: Progress, shards: list[str]):
         self.store, self.bar, self.shards = store, bar, len(shards)
-        self.first = len(index_shard(shards[0]).keys) if is_main() and shards else 0
+        known = is_main() and shards and not is_remote(shards[0])  # a remote shard would be read whole
+        self.first = len(index_shard(shards[0]).keys) if known else 0
 
     def start_shard(self) -> None:
         self.current = 0  # images of the shard in progress

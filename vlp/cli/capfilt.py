@@ -25,6 +25,7 @@ def capfilt_score(
     ] = None,
     num_captions: Annotated[int, typer.Option(help="Captions per image and captioner.")] = 1,
     name: Annotated[str, typer.Option(help="Name of the tables: SHARD.NAME.parquet.")] = "capfilt",
+    tables: Annotated[str, typer.Option(help="Folder or URL for the tables; default: next to the shards.")] = "",
     seed: int = 0,
     batch_size: int = 64,
     precision: Precision = "auto",
@@ -48,7 +49,7 @@ def capfilt_score(
 ) -> None:
     """Write score tables. Example: vlp capfilt score --shards 'web/*.tar' --captioner C --num-captions 4 --filter F"""
     models = {"captioner": captioner or [], "filter": filter, "num_captions": num_captions, "name": name}
-    given = {**models, "seed": seed, "batch_size": batch_size, "precision": precision}
+    given = {**models, "tables": tables, "seed": seed, "batch_size": batch_size, "precision": precision}
     config = _capfilt_config(None, settings, shards=shards, **given)
     from vlp.training.stop_signals import stop_on_signals
 
@@ -70,8 +71,8 @@ def capfilt_score(
 @capfilt_app.command("select")
 def capfilt_select(
     rules: Annotated[str, typer.Argument(help="The texts to keep, as an expression; see docs/capfilt.md.")],
-    scores: Annotated[list[str], typer.Option(help="Score tables: paths and globs; repeatable.")],
-    output: Annotated[str, typer.Option("--out", help="Folder for new shards.")] = "",
+    scores: Annotated[list[str], typer.Option(help="Score tables: paths, URLs and globs; repeatable.")],
+    output: Annotated[str, typer.Option("--out", help="Folder or URL for new shards.")] = "",
     uids: Annotated[str, typer.Option(help="File.npy for a uid list in DataComp's format.")] = "",
     table: Annotated[str, typer.Option(help="File.parquet for the selected rows.")] = "",
     human: Annotated[

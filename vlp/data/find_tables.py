@@ -1,46 +1,95 @@
-"""Finds score tables by path, and the shard that each belongs to."""
+"""Finds score tables by path or URL, the shard that each belongs to, and local copies of those that are remote."""
 
+import os
 import re
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from vlp.data.score_tables import SCHEMA, VERSION, column_kind, has_columns, read_settings
+from vlp.data.score_tables import SCHEMA, VERSION, column_kind, has_columns, schema_settings, shard_exists, table_schema
 from vlp.data.shard_index import expand_shards
 from vlp.errors import UserError
+from vlp.files import write_errors
+from vlp.log import Progress
+from vlp.remote import filesystem, is_remote, remote_errors
 
 TABLE_NAME = re.compile(r"(.+)\.([^./]+)\.parquet")
+FETCHED_AT_ONCE = 64
 
 
-def find_tables(patterns: str | list[str]) -> list[str]:
-    """Paths of score tables from globs and lists of globs, each once, in order.
+@dataclass(frozen=True)
+class ScoreTable:
+    """A score table.
+
+    Attributes:
+        path: its path or URL.
+        file: the local file to read: `path`, or a copy of a remote table with the same name.
+        shard: the path or URL of its shard.
+    """
+
+    path: str
+    file: str
+    shard: str
+
+
+def find_tables(patterns: str | list[str], copies: Path, quiet: bool = False) -> list[ScoreTable]:
+    """Score tables from globs and lists of globs, each once, in order.
+
+    Args:
+        copies: a folder into which remote tables are copied; it is made where it is missing.
+        quiet: whether to show no progress of copying.
 
     Raises:
-        UserError: nothing matches, or a match is remote or not a score table of this format version.
+        UserError: nothing matches, or a match is not a score table of this format version.
+        WorkError: a remote table cannot be copied.
     """
     listed = [patterns] if isinstance(patterns, str) else patterns
-    for remote in (pattern for pattern in listed if "://" in pattern):
-        raise UserError(f"{remote} is remote; copy or mount the tables, and give their local paths.")
     try:
         found = list(dict.fromkeys(expand_shards(listed)))
-    except UserError:
+    except UserError as error:
+        if any(map(is_remote, listed)) and "No shard matches" not in str(error):
+            raise  # such as a lack of credentials
         pattern = " ".join(listed)
         raise UserError(
             f"No score table matches {pattern!r}; correct the path or run `vlp capfilt score` first."
         ) from None
-    for path in found:
-        shard, name = shard_and_name(path)
-        settings = read_settings(shard, name)
-        if settings is not None and settings.get("version") != VERSION:
-            raise UserError(
-                f"{path} has format version {settings.get('version')}, not {VERSION}; score its shard again."
-            )
-        if settings is None or not has_columns(path):
-            raise UserError(f"{path} is not a score table; `vlp capfilt score` writes SHARD.capfilt.parquet.")
-    return found
+    files = copy_tables([path for path in found if is_remote(path)], copies, quiet)
+    return [open_score_table(path, files.get(path, path)) for path in found]
+
+
+def open_score_table(path: str, file: str = "") -> ScoreTable:
+    """The table of a path; `file` is the local copy of a remote one.
+
+    Raises:
+        UserError: it is not a score table of this format version.
+    """
+    shard, _ = shard_and_name(path)
+    schema = table_schema(file or path)
+    settings = schema_settings(schema)
+    if settings is not None and settings.get("version") != VERSION:
+        raise UserError(f"{path} has format version {settings.get('version')}, not {VERSION}; score its shard again.")
+    if schema is None or settings is None or not has_columns(schema):
+        raise UserError(f"{path} is not a score table; `vlp capfilt score` writes SHARD.capfilt.parquet.")
+    return ScoreTable(path, file or path, shard_of(path, settings.get("path")) or shard)
+
+
+def shard_of(table: str, recorded: str | None) -> str:
+    """The shard of a table: the one next to it if there is one, as in a copied data set, else the recorded one."""
+    beside, _ = shard_and_name(table)
+    if recorded is None or shard_id(recorded) == shard_id(beside) or shard_exists(beside):
+        return beside
+    return recorded if shard_exists(recorded) else beside
+
+
+def shard_id(shard: str) -> str:
+    """A name of a shard that does not depend on the current folder."""
+    return shard if is_remote(shard) else os.path.abspath(shard)
 
 
 def shard_and_name(table: str) -> tuple[str, str]:
-    """The shard of a table, and the table's name: `web/0.capfilt.parquet` -> `web/0.tar`, `capfilt`.
+    """The shard that is next to a table, and the table's name: `web/0.capfilt.parquet` -> `web/0.tar`, `capfilt`.
 
     Raises:
         UserError: the path does not have this form.
@@ -51,7 +100,38 @@ def shard_and_name(table: str) -> tuple[str, str]:
     return f"{matched[1]}.tar", matched[2]
 
 
-def added_columns(table: str) -> dict[str, str]:
+def added_columns(table: ScoreTable) -> dict[str, str]:
     """The columns of a table besides those of `SCHEMA` that rules can use, with their kinds: "number" or "text"."""
-    kinds = {one.name: column_kind(one.type) for one in pq.read_schema(table) if one.name not in SCHEMA.names}
+    kinds = {one.name: column_kind(one.type) for one in pq.read_schema(table.file) if one.name not in SCHEMA.names}
     return {name: kind for name, kind in kinds.items() if kind in ("number", "text")}
+
+
+def copy_tables(urls: list[str], copies: Path, quiet: bool = False) -> dict[str, str]:
+    """Copy remote tables into a folder, many at once; returns the path of each copy, by URL.
+
+    Raises:
+        UserError: a table is missing, or the access to it is denied.
+        FullDiskError, WorkError: the disk is full; a table cannot be copied for another reason.
+    """
+    places = {url: str(copies / f"{number:06d}" / url.rpartition("/")[2]) for number, url in enumerate(urls)}
+    with Progress("tables", len(urls), quiet=quiet or not urls) as progress, write_errors(copies):
+        for _, group in groupby(urls, key=lambda url: url.partition("://")[0]):
+            store = list(group)
+            for start in range(0, len(store), FETCHED_AT_ONCE):
+                part = store[start : start + FETCHED_AT_ONCE]
+                _fetch_part(part, [places[url] for url in part])
+                progress.add("fetch", len(part))
+    return places
+
+
+def _fetch_part(urls: list[str], places: list[str]) -> None:
+    files = filesystem(urls[0])[0]
+    paths = [filesystem(url)[1] for url in urls]
+    with remote_errors(urls[0]):
+        try:
+            files.get(paths, places)
+        except FileNotFoundError:
+            missing = next((url for url, path in zip(urls, paths, strict=True) if not files.exists(path)), urls[0])
+            raise UserError(
+                f"No score table matches {missing!r}; correct the path or run `vlp capfilt score` first."
+            ) from None

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from vlp.config import TextChoiceConfig
 from vlp.data.bad_samples import NO_TEXT, NO_TEXT_CHOSEN, BadSampleError, FilteredSampleError
-from vlp.data.score_tables import check_table, table_path
+from vlp.data.score_tables import check_table, open_table, table_path
 from vlp.data.shard_index import ShardIndex
 from vlp.data.transforms import UNWANTED, clean_caption
-from vlp.errors import UserError
+from vlp.errors import UserError, WorkError
 
 SOURCES = ("web", "human", "synthetic")
 
@@ -35,7 +34,7 @@ class TextReader:
     def __init__(self, most_kept: int = 16) -> None:
         """`most_kept` is the most tables that are kept."""
         self.most_kept = most_kept
-        self.tables: OrderedDict[tuple[str, str, str], ShardTexts | None] = OrderedDict()  # the last one used last
+        self.tables: OrderedDict[tuple[str, str, str, str], ShardTexts | None] = OrderedDict()  # the last one used last
 
     def read(self, index: ShardIndex, row: int, choice: TextChoiceConfig) -> list[Text]:
         """The texts of the sample in a row of a shard's index, in the table's order.
@@ -43,7 +42,7 @@ class TextReader:
         Raises:
             BadSampleError: the table cannot be read.
         """
-        name = (index.path, choice.table, choice.score)
+        name = (index.path, choice.table, choice.tables, choice.score)
         table = self.tables.pop(name) if name in self.tables else read_texts(index, choice)
         self.tables[name] = table
         if len(self.tables) > self.most_kept:
@@ -116,10 +115,10 @@ def read_texts(index: ShardIndex, choice: TextChoiceConfig) -> ShardTexts | None
 def read_columns(shard: str, choice: TextChoiceConfig) -> pa.Table | None:
     """The columns of a shard's table that a choice reads; None where the table is missing or damaged."""
     try:
-        with pq.ParquetFile(table_path(shard, choice.table)) as file:
+        with open_table(table_path(shard, choice.table, choice.tables)) as file:
             # Arrow's pool of threads does not survive the fork of the loader's workers.
             return file.read(["key", "source", "text", choice.score], use_threads=False)
-    except (OSError, pa.ArrowException):
+    except (OSError, pa.ArrowException, UserError, WorkError):
         return None
 
 
@@ -160,7 +159,7 @@ def check_choice(shard: str, choice: TextChoiceConfig) -> None:
     Raises:
         UserError: the shard has no table, was changed after it was scored, or its texts lack the score that is read.
     """
-    check_table(shard, choice.table)
+    check_table(shard, choice.table, choice.tables)
     reads_score = choice.floor is not None or choice.fallback is not None or choice.sampling > 0
     if reads_score and not _has_scores(shard, choice):
         raise UserError(f"The table of {shard} has no {choice.score} scores; set texts.score to another.")
@@ -168,7 +167,8 @@ def check_choice(shard: str, choice: TextChoiceConfig) -> None:
 
 def _has_scores(shard: str, choice: TextChoiceConfig) -> bool:
     """Whether any text may have the score, by the statistics in the table's footer; also True for an empty table."""
-    metadata = pq.read_metadata(table_path(shard, choice.table))
+    with open_table(table_path(shard, choice.table, choice.tables)) as file:
+        metadata = file.metadata
     column = metadata.schema.names.index(choice.score)
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     counts = [(group.num_rows, group.column(column).statistics) for group in groups]

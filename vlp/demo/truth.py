@@ -7,6 +7,7 @@ import torch
 
 from vlp.capfilt.query import select_rows
 from vlp.capfilt.rules import parse_rules
+from vlp.data.find_tables import open_score_table
 from vlp.data.score_tables import NAME, check_table, read_table, table_path
 from vlp.data.shard_index import expand_shards
 from vlp.data.shards import iterate_samples
@@ -38,7 +39,8 @@ def filter_quality(shards: str | list[str], rules: str = "itm >= 0.5", name: str
     for shard in paths:
         check_table(shard, name)
     with tempfile.TemporaryDirectory() as spill:
-        chosen = select_rows([str(table_path(shard, name)) for shard in paths], parse_rules(rules), {}, Path(spill))
+        tables = [open_score_table(table_path(shard, name)) for shard in paths]
+        chosen = select_rows(tables, parse_rules(rules), {}, Path(spill))
         for shard, (_, numbers) in zip(paths, chosen, strict=True):
             stays = set(numbers.tolist())
             truths = {sample.key: sample.info["truth"] for sample in iterate_samples([shard], None)}

@@ -4,23 +4,25 @@ import glob
 import io
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from markupsafe import Markup
 
 from vlp.data.bad_samples import BadSampleError
-from vlp.data.find_tables import find_tables, shard_and_name
+from vlp.data.find_tables import ScoreTable, copy_tables, find_tables
 from vlp.data.image_decoding import decode_image
-from vlp.data.score_tables import image_uid, is_same_shard, read_settings
-from vlp.data.shard_index import ShardIndex, index_shard
-from vlp.data.shards import ShardReader, iterate_samples
-from vlp.errors import UserError
+from vlp.data.score_tables import image_uid, is_same_shard, shard_exists, table_settings
+from vlp.data.shard_index import expand_shards, index_shard
+from vlp.data.shards import Sample, ShardReader, iterate_samples
+from vlp.errors import UserError, WorkError
 from vlp.extras import extra
-from vlp.files import write_text
+from vlp.files import scratch_folder, write_text
+from vlp.remote import is_remote
 from vlp.report import score_statistics as statistics
 from vlp.report.distributions import COLORS, histogram_svg, kept_svg
 from vlp.report.page import data_uri, render
@@ -32,7 +34,13 @@ with extra("capfilt"):
 PICTURES_EACH = 4  # sample images per decile
 PIXELS = 160  # longer side of an image on the page
 STEPS = 6  # calls of `progress`
-HIDDEN = ("version", "shard", "shard_sha256", "settings")  # of interest to programs only, or repeated in other entries
+HIDDEN = (
+    "version",
+    "path",
+    "shard",
+    "shard_sha256",
+    "settings",
+)  # of interest to programs only, or repeated in other entries
 SELECTED = pa.schema([(name, pa.string()) for name in ("shard", "key", "uid", "source", "text")])
 TITLES = {
     "itm": "ITM probability",
@@ -64,7 +72,8 @@ def write_capfilt_report(
     """Write the page.
 
     Args:
-        scores: score tables, as paths and patterns. Images come from the shards next to them, if these still exist.
+        scores: score tables, as paths, URLs and patterns. Images come from their shards, if these still exist. Of a
+            remote shard everything before its last image on the page is read.
         selected: what `vlp capfilt select` wrote from these tables: a folder of shards, or a table (faster).
         failures: the list of failed shards, in JSON lines with `shard`, `error` and optionally `attempts`.
         seed: for sampling images and texts.
@@ -74,32 +83,24 @@ def write_capfilt_report(
         UserError: no table matches, a file is not a score table, or `selected` or `failures` is not of the right kind.
         WorkError: a table is damaged, or the page cannot be written.
     """
-    paths = find_tables(scores)
-    settings, bad = _read_footers(paths)
     given_up = _read_failures(failures)
-    progress("settings")
-    with statistics.open_tables(paths) as connection:
-        progress("images")
-        kept = _selection(connection, selected) if selected else {}
-        progress("selection")
-        rank = statistics.ranking(connection)
-        values = {
-            "sources": statistics.by_source(connection),
-            "comparison": statistics.synthetic_against_web(connection),
-            "kept": _kept(connection),
-            "histograms": _histograms(connection),
-            "shapes": _shapes(connection),
-            "sizes": statistics.frequent_sizes(connection),
-            "images": statistics.one_row(connection, "SELECT count(*) FROM images")[0],
-        }
-        progress("histograms")
-        values["repetition"] = statistics.repetition(connection, seed)
-        progress("repetition")
-        values["sheets"] = _sheets(connection, seed)
-        progress("pictures")
+    with scratch_folder(output) as scratch:
+        tables = find_tables(scores, scratch / "scores", quiet=True)
+        settings, bad = _read_footers(tables)
+        progress("settings")
+        with _original_names(tables), statistics.open_tables([table.file for table in tables]) as connection:
+            progress("images")
+            kept = _selection(connection, selected, scratch) if selected else {}
+            progress("selection")
+            rank, values = statistics.ranking(connection), _values(connection)
+            progress("histograms")
+            values["repetition"] = statistics.repetition(connection, seed)
+            progress("repetition")
+            values["sheets"] = _sheets(connection, {table.file: table for table in tables}, seed)
+            progress("pictures")
     page = render(
         "capfilt.html.j2",
-        tables=len(paths),
+        tables=len(tables),
         rank=TITLES[rank],
         settings=settings,
         bad=bad,
@@ -115,12 +116,25 @@ def write_capfilt_report(
     write_text(output, page)
 
 
-def _read_footers(paths: list[str]) -> tuple[list[tuple[str, list[tuple[str, int]]]], dict[str, int]]:
+def _values(connection: Connection) -> dict[str, Any]:
+    """Statistics and figures of all tables."""
+    return {
+        "sources": statistics.by_source(connection),
+        "comparison": statistics.synthetic_against_web(connection),
+        "kept": _kept(connection),
+        "histograms": _histograms(connection),
+        "shapes": _shapes(connection),
+        "sizes": statistics.frequent_sizes(connection),
+        "images": statistics.one_row(connection, "SELECT count(*) FROM images")[0],
+    }
+
+
+def _read_footers(tables: list[ScoreTable]) -> tuple[list[tuple[str, list[tuple[str, int]]]], dict[str, int]]:
     """Read what the tables record: the values of each setting with the number of tables, and bad samples by reason."""
     counted: dict[str, Counter[str]] = defaultdict(Counter)
     bad: Counter[str] = Counter()
-    for path in paths:
-        settings = read_settings(*shard_and_name(path)) or {}
+    for table in tables:
+        settings = table_settings(table.file) or {}
         about = settings.pop("about", {})
         bad.update(about.pop("bad", {}))
         for key, value in {**settings, **about}.items():
@@ -130,25 +144,43 @@ def _read_footers(paths: list[str]) -> tuple[list[tuple[str, list[tuple[str, int
     return values, dict(bad.most_common())
 
 
-def _selection(connection: Connection, selected: str) -> dict[str, tuple[int, int]]:
+@contextmanager
+def _original_names(tables: list[ScoreTable]) -> Iterator[None]:
+    """Let an error about the copy of a remote table name the table itself."""
+    try:
+        yield
+    except WorkError as error:
+        message = str(error)
+        for table in tables:
+            message = message.replace(table.file, table.path)
+        raise WorkError(message) from None
+
+
+def _selection(connection: Connection, selected: str, scratch: Path) -> dict[str, tuple[int, int]]:
     """How many texts `selected` kept, as `kept_by_selection` counts them."""
-    _read_selected(connection, selected)
+    _read_selected(connection, selected, scratch)
     return statistics.kept_by_selection(connection)
 
 
-def _read_selected(connection: Connection, selected: str) -> None:
+def _read_selected(connection: Connection, selected: str, scratch: Path) -> None:
     """Add the texts that `selected` holds to the connection, one shard at a time."""
+    if is_remote(selected) and selected.endswith(".parquet"):
+        return _read_selected(connection, copy_tables([selected], scratch, quiet=True)[selected], scratch)
     if Path(selected).is_file():
         try:
             return statistics.add_selected(connection, selected)
         except DuckDBError:
             raise UserError(f"{selected} was not written by `vlp capfilt select --table`; check --selected.") from None
-    if not Path(selected).is_dir():
+    if is_remote(selected):
+        shards = expand_shards(f"{selected.rstrip('/')}/*.tar")
+    elif Path(selected).is_dir():
+        shards = [glob.escape(str(path)) for path in sorted(Path(selected).glob("*.tar"))]  # none if no text was kept
+    else:
         raise UserError(f"There is no {selected}; give the folder or table that `vlp capfilt select` wrote.")
-    for shard in sorted(Path(selected).glob("*.tar")):  # empty if no text satisfied the rules
+    for shard in shards:
         rows = [  # a new shard does not record the original shard of its samples
             {"shard": "", "key": one.key, "uid": image_uid(one.image, one.info), "source": source, "text": text}
-            for one in iterate_samples(glob.escape(str(shard)))
+            for one in iterate_samples(shard)
             for text, source in zip(one.captions, one.sources, strict=True)
         ]
         statistics.add_selected(connection, pa.Table.from_pylist(rows, SELECTED))
@@ -207,37 +239,53 @@ def _shapes(connection: Connection) -> list[Markup]:
     return [Markup(figure) for figure in figures]
 
 
-def _sheets(connection: Connection, seed: int) -> list[tuple[float, float, list[_Picture]]]:
-    """The bounds of each decile, and sample images with all their texts."""
+def _sheets(
+    connection: Connection, tables: dict[str, ScoreTable], seed: int
+) -> list[tuple[float, float, list[_Picture]]]:
+    """The bounds of each decile, and sample images with all their texts; `tables` by their files."""
     found = statistics.deciles(connection, PICTURES_EACH, seed)
-    texts = statistics.texts_of(connection, [image for decile in found for image in decile.drawn])
-    reader, index_of = ShardReader(), lru_cache(maxsize=16)(_index)
-    sheets = []
-    for decile in found:
-        drawn = [(key, index_of(table), texts[table, key]) for table, key in decile.drawn]
-        pictures = [_Picture(_address(reader, index, key), key, own) for key, index, own in drawn]
-        sheets.append((decile.low, decile.high, pictures))
+    drawn = [image for decile in found for image in decile.drawn]
+    texts = statistics.texts_of(connection, drawn)
+    addresses: dict[tuple[str, str], str] = {}
+    for file in dict.fromkeys(file for file, _ in drawn):
+        pictures = _addresses(tables[file], {key for other, key in drawn if other == file})
+        addresses |= {(file, key): address for key, address in pictures.items()}
+    return [
+        (one.low, one.high, [_Picture(addresses.get(image, ""), image[1], texts[image]) for image in one.drawn])
+        for one in found
+    ]
+
+
+def _addresses(table: ScoreTable, keys: set[str]) -> dict[str, str]:
+    """Small JPEGs of images as data URIs, by key, without those that cannot be read or whose shard has changed."""
+    shard = table.shard
+    if not shard_exists(shard) or not is_same_shard(shard, table_settings(table.file) or {}):
+        return {}
+    found: dict[str, str] = {}
+    for sample in _samples(shard, keys):
+        with suppress(BadSampleError):
+            picture = decode_image(sample.image, shortest=PIXELS)
+            picture.thumbnail((PIXELS, PIXELS))
+            data = io.BytesIO()
+            picture.save(data, "JPEG", quality=85)
+            found[sample.key] = data_uri(data.getvalue(), "jpeg")
+    return found
+
+
+def _samples(shard: str, keys: set[str]) -> Iterator[Sample]:
+    """The samples with some keys; those that are damaged are left out."""
+    if is_remote(shard):
+        wanted = set(keys)
+        for sample in iterate_samples(shard):
+            if sample.key in wanted:
+                wanted.discard(sample.key)
+                yield sample
+            if not wanted:
+                return
+        return
+    index, reader = index_shard(shard), ShardReader(most_open=1)
+    for row, key in enumerate(index.keys):
+        if key in keys:
+            with suppress(BadSampleError):
+                yield reader.read(index, row)
     reader.close()
-    return sheets
-
-
-def _index(table: str) -> ShardIndex | None:
-    """The index of a table's shard; None if the shard is missing or has changed."""
-    shard, name = shard_and_name(table)
-    if not Path(shard).exists() or not is_same_shard(shard, read_settings(shard, name) or {}):
-        return None
-    return index_shard(shard)
-
-
-def _address(reader: ShardReader, index: ShardIndex | None, key: str) -> str:
-    """A small JPEG of an image as a data URI; "" if the image cannot be read."""
-    if index is None:
-        return ""
-    try:
-        picture = decode_image(reader.read(index, index.keys.index(key)).image, shortest=PIXELS)
-    except (BadSampleError, ValueError):
-        return ""
-    picture.thumbnail((PIXELS, PIXELS))
-    data = io.BytesIO()
-    picture.save(data, "JPEG", quality=85)
-    return data_uri(data.getvalue(), "jpeg")
