@@ -1,6 +1,7 @@
 """Texts from score tables in streamed reading: those that indexed reading gives, found by key."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 
@@ -40,7 +41,7 @@ def test_the_streamed_loader_draws_each_images_own_texts(shards, tokenizer_folde
     named = {(key, text.split(" ", 2)[1]) for one in batches for key, text in zip(one.keys, one.texts, strict=True)}
     assert all(key == name for key, name in named)
     assert {text.split()[0] for one in batches for text in one.texts} >= {"web"}
-    table_path(expand_shards(shards)[1]).unlink()
+    Path(table_path(expand_shards(shards)[1])).unlink()
     with pytest.raises(UserError, match="score"):
         StreamedLoader(data, 32, tokenizer, 8)
 
