@@ -26,12 +26,15 @@ from vlp.data.sample_dataset import (
     read_chunks,
     split_chunk,
 )
+from vlp.data.sample_lists import read_list, shard_uids
+from vlp.data.score_tables import NAME
 from vlp.data.shard_index import expand_shards
 from vlp.data.text_choice import check_choice, read_texts
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.data.workers import pins_memory
-from vlp.distributed import share_out
+from vlp.distributed import is_main, share_out, world_size
 from vlp.errors import UserError
+from vlp.log import Progress
 
 log = logging.getLogger("vlp")
 
@@ -149,6 +152,8 @@ class IndexedLoader:
         self.listed.total += int(index.counts.sum())
         for bad in index.bad():
             self.listed.add(bad)
+        if source.keep:
+            _keep_listed(number, index, source)
         if source.texts is not None:
             self._keep_usable(number, index, source.texts)
         return index
@@ -195,6 +200,34 @@ class IndexedLoader:
             positions = (step * self.world + self.rank) * self.batch + offset
             yield places, positions, self.order.numbers(positions)
             start = int(places[-1]) + 1
+
+
+def _keep_listed(number: int, index: DataIndex, source: SourceConfig) -> None:
+    """Leave out the samples that the source's list does not have. Processes share the work.
+
+    Raises:
+        UserError: the list cannot be read, or has none of the samples.
+    """
+    chosen, total = read_list(source.keep), int(index.counts.sum())
+    table = source.texts.table if source.texts else NAME
+
+    with Progress("shards", -(-len(index.paths) // world_size()), quiet=not is_main()) as bar:
+
+        def listed(shard: int) -> np.ndarray:
+            one = index.whole_shard(shard)
+            mask = chosen.listed(one.path, one.keys, shard_uids(one, table) if chosen.by_uid else None)
+            bar.add("compare with the list")
+            return np.packbits(mask)
+
+        index.keep(share_out(listed, range(len(index.paths))))
+    left = int(index.counts.sum())
+    log.info("data.sources[%d]: %s has %d of %d samples", number, source.keep, left, total)
+    if not left:
+        what = "uids" if chosen.by_uid else "keys"
+        raise UserError(
+            f"data.sources[{number}]: none of the {total} samples is among the {len(chosen.pairs)} {what} in "
+            f"{source.keep}; name the list of these shards, or remove keep."
+        )
 
 
 def _file_limit() -> int:
