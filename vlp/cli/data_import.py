@@ -235,6 +235,35 @@ def import_datacompdr(
     run_import(DataCompDR(shards), output, shard_size, max_bad_share)
 
 
+@import_app.command("hf")
+def import_hf(
+    name: Annotated[str, typer.Argument(help="Folder, parquet file, or NAME or NAME:CONFIG of the hub.")],
+    output: ShardsFolder,
+    split: Annotated[str, typer.Option(help="Split, or several as train+restval.")] = "train",
+    image: Annotated[str, typer.Option(help="Column of the images; default: guessed.")] = "",
+    text: Annotated[str, typer.Option(help="Column of the texts, or a field as json.caption; default: guessed.")] = "",
+    group_by: Annotated[
+        str, typer.Option(help="Column that is equal for the rows of an image; default: cocoid, image_id and the like.")
+    ] = "",
+    no_text: Annotated[bool, typer.Option("--no-text", help="Import images without texts.")] = False,
+    shard_size: ShardSize = 1000,
+    max_bad_share: MaxBadShare = 0.1,
+) -> None:
+    """Import a Hugging Face data set. Rows of one image become one sample; other columns are kept in its JSON.
+
+    \b
+    data/train-00000-of-00002.parquet   a folder of parquet, Arrow or webdataset files
+    dataset_info.json, state.json       what save_to_disk wrote
+    train/metadata.jsonl, train/1.jpg   an image folder
+
+    Example: vlp data import hf flickr30k data/flickr30k --split test --image image --text caption
+    """
+    from vlp.data.importers.hf import HuggingFaceDataset
+
+    importer = HuggingFaceDataset(name, split, image, text, group_by, need_text=not no_text)
+    run_import(importer, output, shard_size, max_bad_share)
+
+
 @import_app.command("tables")
 def import_tables(
     tables: Annotated[list[str], typer.Argument(help="Parquet tables or DataCompDR's tars: paths, globs or braces.")],

@@ -105,7 +105,7 @@ def select_columns(opened: OpenedDataset, names: list[str], image: str) -> Any:
     import datasets
 
     rows = opened.rows.select_columns(names)
-    if isinstance(opened.features[image], datasets.Image):
+    if image in names and isinstance(opened.features[image], datasets.Image):
         rows = rows.cast_column(image, datasets.Image(decode=False))
     return rows
 
