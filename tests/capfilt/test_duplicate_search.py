@@ -21,8 +21,7 @@ ABOVE = 0.95
 def clustered(vectors, file, clusters=1, probes=PROBES, ranks=None, seed=0):
     ranks = np.arange(len(vectors)) if ranks is None else ranks
     blocks = lambda: iter(np.array_split(vectors, 7))  # noqa: E731
-    with Progress("images", quiet=True) as progress:
-        return cluster_vectors(blocks, ranks, vectors.shape[1], clusters, probes, seed, file, progress)
+    return cluster_vectors(blocks, ranks, vectors.shape[1], clusters, probes, seed, file, quiet=True)
 
 
 def search(vectors, tmp_path, tests=0, captions=None, clusters=1, probes=PROBES, above=ABOVE, seed=0):

@@ -58,7 +58,7 @@ def bench_duplicates(images: int) -> list[Measured]:
     return [
         Measured(f"duplicates among {images:,} images", seconds, None, "seconds", *rest),
         Measured("images compared", images / seconds, None, "images/s", *rest),
-        Measured("recall of near copies", recall, None, "of exhaustive", *rest),
+        Measured("recall of near copies", 100 * recall, None, "% of exhaustive", *rest),
     ]
 
 

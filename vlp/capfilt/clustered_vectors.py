@@ -66,7 +66,7 @@ def cluster_vectors(
     probes: int,
     seed: int,
     file: IO[bytes],
-    progress: Progress,
+    quiet: bool = False,
 ) -> ClusteredVectors:
     """Cluster embeddings and write them to a file in the order of their clusters.
 
@@ -78,7 +78,7 @@ def cluster_vectors(
         ranks: int64 [images of all blocks]: the rank of each; -1 leaves an image out.
         probes: how many nearest clusters are found for each image, at most `clusters`.
         file: an empty file, open for reading and writing.
-        progress: counts each image once.
+        quiet: print no progress.
 
     Raises:
         OSError: the file cannot hold the embeddings.
@@ -86,14 +86,13 @@ def cluster_vectors(
     images = int((ranks >= 0).sum())
     nearest = np.zeros((images, min(probes, clusters)), np.int32)
     if clusters > 1:
-        progress.say(f"clustering: k-means with {clusters:,} clusters")
+        Progress("images", quiet=quiet).say(f"clustering: k-means with {clusters:,} clusters")
         centroids = _centroids(blocks, ranks, clusters, seed)
-        for mine, vectors in _taking_part(blocks, ranks):
-            found = faiss.knn(to_float32(vectors), centroids, nearest.shape[1], metric=faiss.METRIC_INNER_PRODUCT)[1]
-            nearest[mine] = found
-            progress.add("cluster", len(mine))
-    else:
-        progress.add("cluster", images)
+        with Progress("images", images, quiet=quiet) as progress:
+            for mine, vectors in _taking_part(blocks, ranks):
+                found = faiss.knn(to_float32(vectors), centroids, nearest.shape[1], metric=faiss.METRIC_INNER_PRODUCT)
+                nearest[mine] = found[1]
+                progress.add("cluster", len(mine))
     by_row = np.argsort(nearest[:, 0], kind="stable")  # ranks, in the order of the rows
     rows = np.empty(images, np.int64)
     rows[by_row] = np.arange(images)

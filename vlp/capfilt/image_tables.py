@@ -21,6 +21,7 @@ from vlp.errors import UserError
 from vlp.log import Progress
 from vlp.model import Model
 from vlp.models.cpu.linear import constant_weights
+from vlp.remote import is_remote
 
 EMBEDDINGS, IMAGES = "embeddings", "images"  # names of the tables next to the shards: with embeddings, and without
 BLOCK = 16_384  # embeddings that `ImageTables.blocks` yields at once
@@ -111,7 +112,8 @@ def write_image_tables(
     name, settings = (EMBEDDINGS if scorers else IMAGES), {**identity, "format": FORMAT}
     tables = ImageTables(name, settings, scorers.filters[0] if scorers else None)
     bad = BadSamples(max_share=1.0)
-    total = sum(len(index_shard(shard).keys) for shard in shards)
+    remote = any(is_remote(shard) for shard in shards)  # counting their samples would read them twice
+    total = None if remote else sum(len(index_shard(shard).keys) for shard in shards)
     with Progress("images", total, quiet=quiet) as progress:
         for shard in shards:
             if is_finished(shard, settings, name):

@@ -16,6 +16,7 @@ from vlp.capfilt.image_tables import ImageTables
 from vlp.data.transforms import LONGEST_CAPTION, clean_caption
 from vlp.errors import WorkError
 from vlp.log import Progress
+from vlp.remote import is_remote
 
 NOT_A_WORD = re.compile(r"[\W_]+")
 By = Literal["images", "captions", "both"]
@@ -52,20 +53,19 @@ def match_images(
     captions = None
     if by != "images":
         digests = _hashes(shards, tables, "text", _caption_digests)[taking_part]
-        captions = np.unique(digests, axis=0, return_inverse=True)[1].reshape(-1)
+        same = _first_of_equal(digests, np.arange(len(digests)))
+        captions = np.unique(same, return_inverse=True)[1]
         captions[~digests.any(axis=1)] = -1
-    folder, near = Path(tables.path(paths[0])).parent, Matches.none(0)
+    table, near = tables.path(paths[0]), Matches.none(0)
+    folder = tempfile.gettempdir() if is_remote(table) else str(Path(table).parent)
     try:
-        with (
-            Progress("images", 2 * len(taking_part), quiet=quiet) as progress,
-            tempfile.TemporaryFile(dir=folder) as file,
-        ):
+        with tempfile.TemporaryFile(dir=folder) as file:
             vectors = None
             if by != "captions":
-                vectors = _cluster(shards, tables, ranks, len(taking_part), clusters, seed, file, progress)
-            near = search_duplicates(
-                len(taking_part), int((taking_part < offset).sum()), vectors, captions, above, progress
-            )
+                vectors = _cluster(shards, tables, ranks, len(taking_part), clusters, seed, file, quiet)
+            test_count = int((taking_part < offset).sum())
+            with Progress("images", len(taking_part), quiet=quiet) as progress:
+                near = search_duplicates(len(taking_part), test_count, vectors, captions, above, progress)
     except OSError as error:
         raise WorkError(f"{folder} cannot hold the temporary embeddings: {error.strerror or error}.") from None
     found.set(taking_part, np.where(near.of >= 0, taking_part[near.of], -1), near.cosine, KEPT)
@@ -82,11 +82,11 @@ def _cluster(
     clusters: int | None,
     seed: int,
     file: Any,
-    progress: Progress,
+    quiet: bool,
 ) -> ClusteredVectors:
     count = cluster_count(images) if clusters is None else clusters
     width = tables.width(shards[0])
-    return cluster_vectors(lambda: tables.blocks(shards), ranks, width, count, PROBES, seed, file, progress)
+    return cluster_vectors(lambda: tables.blocks(shards), ranks, width, count, PROBES, seed, file, quiet)
 
 
 def _copy_to_equal(found: Matches, first: np.ndarray, offset: int) -> None:
