@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -197,6 +198,14 @@ def test_it_runs_alone_and_without_usage_statistics(monkeypatch, tmp_path, web, 
         with connected_to_ray(ray, given, StopRequest()) as resources:
             assert resources == expected
     assert seen == ["0"] * 3 and "RAY_USAGE_STATS_ENABLED" not in os.environ
+    with socket.socket() as closed:  # bound, but nobody listens
+        closed.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+        with (
+            pytest.raises(UserError, match=rf"^Ray at {address} cannot be reached"),
+            connected_to_ray(ray, RayOptions(address), StopRequest()),
+        ):
+            pass
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"without torchrun"):
         score_shards_on_ray(make_config(web, models), RayOptions())

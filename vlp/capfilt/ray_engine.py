@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -83,6 +84,7 @@ def connected_to_ray(ray: Any, options: RayOptions, stop: StopRequest) -> Iterat
         UserError: the cluster cannot be reached.
     """
     address = options.address or os.environ.get("RAY_ADDRESS") or "local"
+    _check_address(address)
     local = {"include_dashboard": False, "object_store_memory": OBJECT_STORE} if address == "local" else {}
     stop.finish_step = True  # from here on a signal only sets a flag: Ray's code may not be interrupted anywhere
     try:
@@ -94,6 +96,16 @@ def connected_to_ray(ray: Any, options: RayOptions, stop: StopRequest) -> Iterat
         yield _resources(ray, options)
     finally:
         ray.shutdown()  # ends the actors, and Ray itself where this process started it
+
+
+def _check_address(address: str) -> None:
+    """Raise a UserError if nothing answers at HOST:PORT; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except (OSError, OverflowError) as error:
+            raise UserError(f"Ray at {address} cannot be reached ({error}); is the address right?") from error
 
 
 def _resources(ray: Any, options: RayOptions) -> dict[str, int]:
