@@ -89,8 +89,9 @@ def test_lavis_is_measured_where_it_is_installed(what, monkeypatch):
         pytest.skip(str(error))
     monkeypatch.setitem(command.SIZES, "small", TINY)
     lines = command.bench(what, "small", "fp32", 4, peers=True, repeats=1)
-    assert all(line.ours > 1 and line.peer > 1 and 0.05 < line.peer_peak_memory_gib < 5 for line in lines)
-    assert len(lines) == (2 if what == "train" else 1)  # train: at its best and as released
+    assert all(line.ours > 1 and line.peer > 1 for line in lines)
+    assert 0.05 < lines[0].peer_peak_memory_gib < 5
+    assert len(lines) >= (2 if what == "train" else 1)  # train: at its best and as released
 
 
 @pytest.mark.parametrize("what", ["clip", "train", "data"])
@@ -102,8 +103,10 @@ def test_without_peers_vlp_is_measured_and_the_error_names_the_script(what, left
     monkeypatch.setenv("VLP_PEERS", str(tmp_path))
     arguments = ["bench", what, "--size", "small", "--precision", "fp32", "--batch", "4", "--repeats", "2", "--json"]
     if not left:
-        (line,) = json.loads(CliRunner().invoke(app, arguments).stdout.splitlines()[-1])
+        line, *more = json.loads(CliRunner().invoke(app, arguments).stdout.splitlines()[-1])
         assert line["ours"] > 1 and line["peer"] is None
+        assert [one["what"].partition(",")[0] for one in more][:2] == ["indexed", "streamed"] * (what == "data")
+        assert all(one["ours"] > 1 and one["peer"] > 1 for one in more)
     error = CliRunner().invoke(app, [*arguments, "--peers"]).exception
     assert isinstance(error, UserError) and "scripts/bench/install_peers.sh" in str(error)
 

@@ -1,4 +1,4 @@
-"""`vlp bench data`: training images that one worker reads per second, compared with LAVIS's image processor."""
+"""`vlp bench data`: training images that one worker reads per second, beside plain webdataset and LAVIS."""
 
 import io
 import tempfile
@@ -12,6 +12,7 @@ from PIL import Image
 
 from vlp.bench.caption import Size
 from vlp.bench.peers import PeerProcess
+from vlp.bench.reading import bench_reading
 from vlp.bench.timing import Measured, compare
 from vlp.bench.train import MAX_TOKENS, bench_tokenizer
 from vlp.config import DataConfig, SourceConfig
@@ -20,11 +21,14 @@ from vlp.data.shard_index import expand_shards
 from vlp.data.shard_writer import ShardWriter
 
 PHOTOS = 128
+SAMPLES_PER_SHARD = 8  # so many shards that each stream reads whole ones
 BATCHES = 8  # per measurement
 
 
 def bench_data(size: Size, batch: int, peers: bool, repeats: int, shards: str) -> list[Measured]:
     """Read, decode, crop, flip and augment (RandAugment) images in one process with one thread, like a loader worker.
+
+    Further lines leave out RandAugment, and compare each way to read with a plain loader; see `bench_reading`.
 
     Args:
         batch: images in each of the eight batches of a measurement.
@@ -46,7 +50,8 @@ def bench_data(size: Size, batch: int, peers: bool, repeats: int, shards: str) -
 
             make_peer = (lambda peer=peer: peer) if peer else None
             line = compare("reading shards", "images/s", batch * BATCHES, "uint8", ours, make_peer, repeats)
-            return [replace(line, peer_peak_memory_gib=peer.peak_memory_gib if peer else None)]
+            line = replace(line, peer_peak_memory_gib=peer.peak_memory_gib if peer else None)
+            return [line, *bench_reading(size, batch, BATCHES, repeats, paths)]
 
 
 @contextmanager
@@ -54,7 +59,7 @@ def _photos() -> Iterator[str]:
     """Shards of images that are as expensive to decode as photos: smooth shapes with fine noise."""
     random = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
-        with ShardWriter(f"{folder}/photos") as writer:
+        with ShardWriter(f"{folder}/photos", SAMPLES_PER_SHARD) as writer:
             for number in range(PHOTOS):
                 coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8))
                 smooth = np.asarray(coarse.resize((640, 480), Image.Resampling.BICUBIC), dtype=np.float32)
