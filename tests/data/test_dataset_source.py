@@ -203,6 +203,12 @@ def test_wrong_data_sets_are_one_sentence(name, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_a_name_that_is_not_in_the_cache_offline(monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="no folder some/name, and no data set some/name in the cache of `datasets`"):
+        open_dataset_source(SourceConfig(dataset="some/name"), 1)
+
+
 def test_wrong_settings(tmp_path, tokenizer_folder):
     path = write_saved(coco_caption(IMAGES), tmp_path / "data")
     with pytest.raises(UserError, match="no split 'test'; set split to one of train"):

@@ -252,9 +252,9 @@ def import_hf(
     """Import a Hugging Face data set. Rows of one image become one sample; other columns are kept in its JSON.
 
     \b
-    data/train-00000-of-00002.parquet   a folder of parquet, Arrow or webdataset files
-    dataset_info.json, state.json       what save_to_disk wrote
-    train/metadata.jsonl, train/1.jpg   an image folder
+    data/train-00000-of-00002.parquet    parquet, Arrow or webdataset files
+    dataset_info.json, state.json        what save_to_disk wrote
+    train/metadata.jsonl, train/1.jpg    an image folder
 
     Example: vlp data import hf flickr30k data/flickr30k --split test --image image --text caption
     """

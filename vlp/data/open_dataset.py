@@ -160,6 +160,7 @@ def dataset_errors(name: str) -> Iterator[None]:
     except (UserError, WorkError):
         raise
     except Exception as error:
+        import datasets.config
         import datasets.exceptions
 
         text = " ".join(str(error).split()).rstrip(".")[:200]
@@ -169,12 +170,17 @@ def dataset_errors(name: str) -> Iterator[None]:
             ) from None
         if isinstance(error, FileNotFoundError):
             raise UserError(f"{name} holds no data that `datasets` can read ({text}).") from None
+        if datasets.config.HF_HUB_OFFLINE and isinstance(error, ConnectionError):
+            raise UserError(
+                f"There is no folder {name}, and no data set {name} in the cache of `datasets`; HF_HUB_OFFLINE forbids "
+                "to download it."
+            ) from None
         if (
             isinstance(error, ConnectionError)
             or "requests" in type(error).__module__
             or "httpx" in type(error).__module__
         ):
-            raise WorkError(f"The data set {name} cannot be reached ({text}); rerun the command to continue.") from None
+            raise WorkError(f"The data set {name} is no folder, and the hub cannot be reached ({text}); correct the name or retry.") from None
         raise UserError(f"The data set {name} cannot be read: {text or type(error).__name__}.") from None
 
 
