@@ -181,7 +181,7 @@ def _select_and_report(config: CapFiltConfig) -> SelectCounts:
     counts = select(tables, config.rules, config.output, human=config.human or None)
     report = f"{config.output.rstrip('/')}/report.html"
     if is_remote(config.output):  # a table of the selected texts is read instead of the new shards
-        with scratch_folder(report) as scratch:
+        with scratch_folder(f"{report}.selected") as scratch:
             selected = str(scratch / "selected.parquet")
             select(tables, config.rules, table=selected, quiet=True)
             write_capfilt_report(tables, report, selected, seed=config.seed)

@@ -1,5 +1,6 @@
 """Scores one shard: captions every image, and scores its own texts and the new captions."""
 
+import hashlib
 import json
 import math
 import os
@@ -19,13 +20,14 @@ from vlp.capfilt.scorers import Scorers
 from vlp.capfilt.scoring_batches import ScoringBatch, read_batches
 from vlp.config import DecodingConfig, DecodingOverrides, SamplingOverrides
 from vlp.data.bad_samples import BadSample, BadSamples
-from vlp.data.score_tables import NAME, Scored, image_uid, shard_state, write_table
+from vlp.data.score_tables import NAME, Scored, fresh_stamp, image_uid, shard_state, write_table
 from vlp.data.shards import Sample
 from vlp.data.transforms import clean_caption
 from vlp.generation.settings import resolve_decoding
 from vlp.log import ReportProgress, no_progress
 from vlp.model import Model
 from vlp.models.cpu.linear import constant_weights
+from vlp.remote import is_remote
 
 
 @dataclass
@@ -85,12 +87,15 @@ def score_shard(
     bad = BadSamples(settings.max_bad_share)
     empty = BadSamples(math.inf)  # captions without a word; their samples are not bad
     counts, rows = ScoreCounts(shards=1), []
-    state = shard_state(shard)
-    for batch in read_batches(shard, scorers, settings.batch_size, bad):
+    digest = hashlib.sha256() if is_remote(shard) else None  # a remote shard is read once, for both
+    state = {"shard": fresh_stamp(shard)} if digest else shard_state(shard)
+    for batch in read_batches(shard, scorers, settings.batch_size, bad, digest):
         rows += score_batch(batch, scorers, settings, shard, empty)
         counts.images += len(batch.samples)
         progress("score", len(batch.samples))
     bad.finish()
+    if digest:
+        state["shard_sha256"] = digest.hexdigest()
     counts.texts, counts.bad = len(rows), dict(bad.counts + empty.counts)
     about = {**_provenance(scorers, settings), "bad": counts.bad}
     write_table(shard, rows, table_identity(scorers, settings), state, settings.name, about, settings.tables)

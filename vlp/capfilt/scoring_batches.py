@@ -13,6 +13,7 @@ from vlp.capfilt.scorers import Scorers
 from vlp.capfilt.transformers_captioner import TransformersCaptioner
 from vlp.data.bad_samples import BadSample, BadSampleError, BadSamples
 from vlp.data.image_decoding import EncodedImage, shrink_for
+from vlp.data.shard_stream import Digest, stream_samples
 from vlp.data.shards import Sample, iterate_samples
 from vlp.data.transforms import evaluation_image
 
@@ -47,15 +48,17 @@ class _DecodedImage:
     full: Image.Image | None
 
 
-def read_batches(shard: str, scorers: Scorers, batch_size: int, bad: BadSamples) -> Iterator[ScoringBatch]:
+def read_batches(
+    shard: str, scorers: Scorers, batch_size: int, bad: BadSamples, digest: Digest | None = None
+) -> Iterator[ScoringBatch]:
     """The samples of a shard in order, `batch_size` at a time. Bad samples are left out and added to `bad`.
 
-    Memory holds at most two batches of images.
+    Memory holds at most two batches of images. `digest` gets all bytes of the shard, which is then read in sequence.
 
     Raises:
         WorkError: the share of bad samples exceeds the limit of `bad`.
     """
-    samples = iterate_samples([shard], bad)
+    samples = iterate_samples([shard], bad) if digest is None else stream_samples(shard, bad, digest=digest)
     with ThreadPoolExecutor(DECODERS) as pool:
 
         def start() -> list[tuple[Sample, Future[_DecodedImage]]]:

@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 from vlp.capfilt.query import select_rows
 from vlp.capfilt.rules import SPACES, parse_rules
 from vlp.capfilt.uids import write_uids
+from vlp.data.byte_stream import Access, open_stream
 from vlp.data.find_tables import ScoreTable, added_columns, find_tables
 from vlp.data.score_tables import SCHEMA, is_readable, is_same_shard, shard_exists, table_settings
-from vlp.data.shard_index import IMAGE_EXTENSIONS, expand_shards, open_shard, scan_shard
+from vlp.data.shard_index import IMAGE_EXTENSIONS, expand_shards, scan_shard
 from vlp.data.shard_writer import ShardWriter
 from vlp.data.shards import read_members
 from vlp.errors import FullDiskError, UserError, WorkError
@@ -211,7 +212,7 @@ def _write_shards(folder: str, selected: SelectedRows, clean: list[str], counts:
                 _drop(counts, "not scored", int(key not in scored))
     for place, shard in enumerate(clean, start=number + 1):
         with writing(f"{folder}/{place:05d}.tar") as copy:
-            with open_shard(shard) as source, open(copy, "wb") as target:
+            with open_stream(shard, Access()) as source, open(copy, "wb") as target:
                 shutil.copyfileobj(source, target)
             counts.human_images += len(scan_shard(str(copy)).keys)
 

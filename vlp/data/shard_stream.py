@@ -5,10 +5,10 @@ Grouping is webdataset's. Its tar reader is not used: it takes a damaged header 
 
 import tarfile
 from collections.abc import Generator, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from vlp.data.bad_samples import BadSample, BadSampleError, BadSamples
-from vlp.data.byte_stream import Access, open_stream
+from vlp.data.byte_stream import BLOCK, Access, open_stream
 from vlp.data.shard_index import DAMAGE, IMAGE_EXTENSIONS, split_name
 from vlp.data.shards import Sample, make_sample
 
@@ -23,11 +23,20 @@ class _Cut(Exception):
         self.key = key
 
 
-def read_shard(path: str, access: Access | None = None) -> Generator[Sample | BadSample, None, None]:
+class Digest(Protocol):
+    """A hash of `hashlib`."""
+
+    def update(self, data: bytes, /) -> None: ...
+
+
+def read_shard(
+    path: str, access: Access | None = None, digest: Digest | None = None
+) -> Generator[Sample | BadSample, None, None]:
     """Every sample of a shard in order, bad ones included; with an empty key, what is wrong with the shard itself.
 
     Args:
         access: for addresses with a scheme.
+        digest: gets all bytes of the shard.
 
     Raises:
         UserError: a remote shard does not exist, or access is denied.
@@ -35,14 +44,38 @@ def read_shard(path: str, access: Access | None = None) -> Generator[Sample | Ba
     """
     try:
         with open_stream(path, access or Access()) as stream:
-            yield from _samples(path, stream)
+            if digest is None:
+                yield from _samples(path, stream)
+                return
+            hashed = _Hashed(stream, digest)
+            yield from _samples(path, hashed)
+            while hashed.read(BLOCK):
+                pass
     except OSError:  # of a local shard
         yield BadSample(path, "", "unreadable shard")
 
 
-def stream_samples(path: str, bad: BadSamples, access: Access | None = None) -> Iterator[Sample]:
-    """The good samples of a shard in order; the others are counted in `bad`. Errors as in `read_shard`."""
-    for sample in read_shard(path, access):
+class _Hashed:
+    """A stream whose bytes are added to a hash."""
+
+    def __init__(self, stream: Any, digest: Digest):
+        self.stream, self.digest = stream, digest
+
+    @property
+    def size(self) -> int | None:
+        return self.stream.size
+
+    def read(self, size: int) -> bytes:
+        data = self.stream.read(size)
+        self.digest.update(data)
+        return data
+
+
+def stream_samples(
+    path: str, bad: BadSamples, access: Access | None = None, digest: Digest | None = None
+) -> Iterator[Sample]:
+    """The good samples of a shard in order; the others are counted in `bad`. Otherwise as `read_shard`."""
+    for sample in read_shard(path, access, digest):
         if isinstance(sample, BadSample):
             bad.add(sample)
         else:

@@ -5,10 +5,12 @@ import os
 import tarfile
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO
 
 from vlp.data.bad_samples import BadSampleError, BadSamples
+from vlp.data.byte_stream import Access, open_stream
 from vlp.data.cache import status_stamp
 from vlp.data.shard_index import ShardIndex, expand_shards, index_shard, open_shard, split_name
 from vlp.remote import is_remote
@@ -156,11 +158,14 @@ def read_members(path: str) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Every sample of a shard with all its members by extension, in order; for rewriting shards.
 
     Samples that repeat an earlier key, and a sample that is cut off, are left out.
+
+    Raises:
+        UserError, WorkError: a remote shard cannot be read.
     """
     seen: set[str] = set()
     key, members = "", {}
     try:
-        with open_shard(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
+        with _open_archive(path) as archive:
             for member in archive:
                 if not member.isfile():
                     continue
@@ -176,6 +181,20 @@ def read_members(path: str) -> Iterator[tuple[str, dict[str, bytes]]]:
         members = {}  # `index_shard` names the damage
     if members and key not in seen:
         yield key, members
+
+
+@contextmanager
+def _open_archive(path: str) -> Iterator[tarfile.TarFile]:
+    """A shard as a tar; a remote one is read in sequence by one request."""
+    if is_remote(path):
+        with (
+            open_stream(path, Access()) as stream,
+            tarfile.open(fileobj=stream, mode="r|") as archive,  # type: ignore[call-overload]
+        ):
+            yield archive
+    else:
+        with open_shard(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
+            yield archive
 
 
 def _captions(facts: dict) -> list[tuple[str, str]]:
