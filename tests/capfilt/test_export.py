@@ -4,6 +4,7 @@ import glob
 import hashlib
 import io
 import json
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,6 +14,7 @@ from PIL import Image
 from tiny_model import make_model
 from typer.testing import CliRunner
 
+from vlp.capfilt.duplicates import find_duplicates
 from vlp.capfilt.export import export
 from vlp.capfilt.uids import uid_numbers
 from vlp.cli.main import app
@@ -173,3 +175,25 @@ def test_wrong_calls_write_nothing(shards, model, tmp_path):
     (tmp_path / "out" / "mine").touch()
     with pytest.raises(UserError, match="exists already"):
         export(shards, model[1], "datacomp", out, quiet=True)
+
+
+def test_remote_shards_give_the_files_of_local_ones(shards, model, tmp_path, s3):
+    """Image tables are written beside the remote shards, score tables are in a folder, and the output is remote."""
+    score(shards)
+    (tmp_path / "scores").mkdir()
+    for table in glob.glob(f"{tmp_path}/web/*.capfilt.parquet"):
+        shutil.copy(table, tmp_path / "scores")
+    address = s3.upload(tmp_path / "web", "web")
+    export(shards, model[1], "datacomp", str(tmp_path / "out"), "capfilt", quiet=True)
+    remote = [f"{address}/{path.rpartition('/')[2]}" for path in expand_shards(shards)]
+    export(remote, model[1], "datacomp", f"{s3.url}/out", "capfilt", str(tmp_path / "scores"), quiet=True)
+    s3.files.get(f"{s3.url}/out", str(tmp_path / "again"), recursive=True)
+    for path in (tmp_path / "out").iterdir():
+        if path.suffix == ".parquet":
+            assert pq.read_table(path).equals(pq.read_table(tmp_path / "again" / path.name))
+        else:
+            arrays = np.load(path), np.load(tmp_path / "again" / path.name)
+            assert all((arrays[0][name] == arrays[1][name]).all() for name in arrays[0])
+    local = find_duplicates(shards, model[1], above=0.3, keep="best:itm", quiet=True)
+    found = find_duplicates(remote, model[1], above=0.3, keep="best:itm", folder=str(tmp_path / "scores"), quiet=True)
+    assert found == local and local.near > 0

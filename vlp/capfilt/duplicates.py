@@ -49,6 +49,7 @@ def find_duplicates(
     precision: Precision = "auto",
     by: By = "images",
     keep: str = "first",
+    folder: str = "",
     seed: int = 0,
     quiet: bool = False,
 ) -> DuplicateCounts:
@@ -68,6 +69,7 @@ def find_duplicates(
         keep: which image of several comes first and is therefore kept: the "first" in shard order, the "largest" in
             pixels, or the one with the best score ("best:itm", "best:itc" or "best:clip"; that of the image's best text
             in the score table). Ties are broken by shard order.
+        folder: the folder of the score tables, or its URL; "": next to the shards.
         seed: of the clusters. The result is the same for the same seed and number of threads.
 
     Raises:
@@ -80,11 +82,11 @@ def find_duplicates(
     if both := sorted({*paths} & {*tests}):
         raise UserError(f"{both[0]} is in both --shards and --against; leave it out of one of them.")
     for path in paths if score else ():
-        check_table(path)
+        check_table(path, folder=folder)
     tables = write_image_tables([*tests, *paths], model if by != "captions" else "", batch_size, precision, quiet)
     facts: dict[str, Any] = {"against": tests, "above": above, "by": by, "keep": keep, "seed": seed}
     offset = tables.count(tests)
-    order = np.concatenate([np.arange(offset), offset + _order(paths, tables, keep, score)])
+    order = np.concatenate([np.arange(offset), offset + _order(paths, tables, keep, score, folder)])
     found = match_images(paths, tests, tables, order, above, by, seed, quiet)
     counts = write_matches(paths, tests, tables, found, {**tables.settings, **facts})
     counts.bad = tables.bad
@@ -105,12 +107,12 @@ def _check(model: str, above: float, by: str, keep: str) -> str:
     return score
 
 
-def _order(paths: list[str], tables: ImageTables, keep: str, score: str) -> np.ndarray:
+def _order(paths: list[str], tables: ImageTables, keep: str, score: str, folder: str) -> np.ndarray:
     """The images of the set in the order in which they are kept: int64 [images], numbered from 0 in shard order."""
     parts = [np.empty(0)]
     for shard in paths:
         if score:
-            parts.append(_best_scores(shard, tables.column(shard, "key"), score))
+            parts.append(_best_scores(shard, tables.column(shard, "key"), score, folder))
         elif keep == "largest":
             parts.append(pc.multiply(*(tables.column(shard, side).cast(pa.int64()) for side in ("width", "height"))))
         else:
@@ -118,9 +120,9 @@ def _order(paths: list[str], tables: ImageTables, keep: str, score: str) -> np.n
     return np.argsort(-np.concatenate(parts), kind="stable")
 
 
-def _best_scores(shard: str, keys: pa.Array, score: str) -> np.ndarray:
+def _best_scores(shard: str, keys: pa.Array, score: str, folder: str) -> np.ndarray:
     """The best score of each image's texts in the shard's score table: float64 [images], -inf without one."""
-    best = read_table(shard).select(["key", score]).group_by("key").aggregate([(score, "max")])
+    best = read_table(shard, folder=folder).select(["key", score]).group_by("key").aggregate([(score, "max")])
     scores = best[f"{score}_max"].combine_chunks().take(pc.index_in(keys, value_set=best["key"].combine_chunks()))
     values = scores.cast(pa.float64()).fill_null(-np.inf).to_numpy(zero_copy_only=False)
     return np.where(np.isnan(values), -np.inf, values)

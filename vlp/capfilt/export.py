@@ -63,6 +63,7 @@ def export(
     layout: Layout,
     output: str,
     scores: str = "",
+    folder: str = "",
     name: str = "blip",
     batch_size: int = 64,
     precision: Precision = "auto",
@@ -80,6 +81,7 @@ def export(
             `SHARD.npz` with the arrays `NAME_img` and `NAME_txt`.
         output: a new folder, or an address in an object store.
         scores: the name of the score tables, such as "capfilt"; "" for none.
+        folder: the folder of the score tables, or its URL; "": next to the shards.
         name: NAME in "datacomp".
 
     Raises:
@@ -96,16 +98,16 @@ def export(
     if layout == "datacomp":
         _check_names(paths)
     for path in paths if scores else ():
-        check_table(path, scores)
+        check_table(path, scores, folder)
     tables = write_image_tables(paths, model, batch_size, precision, quiet)
     counts = ExportCounts(bad=tables.bad)
     filled = [path for path in paths if tables.count([path])]
-    with writing_shards(output) as folder, Progress("images", tables.count(paths), quiet=quiet) as progress:
-        for number, rows in enumerate(_read(filled, tables, scores, batch_size)):
+    with writing_shards(output) as target, Progress("images", tables.count(paths), quiet=quiet) as progress:
+        for number, rows in enumerate(_read(filled, tables, scores, folder, batch_size)):
             if layout == "datacomp":
-                _write_datacomp(folder, rows, name)
+                _write_datacomp(target, rows, name)
             else:
-                _write_clip_retrieval(folder, rows, f"{number:0{len(str(len(filled)))}d}")
+                _write_clip_retrieval(target, rows, f"{number:0{len(str(len(filled)))}d}")
             counts.images += len(rows.table)
             counts.texts += len(rows.table) - rows.table["text"].null_count
             counts.files += 1
@@ -122,12 +124,12 @@ def _check_names(paths: list[str]) -> None:
             raise UserError(f"{other} and {path} have the same file name; export them into two folders.")
 
 
-def _read(paths: list[str], tables: ImageTables, scores: str, batch_size: int) -> Iterator[_Rows]:
+def _read(paths: list[str], tables: ImageTables, scores: str, folder: str, batch_size: int) -> Iterator[_Rows]:
     with_texts = any(tables.column(path, "text").null_count < tables.count([path]) for path in paths)
     for path in paths:
-        table = pq.read_table(tables.path(path)).drop_columns("embedding")
+        table = tables.rows(path)
         if scores:
-            table = _add_scores(table, read_table(path, scores))
+            table = _add_scores(table, read_table(path, scores, folder))
         texts = _embed_texts(table["text"].to_pylist(), tables, batch_size) if with_texts else None
         yield _Rows(path, table, tables.embeddings(path), texts)
 

@@ -7,14 +7,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vlp.capfilt.scorers import load_scorers
 from vlp.capfilt.scoring_batches import ScoringBatch, read_batches
 from vlp.config import Precision
 from vlp.data.bad_samples import BadSample, BadSampleError, BadSamples
 from vlp.data.image_decoding import EncodedImage
-from vlp.data.score_tables import image_uid, is_finished, read_settings, shard_state, table_path, write_beside
+from vlp.data.score_tables import (
+    image_uid,
+    is_finished,
+    open_table,
+    read_settings,
+    shard_state,
+    table_path,
+    write_beside,
+)
 from vlp.data.shard_index import index_shard
 from vlp.data.shards import Sample, iterate_samples
 from vlp.errors import UserError
@@ -48,12 +55,14 @@ class ImageTables:
         settings: what the tables depend on, apart from their shards.
         model: the model that made the embeddings; None in tables without them.
         bad: bad samples by reason; they are in no table.
+        counts: the number of images by shard, as far as it was read.
     """
 
     name: str
     settings: dict[str, Any]
     model: Model | None = None
     bad: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
 
     def path(self, shard: str) -> str:
         """The path of a shard's table."""
@@ -66,11 +75,21 @@ class ImageTables:
 
     def count(self, shards: list[str]) -> int:
         """The number of images in the tables of some shards."""
-        return sum(pq.read_metadata(self.path(shard)).num_rows for shard in shards)
+        for shard in shards:
+            if shard not in self.counts:
+                with open_table(self.path(shard)) as file:
+                    self.counts[shard] = file.metadata.num_rows
+        return sum(self.counts[shard] for shard in shards)
 
     def column(self, shard: str, name: str) -> pa.Array:
         """A column of a shard's table."""
-        return pq.read_table(self.path(shard), columns=[name])[name].combine_chunks()
+        with open_table(self.path(shard)) as file:
+            return file.read([name])[name].combine_chunks()
+
+    def rows(self, shard: str) -> pa.Table:
+        """A shard's table without its embeddings."""
+        with open_table(self.path(shard)) as file:
+            return file.read(SCHEMA.names)
 
     def embeddings(self, shard: str) -> np.ndarray:
         """The embeddings of a shard's images: float16 [images, width]."""
@@ -79,7 +98,8 @@ class ImageTables:
 
     def width(self, shard: str) -> int:
         """The length of an embedding."""
-        return pq.read_schema(self.path(shard)).field("embedding").type.list_size
+        with open_table(self.path(shard)) as file:
+            return file.schema_arrow.field("embedding").type.list_size
 
     def blocks(self, shards: list[str]) -> Iterator[np.ndarray]:
         """The embeddings of some shards in order, at most `BLOCK` at once: float16 [images, width]."""

@@ -102,6 +102,7 @@ def capfilt_duplicates(
     keep: Annotated[
         str, typer.Option(help="Which image of several to keep: first, largest, or best:itm, best:itc, best:clip.")
     ] = "first",
+    tables: Annotated[str, typer.Option(help="Folder or URL of the score tables; default: next to the shards.")] = "",
     seed: Annotated[int, typer.Option(min=0, help="Seed for the clusters.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 64,
     precision: Precision = "auto",
@@ -110,7 +111,9 @@ def capfilt_duplicates(
     """Find duplicates. Example: vlp capfilt duplicates --shards 'web/*.tar' --model M --against 'coco-test/*.tar'"""
     from vlp.capfilt.duplicates import find_duplicates
 
-    counts = find_duplicates(shards, model, against or [], above, batch_size, precision, by, keep, seed, quiet=as_json)
+    counts = find_duplicates(
+        shards, model, against or [], above, batch_size, precision, by, keep, tables, seed, quiet=as_json
+    )
     print_values(vars(counts), as_json)
 
 
@@ -123,6 +126,7 @@ def capfilt_export(
         Literal["clip-retrieval", "datacomp"], typer.Option(help="The tools that shall read the files.")
     ] = "clip-retrieval",
     scores: Annotated[str, typer.Option(help="Add the scores of the tables SHARD.NAME.parquet, such as capfilt.")] = "",
+    tables: Annotated[str, typer.Option(help="Folder or URL of the score tables; default: next to the shards.")] = "",
     name: Annotated[str, typer.Option(help="With datacomp: arrays are called NAME_img and NAME_txt.")] = "blip",
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 64,
     precision: Precision = "auto",
@@ -131,7 +135,7 @@ def capfilt_export(
     """Export embeddings. Example: vlp capfilt export --shards 'web/*.tar' --model M --layout datacomp --out metadata"""
     from vlp.capfilt.export import export
 
-    counts = export(shards, model, layout, output, scores, name, batch_size, precision, quiet=as_json)
+    counts = export(shards, model, layout, output, scores, tables, name, batch_size, precision, quiet=as_json)
     print_values(vars(counts), as_json)
 
 
