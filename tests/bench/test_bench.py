@@ -106,6 +106,7 @@ def test_without_peers_vlp_is_measured_and_the_error_names_the_script(what, left
         line, *more = json.loads(CliRunner().invoke(app, arguments).stdout.splitlines()[-1])
         assert line["ours"] > 1 and line["peer"] is None
         assert [one["what"].partition(",")[0] for one in more][:2] == ["indexed", "streamed"] * (what == "data")
+        assert [one["what"] for one in more][-1:] == ["streamed, parquet; datasets"] * (what == "data")
         assert all(one["ours"] > 1 and one["peer"] > 1 for one in more)
     error = CliRunner().invoke(app, [*arguments, "--peers"]).exception
     assert isinstance(error, UserError) and "scripts/bench/install_peers.sh" in str(error)

@@ -1,4 +1,4 @@
-"""`vlp bench data`: training images that one worker reads per second, beside plain webdataset and LAVIS."""
+"""`vlp bench data`: training images that one worker reads per second, beside plain webdataset, datasets and LAVIS."""
 
 import io
 import tempfile
@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from vlp.bench.caption import Size
+from vlp.bench.dataset_reading import bench_dataset
 from vlp.bench.peers import PeerProcess
 from vlp.bench.reading import bench_reading
 from vlp.bench.timing import Measured, compare
@@ -28,7 +29,8 @@ BATCHES = 8  # per measurement
 def bench_data(size: Size, batch: int, peers: bool, repeats: int, shards: str) -> list[Measured]:
     """Read, decode, crop, flip and augment (RandAugment) images in one process with one thread, like a loader worker.
 
-    Further lines leave out RandAugment, and compare each way to read with a plain loader; see `bench_reading`.
+    Further lines leave out RandAugment, and compare each way to read with a plain loader; see `bench_reading` and
+    `bench_dataset`.
 
     Args:
         batch: images in each of the eight batches of a measurement.
@@ -51,7 +53,8 @@ def bench_data(size: Size, batch: int, peers: bool, repeats: int, shards: str) -
             make_peer = (lambda peer=peer: peer) if peer else None
             line = compare("reading shards", "images/s", batch * BATCHES, "uint8", ours, make_peer, repeats)
             line = replace(line, peer_peak_memory_gib=peer.peak_memory_gib if peer else None)
-            return [line, *bench_reading(size, batch, BATCHES, repeats, paths)]
+            lines = bench_reading(size, batch, BATCHES, repeats, paths)
+            return [line, *lines, bench_dataset(size, batch, BATCHES, repeats, paths)]
 
 
 @contextmanager

@@ -180,7 +180,9 @@ def dataset_errors(name: str) -> Iterator[None]:
             or "requests" in type(error).__module__
             or "httpx" in type(error).__module__
         ):
-            raise WorkError(f"The data set {name} is no folder, and the hub cannot be reached ({text}); correct the name or retry.") from None
+            raise WorkError(
+                f"The data set {name} is no folder, and the hub cannot be reached ({text}); correct the name or retry."
+            ) from None
         raise UserError(f"The data set {name} cannot be read: {text or type(error).__name__}.") from None
 
 
