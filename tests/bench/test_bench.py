@@ -66,6 +66,13 @@ def test_select_is_measured_in_rows():
     assert all(line["ours"] > 100 and line["peak_memory_gib"] > 0.01 for line in lines)
 
 
+def test_start_up_of_a_simulated_index():
+    result = CliRunner().invoke(app, ["bench", "index", "--samples", "30001", "--json"])
+    assert result.exit_code == 0, result.output
+    start, rank, small, worker, rate = (line["ours"] for line in json.loads(result.stdout.splitlines()[-1]))
+    assert 0 < start < 60 and 0.1 < small <= rank + 0.1 < 2 and abs(worker) < 0.1 and rate > 1000
+
+
 def test_the_search_for_duplicates_is_measured_with_its_recall():
     result = CliRunner().invoke(app, ["bench", "duplicates", "--images", "12000", "--json"])
     seconds, rate, recall = json.loads(result.stdout.splitlines()[-1])

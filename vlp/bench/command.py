@@ -8,13 +8,14 @@ from vlp.bench.caption import BASE, SMALL, bench_caption
 from vlp.bench.clip import bench_clip
 from vlp.bench.data import bench_data
 from vlp.bench.duplicates import bench_duplicates
+from vlp.bench.index import bench_index
 from vlp.bench.rerank import bench_rerank
 from vlp.bench.selection import bench_select
 from vlp.bench.timing import Measured
 from vlp.bench.train import bench_train
 from vlp.config import Precision
 
-What = Literal["attention", "capfilt", "caption", "clip", "data", "duplicates", "rerank", "select", "train"]
+What = Literal["attention", "capfilt", "caption", "clip", "data", "duplicates", "index", "rerank", "select", "train"]
 PARTS = {
     "attention": bench_attention,
     "capfilt": bench_capfilt,
@@ -34,6 +35,7 @@ def bench(
     rows: int = 10_000_000,
     compiled: bool = False,
     images: int = 1_000_000,
+    samples: int = 100_000_000,
 ) -> list[Measured]:
     """Run a benchmark.
 
@@ -46,6 +48,7 @@ def bench(
         shards: shards that `data` reads; generated images if empty.
         rows: texts that `select` selects from; it ignores all other settings.
         images: embeddings that `duplicates` compares; it ignores all other settings.
+        samples: samples of the simulated index of `index`; it ignores all other settings.
         compiled: compile our blocks in `train` and `caption`, as `compile: true` in a config does.
 
     Raises:
@@ -55,6 +58,8 @@ def bench(
         return bench_select(rows)
     if what == "duplicates":
         return bench_duplicates(images)
+    if what == "index":
+        return bench_index(samples)
     if what == "data":
         return bench_data(SIZES[size], batch, peers, repeats, shards)
     if what == "clip":

@@ -12,7 +12,7 @@ PEERS = "Also measure the peer, in turns with vlp. LAVIS and open_clip need scri
 
 def bench(
     what: Annotated[
-        Literal["attention", "capfilt", "caption", "clip", "data", "duplicates", "rerank", "select", "train"],
+        Literal["attention", "capfilt", "caption", "clip", "data", "duplicates", "index", "rerank", "select", "train"],
         typer.Argument(help="What to measure."),
     ],
     size: Annotated[Literal["base", "small"], typer.Option(help="ViT-B/16 and BERT-base, or 192 wide.")] = "base",
@@ -23,6 +23,7 @@ def bench(
     shards: Annotated[str, typer.Option(help="Shards that data reads; generated images if empty.")] = "",
     rows: Annotated[int, typer.Option(min=1, help="Rows of the score tables that select reads.")] = 10_000_000,
     images: Annotated[int, typer.Option(min=1, help="Embeddings that duplicates compares.")] = 1_000_000,
+    samples: Annotated[int, typer.Option(min=1, help="Samples of the index that index simulates.")] = 100_000_000,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile vlp's blocks, in train and caption.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -30,5 +31,5 @@ def bench(
     from vlp.bench.command import as_table
     from vlp.bench.command import bench as run
 
-    lines = run(what, size, precision, batch, peers, repeats, shards, rows, compiled, images)
+    lines = run(what, size, precision, batch, peers, repeats, shards, rows, compiled, images, samples)
     print(json.dumps([vars(line) for line in lines]) if as_json else as_table(lines))

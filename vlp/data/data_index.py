@@ -14,7 +14,6 @@ The folder holds, in the order of the shards:
 
 import json
 import os
-import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -90,7 +89,6 @@ class DataIndex:
         self.stamps: list[str] = table["stamp"].take(pa.array(numbers)).to_pylist()
         self.counts = totals[numbers]
         self.masks: list[np.ndarray | None] = [None] * len(self.paths)
-        self.temporary: tempfile.TemporaryDirectory | None = None  # removed with this object
 
     def shard(self, number: int) -> ShardIndex:
         """The index of one of the shards, without the samples that `keep` left out, and without its bad samples."""

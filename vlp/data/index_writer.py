@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -48,7 +49,7 @@ def write_index(
     check_index_output(folder)
     with scratch_folder(folder) as scratch:
         (scratch / "new").mkdir()
-        _write(_indexes(paths, workers), scratch / "new", progress)
+        write_folder(_indexes(paths, workers), scratch / "new", progress)
         if folder.exists() and not replace:
             return
         if folder.exists():
@@ -62,7 +63,8 @@ def check_index_output(folder: Path) -> None:
         raise UserError(f"{folder} exists and is not an index; choose another name or remove it.")
 
 
-def _write(indexes: Iterable[ShardIndex], folder: Path, progress: ReportProgress) -> None:
+def write_folder(indexes: Iterable[ShardIndex], folder: Path, progress: ReportProgress) -> None:
+    """Write the files of an index to an empty folder; `progress` is called for each shard."""
     shards: dict[str, list] = {name: [] for name in SHARDS.names}
     with ExitStack() as stack:
         files = {name: stack.enter_context(open(folder / f"{name}.npy", "wb")) for name in ARRAYS}
@@ -139,12 +141,19 @@ def cached_index(paths: list[str], workers: int = 0, share: bool = False) -> Dat
     try:
         return open_index(folder, paths)
     except UserError:  # the cache cannot be written, is damaged, or a shard has just changed
-        remove(folder)
-        temporary = tempfile.TemporaryDirectory(prefix="vlp-index-")
-        write_index(paths, Path(temporary.name) / "index", 0)
-        index = open_index(Path(temporary.name) / "index", paths)
-        index.temporary = temporary
+        if folder.is_dir():
+            remove(folder)
+        temporary = Path(tempfile.mkdtemp(prefix="vlp-index-"))
+        write_index(paths, temporary / "index", 0)
+        index = open_index(temporary / "index", paths)
+        weakref.finalize(index, _remove_in, os.getpid(), temporary)
         return index
+
+
+def _remove_in(process: int, folder: Path) -> None:
+    """Remove a folder, but not in a worker that was forked from the process."""
+    if os.getpid() == process:
+        remove(folder)
 
 
 def _cache(paths: list[str], folder: Path, workers: int) -> None:
@@ -156,7 +165,7 @@ def _cache(paths: list[str], folder: Path, workers: int) -> None:
         try:
             write_index(paths, folder, workers, bar.add, replace=False)
         except (UserError, WorkError) as error:
-            log.warning("the index is not cached: %s", error)
+            log.warning("the index is not cached: %s", str(error))
 
 
 def _build_together(paths: list[str], folder: Path | None) -> None:

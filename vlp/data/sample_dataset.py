@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
@@ -84,8 +85,8 @@ class SampleDataset(Dataset):
             need_text: whether samples without a text are filtered in evaluation, as they always are in training.
         """
         self.sources = sources
-        self.ends = np.cumsum(np.concatenate([source.counts for source in sources]))  # of each shard
-        self.first = np.cumsum([0, *(len(source.paths) for source in sources)])  # shard of each source
+        self.ends: list[int] = np.cumsum(np.concatenate([source.counts for source in sources])).tolist()  # of shards
+        self.first: list[int] = np.cumsum([0, *(len(source.paths) for source in sources)]).tolist()  # shard of a source
         self.opened: OrderedDict[int, ShardIndex] = OrderedDict()  # by shard; the one used last is the last one
         self.most_open = most_open
         self.choices = choices or [None] * len(sources)
@@ -102,10 +103,7 @@ class SampleDataset(Dataset):
         """
         chunk, images = Chunk(), []
         for place, position, number in zip(*(column.tolist() for column in places), strict=True):
-            shard = int(np.searchsorted(self.ends, number, side="right"))
-            source = int(np.searchsorted(self.first, shard, side="right")) - 1
-            index = self._open(shard, source)
-            row = number - (int(self.ends[shard]) - len(index.keys))
+            index, row, source = self.find(number)
             try:
                 image, captions, info = self._read(index, row, source, position)
             except (BadSampleError, FilteredSampleError) as error:
@@ -123,12 +121,15 @@ class SampleDataset(Dataset):
             chunk.images = torch.from_numpy(np.stack(images))
         return chunk
 
-    def _open(self, shard: int, source: int) -> ShardIndex:
-        index = self.opened.pop(shard, None) or self.sources[source].shard(shard - int(self.first[source]))
+    def find(self, number: int) -> tuple[ShardIndex, int, int]:
+        """The index of the shard of a sample, the sample's row in it, and the number of its source."""
+        shard = bisect_right(self.ends, number)
+        source = bisect_right(self.first, shard) - 1
+        index = self.opened.pop(shard, None) or self.sources[source].shard(shard - self.first[source])
         self.opened[shard] = index
         if len(self.opened) > self.most_open:
             self.opened.popitem(last=False)
-        return index
+        return index, number - (self.ends[shard] - len(index.keys)), source
 
     def _read(self, index: ShardIndex, row: int, source: int, position: int) -> tuple[np.ndarray, list[str], dict]:
         """A sample's image, uint8 [3, size, size], captions and JSON. The position decides all that is random."""
