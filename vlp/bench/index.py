@@ -1,5 +1,6 @@
 """`vlp bench index`: start-up and memory of indexed reading, with a simulated index of any number of samples."""
 
+import io
 import json
 import subprocess
 import sys
@@ -8,12 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from vlp.bench.timing import Measured
 from vlp.data.cache import file_stamp
 from vlp.data.index_writer import write_folder
 from vlp.data.shard_index import Keys, ShardIndex, scan_shard
-from vlp.demo.scenes import write_scenes
+from vlp.data.shard_writer import ShardWriter
 from vlp.errors import WorkError
 from vlp.log import Progress
 
@@ -79,7 +81,11 @@ def _measure(samples: int) -> dict[str, float]:
 
 def simulate_index(folder: Path, samples: int) -> None:
     """Write FOLDER/index, and FOLDER/shards with links to one real shard, whose samples every shard repeats."""
-    write_scenes(str(folder / "real"), 256, "human", 0, 32, 256, seed=0)
+    with ShardWriter(str(folder / "real")) as writer:
+        for row in range(64):
+            data = io.BytesIO()
+            Image.new("RGB", (32, 32), (row, row, row)).save(data, "JPEG")
+            writer.write(f"{row:09d}", data.getvalue(), "jpg", "w5 w6 w7", {})
     real = scan_shard(str(folder / "real/00000.tar"))
     members = np.resize(real.members, (SAMPLES_PER_SHARD, 6))
     keys = Keys.of([f"{row:09d}" for row in range(SAMPLES_PER_SHARD)])
