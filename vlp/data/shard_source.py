@@ -52,4 +52,7 @@ class ShardSource:
             WorkError: it cannot be read.
         """
         first = sum(isinstance(item, Sample) for item in read_shard(self.paths[0], self.access))
+        if len(self.paths) > 1:
+            about = "%s has %d samples, so its %d shards are taken to have %d; set samples of the source if you know it"
+            log.info(about, self.paths[0], first, len(self.paths), first * len(self.paths))
         return first * len(self.paths)
