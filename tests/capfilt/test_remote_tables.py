@@ -11,17 +11,20 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from tests.scoring import score_shards
 from vlp.capfilt.run import run_capfilt
 from vlp.capfilt.selection import select
-from vlp.config import CapFiltConfig, SamplingOverrides, TextChoiceConfig
+from vlp.config import CapFiltConfig, DataConfig, SamplingOverrides, SourceConfig, TextChoiceConfig
+from vlp.data.loader import training_loader
 from vlp.data.score_tables import METADATA, open_table, read_table, table_path, table_settings
 from vlp.data.shard_index import expand_shards, index_shard
 from vlp.data.shards import iterate_samples
 from vlp.data.text_choice import TextReader, check_choice
+from vlp.data.tokenizer import load_tokenizer
 from vlp.errors import UserError
 from vlp.report.capfilt_page import write_capfilt_report
 
@@ -161,6 +164,22 @@ def test_training_reads_tables_in_a_folder_or_bucket(s3, scored, tmp_path):
         assert found == [row["text"] for row in expected]
     with pytest.raises(UserError, match=r"00001\.tar has no score table .*/none/00001\.capfilt\.parquet; run"):
         check_choice(shard, TextChoiceConfig(tables=f"{s3.url}/none"))
+
+
+def test_training_names_images_that_are_not_scored(scored, tokenizer_folder, tmp_path):
+    shutil.copytree(scored, tmp_path / "web")
+    for path in (tmp_path / "web").glob("*.parquet"):
+        table = pq.read_table(path)
+        keys = table["key"].unique().to_pylist()[:5]  # of 20
+        pq.write_table(table.filter(pc.invert(pc.is_in(table["key"], value_set=pa.array(keys)))), path)
+    sources = [SourceConfig(f"{tmp_path}/web/*.tar", texts=TextChoiceConfig())]
+    tokenizer = load_tokenizer(str(tokenizer_folder))
+    loader = training_loader(DataConfig(sources, workers=0), 32, tokenizer, 8)
+    assert loader.filtered_counts == {"not scored": 15}
+    streamed = training_loader(DataConfig(sources, "streamed", workers=0, shuffle_buffer=20), 32, tokenizer, 8)
+    for _ in zip(range(8), streamed, strict=False):
+        pass
+    assert set(streamed.filtered_counts) == {"not scored"}
 
 
 def test_tables_that_two_shards_would_share(scored, models, tmp_path):

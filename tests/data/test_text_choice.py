@@ -121,8 +121,8 @@ def test_a_low_temperature_takes_the_best_text_without_overflow():
 def test_a_sample_whose_texts_are_all_refused_is_filtered(choice):
     with pytest.raises(FilteredSampleError, match="no text chosen"):
         choose_text([WEB], TextChoiceConfig(**choice), random.Random(0))
-    for texts in ([], [Text("web", " ...! ", 1.0)]):
-        with pytest.raises(FilteredSampleError, match=r"no text$"):
+    for texts, reason in (([], "not scored"), ([Text("web", " ...! ", 1.0)], "no text")):
+        with pytest.raises(FilteredSampleError, match=f"^{reason}$"):
             choose_text(texts, TextChoiceConfig(**choice), random.Random(0))
 
 

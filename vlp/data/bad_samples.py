@@ -21,6 +21,7 @@ BAD_REASONS = (
     "unreadable score table",
 )
 NO_TEXT = "no text"  # the reason of a filtered sample that has no text, or nothing but punctuation
+NOT_SCORED = "not scored"  # the reason of one that has no text in its score table
 NO_TEXT_CHOSEN = "no text chosen"  # the reason of one whose texts are all below a floor or of unused sources
 NAMED_PER_REASON = 5
 SHARE_CHECKED_FROM = 100  # samples; the first few may be bad by chance

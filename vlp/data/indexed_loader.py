@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterator
 import numpy as np
 
 from vlp.config import DataConfig, SourceConfig, TextChoiceConfig
-from vlp.data.bad_samples import NO_TEXT_CHOSEN, BadSamples, UnusableSources
+from vlp.data.bad_samples import NO_TEXT_CHOSEN, NOT_SCORED, BadSamples, UnusableSources
 from vlp.data.batch import Batch, make_batch
 from vlp.data.data_index import DataIndex, open_index
 from vlp.data.index_writer import cached_index
@@ -161,16 +161,22 @@ class IndexedLoader:
     def _keep_usable(self, number: int, index: DataIndex, choice: TextChoiceConfig) -> None:
         """Leave out the samples of which the score tables have no text to use. Processes share the work."""
 
-        def usable(shard: int) -> np.ndarray | None:
+        def usable(shard: int) -> tuple[np.ndarray | None, int]:
             check_choice(index.paths[shard], choice)
             texts = read_texts(index.whole_shard(shard), choice)
-            return None if texts is None else np.packbits(texts.usable(choice))  # None: named when it is read again
+            if texts is None:
+                return None, 0  # the table is named when it is read again
+            return np.packbits(texts.usable(choice)), texts.unscored()
 
         total = int(index.counts.sum())
-        index.keep(share_out(usable, range(len(index.paths))))
+        found = share_out(usable, range(len(index.paths)))
+        index.keep([mask for mask, _ in found])
         left = int(index.counts.sum())
         if left < total:
-            self.listed.filtered[NO_TEXT_CHOSEN] += total - left
+            # With a list of samples, the tables' own counts include samples that are not listed.
+            unscored = 0 if self.data.sources[number].keep else sum(count for _, count in found)
+            self.listed.filtered.update({NOT_SCORED: unscored, NO_TEXT_CHOSEN: total - left - unscored})
+            self.listed.filtered = +self.listed.filtered
             log.info("data.sources[%d]: %d of %d samples have no text to use", number, total - left, total)
         if total and not left:
             raise UserError(

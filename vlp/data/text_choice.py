@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlp.config import TextChoiceConfig
-from vlp.data.bad_samples import NO_TEXT, NO_TEXT_CHOSEN, BadSampleError, FilteredSampleError
+from vlp.data.bad_samples import NO_TEXT, NO_TEXT_CHOSEN, NOT_SCORED, BadSampleError, FilteredSampleError
 from vlp.data.score_tables import check_table, open_table, table_path
 from vlp.data.shard_index import ShardIndex
 from vlp.data.transforms import UNWANTED, clean_caption
@@ -101,6 +101,10 @@ class ShardTexts:
             result |= self._have(self.sources == web) & ~has[web] & has[synthetic]
         return result
 
+    def unscored(self) -> int:
+        """The number of samples that have no text in the table."""
+        return int((self.starts[1:] == self.starts[:-1]).sum())
+
     def _have(self, texts: np.ndarray) -> np.ndarray:
         """Whether each sample has one of the texts of a mask: bool [texts] -> bool [samples]."""
         return np.bincount(self.rows[texts], minlength=self.samples + 1)[: self.samples] > 0
@@ -132,6 +136,8 @@ def choose_text(texts: list[Text], choice: TextChoiceConfig, rng: random.Random)
     Raises:
         FilteredSampleError: there is no text, none is usable, or only texts of sources with chance 0.
     """
+    if not texts:
+        raise FilteredSampleError(NOT_SCORED)
     usable = {source: [text for text in texts if text.source == source and _usable(text, choice)] for source in SOURCES}
     chances = {source: getattr(choice, source) for source in SOURCES}
     if choice.fallback is not None and not usable["web"] and any(text.source == "web" for text in texts):
