@@ -12,6 +12,7 @@ import pytest
 from vlp import files
 from vlp.data.bad_samples import BadSample
 from vlp.data.importers.write import write_imported
+from vlp.data.shard_index import expand_shards
 from vlp.demo.scenes import write_scenes
 from vlp.errors import FullDiskError, UserError, WorkError
 from vlp.files import prepare_output, scratch_folder, write_text, writing, writing_folder, writing_shards
@@ -80,11 +81,14 @@ def test_what_a_killed_process_left_is_incomplete_and_replaced(s3, scratch):
     killed = subprocess.run([sys.executable, "-c", code, f"{s3.url}/out"], capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert s3.names() == ["out/0.tar", "out/1.tar", "out/_STARTED"]
+    with pytest.raises(UserError, match="out is incomplete"):
+        expand_shards(f"{s3.url}/out/*.tar")
     with writing_shards(f"{s3.url}/out") as folder:
         assert s3.names() == ["out/_STARTED"]
         write_text(f"{folder}/2.tar", "whole")
         assert [path.name for path in scratch.iterdir()] == []
     assert s3.names() == ["out/2.tar", "out/_SUCCESS"]
+    assert expand_shards(f"{s3.url}/out/*.tar") == [f"{s3.url}/out/2.tar"]
 
 
 def test_two_writers_of_one_folder(s3):

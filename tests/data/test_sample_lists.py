@@ -13,11 +13,13 @@ import pytest
 from vlp.capfilt.run import score_shards
 from vlp.capfilt.selection import select
 from vlp.config import AugmentConfig, CapFiltConfig, DataConfig, SourceConfig
+from vlp.data.index_writer import write_index
 from vlp.data.indexed_loader import IndexedLoader
 from vlp.data.sample_lists import PAIR, read_list, shard_uids, uid_numbers
-from vlp.data.shard_index import index_shard
+from vlp.data.shard_index import expand_shards, index_shard
 from vlp.data.shard_writer import ShardWriter
 from vlp.data.shards import iterate_samples
+from vlp.data.streamed_loader import StreamedLoader
 from vlp.data.tokenizer import load_tokenizer
 from vlp.errors import UserError
 
@@ -26,10 +28,11 @@ from vlp.errors import UserError
 def loader_of(tokenizer_folder):
     tokenizer = load_tokenizer(str(tokenizer_folder))
 
-    def make(shards, keep="", rank=0, world=1):
+    def make(shards, keep="", rank=0, world=1, loader=IndexedLoader, **source):
         augment = AugmentConfig(crop_min=1.0, flip=False, operations=0)
-        data = DataConfig([SourceConfig(str(shards), keep=str(keep))], workers=0, max_tokens=16, augment=augment)
-        return IndexedLoader(data, 32, tokenizer, 4, rank, world, seed=5)
+        sources = [SourceConfig(str(shards), keep=str(keep), **source)]
+        data = DataConfig(sources, workers=0, max_tokens=16, augment=augment)
+        return loader(data, 32, tokenizer, 4, rank, world, seed=5)
 
     return make
 
@@ -80,6 +83,25 @@ def test_a_selection_trains_on_the_samples_of_its_copied_shards(
 
 def _median(shards: Path) -> float:
     return float(np.median(np.concatenate([pq.read_table(path)["itm"] for path in shards.glob("*.parquet")])))
+
+
+@pytest.mark.parametrize("form", ["uids", "txt"])
+def test_streamed_reading_takes_the_samples_of_a_list(shards, tmp_path, models, loader_of, form):
+    score_shards(CapFiltConfig(shards=f"{shards}/*.tar", filter=models[1]))
+    half, keep = f"itm >= {_median(shards)}", tmp_path / {"uids": "kept.npy", "txt": "kept.txt"}[form]
+    if form == "uids":
+        select([f"{shards}/*.capfilt.parquet"], half, quiet=True, uids=str(keep))
+    else:
+        keep.write_text(
+            "\n".join(sample.key for number, sample in enumerate(iterate_samples(f"{shards}/*.tar")) if number % 2)
+        )
+    write_index(expand_shards(f"{shards}/*.tar"), tmp_path / "index", workers=0)
+    indexed = loader_of(shards / "*.tar", keep)
+    streamed = loader_of(shards / "*.tar", keep, loader=StreamedLoader, index=str(tmp_path / "index"))
+    assert streamed.epoch_size == indexed.epoch_size < 60
+    expected = dict(samples_of(indexed))
+    seen = dict(pair for _ in range(4) for pair in samples_of(streamed))  # streams drift by a pass at most
+    assert seen == expected
 
 
 @pytest.mark.parametrize("with_shard", [False, True])

@@ -190,3 +190,9 @@ def test_wrong_calls(loader_of):
         loader_of(8, world=3)
     with pytest.raises(UserError, match="No shard"):
         loader_of(shards="nowhere/*.tar")
+
+
+def test_a_buffer_larger_than_the_source_does_not_mix_more_than_two_passes(loader_of):
+    batches = take(loader_of(shuffle_buffer=100_000, streams=1), 33)  # 264 samples: three passes of 87, and a little
+    counts = Counter(key for batch in batches for key in batch.keys)
+    assert len(counts) == 87 and set(counts.values()) <= {2, 3, 4}

@@ -44,9 +44,3 @@ def test_the_streamed_loader_draws_each_images_own_texts(shards, tokenizer_folde
     Path(table_path(expand_shards(shards)[1])).unlink()
     with pytest.raises(UserError, match="score"):
         StreamedLoader(data, 32, tokenizer, 8)
-
-
-def test_lists_of_samples_need_the_index(shards, tokenizer_folder):  # noqa: F811
-    data = DataConfig([SourceConfig(shards, keep="keys.txt")], "streamed")
-    with pytest.raises(UserError, match=r"keep needs data\.reading: indexed"):
-        StreamedLoader(data, 32, load_tokenizer(str(tokenizer_folder)), 8)

@@ -66,6 +66,9 @@ def test_a_run_with_failing_and_slow_requests_equals_one_from_files(run_config, 
     assert "streams: 4" in Path(remote.output, "config.yaml").read_text()
 
 
+AWAY = 5.0  # seconds
+
+
 def test_a_run_waits_for_a_server_that_goes_away(run_config, through):
     whole = run_config("whole", *SETTINGS, through(Faults()))
     train(whole)
@@ -74,7 +77,7 @@ def test_a_run_waits_for_a_server_that_goes_away(run_config, through):
     def away(number, path):
         if is_shard(path) and number > 8:
             gone.append(time.monotonic())
-            return RESET if gone[-1] - gone[0] < 0.5 else OK
+            return RESET if gone[-1] - gone[0] < AWAY else OK
         return OK
 
     part = run_config("part", *SETTINGS, through(Faults(away)), "data.retries=8")

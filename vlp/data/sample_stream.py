@@ -159,11 +159,18 @@ class SampleStream:
     """
 
     def __init__(
-        self, sources: Sequence[Source], shares: Sequence[float], stream: int, streams: int, seed: int, buffer: int
+        self,
+        sources: Sequence[Source],
+        shares: Sequence[float],
+        windows: Sequence[int],
+        stream: int,
+        streams: int,
+        seed: int,
     ):
-        """Nothing is read yet; `buffer` is the number of samples in which all streams together shuffle."""
+        """Nothing is read yet; `windows` are the samples of each source in which all streams together shuffle."""
         self.parts = [
-            ShuffledSource(source, n, stream, streams, buffer / streams, seed) for n, source in enumerate(sources)
+            ShuffledSource(source, n, stream, streams, window / streams, seed)
+            for n, (source, window) in enumerate(zip(sources, windows, strict=True))
         ]
         self.bounds = np.cumsum(shares) / sum(shares)
         self.uniform = UniformNumbers(f"mix {seed} {stream}")

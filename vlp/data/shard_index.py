@@ -25,6 +25,7 @@ from vlp.data.bad_samples import BadSample
 from vlp.data.cache import cache_file, cache_path, file_stamp, identity
 from vlp.errors import UserError, WorkError
 from vlp.files import writing
+from vlp.object_store import STARTED
 from vlp.remote import filesystem, is_remote, remote_errors
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def _expand_remote(url: str) -> list[str]:
     """An address as it is, or the addresses that match its wildcards.
 
     Raises:
-        UserError: no address matches, or fsspec cannot read the scheme.
+        UserError: no address matches, fsspec cannot read the scheme, or a matching folder is incomplete.
     """
     if url.startswith("pipe:"):
         return [url]
@@ -166,6 +167,10 @@ def _expand_remote(url: str) -> list[str]:
         return [url]  # a query of a web address may hold a question mark
     with remote_errors(url):
         found = [files.unstrip_protocol(match) for match in sorted(files.glob(path))]
+        folders = sorted({match.rpartition("/")[0] for match in found})
+        incomplete = [folder for folder in folders if files.exists(f"{folder}/{STARTED}")]
+    if incomplete:
+        raise UserError(f"{incomplete[0]} is incomplete; wait for the command that writes it, or rerun that command.")
     if not found:
         raise UserError(f"No shard matches {url!r}; check the address.")
     return found

@@ -23,6 +23,7 @@ from vlp.data.byte_stream import Access
 from vlp.data.dataset_source import open_dataset_source
 from vlp.data.image_decoding import EncodedImage
 from vlp.data.sample_dataset import Chunk, Skipped, join_chunks, own_caption, stable_hash
+from vlp.data.sample_lists import read_list
 from vlp.data.sample_stream import Drawn, SampleStream, Source, StreamState
 from vlp.data.shard_index import expand_shards
 from vlp.data.shard_source import ShardSource
@@ -108,8 +109,10 @@ class StreamedLoader:
         self.epoch_size = round(sum(shares))
         if self.epoch_size == 0:
             raise UserError("data.sources: every weight is 0; raise one.")
+        # A larger window than the source would mix several passes.
+        windows = [min(data.shuffle_buffer, count) for count in counts]
         self.reader = StreamReader(
-            [source for source, _ in sources], shares, data, image_size, self.streams, batch_size, seed
+            [source for source, _ in sources], shares, windows, data, image_size, self.streams, batch_size, seed
         )
         share = self.streams // world
         self.reader.numbers = list(range(rank * share, (rank + 1) * share))
@@ -132,6 +135,7 @@ class StreamedLoader:
         return {
             "streams": dict(self.states),
             "shares": self.reader.shares,
+            "windows": self.reader.windows,
             "bad": dict(self.bad.counts),
             "filtered": dict(self.bad.filtered),
             "total": self.bad.total,
@@ -147,8 +151,8 @@ class StreamedLoader:
             raise UserError("The checkpoint was written with data.reading: indexed; resume it with that.")
         every = {number: one for state in states for number, one in state["streams"].items()}
         self.states = {number: every[number] for number in self.reader.numbers if number in every}
-        # As it was: a count that is estimated may change, and would change the mix.
-        self.reader.shares = states[0]["shares"]
+        # As they were: a count that is estimated may change, and would change the order.
+        self.reader.shares, self.reader.windows = states[0]["shares"], states[0]["windows"]
         self.epoch_size = round(sum(self.reader.shares))
         own = states[self.rank : self.rank + 1] if len(states) == self.world else states if self.rank == 0 else []
         for state in own:
@@ -222,9 +226,8 @@ def open_source(number: int, source: SourceConfig, streams: int, access: Access)
     if source.texts is not None:
         for path in paths[:1] if is_remote(paths[0]) else paths:  # a remote table takes requests
             check_choice(path, source.texts)
-    if source.keep:
-        raise UserError(f"data.sources[{number}].keep needs data.reading: indexed; set that, or leave keep out.")
-    shards = ShardSource(paths, streams, access)
+    keep = read_list(source.keep) if source.keep else None
+    shards = ShardSource(paths, streams, access, keep, source.index)
     return shards, lambda: source.samples or shards.count()
 
 
@@ -235,6 +238,7 @@ class StreamReader(IterableDataset):
         self,
         sources: list[Source],
         shares: list[float],
+        windows: list[int],
         data: DataConfig,
         image_size: int,
         streams: int,
@@ -245,9 +249,10 @@ class StreamReader(IterableDataset):
 
         Args:
             shares: how often each source is drawn from, in any unit.
+            windows: samples of each source in which all streams together shuffle.
             batch_size: samples of a batch over all streams.
         """
-        self.sources, self.shares, self.data, self.seed = sources, shares, data, seed
+        self.sources, self.shares, self.windows, self.data, self.seed = sources, shares, windows, data, seed
         self.image_size, self.streams, self.each = image_size, streams, batch_size // streams
         self.numbers: list[int] = []  # this process's streams
         self.texts = TableTexts(most_kept=4 * streams)
@@ -258,7 +263,7 @@ class StreamReader(IterableDataset):
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         numbers = np.array_split(self.numbers, workers)[worker].tolist()
         streams = {
-            number: SampleStream(self.sources, self.shares, number, self.streams, self.seed, self.data.shuffle_buffer)
+            number: SampleStream(self.sources, self.shares, self.windows, number, self.streams, self.seed)
             for number in numbers
         }
         for number in self.states.keys() & streams.keys():
