@@ -56,9 +56,8 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             status, data, headers = (fault, b"", {}) if fault > 0 else type(self).body(self)
         self.send_response(status)
-        for name, value in headers.items():
+        for name, value in {**headers, "Content-Length": str(len(data))}.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         for start in range(0, len(data) // 2 if fault == SHORT else len(data), 65536):
             time.sleep(self.faults.delay)
@@ -110,7 +109,9 @@ def proxy(target: str, faults: Faults) -> Iterator[str]:
     def body(handler: _Handler) -> tuple[int, bytes, dict[str, str]]:
         length = int(handler.headers.get("Content-Length") or 0)
         content = handler.rfile.read(length) if length else None
-        headers = {name: value for name, value in handler.headers.items() if name.lower() != "connection"}
+        own = ("connection", "expect")  # of this connection
+        headers = {name: value for name, value in handler.headers.items() if name.lower() not in own}
+        headers.setdefault("Content-Type", "application/octet-stream")  # else urllib calls the content a form
         request = urllib.request.Request(target + handler.path, content, headers, method=handler.command)
         try:
             answer = urllib.request.urlopen(request, timeout=20)
@@ -119,7 +120,9 @@ def proxy(target: str, faults: Faults) -> Iterator[str]:
         with answer:
             kept = ("ETag", "Content-Range", "Content-Type", "Last-Modified")
             passed = {name: value for name in kept if (value := answer.headers.get(name))}
-            return answer.status or 200, answer.read(), passed
+            data = answer.read()
+            length = answer.headers.get("Content-Length") if handler.command == "HEAD" else None
+            return answer.status or 200, data, {**passed, "Content-Length": length or str(len(data))}
 
     def other(handler: _Handler) -> None:
         status, data, headers = body(handler)
@@ -127,7 +130,6 @@ def proxy(target: str, faults: Faults) -> Iterator[str]:
         handler.send_response(status)
         for name, value in headers.items():
             handler.send_header(name, value)
-        handler.send_header("Content-Length", str(len(data)))
         handler.end_headers()
         if handler.command != "HEAD":
             handler.wfile.write(data)

@@ -150,6 +150,18 @@ def open_stream(path: str, access: Access) -> Iterator[Any]:
             writer.close()
 
 
+def copy_remote(url: str, path: str | Path) -> None:
+    """Copy a remote file to a local one, with the retries of a shard.
+
+    Raises:
+        OSError: the local file cannot be written.
+        UserError, WorkError: see `ByteStream.read`.
+    """
+    with open_stream(url, Access()) as stream, open(path, "wb") as file:
+        while block := stream.read(BLOCK):
+            file.write(block)
+
+
 class _Local:
     def __init__(self, file: IO[bytes]):
         self.read = file.read

@@ -2,21 +2,22 @@
 
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from vlp.data.byte_stream import copy_remote
 from vlp.data.score_tables import SCHEMA, VERSION, column_kind, has_columns, schema_settings, shard_exists, table_schema
 from vlp.data.shard_index import expand_shards
 from vlp.errors import UserError
 from vlp.files import write_errors
 from vlp.log import Progress
-from vlp.remote import filesystem, is_remote, remote_errors
+from vlp.remote import is_remote
 
 TABLE_NAME = re.compile(r"(.+)\.([^./]+)\.parquet")
-FETCHED_AT_ONCE = 64
+FETCHED_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -114,24 +115,13 @@ def copy_tables(urls: list[str], copies: Path, quiet: bool = False) -> dict[str,
         FullDiskError, WorkError: the disk is full; a table cannot be copied for another reason.
     """
     places = {url: str(copies / f"{number:06d}" / url.rpartition("/")[2]) for number, url in enumerate(urls)}
-    with Progress("tables", len(urls), quiet=quiet or not urls) as progress, write_errors(copies):
-        for _, group in groupby(urls, key=lambda url: url.partition("://")[0]):
-            store = list(group)
-            for start in range(0, len(store), FETCHED_AT_ONCE):
-                part = store[start : start + FETCHED_AT_ONCE]
-                _fetch_part(part, [places[url] for url in part])
-                progress.add("fetch", len(part))
+    with (
+        Progress("tables", len(urls), quiet=quiet or not urls) as progress,
+        write_errors(copies),
+        ThreadPoolExecutor(FETCHED_AT_ONCE) as pool,
+    ):
+        for place in places.values():
+            os.makedirs(os.path.dirname(place))
+        for _ in pool.map(copy_remote, places, places.values()):
+            progress.add("fetch")
     return places
-
-
-def _fetch_part(urls: list[str], places: list[str]) -> None:
-    files = filesystem(urls[0])[0]
-    paths = [filesystem(url)[1] for url in urls]
-    with remote_errors(urls[0]):
-        try:
-            files.get(paths, places)
-        except FileNotFoundError:
-            missing = next((url for url, path in zip(urls, paths, strict=True) if not files.exists(path)), urls[0])
-            raise UserError(
-                f"No score table matches {missing!r}; correct the path or run `vlp capfilt score` first."
-            ) from None

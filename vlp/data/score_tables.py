@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vlp.data.byte_stream import BLOCK, Access, open_stream
 from vlp.data.cache import cache_file
 from vlp.data.shard_index import open_shard
 from vlp.errors import UserError, WorkError
@@ -289,8 +290,15 @@ def table_schema(table: str) -> pa.Schema | None:
         try:
             with files.open(path, "rb", cache_type="none") as file:  # the footer takes one request
                 return pq.read_schema(file)
-        except (FileNotFoundError, pa.ArrowException):
+        except FileNotFoundError:
             return None
+        except pa.ArrowException:
+            pass  # damaged, or an answer was cut off
+    try:
+        with open_table(table) as whole:
+            return whole.schema_arrow
+    except pa.ArrowException:
+        return None
 
 
 def has_columns(schema: pa.Schema) -> bool:
@@ -347,9 +355,9 @@ def open_table(table: str) -> pq.ParquetFile:
     """
     if not is_remote(table):
         return pq.ParquetFile(table)
-    files, path = filesystem(table)
-    with remote_errors(table):
-        return pq.ParquetFile(pa.BufferReader(files.cat_file(path)))
+    with open_stream(table, Access()) as stream:
+        parts = list(iter(lambda: stream.read(BLOCK), b""))
+    return pq.ParquetFile(pa.BufferReader(b"".join(parts)))
 
 
 def read_table(shard: str, name: str = NAME, folder: str = "") -> pa.Table:
