@@ -78,7 +78,8 @@ def rows_of(shards: str) -> list[dict]:
 
 
 def tables(config: CapFiltConfig) -> list[Path]:
-    return [table_path(shard) for shard in expand_shards(config.shards) if Path(table_path(shard)).exists()]
+    paths = [Path(table_path(shard)) for shard in expand_shards(config.shards)]
+    return [path for path in paths if path.exists()]
 
 
 def start(target, *arguments, count: int = 1) -> list[multiprocessing.Process]:

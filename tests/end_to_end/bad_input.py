@@ -21,7 +21,8 @@ from vlp.cli.main import main
 
 SECONDS = 60  # after which a command counts as hung; each takes a few at most
 LOG_LINES = re.compile(
-    r"skipped |more samples |.* failed, attempt \d of \d|\d+ images without a caption are left out|.* holds "
+    r"skipped |indexing \d+ of \d+ shards|more samples |.* failed, attempt \d of \d"
+    r"|\d+ images without a caption are left out|.* holds "
     r"|.* has no metadata\.jsonl or metadata\.csv; all of its \d+ pictures are taken"
 )
 QUIET_BY_DEFAULT = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)
