@@ -37,6 +37,7 @@ def cluster() -> Iterator:
     from ray.cluster_utils import Cluster
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors cannot import this file
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         head = {"num_cpus": 0, "object_store_memory": 100 * 2**20, "include_dashboard": False}
@@ -44,6 +45,8 @@ def cluster() -> Iterator:
         made.node = made.add_node(**NODE)
     yield made
     made.shutdown()
+    for number, handler in handlers.items():  # Ray replaces SIGTERM's
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")

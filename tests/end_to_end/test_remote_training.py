@@ -69,7 +69,8 @@ def test_a_run_with_failing_and_slow_requests_equals_one_from_files(run_config, 
 AWAY = 5.0  # seconds
 
 
-def test_a_run_waits_for_a_server_that_goes_away(run_config, through):
+def test_a_run_waits_for_a_server_that_goes_away(run_config, through, monkeypatch):
+    monkeypatch.setattr(byte_stream, "FIRST_DELAY", 0.1)  # with eight retries it waits for at least 12 s
     whole = run_config("whole", *SETTINGS, through(Faults()))
     train(whole)
     gone = []

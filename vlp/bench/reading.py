@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import fsspec
 import numpy as np
 import torch
 from PIL import Image
@@ -115,13 +116,15 @@ def _s3_server(paths: list[str]) -> Iterator[tuple[list[str], list[str]]]:
         server = subprocess.Popen(command, stdout=log, stderr=log)
         try:
             _wait_for(port)
-            files, _ = filesystem(f"{BUCKET}/0")
+            fsspec.get_filesystem_class("s3").clear_instance_cache()  # they keep the address of another server
+            files, _ = filesystem(BUCKET)
             files.mkdir(BUCKET)
             for path in paths:
                 files.put_file(path, f"{BUCKET}/{Path(path).name}")
             urls = [f"{BUCKET}/{Path(path).name}" for path in paths]
             yield urls, [files.sign(url, expiration=24 * 3600) for url in urls]
         finally:
+            fsspec.get_filesystem_class("s3").clear_instance_cache()
             server.terminate()
             server.wait()
 
