@@ -1,16 +1,18 @@
 """CapFilt on an S3 server whose requests fail: the same tables and shards as from a server that does not."""
 
 import hashlib
+import json
 import time
 
 import pytest
 import s3fs
 
-from tests.flaky_server import OK, RESET, SHORT, Faults, proxy
+from tests.flaky_server import EXPIRED, OK, RESET, SHORT, Faults, proxy
 from tests.scoring import score_shards
 from vlp.capfilt.selection import select
 from vlp.config import SamplingOverrides
 from vlp.data.score_tables import open_table
+from vlp.errors import WorkError
 
 DECODING = SamplingOverrides(max_length=10, min_length=3)
 AWAY = 5.0  # seconds
@@ -69,3 +71,21 @@ def test_scores_and_selections_do_not_depend_on_failures(s3, web_scenes, models,
     for kind in ("", "-tables"):
         whole = contents(s3, f"whole{kind}/")
         assert len(whole) >= 3 and contents(s3, f"failing{kind}/") == whole
+
+
+def test_an_expired_token_in_the_middle_loses_nothing(s3, web_scenes, models, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    shards, tables = f"{s3.upload(web_scenes, 'web')}/*.tar", str(tmp_path / "tables")
+    expired = Faults(lambda _number, path: EXPIRED if path.endswith("00002.tar") else OK)
+    with proxy(s3.endpoint, expired) as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        s3fs.S3FileSystem.clear_instance_cache()
+        with pytest.raises(WorkError, match="1 shard has no score table"):
+            score_shards(shards, *models, DECODING, precision="fp32", tables=tables)
+    (failure,) = map(json.loads, (tmp_path / "tables/capfilt-failures.jsonl").read_text().splitlines())
+    assert failure["shard"].endswith("00002.tar") and "the credentials have expired" in failure["error"]
+    assert len(list((tmp_path / "tables").glob("*.parquet"))) == 2
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint)
+    s3fs.S3FileSystem.clear_instance_cache()
+    counts = score_shards(shards, *models, DECODING, precision="fp32", tables=tables)
+    assert (counts.shards, counts.skipped_shards) == (1, 2)
