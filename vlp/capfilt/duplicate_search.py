@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from vlp.capfilt.clustered_vectors import ClusteredVectors
 from vlp.log import Progress
@@ -202,11 +203,12 @@ class _Search:
             rows = low[cluster] + np.flatnonzero(self.alive[low[cluster] : high[cluster]])
             for start in range(0, len(rows), MOST_ROWS):
                 part = rows[start : start + MOST_ROWS]
-                others = self.vectors.read(part)
+                others = torch.from_numpy(self.vectors.read(part))
                 step = max(1, MOST_COSINES // len(part))
                 for place in range(0, len(some), step):
                     those = some[place : place + step]
-                    yield those, part, queries[those] @ others.T
+                    # By torch, as the conversion to float32: the threads of NumPy's products would disturb its own.
+                    yield those, part, (torch.from_numpy(queries[those]) @ others.T).numpy()
 
     def _per_cluster(self, ranks: np.ndarray) -> np.ndarray:
         """How many of some images each cluster has: int64 [clusters]."""
