@@ -13,14 +13,14 @@ from vlp.data.loader import training_loader
 torch.set_num_threads(1)
 with _photos() as shards:
     speeds = {}
-    for turn in range(5):
+    for _ in range(5):
         for prefetch in (1, 2, 4, 8):
             data = DataConfig([SourceConfig(shards)], workers=2, prefetch=prefetch, max_tokens=32)
             batches = iter(training_loader(data, 224, bench_tokenizer(4000), 32))
-            for _ in range(4):
+            for _batch in range(4):
                 next(batches)
             start = time.perf_counter()
-            for _ in range(24):
+            for _batch in range(24):
                 next(batches)
             speeds.setdefault(prefetch, []).append(24 * 32 / (time.perf_counter() - start))
             batches.close()
