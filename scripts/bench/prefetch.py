@@ -5,13 +5,13 @@ import time
 
 import torch
 
-from vlp.bench.data import _photos
+from vlp.bench.data import photos
 from vlp.bench.train import bench_tokenizer
 from vlp.config import DataConfig, SourceConfig
 from vlp.data.loader import training_loader
 
 torch.set_num_threads(1)
-with _photos() as shards:
+with photos() as shards:
     speeds = {}
     for _ in range(5):
         for prefetch in (1, 2, 4, 8):

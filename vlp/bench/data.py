@@ -39,7 +39,7 @@ def bench_data(size: Size, batch: int, peers: bool, repeats: int, shards: str) -
     Raises:
         UserError: no shard matches, or the peer was requested and is not installed.
     """
-    with nullcontext(shards) if shards else _photos() as paths:
+    with nullcontext(shards) if shards else photos() as paths:
         settings = {"image_size": size.image_size, "batch": batch, "batches": BATCHES, "shards": expand_shards(paths)}
         with PeerProcess("lavis_data", settings) if peers else nullcontext() as peer, _one_thread():
             data = DataConfig([SourceConfig(paths)], workers=0, max_tokens=MAX_TOKENS)
@@ -58,7 +58,7 @@ def bench_data(size: Size, batch: int, peers: bool, repeats: int, shards: str) -
 
 
 @contextmanager
-def _photos() -> Iterator[str]:
+def photos() -> Iterator[str]:
     """Shards of images that are as expensive to decode as photos: smooth shapes with fine noise."""
     random = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
