@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 
 from vlp.capfilt.duplicates import find_duplicates
 from vlp.capfilt.export import export
-from vlp.capfilt.uids import uid_numbers
 from vlp.cli.main import app
 from vlp.data.image_decoding import decode_image
+from vlp.data.sample_lists import uid_numbers
 from vlp.data.score_tables import Scored, write_table
 from vlp.data.shard_index import expand_shards
 from vlp.data.shard_writer import ShardWriter
@@ -141,7 +141,7 @@ def test_datacomp_reads_a_table_and_its_arrays(shards, model, tmp_path):
     # The baselines make a uid list from the digits, and the resharder finds the images by it.
     pairs = np.array([(int(row["uid"][:16], 16), int(row["uid"][16:32], 16)) for row in rows], np.dtype("u8,u8"))
     column = pq.read_table(f"{stems[0]}.parquet")["uid"]
-    assert [tuple(pair) for pair in uid_numbers(column).tolist()] == pairs[: len(column)].tolist()
+    assert [tuple(pair) for pair in uid_numbers(column.to_pylist()).tolist()] == pairs[: len(column)].tolist()
 
 
 def test_without_texts_there_are_no_embeddings_of_texts(model, tmp_path):

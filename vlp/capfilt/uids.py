@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from vlp.data.sample_lists import uid_numbers
 from vlp.data.sql import connect
 from vlp.errors import UserError
 
@@ -27,7 +28,7 @@ def write_uids(path: Path, uids: Iterable[pa.ChunkedArray], spill: Path) -> None
     with connect(spill) as connection:
         connection.execute("CREATE TABLE uids (high UBIGINT, low UBIGINT)")
         for one in uids:
-            high, low = uid_numbers(one).T
+            high, low = _checked_numbers(one).T
             connection.register("part", pa.table({"high": high, "low": low}))
             connection.execute("INSERT INTO uids SELECT DISTINCT high, low FROM part")
         connection.execute("CREATE TABLE sorted AS SELECT DISTINCT high, low FROM uids")
@@ -40,8 +41,8 @@ def write_uids(path: Path, uids: Iterable[pa.ChunkedArray], spill: Path) -> None
                 file.write(np.stack([column.to_numpy() for column in batch.columns], axis=1).tobytes())
 
 
-def uid_numbers(uids: pa.ChunkedArray) -> np.ndarray:
-    """The two numbers of each uid, uint64 [uids, 2]: its first 16 hexadecimal digits, and the next 16.
+def _checked_numbers(uids: pa.ChunkedArray) -> np.ndarray:
+    """The two numbers of each uid, see `uid_numbers`.
 
     Raises:
         UserError: a uid does not begin with 32 hexadecimal digits.
@@ -50,5 +51,4 @@ def uid_numbers(uids: pa.ChunkedArray) -> np.ndarray:
     if not pc.all(right, min_count=0).as_py():
         (first, *_) = uids.filter(pc.invert(right)).to_pylist()
         raise UserError(f"The uid {first!r} does not begin with {DIGITS} hexadecimal digits; use --table instead.")
-    text = "".join(pc.utf8_slice_codeunits(uids, 0, DIGITS).to_pylist())
-    return np.frombuffer(bytes.fromhex(text), dtype=">u8").astype(np.uint64).reshape(-1, 2)
+    return uid_numbers(uids.to_pylist())
