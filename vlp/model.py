@@ -26,8 +26,9 @@ from vlp.model_folder import SavedModel, is_model_folder, read_model, save_model
 from vlp.models.blip import Blip
 from vlp.models.compiled import compile_blocks
 from vlp.models.cpu.linear import constant_weights
+from vlp.models.image_memory import ImageMemory
 from vlp.models.precision import compute_dtype
-from vlp.models.text_tower import ImageMemory, Side
+from vlp.models.text_layers import Side
 
 TEXT_TOKENS = 35  # BLIP's limit in retrieval; longer texts are cut
 ANSWER_DECODING = DecodingConfig(beams=3, min_length=1, max_length=10)  # BLIP's settings for VQA by generation
@@ -223,9 +224,7 @@ class Model:
         if len(texts) == 1:
             texts = texts * len(images)
         if len(images) != len(texts):
-            raise UserError(
-                f"match needs as many images as texts, or one of either, not {len(images)} and {len(texts)}."
-            )
+            raise UserError(f"match needs as many images as texts, or one of them: {len(images)} and {len(texts)}.")
         parts = [Match(torch.empty(0), torch.empty(0))]
         for start in range(0, len(images), batch_size):
             tokens = self.encode_images(self.load_images(images[start : start + batch_size]))

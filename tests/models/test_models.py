@@ -7,7 +7,8 @@ import torch
 
 from vlp.config import ImageEncoderConfig, ModelConfig, TextTowerConfig
 from vlp.models.blip import Blip
-from vlp.models.text_tower import SelfAttentionCache, TextTower
+from vlp.models.image_memory import SelfAttentionCache
+from vlp.models.text_tower import TextTower
 
 SHARINGS = ("all", "all_but_cross_attention", "all_but_self_attention", "nothing")
 

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from vlp.config import DecodingConfig
 from vlp.data.transforms import clean_caption
 from vlp.model import Model
-from vlp.models.text_tower import ImageMemory, Side
+from vlp.models.image_memory import ImageMemory
+from vlp.models.text_layers import Side
 
 TOGETHER = 1024  # texts per forward pass if the image memory need not be copied
 COPIED = 128  # texts per forward pass if every text needs a copy of its image's memory

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vlp.config import Sharing
-from vlp.models.text_tower import Side, shared_parts
+from vlp.models.text_layers import Side, shared_parts
 
 Table = dict[str, tuple[str, ...]]
 State = dict[str, Tensor]

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from vlp.models.blip import Blip
-from vlp.models.text_tower import ImageMemory, SelfAttentionCache
+from vlp.models.image_memory import ImageMemory, SelfAttentionCache
 
 
 class CaptionStepper:

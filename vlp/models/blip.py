@@ -8,8 +8,9 @@ from torch.nn import functional as F
 
 from vlp.config import ModelConfig
 from vlp.models.image_encoders.encoder import ImageEncoder, resize_positions
+from vlp.models.image_memory import ImageMemory, SelfAttentionCache
 from vlp.models.language_head import LanguageHead
-from vlp.models.text_tower import ImageMemory, SelfAttentionCache, TextTower
+from vlp.models.text_tower import TextTower
 
 
 class Blip(nn.Module):

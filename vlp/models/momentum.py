@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vlp.models.blip import Blip
-from vlp.models.text_tower import Shareable
+from vlp.models.text_layers import Shareable
 
 
 class MomentumTwin(nn.Module):

@@ -10,9 +10,9 @@ from vlp.data.batch import Batch
 from vlp.distributed import all_sum, exchange_rows, gather, gather_texts, rank, world_size
 from vlp.losses.matching import matching_loss
 from vlp.models.blip import Blip
+from vlp.models.image_memory import ImageMemory
 from vlp.models.momentum import FeatureQueue, MomentumTwin
 from vlp.models.precision import product_dtype
-from vlp.models.text_tower import ImageMemory
 from vlp.tasks.contrast import Columns, Rows, contrast
 from vlp.tasks.task import TaskOutput
 

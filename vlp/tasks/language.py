@@ -5,7 +5,7 @@ from torch import Tensor
 
 from vlp.distributed import all_sum, world_size
 from vlp.models.blip import Blip
-from vlp.models.text_tower import ImageMemory
+from vlp.models.image_memory import ImageMemory
 
 
 def caption_loss(

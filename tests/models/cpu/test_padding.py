@@ -8,7 +8,8 @@ import torch
 from vlp.config import TextTowerConfig
 from vlp.models.cpu.optimise import optimise_for_cpu
 from vlp.models.cpu.padding import find_padding, rounded_up
-from vlp.models.text_tower import FeedForward, TextTower
+from vlp.models.text_layers import FeedForward
+from vlp.models.text_tower import TextTower
 
 LENGTHS = torch.tensor([3, 9, 1, 5])
 

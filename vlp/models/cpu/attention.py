@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from vlp.models.cpu.dropout import dropout
 from vlp.models.precision import product_dtype
-from vlp.models.text_tower import Attention
+from vlp.models.text_layers import Attention
 
 MAX_PAIRS = 2**20  # of a query and a key; a larger matrix of scores would take too much memory
 MANY_QUERIES = 64  # with as many, copying the transposed keys pays

@@ -11,7 +11,8 @@ from vlp.models.cpu.dropout import CpuDropout
 from vlp.models.cpu.linear import CpuLanguageHead, CpuLinear
 from vlp.models.cpu.padding import UnpaddedLayer, UnpaddedTextTower
 from vlp.models.language_head import LanguageHead
-from vlp.models.text_tower import Attention, Layer, TextTower
+from vlp.models.text_layers import Attention, Layer
+from vlp.models.text_tower import TextTower
 
 # Each class is a subclass of the one that it replaces and adds no parameters, buffers or attributes.
 FASTER: dict[type[nn.Module], type[nn.Module]] = {

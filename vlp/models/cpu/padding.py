@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlp.models.text_tower import ImageMemory, Layer, LayerCache, SelfAttentionCache, Side, TextTower
+from vlp.models.image_memory import ImageMemory, LayerCache, SelfAttentionCache
+from vlp.models.text_layers import Layer, Side
+from vlp.models.text_tower import TextTower
 
 WORTHWHILE = 0.9  # with a larger share of real tokens, moving the rows costs more than it saves
 

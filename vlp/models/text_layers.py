@@ -1,0 +1,185 @@
+"""The layers of the text tower: attention, feed-forward, embeddings, and what encoder and decoder share of them."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vlp.config import Sharing, TextTowerConfig
+from vlp.models.image_memory import LayerCache
+
+Side = Literal["encoder", "decoder"]
+
+
+class Attention(nn.Module):
+    """Scaled dot-product attention (Vaswani et al. 2017, equation 1) with dropout of the attention weights."""
+
+    def __init__(self, dropout: float):
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+        """softmax(query key^T / sqrt(head_dim) + bias) value.
+
+        Args:
+            query: [batch, heads, queries, head_dim].
+            key, value: [batch, heads, keys, head_dim].
+            bias: added to the scores, broadcastable to [batch, heads, queries, keys]; -inf forbids a pair.
+
+        Returns:
+            [batch, heads, queries, head_dim].
+        """
+        dropping = self.dropout.p if self.training else 0.0
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropping)
+
+
+class SelfAttention(nn.Module):
+    """Post-norm multi-head self-attention of BERT."""
+
+    def __init__(self, config: TextTowerConfig):
+        super().__init__()
+        self.heads = config.heads
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.attention = Attention(config.dropout)
+        self.out = nn.Linear(config.width, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+
+    def forward(self, x: Tensor, bias: Tensor | None, cache: LayerCache | None = None) -> Tensor:
+        """[texts, tokens, width] -> the same shape; `bias` [texts or 1, 1, tokens, keys]."""
+        return self.add(x, self.attend(self.qkv(x), bias, cache))
+
+    def attend(self, qkv: Tensor, bias: Tensor | None, cache: LayerCache | None = None) -> Tensor:
+        """Queries, keys and values [texts, tokens, 3 width] -> what all heads gather, [texts, tokens, width]."""
+        texts, tokens, _ = qkv.shape
+        qkv = qkv.view(texts, tokens, 3, self.heads, -1)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [texts, heads, tokens, head_dim]
+        if cache is not None:
+            key, value = cache.append(key, value)
+        return self.attention(query, key, value, bias).transpose(1, 2).flatten(2)
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """Project `y` from `attend`, add it to `x` and normalize; all [..., width]."""
+        return self.norm(x + self.dropout(self.out(y)))
+
+
+class CrossAttention(nn.Module):
+    """Post-norm multi-head attention from text to the image memory."""
+
+    def __init__(self, config: TextTowerConfig, image_width: int):
+        super().__init__()
+        self.heads = config.heads
+        self.query = nn.Linear(config.width, config.width)
+        self.key_value = nn.Linear(image_width, 2 * config.width)
+        self.attention = Attention(config.dropout)
+        self.out = nn.Linear(config.width, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+
+    def project(self, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """[images, tokens, image width] -> keys and values, each [images, heads, tokens, head_dim]."""
+        images, tokens, _ = image_tokens.shape
+        key_value = self.key_value(image_tokens).view(images, tokens, 2, self.heads, -1)
+        # Contiguous; otherwise every text and every new token would copy them again.
+        key, value = key_value.permute(2, 0, 3, 1, 4).contiguous().unbind(0)
+        return key, value
+
+    def forward(self, x: Tensor, key: Tensor, value: Tensor, image_index: Tensor | None) -> Tensor:
+        """[texts, tokens, width] against one layer's memory -> the same shape; see `TextTower.match`."""
+        return self.add(x, self.attend(self.query(x), key, value, image_index))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, image_index: Tensor | None) -> Tensor:
+        """Queries [texts, tokens, width] -> what all heads gather, [texts, tokens, width]."""
+        texts, tokens, width = query.shape
+        if image_index is not None:
+            key, value = key.index_select(0, image_index), value.index_select(0, image_index)
+        images, heads, _, head_dim = key.shape
+        # All texts of an image form one long row of queries, so the image's keys are never copied.
+        query = query.view(images, texts // images * tokens, heads, head_dim).transpose(1, 2)
+        y = self.attention(query, key, value)  # [images, heads, texts per image x tokens, head_dim]
+        return y.transpose(1, 2).reshape(texts, tokens, width)
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """Project `y` from `attend`, add it to `x` and normalize; all [..., width]."""
+        return self.norm(x + self.dropout(self.out(y)))
+
+
+class FeedForward(nn.Module):
+    """Post-norm feed-forward block of BERT (exact GELU)."""
+
+    def __init__(self, config: TextTowerConfig):
+        super().__init__()
+        self.up = nn.Linear(config.width, config.feed_forward)
+        self.down = nn.Linear(config.feed_forward, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., width] -> the same shape."""
+        return self.norm(x + self.dropout(self.down(F.gelu(self.up(x)))))
+
+
+class Embeddings(nn.Module):
+    """Word and position embeddings; BLIP has no token types."""
+
+    def __init__(self, config: TextTowerConfig):
+        super().__init__()
+        self.words = nn.Embedding(config.vocabulary, config.width)
+        self.positions = nn.Embedding(config.positions, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, ids: Tensor, start: int = 0) -> Tensor:
+        """ids [texts, tokens], the first at position `start` -> [texts, tokens, width]."""
+        positions = self.positions.weight[start : start + ids.shape[1]]
+        return self.dropout(self.norm(self.words(ids) + positions))
+
+
+class Shareable(nn.ModuleDict):
+    """A module that encoder and decoder share, or one module for each of them."""
+
+    def __init__(self, make: Callable[[], nn.Module], shared: bool):
+        super().__init__({"shared": make()} if shared else {"encoder": make(), "decoder": make()})
+
+    def side(self, side: Side) -> Any:
+        """The module that one side uses."""
+        return self["shared"] if "shared" in self else self[side]
+
+
+class Layer(nn.Module):
+    """One layer: self-attention, cross-attention where there is an image, feed-forward."""
+
+    def __init__(self, config: TextTowerConfig, image_width: int):
+        super().__init__()
+        shared = shared_parts(config.sharing)
+        self.self_attention = Shareable(lambda: SelfAttention(config), "self_attention" in shared)
+        self.cross_attention = Shareable(lambda: CrossAttention(config, image_width), "cross_attention" in shared)
+        self.feed_forward = Shareable(lambda: FeedForward(config), "feed_forward" in shared)
+
+    def forward(
+        self,
+        x: Tensor,
+        side: Side,
+        bias: Tensor | None,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        image_index: Tensor | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """[texts, tokens, width] -> the same shape; cross-attention is skipped without `key`."""
+        x = self.self_attention.side(side)(x, bias, cache)
+        if key is not None:
+            x = self.cross_attention.side(side)(x, key, value, image_index)
+        return self.feed_forward.side(side)(x)
+
+
+def shared_parts(sharing: Sharing) -> set[str]:
+    """The parts that encoder and decoder share (paper, Table 3)."""
+    everything = {"embeddings", "self_attention", "cross_attention", "feed_forward"}
+    return {
+        "all": everything,
+        "all_but_cross_attention": everything - {"cross_attention"},
+        "all_but_self_attention": everything - {"self_attention"},
+        "nothing": set(),
+    }[sharing]
