@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from vlp.errors import WorkError
 
+NO_SECOND_IMAGE = "no second image"  # the reason of a pair whose second image is missing, empty or undecodable
 BAD_REASONS = (
     "unreadable shard",
     "shard changed",
@@ -13,6 +14,7 @@ BAD_REASONS = (
     "truncated",
     "duplicate key",
     "no image",
+    NO_SECOND_IMAGE,
     "zero bytes",
     "image undecodable",
     "image too large",

@@ -9,10 +9,16 @@ from typing import Any, Protocol
 
 from vlp.data.bad_samples import BadSample, BadSampleError, BadSamples
 from vlp.data.byte_stream import BLOCK, Access, open_stream
+from vlp.data.pairs import RIGHT_EXTENSIONS
 from vlp.data.shard_index import DAMAGE, IMAGE_EXTENSIONS, split_name
 from vlp.data.shards import Sample, make_sample
 
-PARTS = {**dict.fromkeys(IMAGE_EXTENSIONS, "image"), "txt": "text", "json": "info"}
+PARTS = {
+    **dict.fromkeys(IMAGE_EXTENSIONS, "image"),
+    "txt": "text",
+    "json": "info",
+    **dict.fromkeys(RIGHT_EXTENSIONS, "right"),
+}
 
 
 class _Cut(Exception):
@@ -103,7 +109,11 @@ def _samples(path: str, stream: Any) -> Iterator[Sample | BadSample]:
 
 
 class _Grouping:
-    """Members to samples: a sample ends where the key changes, or where a part of it comes again."""
+    """Members to samples: a sample ends where the key changes, or where a part of it comes again.
+
+    The second image of a pair counts after another part of its sample, and further ones are passed over: `read_right`,
+    which knows where the sample's other parts are, finds the same one.
+    """
 
     def __init__(self) -> None:
         self.key: str | None = None
@@ -113,8 +123,10 @@ class _Grouping:
     def __call__(self, name: str) -> tuple[str, str]:
         key, extension = split_name(name)
         part = PARTS.get(extension, "")
-        if key != self.key or part in self.parts:
+        if key != self.key or (part in self.parts and part != "right"):
             self.key, self.number, self.parts = key, self.number + 1, set()
+        if part == "right" and ("right" in self.parts or not self.parts):
+            part = ""
         if part:
             self.parts.add(part)
         return f"{self.number} {key}", part  # the number tells samples with one key apart
@@ -127,7 +139,7 @@ def _make(path: str, key: str, group: dict[str, Any], seen: set[str]) -> Sample 
     if "image" not in group:
         return BadSample(path, key, "no image")
     try:
-        return make_sample(key, path, group["image"], group.get("text"), group.get("info"))
+        return make_sample(key, path, group["image"], group.get("text"), group.get("info"), group.get("right"))
     except BadSampleError as error:
         return BadSample(path, key, error.reason)
 

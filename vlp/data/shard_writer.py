@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from vlp.data.pairs import RIGHT_EXTENSIONS
 from vlp.files import writing
 
 
@@ -40,16 +41,23 @@ class ShardWriter:
         info: dict,
         extra: dict[str, bytes] | None = None,
     ) -> None:
-        """Add a sample: its encoded image, its text, its JSON, and any further members by extension."""
+        """Add a sample: its encoded image, its text, its JSON, and any further members by extension.
+
+        The second image of a pair is the further member `right.EXTENSION`, which is put directly after the first.
+        """
+        right = {name: data for name, data in (extra or {}).items() if name in RIGHT_EXTENSIONS}
+        rest = {name: data for name, data in (extra or {}).items() if name not in right}
         if self.archive is None:
             temporary = self._files.enter_context(writing(f"{self.folder}/{self.number:05d}.tar"))
             archive = tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
             self.archive = self._files.enter_context(archive)
         self._add(f"{key}.{extension}", image)
+        for name, data in right.items():
+            self._add(f"{key}.{name}", data)
         if text is not None:
             self._add(f"{key}.txt", text.encode())
         self._add(f"{key}.json", json.dumps(info).encode())
-        for name, data in (extra or {}).items():
+        for name, data in rest.items():
             self._add(f"{key}.{name}", data)
         self.samples += 1
         if self.samples == self.samples_per_shard:

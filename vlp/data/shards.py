@@ -7,11 +7,13 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from tarfile import BLOCKSIZE
 from typing import IO
 
 from vlp.data.bad_samples import BadSampleError, BadSamples
 from vlp.data.byte_stream import Access, open_stream
 from vlp.data.cache import status_stamp
+from vlp.data.pairs import is_pair, read_right
 from vlp.data.shard_index import ShardIndex, expand_shards, index_shard, open_shard, split_name
 from vlp.remote import is_remote
 
@@ -27,6 +29,7 @@ class Sample:
             without a text.
         info: the JSON member, {} where there is none.
         sources: the source of each caption: "web" unless its entry in the JSON says "human" or "synthetic".
+        right: the second encoded file, where the JSON says `"images": 2` and there is one.
     """
 
     key: str
@@ -36,6 +39,7 @@ class Sample:
     captions: list[str]
     info: dict
     sources: list[str] = field(default_factory=list)
+    right: bytes | None = None
 
 
 class ShardReader:
@@ -56,7 +60,10 @@ class ShardReader:
         key = index.keys[row]
         try:
             image, text, info = (self._part(index, *place) for place in index.places(row))
-            return make_sample(key, index.path, image or b"", text, info)
+            sample = make_sample(key, index.path, image or b"", text, info)
+            if is_pair(sample.info):
+                sample.right = self._right(index, row)
+            return sample
         except BadSampleError as error:
             raise BadSampleError(error.reason, index.path, key) from None
         except EOFError:
@@ -72,17 +79,26 @@ class ShardReader:
     def _part(self, index: ShardIndex, offset: int, size: int) -> bytes | None:
         if not offset:
             return None
+        file = self._open(index)
+        file.seek(offset)
+        data = file.read(size)
+        if len(data) < size:
+            raise EOFError
+        return data
+
+    def _right(self, index: ShardIndex, row: int) -> bytes | None:
+        places = [place for place in index.places(row) if place[0]]
+        offset, size = min(places)
+        return read_right(self._open(index), offset + size + -size % BLOCKSIZE, index.keys[row], set(dict(places)))
+
+    def _open(self, index: ShardIndex) -> IO[bytes]:
         file = self.files.pop(index.path, None) or open_shard(index.path)
         self.files[index.path] = file
         if len(self.files) > self.most_open:
             self.files.popitem(last=False)[1].close()
         if _has_changed(file, index):
             raise BadSampleError("shard changed")
-        file.seek(offset)
-        data = file.read(size)
-        if len(data) < size:
-            raise EOFError
-        return data
+        return file
 
 
 def _has_changed(file: IO[bytes], index: ShardIndex) -> bool:
@@ -95,8 +111,10 @@ def _has_changed(file: IO[bytes], index: ShardIndex) -> bool:
     return size is not None and str(size) != index.stamp.split()[0]
 
 
-def make_sample(key: str, shard: str, image: bytes, text: bytes | None, info: bytes | None) -> Sample:
-    """A sample from its members.
+def make_sample(
+    key: str, shard: str, image: bytes, text: bytes | None, info: bytes | None, right: bytes | None = None
+) -> Sample:
+    """A sample from its members; `right` counts only where the JSON says that the sample is a pair.
 
     Raises:
         BadSampleError: the image has no bytes, the JSON is broken, or a text is not UTF-8.
@@ -115,7 +133,8 @@ def make_sample(key: str, shard: str, image: bytes, text: bytes | None, info: by
         "".join(text for text, _ in texts).encode()  # JSON can hold half of a surrogate pair
     except UnicodeError:
         raise BadSampleError("text not UTF-8") from None
-    return Sample(key, shard, image, words, [text for text, _ in texts], facts, [source for _, source in texts])
+    captions, sources = [text for text, _ in texts], [source for _, source in texts]
+    return Sample(key, shard, image, words, captions, facts, sources, (right or None) if is_pair(facts) else None)
 
 
 def iterate_samples(shards: str | list[str], bad: BadSamples | None = None) -> Iterator[Sample]:

@@ -40,7 +40,7 @@ VQA_QUESTIONS = Kind("VQA's questions")
 VQA_ANSWERS = Kind("VQA's answers")
 BLIP_VQA = Kind("BLIP's VQA questions")
 ANSWER_LIST = Kind("a list of answers")
-NLVR2 = Kind("NLVR2's sentences")
+NLVR2 = Kind("NLVR2's sentences", ("nlvr2",))
 VISDIAL = Kind("VisDial's dialogs")
 VISDIAL_DENSE = Kind("VisDial's dense annotations")
 VIDEO_CAPTIONS = Kind("captions of videos")
@@ -57,7 +57,7 @@ def recognise(values: Any) -> Kind | None:
 
 
 def read_annotations(path: str, kinds: Collection[Kind], command: str) -> tuple[Kind, Any]:
-    """The kind of a JSON file and its content; that of a .jsonl file is the list of its lines.
+    """The kind of a JSON file and its content; that of JSON lines is the list of its lines.
 
     Args:
         kinds: those that the importer takes.
@@ -81,16 +81,27 @@ def read_annotations(path: str, kinds: Collection[Kind], command: str) -> tuple[
 
 
 def _parse_json(path: str, text: str, wanted: str) -> Any:
-    """The value of a JSON text; of a .jsonl file, the list of the values of its lines. Raises UserError."""
+    """The value of a JSON text; of JSON lines, the list of the values of its lines. Raises UserError."""
     if not text.strip():
         raise UserError(f"{path} is empty; {wanted}.")
     try:
-        if path.lower().endswith(".jsonl"):
+        if path.lower().endswith(".jsonl") or _is_lines(text):
             return [json.loads(line) for line in text.split("\n") if line.strip()]
         return json.loads(text)
     except (ValueError, RecursionError) as error:  # RecursionError: thousands of nested brackets
         problem = str(error) if isinstance(error, ValueError) else "too many nested brackets"
         raise UserError(f"{path} is not readable as JSON ({problem}); {wanted}.") from None
+
+
+def _is_lines(text: str) -> bool:
+    """Whether a text is JSON lines: its first line is an object, and another one follows; NLVR2's .json files are."""
+    first, _, rest = text.strip().partition("\n")
+    if not (first.startswith("{") and rest.lstrip().startswith("{")):
+        return False
+    try:
+        return isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _recognise_object(values: dict) -> Kind | None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from vlp.data.bad_samples import BadSample, BadSampleError, BadSamples
+from vlp.data.bad_samples import NO_SECOND_IMAGE, BadSample, BadSampleError, BadSamples
 from vlp.data.image_decoding import decode_pixels
+from vlp.data.pairs import RIGHT_EXTENSIONS
 from vlp.data.shard_index import IMAGE_EXTENSIONS
 from vlp.data.shard_writer import ShardWriter
 from vlp.data.shards import Sample
@@ -142,6 +143,12 @@ def _problem(sample: ImportedSample) -> str | None:
         return "text not UTF-8"
     except BadSampleError as error:
         return error.reason
+    try:
+        for name in RIGHT_EXTENSIONS:
+            if name in sample.extra:
+                decode_pixels(sample.extra[name])
+    except BadSampleError:
+        return NO_SECOND_IMAGE
     return None
 
 
