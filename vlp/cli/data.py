@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from vlp.cli.data_import import import_app
+from vlp.cli.data_import_tasks import import_app
 from vlp.cli.options import Json, ShardsFolder, ShardSize, print_values
 
 data_app = typer.Typer(no_args_is_help=True, help="Make, import and inspect shards.")
