@@ -11,6 +11,7 @@ import time
 import pytest
 
 from vlp.demo.loop import run_demo
+from vlp.demo.page import write_demo_page
 from vlp.errors import UserError
 
 TINY = """
@@ -88,6 +89,11 @@ def test_a_finished_demo_is_not_run_again(tmp_path):
     assert again.returncode == 0, errors.decode()[-3000:]
     assert len(output.splitlines()) == 1 and output.startswith(b"Done after ")
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "demo").rglob("*.safetensors")}
+    task = {"metrics": {"accuracy": 0.875}, "metric": "accuracy", "target": 0.9, "seconds": 90.0}
+    (tmp_path / "demo" / "tasks.json").write_text(json.dumps({"retrieval": task, "vqa": {"seconds": 1.0}}))
+    write_demo_page(tmp_path / "demo")
+    page = (tmp_path / "demo" / "report.html").read_text()
+    assert "0.875" in page and "1.5" in page and "vqa" not in page  # an unfinished task is left out
 
 
 @pytest.mark.parametrize("mark", ["{}", "not JSON"])

@@ -35,10 +35,18 @@ def write_demo_page(root: Path) -> None:
             for title, key in ROWS
             if key in results["noisy"]
         ],
+        tasks=finished_tasks(root),
         curves=Markup(loss_curves(logs)),
         examples=_examples(root / "data"),
     )
     write_text(root / "report.html", page)
+
+
+def finished_tasks(root: Path) -> dict[str, dict]:
+    """The finished tasks of ROOT/tasks.json by name; none before `vlp demo ROOT --tasks`."""
+    path = root / "tasks.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    return {name: one for name, one in found.items() if "metrics" in one}
 
 
 def _examples(data: Path) -> list[dict]:

@@ -98,9 +98,15 @@ def make_sample(number: int, split: str, wrong: float, size: int, seed: int) -> 
         "text_right": kind is None,
         "wrong_kind": kind,
     }
+    facts = {"uid": f"scene-{seed}-{number}", "width": size, "height": size, "truth": truth}
+    return encode_png(draw_scene(scene, size)), text, facts
+
+
+def encode_png(image: Image.Image) -> bytes:
+    """A PNG file of an image."""
     png = io.BytesIO()
-    draw_scene(scene, size).save(png, "PNG", compress_level=1)
-    return png.getvalue(), text, {"uid": f"scene-{seed}-{number}", "width": size, "height": size, "truth": truth}
+    image.save(png, "PNG", compress_level=1)
+    return png.getvalue()
 
 
 def write_scenes(
@@ -134,6 +140,28 @@ def write_scenes(
             writer.write(f"{number:08d}", image, "png", text, facts)
             if progress:
                 progress(1)
+
+
+def write_annotated_scenes(
+    output: str,
+    count: int,
+    annotate: Callable[[Scene, random.Random], dict],
+    image_size: int = 64,
+    shard_size: int = 1000,
+    seed: str = "0",
+) -> None:
+    """Write shards of scenes with the annotations of a task.
+
+    Args:
+        annotate: the JSON of a scene's sample; the generator decides everything that is random.
+        seed: any text, such as the task and the split; another text gives other scenes.
+    """
+    with writing_shards(output) as temporary, ShardWriter(temporary, shard_size) as writer:
+        for number in range(count):
+            rng = random.Random(f"scene {seed} {number}")
+            scene = make_scene(rng)
+            facts = annotate(scene, rng)
+            writer.write(f"{number:08d}", encode_png(draw_scene(scene, image_size)), "png", None, facts)
 
 
 def _draw_shape(canvas: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: float, paint: tuple) -> None:

@@ -179,14 +179,22 @@ def pretrain_config(root: Path, name: str, sources: list[str], sizes: DemoSizes,
     )
 
 
-def finetune_config(root: Path, name: str, task: TaskName, sizes: DemoSizes, seed: int) -> RunConfig:
-    """The config of a finetuning in ROOT/NAME-run, which starts from the noisy model and uses the human shards."""
+def finetune_config(
+    root: Path,
+    name: str,
+    task: TaskName,
+    sizes: DemoSizes,
+    seed: int,
+    start: str = "noisy/model",
+    source: str = "human",
+) -> RunConfig:
+    """The config of a finetuning in ROOT/NAME-run, from the model ROOT/START on the shards of ROOT/data/SOURCE."""
     return RunConfig(
         task=task,
         output=str(root / f"{name}-run"),
-        start_from=str(root / "noisy" / "model"),
+        start_from=str(root / start),
         seed=seed,
-        data=_data(root, ["human"]),
+        data=_data(root, [source]),
         objective=ObjectiveConfig(queue_size=2048, alpha_ramp_epochs=1.0),
         optim=OptimConfig(learning_rate=5e-4, warmup_steps=20, decay="cosine", floor=0.0, clip_norm=1.0),
         batch_size=sizes.batch_size,

@@ -1,0 +1,166 @@
+"""The tasks of a trained model on scenes: data, finetuning from the demo's pretrained model, and evaluation."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from vlp.config import RunConfig
+from vlp.demo import retrieval_scenes
+from vlp.demo.page import finished_tasks, write_demo_page
+from vlp.demo.stages import FULL, QUICK, DemoSizes, claim, finetune_config, train_once
+from vlp.errors import UserError
+from vlp.files import write_json
+from vlp.log import format_duration
+from vlp.model import Model, load_model
+from vlp.models.cpu.optimise import optimise_for_cpu
+
+QUICK_SAMPLES, QUICK_STEPS = 128, 5  # at most, of a quick demo
+
+
+@dataclass(frozen=True)
+class SceneTask:
+    """A task on scenes.
+
+    Attributes:
+        name: of the task.
+        make_data: writes scenes into a folder that does not exist: (folder, number of samples, image size, seed).
+        evaluate: scores a model on the scenes of the test folder: (model, folder) -> metrics.
+        metric, target: the metric that counts, and the least value that the trained model should reach.
+        train, test: numbers of samples.
+        config: changes the config of the finetuning; None: the pretrained model is evaluated as it is.
+        start: the model to start from, relative to the demo's folder.
+        compare: whether the model to start from is evaluated too. `before_NAME` is its metric NAME, and `NAME_gain` is
+            what finetuning added.
+    """
+
+    name: str
+    make_data: Callable[[Path, int, int, str], None]
+    evaluate: Callable[[Model, Path], dict[str, float]]
+    metric: str
+    target: float
+    train: int
+    test: int
+    config: Callable[[RunConfig], RunConfig] | None = None
+    start: str = "bootstrapped/model"
+    compare: bool = False
+
+
+SCENE_TASKS = {
+    task.name: task
+    for task in (
+        SceneTask(
+            "retrieval",
+            retrieval_scenes.make_retrieval_scenes,
+            retrieval_scenes.score_retrieval,
+            metric="rerank_gain",
+            target=0.0,
+            train=5000,
+            test=500,
+            config=lambda config: replace(config, task="retrieval"),
+            compare=True,
+        ),
+    )
+}
+
+
+def run_tasks(output: str, names: str, quick: bool = False, seed: int = 0) -> dict[str, dict]:
+    """Finetune and evaluate a finished demo's model on tasks; write OUTPUT/tasks.json and OUTPUT/report.html.
+
+    Rerunning continues an interrupted call; finished tasks are not run again.
+
+    Args:
+        output: the folder of the demo.
+        names: of tasks, separated by commas, or "all".
+        quick, seed: as in the call that ran the demo.
+
+    Returns:
+        The content of tasks.json: for each task its metrics, which metric counts, its target, and seconds.
+
+    Raises:
+        UserError: a task is unknown, or the folder holds no finished demo with these settings.
+    """
+    root, tasks = Path(output), _named_tasks(names)
+    if not (root / "report.json").exists():
+        raise UserError(
+            f"{root} holds no finished demo, whose model the tasks start from; run `vlp demo {root}` first."
+        )
+    sizes = QUICK if quick else FULL
+    claim(root, "a demo", {"sizes": asdict(sizes), "seed": seed})
+    for task in tasks:
+        if task.name not in finished_tasks(root):
+            _run_task(root, task, sizes, quick, seed)
+    write_demo_page(root)
+    results = finished_tasks(root)
+    _print_table(results)
+    return results
+
+
+def _named_tasks(names: str) -> list[SceneTask]:
+    chosen = list(SCENE_TASKS) if names == "all" else [name.strip() for name in names.split(",")]
+    for name in chosen:
+        if name not in SCENE_TASKS:
+            raise UserError(f"There is no task {name!r} on scenes; choose from {', '.join(SCENE_TASKS)}, or all.")
+    return [SCENE_TASKS[name] for name in dict.fromkeys(chosen)]
+
+
+def _results(root: Path) -> dict[str, dict]:
+    path = root / "tasks.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _run_task(root: Path, task: SceneTask, sizes: DemoSizes, quick: bool, seed: int) -> None:
+    """Run a task; the seconds it took are kept in ROOT/tasks.json, also if it is interrupted."""
+    before, started = _results(root).get(task.name, {}).get("seconds", 0.0), time.monotonic()
+    found: dict = {}
+    try:
+        found = {"metrics": _measure(root, task, sizes, quick, seed), "metric": task.metric, "target": task.target}
+    finally:
+        seconds = before + time.monotonic() - started
+        write_json(root / "tasks.json", {**_results(root), task.name: {**found, "seconds": seconds}})
+
+
+def _measure(root: Path, task: SceneTask, sizes: DemoSizes, quick: bool, seed: int) -> dict[str, float]:
+    """The metrics of a task after its data and its finetuning, which are made unless they exist."""
+    for split, count in (("train", task.train), ("test", task.test)):
+        folder = root / "data" / f"{task.name}-{split}"
+        if count and not folder.exists():
+            print(f"{task.name}: make {split} scenes", flush=True)
+            count = min(count, QUICK_SAMPLES) if quick else count
+            task.make_data(folder, count, sizes.image_size, f"{task.name} {split} {seed}")
+    if task.config is None:
+        return _evaluate(root, task, root / task.start)
+    config = finetuning_config(root, task, task.config, sizes, seed)
+    config = replace(config, steps=QUICK_STEPS) if quick else config
+    print(f"{task.name}: finetune {task.start} for {config.steps} steps", flush=True)
+    train_once(config)
+    metrics = _evaluate(root, task, Path(config.output) / "model")
+    before = _evaluate(root, task, root / task.start) if task.compare else {}
+    gains = {f"{name}_gain": metrics[name] - value for name, value in before.items()}
+    return {**metrics, **{f"before_{name}": value for name, value in before.items()}, **gains}
+
+
+def finetuning_config(
+    root: Path, task: SceneTask, change: Callable[[RunConfig], RunConfig], sizes: DemoSizes, seed: int
+) -> RunConfig:
+    """The config of a task's finetuning in ROOT/TASK-run on the scenes of ROOT/data/TASK-train."""
+    return change(finetune_config(root, task.name, "retrieval", sizes, seed, task.start, f"{task.name}-train"))
+
+
+def _evaluate(root: Path, task: SceneTask, model: Path) -> dict[str, float]:
+    print(f"{task.name}: evaluate {model}", flush=True)
+    return task.evaluate(optimise_for_cpu(load_model(model)), root / "data" / f"{task.name}-test")
+
+
+def _print_table(results: dict[str, dict]) -> None:
+    rows = [("task", "metric", "target", "reached", "time")]
+    for name, one in results.items():
+        value = one["metrics"][one["metric"]]
+        missed = "" if value >= one["target"] else " (missed)"
+        rows.append(
+            (name, one["metric"], f"{one['target']:.3f}", f"{value:.3f}{missed}", format_duration(one["seconds"]))
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
