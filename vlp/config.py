@@ -21,7 +21,7 @@ from vlp.errors import UserError
 
 Sharing = Literal["all", "all_but_cross_attention", "all_but_self_attention", "nothing"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
-TaskName = Literal["pretrain", "captioning", "retrieval"]
+TaskName = Literal["pretrain", "captioning", "retrieval", "self_critical", "vqa", "nlvr2", "visdial"]
 ScoreName = Literal["itm", "itc", "clip"]
 Beams = Annotated[int, Range(0, 1_000)]
 Nucleus = Annotated[float, Range(above=0, most=1)]
@@ -161,6 +161,8 @@ class ObjectiveConfig:
     itc_weight: NonNegative = 1.0
     itm_weight: NonNegative = 1.0
     lm_weight: NonNegative = 1.0
+    classification_weight: NonNegative = 1.0
+    reward_weight: NonNegative = 1.0
     prompt: str = ""  # put before every caption and stored with the model; captioning leaves it out of the loss
 
 

@@ -6,7 +6,7 @@ import time
 import torch
 
 from vlp.bench.data import photos
-from vlp.bench.train import bench_tokenizer
+from vlp.bench.train import bench_examples
 from vlp.config import DataConfig, SourceConfig
 from vlp.data.loader import training_loader
 
@@ -16,7 +16,7 @@ with photos() as shards:
     for _ in range(5):
         for prefetch in (1, 2, 4, 8):
             data = DataConfig([SourceConfig(shards)], workers=2, prefetch=prefetch, max_tokens=32)
-            batches = iter(training_loader(data, 224, bench_tokenizer(4000), 32))
+            batches = iter(training_loader(data, 224, bench_examples(4000), 32))
             for _batch in range(4):
                 next(batches)
             start = time.perf_counter()

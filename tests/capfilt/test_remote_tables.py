@@ -19,6 +19,7 @@ from tests.scoring import score_shards
 from vlp.capfilt.run import run_capfilt
 from vlp.capfilt.selection import select
 from vlp.config import CapFiltConfig, DataConfig, SamplingOverrides, SourceConfig, TextChoiceConfig
+from vlp.data.examples import CaptionExamples
 from vlp.data.loader import training_loader
 from vlp.data.score_tables import METADATA, open_table, read_table, table_path, table_settings
 from vlp.data.shard_index import expand_shards, index_shard
@@ -174,9 +175,11 @@ def test_training_names_images_that_are_not_scored(scored, tokenizer_folder, tmp
         pq.write_table(table.filter(pc.invert(pc.is_in(table["key"], value_set=pa.array(keys)))), path)
     sources = [SourceConfig(f"{tmp_path}/web/*.tar", texts=TextChoiceConfig())]
     tokenizer = load_tokenizer(str(tokenizer_folder))
-    loader = training_loader(DataConfig(sources, workers=0), 32, tokenizer, 8)
+    loader = training_loader(DataConfig(sources, workers=0), 32, CaptionExamples(tokenizer), 8)
     assert loader.filtered_counts == {"not scored": 15}
-    streamed = training_loader(DataConfig(sources, "streamed", workers=0, shuffle_buffer=20), 32, tokenizer, 8)
+    streamed = training_loader(
+        DataConfig(sources, "streamed", workers=0, shuffle_buffer=20), 32, CaptionExamples(tokenizer), 8
+    )
     for _ in zip(range(8), streamed, strict=False):
         pass
     assert set(streamed.filtered_counts) == {"not scored"}

@@ -25,6 +25,7 @@ from vlp.capfilt.scorers import load_scorers
 from vlp.capfilt.selection import select
 from vlp.config import DataConfig, DecodingConfig, SamplingOverrides, SourceConfig, TextChoiceConfig
 from vlp.data import score_tables
+from vlp.data.examples import CaptionExamples
 from vlp.data.image_decoding import decode_image
 from vlp.data.loader import training_loader
 from vlp.data.score_tables import Scored, folder_hash, read_settings, read_table, table_path, write_table
@@ -327,7 +328,7 @@ def test_an_image_without_any_text_is_captioned_selected_and_learned_from(folder
     assert len([one for one in iterate_samples(str(tmp_path / "out/*.tar")) if one.captions]) == 12
     choice = TextChoiceConfig(web=0.0, human=0.0, synthetic=1.0)
     data = DataConfig([SourceConfig(shard, texts=choice)], workers=0, max_bad_share=0.0)
-    loader = training_loader(data, 32, load_model(folders["filter"]).tokenizer, 12)
+    loader = training_loader(data, 32, CaptionExamples(load_model(folders["filter"]).tokenizer), 12)
     assert len(set(next(iter(loader)).keys)) == 12 and not loader.bad_counts
 
 

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from vlp.cli.main import app
 from vlp.config import AugmentConfig, DataConfig, SourceConfig
 from vlp.data.data_index import open_index
+from vlp.data.examples import CaptionExamples
 from vlp.data.index_writer import cached_index, write_index
 from vlp.data.indexed_loader import IndexedLoader
 from vlp.data.shard_index import Keys, index_shard
@@ -46,7 +47,7 @@ def make_loader(tokenizer_folder, shards, index="", **settings):
     augment = AugmentConfig(crop_min=1.0, flip=False, operations=0)
     source = SourceConfig(f"{shards}/*.tar", index=str(index))
     data = DataConfig([source], max_tokens=16, augment=augment, **{"workers": 0, "max_bad_share": 0.2, **settings})
-    return IndexedLoader(data, 32, load_tokenizer(str(tokenizer_folder)), 4, seed=5)
+    return IndexedLoader(data, 32, CaptionExamples(load_tokenizer(str(tokenizer_folder)), 16), 4, seed=5)
 
 
 def keys_of(loader, batches=30):

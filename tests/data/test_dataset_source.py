@@ -20,6 +20,7 @@ from vlp.config_reader import save_config
 from vlp.data import dataset_source
 from vlp.data.bad_samples import BadSample
 from vlp.data.dataset_source import open_dataset_source
+from vlp.data.examples import CaptionExamples
 from vlp.data.loader import training_loader
 from vlp.data.shard_writer import ShardWriter
 from vlp.data.tokenizer import load_tokenizer
@@ -219,7 +220,7 @@ def test_wrong_settings(tmp_path, tokenizer_folder):
         SourceConfig(shards="a.tar", text="b")
     with pytest.raises(UserError, match=r"data cannot be read by data\.reading: indexed; set data\.reading to auto"):
         data = DataConfig([SourceConfig(dataset=path)], "indexed")
-        training_loader(data, 32, load_tokenizer(str(tokenizer_folder)), 4)
+        training_loader(data, 32, CaptionExamples(load_tokenizer(str(tokenizer_folder))), 4)
 
 
 @pytest.fixture(params=("parquet", "save_to_disk"))
@@ -231,7 +232,7 @@ def loader_of(request, tmp_path, tokenizer_folder):
         plain = AugmentConfig(crop_min=1.0, flip=False, operations=0)
         sources = [SourceConfig(dataset=path)]
         data = DataConfig(sources, workers=workers, streams=4, shuffle_buffer=8, max_tokens=16, augment=plain)
-        return training_loader(data, 32, tokenizer, 8, rank, world, seed=5)
+        return training_loader(data, 32, CaptionExamples(tokenizer, 16), 8, rank, world, seed=5)
 
     return make
 

@@ -12,6 +12,7 @@ from vlp.config import AugmentConfig, DataConfig, SourceConfig
 from vlp.data import workers
 from vlp.data.bad_samples import BadSamples
 from vlp.data.evaluation_loader import evaluation_batches
+from vlp.data.examples import CaptionExamples
 from vlp.data.indexed_loader import IndexedLoader
 from vlp.data.shard_writer import ShardWriter
 from vlp.data.shards import iterate_samples
@@ -30,7 +31,7 @@ def loader_of(scenes, tokenizer_folder):
         data = DataConfig(
             [SourceConfig(shards or f"{scenes}/*.tar")], workers=workers, max_tokens=16, augment=augment, **settings
         )
-        return IndexedLoader(data, 32, tokenizer, batch_size, rank, world, seed=5)
+        return IndexedLoader(data, 32, CaptionExamples(tokenizer, 16), batch_size, rank, world, seed=5)
 
     return make
 
@@ -202,7 +203,7 @@ def test_a_source_without_any_text_ends_the_run(loader_of, scenes, tmp_path, wor
     both = loader_of(4, workers=workers, shards=f"{scenes}/*.tar")
     both.data.sources.append(SourceConfig(str(tmp_path / "silent/*.tar")))
     with pytest.raises(WorkError, match=r"data\.sources\[1\]"):
-        take(IndexedLoader(both.data, 32, both.tokenizer, 4), 200)
+        take(IndexedLoader(both.data, 32, both.examples, 4), 200)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -320,3 +321,21 @@ def test_evaluation_counts_what_it_skips(scenes, tmp_path):
     batches = list(evaluation_batches(spoiled(tmp_path, scenes, 10), 32, 16, bad=bad, limit=50))
     assert sum(len(batch.keys) for batch in batches) == 45
     assert bad.counts == {"image undecodable": 5}
+
+
+class Pairs:
+    """Examples that need both images of a sample."""
+
+    images = 2
+
+    def draw(self, sample, rng):
+        return sample.key
+
+    def batch(self, chunk):
+        return chunk
+
+
+def test_a_task_that_needs_two_images_skips_and_names_samples_with_one(loader_of):
+    data = loader_of(4).data
+    with pytest.raises(WorkError, match="no second image"):
+        next(iter(IndexedLoader(data, 32, Pairs(), 4)))

@@ -13,6 +13,7 @@ import pytest
 from vlp.capfilt.run import score_shards
 from vlp.capfilt.selection import select
 from vlp.config import AugmentConfig, CapFiltConfig, DataConfig, SourceConfig
+from vlp.data.examples import CaptionExamples
 from vlp.data.index_writer import write_index
 from vlp.data.indexed_loader import IndexedLoader
 from vlp.data.sample_lists import PAIR, read_list, shard_uids, uid_numbers
@@ -32,7 +33,7 @@ def loader_of(tokenizer_folder):
         augment = AugmentConfig(crop_min=1.0, flip=False, operations=0)
         sources = [SourceConfig(str(shards), keep=str(keep), **source)]
         data = DataConfig(sources, workers=0, max_tokens=16, augment=augment)
-        return loader(data, 32, tokenizer, 4, rank, world, seed=5)
+        return loader(data, 32, CaptionExamples(tokenizer, 16), 4, rank, world, seed=5)
 
     return make
 

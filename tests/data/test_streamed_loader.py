@@ -8,6 +8,7 @@ import torch
 
 from tests.data.test_loader import spoiled
 from vlp.config import AugmentConfig, DataConfig, SourceConfig
+from vlp.data.examples import CaptionExamples
 from vlp.data.sample_stream import ShuffledSource
 from vlp.data.shard_writer import ShardWriter
 from vlp.data.shards import Sample, iterate_samples
@@ -27,7 +28,7 @@ def loader_of(scenes, tokenizer_folder):
         sources = sources or [SourceConfig(shards or f"{scenes}/*.tar")]
         settings = {"streams": 4, "shuffle_buffer": 40} | settings
         data = DataConfig(sources, "streamed", workers, max_tokens=16, augment=augment, **settings)
-        return StreamedLoader(data, 32, tokenizer, batch_size, rank, world, seed=5)
+        return StreamedLoader(data, 32, CaptionExamples(tokenizer, 16), batch_size, rank, world, seed=5)
 
     return make
 

@@ -8,6 +8,7 @@ import pytest
 from tests.data.test_text_choice import shards  # noqa: F401
 from vlp.config import DataConfig, SourceConfig, TextChoiceConfig
 from vlp.data.bad_samples import BadSampleError
+from vlp.data.examples import CaptionExamples
 from vlp.data.score_tables import table_path
 from vlp.data.shard_index import expand_shards, index_shard
 from vlp.data.streamed_loader import StreamedLoader
@@ -36,11 +37,11 @@ def test_the_streamed_loader_draws_each_images_own_texts(shards, tokenizer_folde
     source = SourceConfig(shards, texts=choice)
     data = DataConfig([source], "streamed", workers, shuffle_buffer=20, streams=4)
     tokenizer = load_tokenizer(str(tokenizer_folder))
-    loader = StreamedLoader(data, 32, tokenizer, 8)
+    loader = StreamedLoader(data, 32, CaptionExamples(tokenizer), 8)
     batches = list(itertools.islice(iter(loader), 12))
     named = {(key, text.split(" ", 2)[1]) for one in batches for key, text in zip(one.keys, one.texts, strict=True)}
     assert all(key == name for key, name in named)
     assert {text.split()[0] for one in batches for text in one.texts} >= {"web"}
     Path(table_path(expand_shards(shards)[1])).unlink()
     with pytest.raises(UserError, match="score"):
-        StreamedLoader(data, 32, tokenizer, 8)
+        StreamedLoader(data, 32, CaptionExamples(tokenizer), 8)

@@ -16,6 +16,7 @@ from vlp.config import AugmentConfig, DataConfig, RunConfig, ScoreName, SourceCo
 from vlp.config_reader import from_dict
 from vlp.data import score_tables
 from vlp.data.bad_samples import FilteredSampleError
+from vlp.data.examples import CaptionExamples
 from vlp.data.loader import training_loader
 from vlp.data.score_tables import SCHEMA, Scored, table_path, write_table
 from vlp.data.shard_index import expand_shards, index_shard
@@ -52,7 +53,7 @@ def loader_of(shards, tokenizer_folder):
     def make(batch_size=12, rank=0, world=1, workers=0, max_bad_share=0.1, **choice):
         sources = [SourceConfig(shards, texts=TextChoiceConfig(**choice))]
         data = DataConfig(sources, workers=workers, max_tokens=16, max_bad_share=max_bad_share, augment=PLAIN)
-        return training_loader(data, 32, tokenizer, batch_size, rank, world, seed=5)
+        return training_loader(data, 32, CaptionExamples(tokenizer, 16), batch_size, rank, world, seed=5)
 
     return make
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import vlp.model
+import vlp.model.model
 from vlp.cli.main import app
 from vlp.config import DecodingConfig
+from vlp.data.examples import CaptionExamples
 from vlp.data.loader import training_loader
 from vlp.data.score_tables import table_path
 from vlp.data.shards import iterate_samples
@@ -26,9 +27,9 @@ PROMPT = "A shape, (red) on:  the"  # cleaning makes "a shape, red on the" of it
 def prompts(monkeypatch):
     """Every prompt, as token ids, that captions are generated from."""
     seen = []
-    real = vlp.model.generate
+    real = vlp.model.model.generate
     monkeypatch.setattr(
-        vlp.model, "generate", lambda stepper, prompt, *rest: seen.append(prompt) or real(stepper, prompt, *rest)
+        vlp.model.model, "generate", lambda stepper, prompt, *rest: seen.append(prompt) or real(stepper, prompt, *rest)
     )
     return seen
 
@@ -61,7 +62,7 @@ def test_every_use_decodes_after_the_trained_prompt(captioner, prompts, scenes, 
     model = load_model(folder, precision="fp32")
     ids = model.tokenizer.prompt_ids(PROMPT)
     assert ids == [model.tokenizer.dec_id, *model.tokenizer.word_ids(["a shape, red on the"])[0]]
-    loader = training_loader(captioner.data, 32, model.tokenizer, 8, prompt=PROMPT)
+    loader = training_loader(captioner.data, 32, CaptionExamples(model.tokenizer, captioner.data.max_tokens, PROMPT), 8)
     for row, text in zip((batch := next(iter(loader))).text_ids.tolist(), batch.texts, strict=True):
         assert row[1 : len(ids)] == ids[1:] and text.startswith("a shape, red on the ")
 

@@ -22,7 +22,7 @@ def pretraining_task() -> tuple[PretrainTask, Batch]:
     task = PretrainTask(RunConfig(objective=ObjectiveConfig(queue_size=8)), model.blip, model.tokenizer)
     ids, mask = model.tokenizer.encode(CAPTIONS, 16)
     numbers = torch.arange(len(CAPTIONS))
-    return task, Batch(make_images(len(CAPTIONS)), ids, mask, numbers, numbers, CAPTIONS, CAPTIONS)
+    return task, Batch(make_images(len(CAPTIONS)), CAPTIONS, ids, mask, numbers, numbers, CAPTIONS)
 
 
 def losses_and_gradients(task: PretrainTask, batch: Batch) -> tuple[dict, dict]:

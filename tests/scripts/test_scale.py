@@ -40,7 +40,7 @@ def make_task(step: scale.Step) -> tuple[PretrainTask, Batch]:
     images = torch.randint(0, 256, (step.pairs, 3, 64, 64), dtype=torch.uint8)
     ids, numbers = torch.randint(10, 200, (step.pairs, TOKENS)), torch.arange(step.pairs)
     mask, names = torch.ones(step.pairs, TOKENS, dtype=torch.bool), [""] * step.pairs
-    return task, Batch(images, ids, mask, numbers, numbers, names, names)
+    return task, Batch(images, names, ids, mask, numbers, numbers, names)
 
 
 def total(task: PretrainTask, batch: Batch) -> torch.Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vlp.data.loader import training_loader
-from vlp.tasks import build_task
+from vlp.tasks import build_examples, build_task
 from vlp.training.model_setup import build_model
 
 
@@ -18,7 +18,7 @@ def made(run_config):
         config = run_config("run", *overrides)
         torch.manual_seed(0)
         model, tokenizer, _ = build_model(config)
-        loader = training_loader(config.data, 32, tokenizer, config.batch_size, seed=1)
+        loader = training_loader(config.data, 32, build_examples(config, tokenizer), config.batch_size, seed=1)
         return build_task(config, model, tokenizer), list(itertools.islice(loader, count))
 
     return make

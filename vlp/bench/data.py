@@ -15,7 +15,7 @@ from vlp.bench.dataset_reading import bench_dataset
 from vlp.bench.peers import PeerProcess
 from vlp.bench.reading import bench_reading
 from vlp.bench.timing import Measured, compare
-from vlp.bench.train import MAX_TOKENS, bench_tokenizer
+from vlp.bench.train import MAX_TOKENS, bench_examples
 from vlp.config import DataConfig, SourceConfig
 from vlp.data.loader import training_loader
 from vlp.data.shard_index import expand_shards
@@ -43,7 +43,7 @@ def bench_data(size: Size, batch: int, peers: bool, repeats: int, shards: str) -
         settings = {"image_size": size.image_size, "batch": batch, "batches": BATCHES, "shards": expand_shards(paths)}
         with PeerProcess("lavis_data", settings) if peers else nullcontext() as peer, _one_thread():
             data = DataConfig([SourceConfig(paths)], workers=0, max_tokens=MAX_TOKENS)
-            loader = training_loader(data, size.image_size, bench_tokenizer(size.vocabulary), batch)
+            loader = training_loader(data, size.image_size, bench_examples(size.vocabulary), batch)
             batches = iter(loader)
 
             def ours() -> None:

@@ -14,7 +14,7 @@ import torch
 from vlp.bench.caption import Size
 from vlp.bench.reading import BUFFER, CROP, plain_image
 from vlp.bench.timing import Measured, Work, compare
-from vlp.bench.train import MAX_TOKENS, bench_tokenizer
+from vlp.bench.train import MAX_TOKENS, bench_examples
 from vlp.config import DataConfig, SourceConfig
 from vlp.data.loader import training_loader
 from vlp.data.open_dataset import open_dataset
@@ -30,7 +30,7 @@ def bench_dataset(size: Size, batch: int, batches: int, repeats: int, shards: st
         data = DataConfig(
             [SourceConfig(dataset=folder)], "streamed", 0, shuffle_buffer=BUFFER, max_tokens=MAX_TOKENS, augment=CROP
         )
-        stream = iter(training_loader(data, size.image_size, bench_tokenizer(size.vocabulary), batch))
+        stream = iter(training_loader(data, size.image_size, bench_examples(size.vocabulary), batch))
 
         def ours() -> None:
             for _ in range(batches):

@@ -25,13 +25,13 @@ SMALL = 10_000  # samples of the index that a worker's memory is compared with
 RANK = """
 import json, sys, time
 import numpy as np, psutil
-from vlp.bench.train import bench_tokenizer
+from vlp.bench.train import bench_examples
 from vlp.config import DataConfig, SourceConfig
 from vlp.data.indexed_loader import IndexedLoader
 folder, workers = sys.argv[1], 2
 started = time.perf_counter()
 data = DataConfig([SourceConfig(f"{folder}/shards/*.tar", index=f"{folder}/index")], workers=workers)
-loader = IndexedLoader(data, 32, bench_tokenizer(64), 256)
+loader = IndexedLoader(data, 32, bench_examples(64), 256)
 next(batches := iter(loader))
 first_batch = time.perf_counter() - started
 rank = psutil.Process()

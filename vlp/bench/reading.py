@@ -24,7 +24,7 @@ from PIL import Image
 
 from vlp.bench.caption import Size
 from vlp.bench.timing import Measured, Work, compare
-from vlp.bench.train import MAX_TOKENS, bench_tokenizer
+from vlp.bench.train import MAX_TOKENS, bench_examples
 from vlp.config import AugmentConfig, DataConfig, SourceConfig
 from vlp.data.loader import training_loader
 from vlp.data.shard_index import expand_shards
@@ -59,7 +59,7 @@ def bench_reading(size: Size, batch: int, batches: int, repeats: int, shards: st
 def our_loader(shards: str | list[str], size: Size, batch: int, batches: int, reading: Any) -> Work:
     """Batches of our loader without RandAugment, which the plain loader lacks."""
     data = DataConfig([SourceConfig(shards)], reading, 0, shuffle_buffer=BUFFER, max_tokens=MAX_TOKENS, augment=CROP)
-    stream = iter(training_loader(data, size.image_size, bench_tokenizer(size.vocabulary), batch))
+    stream = iter(training_loader(data, size.image_size, bench_examples(size.vocabulary), batch))
     return lambda: [next(stream) for _ in range(batches)]
 
 

@@ -15,6 +15,7 @@ from vlp.bench.peers import PeerProcess
 from vlp.bench.timing import Measured, Work, compare, device
 from vlp.config import ObjectiveConfig, OptimConfig, Precision, RunConfig
 from vlp.data.batch import Batch
+from vlp.data.examples import CaptionExamples
 from vlp.data.tokenizer import BERT_SPECIALS, BLIP_SPECIALS, CaptionTokenizer
 from vlp.models.blip import Blip
 from vlp.models.compiled import compile_blocks
@@ -119,9 +120,14 @@ def _training_step(size: Size, precision: Precision, captions: list[str], compil
     return optimizer_step(losses, optimizer, precision)
 
 
+def bench_examples(vocabulary: int) -> CaptionExamples:
+    """Captions in the words of `bench_tokenizer`."""
+    return CaptionExamples(bench_tokenizer(vocabulary), MAX_TOKENS)
+
+
 def _batch(size: Size, captions: list[str], tokenizer: CaptionTokenizer) -> Batch:
     batch = len(captions)
     images = torch.randint(0, 256, (batch, 3, size.image_size, size.image_size), dtype=torch.uint8)
     ids, mask = tokenizer.encode(captions, MAX_TOKENS)
     numbers = torch.arange(batch)
-    return Batch(images, ids, mask, numbers, numbers, captions, captions).to(device())
+    return Batch(images, captions, ids, mask, numbers, numbers, captions).to(device())

@@ -1,12 +1,12 @@
 """`vlp tokenizer`, `vlp pretrain` and `vlp finetune`."""
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
 from vlp.cli.options import Overrides, Resume
-from vlp.config import RunConfig
+from vlp.config import RunConfig, TaskName
 from vlp.config_reader import load_config
 from vlp.errors import UserError
 
@@ -45,8 +45,8 @@ def pretrain(config: str, overrides: Overrides = None, resume: Resume = False) -
 
 
 def finetune(config: str, overrides: Overrides = None, resume: Resume = False) -> None:
-    """Finetune for captioning or retrieval (the filter). Example: vlp finetune configs/captioner.yaml seed=1"""
-    _run(config, overrides, resume, {"captioning", "retrieval"})
+    """Finetune a pretrained model for a task. Example: vlp finetune configs/captioner.yaml seed=1"""
+    _run(config, overrides, resume, set(get_args(TaskName)) - {"pretrain"})
 
 
 def _run(path: str, overrides: list[str] | None, resume: bool, tasks: set[str]) -> None:

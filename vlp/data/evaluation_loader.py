@@ -9,8 +9,9 @@ from torch.utils.data import Dataset
 
 from vlp.data.bad_samples import BadSample, BadSampleError, BadSamples, FilteredSampleError
 from vlp.data.batch import EvaluationBatch
+from vlp.data.chunk import Chunk, Skipped
 from vlp.data.index_writer import cached_index
-from vlp.data.sample_dataset import Chunk, SampleDataset, Skipped, read_chunks, whole_image
+from vlp.data.sample_dataset import SampleDataset, read_chunks, whole_image
 from vlp.data.shard_index import expand_shards
 from vlp.data.shards import Sample, iterate_samples
 from vlp.data.workers import start_workers

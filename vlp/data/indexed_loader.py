@@ -8,29 +8,22 @@ import logging
 import resource
 from collections import Counter
 from collections.abc import Generator, Iterator
+from typing import Any
 
 import numpy as np
 
 from vlp.config import DataConfig, SourceConfig, TextChoiceConfig
 from vlp.data.bad_samples import NO_TEXT_CHOSEN, NOT_SCORED, BadSamples, UnusableSources
-from vlp.data.batch import Batch, make_batch
+from vlp.data.chunk import Chunk, Skipped, join_chunks, split_chunk
 from vlp.data.data_index import DataIndex, open_index
+from vlp.data.examples import Examples
 from vlp.data.index_writer import cached_index
 from vlp.data.order import FORMAT, SampleOrder
-from vlp.data.sample_dataset import (
-    Chunk,
-    Places,
-    SampleDataset,
-    Skipped,
-    join_chunks,
-    read_chunks,
-    split_chunk,
-)
+from vlp.data.sample_dataset import Places, SampleDataset, read_chunks
 from vlp.data.sample_lists import read_list, shard_uids
 from vlp.data.score_tables import NAME
 from vlp.data.shard_index import expand_shards
 from vlp.data.text_choice import check_choice, read_texts
-from vlp.data.tokenizer import CaptionTokenizer
 from vlp.data.workers import pins_memory
 from vlp.distributed import is_main, share_out, world_size
 from vlp.errors import UserError
@@ -46,18 +39,17 @@ class IndexedLoader:
         self,
         data: DataConfig,
         image_size: int,
-        tokenizer: CaptionTokenizer,
+        examples: Examples,
         batch_size: int,
         rank: int = 0,
         world: int = 1,
         seed: int = 0,
-        prompt: str = "",
     ):
         """Index the shards of all sources. Processes that run together share this work.
 
         Args:
+            examples: what the task learns from a sample.
             batch_size: samples of a batch over all processes; a multiple of `world`.
-            prompt: words put before every caption.
 
         Raises:
             UserError: no shard matches, none has a sample, one lacks the score table that its source draws from, a
@@ -69,7 +61,7 @@ class IndexedLoader:
             raise UserError("data.sources is empty: name the shards to train on.")
         if any(source.weight < 0 for source in data.sources):
             raise UserError("data.sources: a weight must not be negative.")
-        self.data, self.tokenizer, self.prompt = data, tokenizer, prompt
+        self.data, self.examples = data, examples
         self.batch, self.rank, self.world = batch_size // world, rank, world
         self.listed = BadSamples(data.max_bad_share)  # bad by the shards' headers; filtered by the score tables
         sources = [self._index_source(number, source) for number, source in enumerate(data.sources)]
@@ -79,7 +71,7 @@ class IndexedLoader:
             raise UserError("The shards of data.sources hold no sample.")
         choices = [source.texts for source in data.sources]
         most_open = min(self.order.shards_at_once(), _file_limit())
-        self.dataset = SampleDataset(sources, image_size, data.augment, seed, choices, most_open)
+        self.dataset = SampleDataset(sources, image_size, examples, data.augment, seed, choices, most_open)
         self.bad = BadSamples(data.max_bad_share)  # skipped when read
         self.place = 0  # in this process's stream, of the next sample to give out
         self.ahead: list[Skipped] = []  # those that were read ahead of `place`
@@ -131,7 +123,7 @@ class IndexedLoader:
         self.bad.filtered.update(state["filtered"])
         self.bad.total = self.place  # each place up to there was read once
 
-    def __iter__(self) -> Generator[Batch, None, None]:
+    def __iter__(self) -> Generator[Any, None, None]:
         waiting: list[Chunk] = []
         pin = pins_memory(self.data.pin_memory)
         for chunk in read_chunks(self.dataset, self._places(), self.data.workers, self.data.prefetch, pin):
@@ -143,7 +135,7 @@ class IndexedLoader:
                 waiting = [rest] if rest.keys else []
                 self.place = chunk.places[-1] + 1
                 self.ahead = [one for one in self.ahead if one.place >= self.place]
-                yield make_batch(chunk, self.tokenizer, self.prompt, self.data.max_tokens)
+                yield self.examples.batch(chunk)
 
     def _index_source(self, number: int, source: SourceConfig) -> DataIndex:
         """The shards of a source, without the samples of which its score tables have no text to use."""

@@ -1,13 +1,12 @@
 """The loader of training batches: indexed for files, streamed for addresses with a scheme."""
 
 from collections.abc import Generator
-from typing import Protocol
+from typing import Any, Protocol
 
 from vlp.config import DataConfig
-from vlp.data.batch import Batch
+from vlp.data.examples import Examples
 from vlp.data.indexed_loader import IndexedLoader
 from vlp.data.streamed_loader import StreamedLoader
-from vlp.data.tokenizer import CaptionTokenizer
 from vlp.errors import UserError
 from vlp.remote import is_remote
 
@@ -41,27 +40,26 @@ class TrainingLoader(Protocol):
         """Resume from the states of all processes, in their order; there may have been another number of them."""
         ...
 
-    def __iter__(self) -> Generator[Batch, None, None]: ...
+    def __iter__(self) -> Generator[Any, None, None]: ...
 
 
 def training_loader(
     data: DataConfig,
     image_size: int,
-    tokenizer: CaptionTokenizer,
+    examples: Examples,
     batch_size: int,
     rank: int = 0,
     world: int = 1,
     seed: int = 0,
-    prompt: str = "",
 ) -> TrainingLoader:
     """The loader that `data.reading` asks for; see the docstring of each loader for its errors.
 
     Args:
+        examples: what the task learns from a sample.
         batch_size: samples of a batch over all processes; a multiple of `world`.
-        prompt: words put before every caption.
     """
     loader = StreamedLoader if is_streamed(data) else IndexedLoader
-    return loader(data, image_size, tokenizer, batch_size, rank, world, seed, prompt)
+    return loader(data, image_size, examples, batch_size, rank, world, seed)
 
 
 def is_streamed(data: DataConfig) -> bool:

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from vlp.data.bad_samples import BadSample
-from vlp.data.sample_dataset import stable_hash
+from vlp.data.chunk import stable_hash
 from vlp.data.shards import Sample
 from vlp.errors import UserError, WorkError
 

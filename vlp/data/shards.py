@@ -24,6 +24,7 @@ class Sample:
 
     Attributes:
         image: the encoded file.
+        right: that of the second image, where the sample is a pair.
         text: the content of the txt member, stripped; None where there is none.
         captions: `captions` of the JSON if it has any, else the text; each stripped and not empty. Empty for a sample
             without a text.

@@ -18,19 +18,17 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from vlp.config import DataConfig, SourceConfig
 from vlp.data.bad_samples import BadSample, BadSampleError, BadSamples, FilteredSampleError, UnusableSources
-from vlp.data.batch import Batch, make_batch
 from vlp.data.byte_stream import Access
+from vlp.data.chunk import Chunk, Skipped, join_chunks, stable_hash
 from vlp.data.dataset_source import open_dataset_source
-from vlp.data.image_decoding import EncodedImage
-from vlp.data.sample_dataset import Chunk, Skipped, join_chunks, own_caption, stable_hash
+from vlp.data.examples import Examples
+from vlp.data.sample_dataset import training_images
 from vlp.data.sample_lists import read_list
 from vlp.data.sample_stream import Drawn, SampleStream, Source, StreamState
 from vlp.data.shard_index import expand_shards
 from vlp.data.shard_source import ShardSource
 from vlp.data.table_texts import TableTexts
 from vlp.data.text_choice import check_choice, choose_text
-from vlp.data.tokenizer import CaptionTokenizer
-from vlp.data.transforms import training_image
 from vlp.data.workers import pins_memory, start_workers
 from vlp.distributed import share_out
 from vlp.errors import UserError, WorkError
@@ -77,18 +75,17 @@ class StreamedLoader:
         self,
         data: DataConfig,
         image_size: int,
-        tokenizer: CaptionTokenizer,
+        examples: Examples,
         batch_size: int,
         rank: int = 0,
         world: int = 1,
         seed: int = 0,
-        prompt: str = "",
     ):
         """List the shards of all sources and count their samples. Processes that run together share this work.
 
         Args:
+            examples: what the task learns from a sample.
             batch_size: samples of a batch over all processes; a multiple of the streams.
-            prompt: words put before every caption.
 
         Raises:
             UserError: no shard matches, one cannot be read, or the streams do not fit the batch and the processes.
@@ -98,7 +95,7 @@ class StreamedLoader:
             raise UserError("data.sources is empty: name the shards to train on.")
         self.streams = stream_count(data, batch_size)
         check_streams(self.streams, batch_size, world)
-        self.data, self.tokenizer, self.prompt = data, tokenizer, prompt
+        self.data, self.examples = data, examples
         self.rank, self.world = rank, world
         access = Access(data.retries, cache=data.cache, cache_gib=data.cache_gib)
         sources = [open_source(number, source, self.streams, access) for number, source in enumerate(data.sources)]
@@ -112,7 +109,15 @@ class StreamedLoader:
         # A larger window than the source would mix several passes.
         windows = [min(data.shuffle_buffer, count) for count in counts]
         self.reader = StreamReader(
-            [source for source, _ in sources], shares, windows, data, image_size, self.streams, batch_size, seed
+            [source for source, _ in sources],
+            shares,
+            windows,
+            data,
+            image_size,
+            examples,
+            self.streams,
+            batch_size,
+            seed,
         )
         share = self.streams // world
         self.reader.numbers = list(range(rank * share, (rank + 1) * share))
@@ -160,7 +165,7 @@ class StreamedLoader:
             self.bad.filtered.update(state["filtered"])
             self.bad.total += state["total"]
 
-    def __iter__(self) -> Generator[Batch, None, None]:
+    def __iter__(self) -> Generator[Any, None, None]:
         workers = min(self.data.workers, len(self.reader.numbers))
         self.reader.states = dict(self.states)
         waiting: list[deque[StreamPart]] = [deque() for _ in range(max(workers, 1))]
@@ -170,7 +175,7 @@ class StreamedLoader:
             chunks = []
             for worker in range(len(waiting)):
                 chunks += self._part_of_batch(worker, waiting, parts)
-            yield make_batch(join_chunks(chunks), self.tokenizer, self.prompt, self.data.max_tokens)
+            yield self.examples.batch(join_chunks(chunks))
 
     def _part_of_batch(self, worker: int, waiting: list[deque[StreamPart]], parts: Iterator[StreamPart]) -> list[Chunk]:
         """A worker's chunks of the next batch."""
@@ -241,6 +246,7 @@ class StreamReader(IterableDataset):
         windows: list[int],
         data: DataConfig,
         image_size: int,
+        examples: Examples,
         streams: int,
         batch_size: int,
         seed: int,
@@ -253,7 +259,8 @@ class StreamReader(IterableDataset):
             batch_size: samples of a batch over all streams.
         """
         self.sources, self.shares, self.windows, self.data, self.seed = sources, shares, windows, data, seed
-        self.image_size, self.streams, self.each = image_size, streams, batch_size // streams
+        self.image_size, self.examples = image_size, examples
+        self.streams, self.each = streams, batch_size // streams
         self.numbers: list[int] = []  # this process's streams
         self.texts = TableTexts(most_kept=4 * streams)
         self.states: dict[int, StreamState] = {}
@@ -283,7 +290,7 @@ class StreamReader(IterableDataset):
                 drawn = stream.draw()
                 sample = drawn.sample
                 try:
-                    image, caption = self._decode(number, drawn)
+                    image, example = self._decode(number, drawn)
                 except (BadSampleError, FilteredSampleError) as error:
                     skipped = BadSample(sample.shard, sample.key, error.reason)
                     chunk.skipped.append(Skipped(0, drawn.source, skipped, isinstance(error, FilteredSampleError)))
@@ -294,23 +301,23 @@ class StreamReader(IterableDataset):
                 stream.accept()
                 good += 1
                 images.append(image)
-                chunk.captions.append([caption])
+                chunk.drawn.append(example)
                 chunk.keys.append(sample.key)
                 chunk.image_hashes.append(stable_hash(f"{sample.shard}#{sample.key}"))
                 chunk.sources.append(drawn.source)
         chunk.images = torch.from_numpy(np.stack(images))
         yield StreamPart(worker, chunk, {number: stream.state() for number, stream in streams.items()}, done=True)
 
-    def _decode(self, stream: int, drawn: Drawn) -> tuple[np.ndarray, str]:
-        """An image, uint8 [3, size, size], and its caption. The sample's place decides all that is random."""
+    def _decode(self, stream: int, drawn: Drawn) -> tuple[np.ndarray, Any]:
+        """An image, uint8 [3, size, size], and its example. The sample's place decides all that is random."""
         sample = drawn.sample
         if isinstance(sample, BadSample):
             raise BadSampleError(sample.reason)
         place = f"{self.seed} {drawn.source} {stream} {drawn.number}"
         choice, rng = self.data.sources[drawn.source].texts, random.Random(f"caption {place}")
         if choice is None:
-            caption = own_caption(sample, rng)
+            example = self.examples.draw(sample, rng)
         else:
-            caption = choose_text(self.texts.read(sample.shard, sample.key, choice), choice, rng)
+            example = choose_text(self.texts.read(sample.shard, sample.key, choice), choice, rng)
         rng = random.Random(f"image {place}")
-        return training_image(EncodedImage(sample.image), self.image_size, self.data.augment, rng), caption
+        return training_images(sample, self.examples.images, self.image_size, self.data.augment, rng), example

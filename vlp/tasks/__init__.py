@@ -1,8 +1,9 @@
-"""What a model learns: a file for each task, and the dict that names them."""
+"""What a model learns: a file for each task, and the dicts that name them."""
 
 from collections.abc import Callable
 
 from vlp.config import RunConfig
+from vlp.data.examples import CaptionExamples, Examples
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.models.blip import Blip
 from vlp.tasks.captioning import CaptioningTask
@@ -17,6 +18,22 @@ TASKS: dict[str, Callable[[RunConfig, Blip, CaptionTokenizer], Task]] = {
 }
 
 
+def _captions(config: RunConfig, tokenizer: CaptionTokenizer) -> CaptionExamples:
+    return CaptionExamples(tokenizer, config.data.max_tokens, config.objective.prompt)
+
+
+EXAMPLES: dict[str, Callable[[RunConfig, CaptionTokenizer], Examples]] = {
+    "pretrain": _captions,
+    "captioning": _captions,
+    "retrieval": _captions,
+}
+
+
 def build_task(config: RunConfig, model: Blip, tokenizer: CaptionTokenizer) -> Task:
     """The module that a run trains, around `model`."""
     return TASKS[config.task](config, model, tokenizer)
+
+
+def build_examples(config: RunConfig, tokenizer: CaptionTokenizer) -> Examples:
+    """What the task of a run learns from each sample."""
+    return EXAMPLES[config.task](config, tokenizer)

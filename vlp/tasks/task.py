@@ -1,13 +1,16 @@
 """What every task is and returns: named losses, which are trained on, and named metrics, which are only logged."""
 
-from typing import NamedTuple
+from dataclasses import fields
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from vlp.config import ObjectiveConfig
-from vlp.data.batch import Batch
 from vlp.models.blip import Blip
+
+# The losses of all tasks: a loss NAME is weighted by `objective.NAME_weight`.
+LOSSES = tuple(one.name.removesuffix("_weight") for one in fields(ObjectiveConfig) if one.name.endswith("_weight"))
 
 
 class TaskOutput(NamedTuple):
@@ -17,7 +20,7 @@ class TaskOutput(NamedTuple):
     autocast outputs look into.
 
     Attributes:
-        losses: unweighted, with gradient: `itc`, `itm`, `lm`.
+        losses: unweighted, with gradient; each is one of `LOSSES`.
         metrics: without gradient, such as `itm_accuracy`.
     """
 
@@ -33,7 +36,7 @@ class Task(nn.Module):
     def start_step(self, step: int, epoch: float) -> None:
         """Called once before each optimizer step; `epoch` counts passes over the data, with fractions."""
 
-    def forward(self, batch: Batch) -> TaskOutput:
+    def forward(self, batch: Any) -> TaskOutput:
         """The losses and metrics of a batch."""
         raise NotImplementedError
 

@@ -20,6 +20,7 @@ from vlp.files import prepare_output, write_errors
 from vlp.training.resume_settings import check_resumed_settings
 from vlp.training.validation import check_validation
 
+CAPTION_TASKS = ("pretrain", "captioning", "retrieval")  # tasks that score tables can give texts to
 APPEARS_WITHIN = 3.0  # seconds
 
 
@@ -48,6 +49,8 @@ def check_config(config: RunConfig) -> None:
     if is_streamed(config.data):
         micro_batch = config.batch_size // config.accumulation
         check_streams(stream_count(config.data, micro_batch), micro_batch, world_size())
+    if config.task not in CAPTION_TASKS and any(source.texts for source in config.data.sources):
+        raise UserError(f"data.sources: texts names captions, which task {config.task} does not use; remove texts.")
     if config.tokenizer:
         load_tokenizer(config.tokenizer)
     check_validation(config)

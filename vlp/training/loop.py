@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from vlp.config import RunConfig
-from vlp.data.batch import Batch
+from vlp.data.batch import DeviceBatch
 from vlp.distributed import is_main, join_processes, run_on_main
 from vlp.errors import WorkError
 from vlp.files import write_json, write_text
 from vlp.log import Progress, RunLog
 from vlp.model_folder import card_with_decoding, save_model
 from vlp.models.batch_norm import average_running_statistics
-from vlp.tasks.task import total_loss
+from vlp.tasks.task import LOSSES, total_loss
 from vlp.training.checkpoint import checkpoints
 from vlp.training.checks import check_config, open_run_folder
 from vlp.training.model_card import model_card
@@ -103,14 +103,14 @@ def train_steps(run: Run) -> None:
                 _validate_between_steps(run, log, progress)
 
 
-def _step_batches(run: Run, batches: Iterator[Batch]) -> list[Batch]:
+def _step_batches(run: Run, batches: Iterator[DeviceBatch]) -> list[DeviceBatch]:
     """The batches of the next step. If a process gets none, all write a checkpoint of the last step, then stop.
 
     Raises:
         WorkError: the samples cannot be read, or too many are bad.
     """
     before, waited = run.loader.state(), time.monotonic()
-    read: list[Batch] = []
+    read: list[DeviceBatch] = []
     failure: WorkError | None = None
     try:
         read = [next(batches) for _ in range(run.config.accumulation)]
@@ -149,7 +149,7 @@ def finish(run: Run) -> dict:
     return results
 
 
-def _forward_and_backward(run: Run, batch: Batch, is_last_part: bool) -> None:
+def _forward_and_backward(run: Run, batch: DeviceBatch, is_last_part: bool) -> None:
     """Add the gradients of one batch; those of several processes are averaged in the last part of a step."""
     with nullcontext() if is_last_part else run.accelerator.no_sync(run.prepared):
         losses, metrics = run.prepared(batch)
@@ -179,7 +179,7 @@ def _report(run: Run, log: RunLog | None, progress: Progress) -> None:
     record["bad_samples"] = sum(run.loader.bad_counts.values())
     record["filtered_samples"] = sum(run.loader.filtered_counts.values())
     log.write(record)
-    losses = "  ".join(f"{name} {record[name]:.3f}" for name in ("itc", "itm", "lm") if name in record)
+    losses = "  ".join(f"{name} {record[name]:.3f}" for name in LOSSES if name in record)
     progress.say(
         f"step {run.step}/{progress.total}  {losses}  {record['pairs_per_second']:.0f} pairs/s  "
         f"data {record['data_wait_share']:.0%}  {progress.left()}"
@@ -204,7 +204,7 @@ def _validate_between_steps(run: Run, log: RunLog | None, progress: Progress) ->
 
 def _not_finite(run: Run, rate: float) -> BaseException:
     """The error for losses or gradients that are infinite or NaN; no checkpoint is written after them."""
-    losses = run.window.not_finite([name for name in ("itc", "itm", "lm") if name in run.window.forward_sums])
+    losses = run.window.not_finite([name for name in LOSSES if name in run.window.forward_sums])
     what = f"The loss ({', '.join(losses)})" if losses else "The gradient"
     kept = checkpoints(run.output)
     where = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint before it"

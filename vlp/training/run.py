@@ -22,7 +22,7 @@ from vlp.log import read_log
 from vlp.models.compiled import compile_blocks
 from vlp.models.cpu.optimise import optimise_for_cpu
 from vlp.models.precision import compute_dtype
-from vlp.tasks import build_task
+from vlp.tasks import build_examples, build_task
 from vlp.tasks.task import Task
 from vlp.training.checkpoint import ResumeState, checkpoints, load_checkpoint, save_checkpoint
 from vlp.training.checks import check_disk_space
@@ -145,12 +145,11 @@ def prepare_run(config: RunConfig, resume: bool, stop: StopRequest) -> Run:
     loader = training_loader(
         config.data,
         model.config.image_encoder.image_size,
-        tokenizer,
+        build_examples(config, tokenizer),
         config.batch_size // config.accumulation,
         rank(),
         world_size(),
         config.seed,
-        config.objective.prompt,
     )
     set_seed(config.seed + 1000 * rank())  # dropout differs between processes
     prepared, optimizer = accelerator.prepare(task, build_optimizer(config.optim, task))

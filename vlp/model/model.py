@@ -1,6 +1,5 @@
-"""The Python API: load a model folder, caption images, embed and match images and texts, answer questions."""
+"""A model with its tokenizer: captions, embeddings and matches, and the steps that evaluations are made of."""
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,8 +11,6 @@ import torch
 from torch import Tensor
 
 from vlp.config import DecodingConfig, ModelConfig, Precision
-from vlp.convert.files import find_folder, read_json
-from vlp.convert.read import read_source
 from vlp.data.images import ImageLike, as_list, load_image
 from vlp.data.tokenizer import CaptionTokenizer, FirstToken
 from vlp.data.transforms import clean_caption
@@ -22,18 +19,15 @@ from vlp.generation.caption_step import CaptionStepper
 from vlp.generation.decode import generate
 from vlp.generation.settings import check_decoding, named_overrides, resolve_decoding
 from vlp.generation.token_rules import TokenRules
-from vlp.model_folder import SavedModel, is_model_folder, read_model, save_model
+from vlp.model.answers import answer_questions
+from vlp.model_folder import save_model
 from vlp.models.blip import Blip
-from vlp.models.compiled import compile_blocks
 from vlp.models.cpu.linear import constant_weights
 from vlp.models.image_memory import ImageMemory
 from vlp.models.precision import compute_dtype
 from vlp.models.text_layers import Side
 
 TEXT_TOKENS = 35  # BLIP's limit in retrieval; longer texts are cut
-ANSWER_DECODING = DecodingConfig(beams=3, min_length=1, max_length=10)  # BLIP's settings for VQA by generation
-
-log = logging.getLogger("vlp")
 
 
 class Match(NamedTuple):
@@ -148,7 +142,6 @@ class Model:
         """The text of the first (with beam search: the best) caption of each image; arguments as in `caption`."""
         return [captions[0].text for captions in self.caption(images, decoding, **settings)]
 
-    @constant_weights()
     def answer(
         self,
         images: ImageLike | Sequence[ImageLike],
@@ -157,33 +150,8 @@ class Model:
         batch_size: int = 32,
         **settings: Any,
     ) -> list[str]:
-        """Answer questions about images with a model trained on question answering (paper, section 5.3).
-
-        The text tower reads the question against the image, and the decoder attends to the states of the question.
-
-        Args:
-            images, questions: equally many, or one image for all questions.
-            decoding: None means beam search with 3 beams and 1 to 10 tokens.
-            settings: fields of `DecodingConfig` to change.
-
-        Raises:
-            UserError: the numbers of images and questions differ, or an image is unreadable.
-        """
-        images, questions = as_list(images), [questions] if isinstance(questions, str) else list(questions)
-        images = images * len(questions) if len(images) == 1 else images
-        if len(images) != len(questions):
-            raise UserError(f"answer needs one question per image: {len(images)} images, {len(questions)} questions.")
-        decoding = resolve_decoding(decoding or ANSWER_DECODING, named_overrides(settings))
-        answers: dict[int, str] = {}
-        lengths = [len(ids) for ids in self.tokenizer.word_ids([clean_caption(question) for question in questions])]
-        for length in sorted(set(lengths)):  # questions of equal length need no padding, which the decoder would see
-            rows = [row for row, one in enumerate(lengths) if one == length]
-            for first in range(0, len(rows), batch_size):
-                here = rows[first : first + batch_size]
-                states = self._question_states([images[row] for row in here], [questions[row] for row in here])
-                made = self.caption_tokens(states, decoding, [str(row) for row in here])
-                answers.update((row, texts[0].text) for row, texts in zip(here, made, strict=True))
-        return [answers[row] for row in range(len(questions))]
+        """Answer questions about images with a model trained on question answering; see `answer_questions`."""
+        return answer_questions(self, as_list(images), questions, decoding, batch_size, **settings)
 
     @constant_weights()
     def embed_images(self, images: ImageLike | Sequence[ImageLike], batch_size: int = 32) -> Tensor:
@@ -354,45 +322,3 @@ class Model:
                 yield
         finally:
             self.blip.train(training)
-
-    def _question_states(self, images: Sequence[ImageLike], questions: Sequence[str]) -> Tensor:
-        """The text tower's states of equally long questions about images: [questions, tokens, width]."""
-        memory = self.project(self.encode_images(self.load_images(images)))
-        texts = [clean_caption(question) for question in questions]
-        ids, mask = self.tokenizer.encode(texts, self.text_tokens, first="[ENC]", multiple=1)
-        with self.inference():
-            return self.blip.text_tower.match(ids.to(self.device), mask.to(self.device), memory)
-
-
-def load_model(
-    source: str | Path,
-    device: str | torch.device | None = None,
-    precision: Precision = "auto",
-    dtype: torch.dtype | None = None,
-    compile: bool = False,
-) -> Model:
-    """Load a model. Nothing is unpickled, and the weights must match the network exactly.
-
-    Args:
-        source: a model folder, a `transformers` BLIP folder, or the name of either on the hub. A `transformers` BLIP is
-            converted in memory, and the log lists the parts that it lacks; `vlp convert` makes a model folder of it.
-        device: None means the first GPU, or the CPU if there is none.
-        precision: of the computation, with weights in float32; "auto" is bf16 on devices that multiply it fast.
-        dtype: of the weights, and thus of the computation, instead of `precision`.
-        compile: use `torch.compile`; it delays the first batches by a minute and does not pay on a CPU.
-
-    Raises:
-        UserError: the source is not a model, or its files do not fit together.
-    """
-    folder = find_folder(str(source))
-    foreign = folder.is_dir() and not is_model_folder(folder)
-    if foreign and read_json(folder / "config.json").get("model_type") == "blip":
-        found = read_source(str(folder))
-        saved = SavedModel(found.blip, found.tokenizer, found.decoding)
-        log.info("%s is converted; it lacks %s", source, "; ".join(found.missing) or "nothing")
-    else:
-        saved = read_model(folder)
-    saved.blip.to(device=device or ("cuda" if torch.cuda.is_available() else "cpu"), dtype=dtype)
-    if compile:
-        compile_blocks(saved.blip)
-    return Model(saved.blip, saved.tokenizer, "fp32" if dtype else precision, saved.card, saved.decoding)
