@@ -131,7 +131,6 @@ def test_a_foreign_truth_field_does_not_matter(models, tmp_path, truth):
 
 
 def test_captions_are_scored_against_their_references():
-    pytest.importorskip("pycocoevalcap")
     made = [
         captioning.Captioned("a", "a red circle on white", ["a red circle on white"]),
         captioning.Captioned("b", "two stars near a square", ["two stars near a square"]),

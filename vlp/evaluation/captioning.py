@@ -1,19 +1,16 @@
 """Captioning: score a model's captions of shards against the reference captions."""
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from vlp.caption_metrics.scores import caption_scores
 from vlp.config import DecodingConfig
 from vlp.data.bad_samples import BadSamples
 from vlp.data.evaluation_loader import evaluation_batches
 from vlp.errors import UserError
-from vlp.evaluation.metrics import captioning_scores
 from vlp.log import ReportProgress, no_progress
 from vlp.model import Model
 from vlp.models.cpu.linear import constant_weights
-
-log = logging.getLogger("vlp")
 
 
 @dataclass
@@ -53,7 +50,7 @@ def evaluate_captioning(
         scorers: further measures; each is called once with all captions.
 
     Returns:
-        `CIDEr` and `BLEU-4` if `pycocoevalcap` is installed, the results of `scorers`, and `images`.
+        `caption_scores`, the results of `scorers`, and `images`.
 
     Raises:
         UserError: the shards contain no image with a caption, or a setting is out of range.
@@ -75,8 +72,4 @@ def evaluate_captioning(
 def score_captions(captioned: list[Captioned], scorers: Sequence[CaptionScorer] = ()) -> dict[str, float]:
     """The scores of `evaluate_captioning` for existing captions."""
     results = {name: value for scorer in scorers for name, value in scorer(captioned).items()}
-    try:
-        results |= captioning_scores([one.caption for one in captioned], [one.references for one in captioned])
-    except UserError as error:  # the other scores do not depend on these
-        log.warning("CIDEr and BLEU-4 are left out. %s", error)
-    return results
+    return results | caption_scores([one.caption for one in captioned], [one.references for one in captioned])

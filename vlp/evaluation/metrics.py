@@ -1,15 +1,11 @@
 """Metrics of retrieval, matching and captioning: arrays in, numbers out."""
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
 from torch import Tensor
 
 from vlp.errors import UserError
-from vlp.extras import extra
-
-_NOT_A_WORD = re.compile(r"[^\w\s'-]+")
 
 
 def best_ranks(scores: Tensor, relevant: Tensor) -> Tensor:
@@ -68,36 +64,3 @@ def area_under_curve(
     mean_rank = np.cumsum(counts) - (counts - 1) / 2  # ranks start at 1
     rank_sum = mean_rank[inverse][right].sum()
     return float((rank_sum - positives * (positives + 1) / 2) / (positives * negatives))
-
-
-def captioning_scores(candidates: list[str], references: list[list[str]]) -> dict[str, float]:
-    """CIDEr and BLEU-4 of captions (Vedantam et al. 2015; Papineni et al. 2002), as `pycocoevalcap` computes them.
-
-    Texts are lower-cased and stripped of punctuation instead of going through the Java tokenizer, so scores can differ
-    from published ones in the third digit.
-
-    Args:
-        candidates: one caption per image.
-        references: the human captions of each image.
-
-    Returns:
-        {"CIDEr": 0 to 10, "BLEU-4": 0 to 1}.
-
-    Raises:
-        UserError: `pycocoevalcap` is not installed, or there is nothing to score.
-    """
-    with extra("metrics"):
-        from pycocoevalcap.bleu.bleu import Bleu
-        from pycocoevalcap.cider.cider import Cider
-    if not candidates or len(candidates) != len(references):
-        raise UserError("Captioning scores need at least one caption, and as many captions as lists of references.")
-    results = {i: [plain_words(text)] for i, text in enumerate(candidates)}
-    truths = {i: [plain_words(text) for text in texts] for i, texts in enumerate(references)}
-    cider, _ = Cider().compute_score(truths, results)
-    bleu, _ = Bleu(4).compute_score(truths, results, verbose=0)
-    return {"CIDEr": float(cider), "BLEU-4": float(bleu[3])}
-
-
-def plain_words(text: str) -> str:
-    """The text in lower case, without punctuation, its words separated by single spaces."""
-    return " ".join(_NOT_A_WORD.sub(" ", text.lower()).split())
