@@ -20,7 +20,13 @@ DEVELOPMENT = {"pyright", "pytest", "pytest-xdist", "ruff"}  # commands that scr
 OPTIONAL = PROJECT["optional-dependencies"].keys() - {"all", "test"}
 LOADED_BY_NAME = {"s3fs"}  # by fsspec, for s3:// addresses
 # Module name, where it is not the name of the distribution.
-MODULES = {"faiss-cpu": "faiss", "open-clip-torch": "open_clip", "pillow": "PIL", "pyyaml": "yaml"}
+MODULES = {
+    "faiss-cpu": "faiss",
+    "open-clip-torch": "open_clip",
+    "pillow": "PIL",
+    "pyyaml": "yaml",
+    "scikit-learn": "sklearn",
+}
 
 
 def declared(requirements: list[str]) -> set[str]:

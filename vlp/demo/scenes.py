@@ -149,17 +149,21 @@ def write_annotated_scenes(
     image_size: int = 64,
     shard_size: int = 1000,
     seed: str = "0",
+    accept: Callable[[Scene], bool] | None = None,
 ) -> None:
     """Write shards of scenes with the annotations of a task.
 
     Args:
         annotate: the JSON of a scene's sample; the generator decides everything that is random.
         seed: any text, such as the task and the split; another text gives other scenes.
+        accept: tells whether a scene suits the task; another one is drawn until one does. None: all do.
     """
     with writing_shards(output) as temporary, ShardWriter(temporary, shard_size) as writer:
         for number in range(count):
             rng = random.Random(f"scene {seed} {number}")
             scene = make_scene(rng)
+            while accept is not None and not accept(scene):
+                scene = make_scene(rng)
             facts = annotate(scene, rng)
             writer.write(f"{number:08d}", encode_png(draw_scene(scene, image_size)), "png", None, facts)
 

@@ -1,0 +1,75 @@
+"""Dialogs about scenes: every answer is true, follows from image, caption and history, and stands among false ones."""
+
+from vlp.data.shards import iterate_samples
+from vlp.demo.scene_captions import COLOUR_OF, COLOURS, INVERSE, SHAPE_OF, SHAPES, SIZES
+from vlp.demo.visdial_scenes import PLACES, make_visdial_scenes
+
+COUNT = 60
+
+
+def attribute(question: str) -> str:
+    """What a question asks for."""
+    for word, what in (("color", "colour"), ("shape", "shape"), ("or", "size"), ("where", "place")):
+        if word in question.split():
+            return what
+    return "what" if question.startswith("what") else "yes or no"
+
+
+def true_answer(truth: dict, thing: int, what: str, question: str) -> str:
+    one = truth["objects"][thing]
+    if what == "what":
+        return f"{one['colour']} {one['shape']}"
+    if what == "place":
+        return PLACES[INVERSE[truth["relation"]] if thing else truth["relation"]]
+    if what == "yes or no":
+        return "yes" if question.split()[-1] in one.values() else "no"
+    return one[what]
+
+
+def test_every_answer_is_true(tmp_path):
+    make_visdial_scenes(tmp_path / "scenes", COUNT, 32, "one")
+    samples = list(iterate_samples(f"{tmp_path}/scenes/*.tar"))
+    assert len(samples) == COUNT
+    answers = []
+    for sample in samples:
+        truth, words = sample.info["truth"], sample.info["caption"].split()
+        name = (COLOUR_OF[words[-2]], SHAPE_OF[words[-1]])
+        (focus,) = [n for n, one in enumerate(truth["objects"]) if (one["colour"], one["shape"]) == name]
+        asked = ""
+        assert len(sample.info["dialog"]) == 4
+        for one in sample.info["dialog"]:
+            question = one["question"]
+            if "the other" in question:
+                focus = 1 - focus
+            what = asked if question == "and the other" else attribute(question)
+            assert what
+            assert one["answer"] == true_answer(truth, focus, what, question), (sample.info, question)
+            asked = "" if what == "yes or no" else what
+            answers.append(one["answer"])
+    assert {"yes", "no", "left", "right", "above", "below", *SIZES} <= set(answers)
+    assert 15 < sum(one["question"] == "and the other" for s in samples for one in s.info["dialog"]) < 120
+
+
+def test_several_false_options_are_of_the_right_kind(tmp_path):
+    make_visdial_scenes(tmp_path / "scenes", COUNT, 32, "two")
+    for sample in iterate_samples(f"{tmp_path}/scenes/*.tar"):
+        for one in sample.info["dialog"]:
+            options, answer = one["options"], one["answer"]
+            assert len(set(options)) == 20 and options[one["gt_index"]] == answer
+            if answer in COLOURS or answer in SHAPES:
+                assert set(COLOURS if answer in COLOURS else SHAPES) <= set(options)
+            if answer in ("yes", "no"):
+                assert {"yes", "no"} <= set(options)
+            if len(answer.split()) == 2:
+                near = [option for option in options if set(option.split()) & set(answer.split())]
+                assert len(near) >= 9
+
+
+def test_scenes_depend_on_the_seed_alone_and_the_history_can_be_left_out(tmp_path):
+    for name, seed, history in (("a", "x", True), ("b", "x", True), ("c", "y", True), ("d", "x", False)):
+        make_visdial_scenes(tmp_path / name, 5, 32, seed, history)
+    infos = {name: [one.info for one in iterate_samples(f"{tmp_path}/{name}/*.tar")] for name in "abcd"}
+    assert infos["a"] == infos["b"] != infos["c"]
+    for whole, single in zip(infos["a"], infos["d"], strict=True):
+        (one,) = single["dialog"]
+        assert one in whole["dialog"] and single["caption"] == whole["caption"]
