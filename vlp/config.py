@@ -20,6 +20,7 @@ from vlp.config_ranges import (
 from vlp.errors import UserError
 
 Sharing = Literal["all", "all_but_cross_attention", "all_but_self_attention", "nothing"]
+FinetunedFor = Literal["", "vqa", "nlvr2", "visdial"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 TaskName = Literal["pretrain", "captioning", "retrieval", "self_critical", "vqa", "nlvr2", "visdial"]
 ScoreName = Literal["itm", "itc", "clip"]
@@ -67,6 +68,11 @@ class ModelConfig:
     image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
     text_tower: TextTowerConfig = field(default_factory=TextTowerConfig)
     embed_dim: Width = 256
+    finetuned_for: FinetunedFor = ""  # the task whose finetuning added parts to the network; finetuning sets it
+
+    def __post_init__(self) -> None:
+        if self.finetuned_for == "vqa" and self.text_tower.sharing != "nothing":
+            raise UserError("model.finetuned_for: vqa needs model.text_tower.sharing: nothing.")
 
 
 @dataclass
@@ -196,6 +202,9 @@ class DecodingConfig:
     temperature: AboveZero = 1.0  # sampling
     no_repeat_ngram: Natural = 0  # forbid repeated n-grams of this size; 0 disables
     banned_words: list[str] = field(default_factory=list)
+
+
+ANSWER_DECODING = DecodingConfig(beams=3, min_length=1, max_length=10)  # BLIP's settings for VQA by generation
 
 
 @dataclass

@@ -179,7 +179,7 @@ def test_answers_equal_theirs(both):
     images = pictures(ours, 32)
     for beams in (1, 3):
         expected = []
-        for image, question in zip(images, questions, strict=True):  # one at a time: without padding
+        for image, question in zip(images, questions, strict=True):  # one at a time: theirs reads padding
             ids, mask = ours.tokenizer.encode([question], 30, first="[ENC]", multiple=1)
             made = theirs.generate(
                 input_ids=ids, attention_mask=mask.long(), pixel_values=image[None], num_beams=beams, max_length=8
@@ -245,9 +245,21 @@ def test_captioners_decode_as_published_unless_their_folder_sets_more(both, tmp_
         captioner_decoding(folder)
 
 
-@pytest.mark.parametrize("kind", ["retrieval", "vqa", "features"])
+@pytest.mark.parametrize("kind", ["retrieval", "features"])
 def test_other_models_keep_the_default_decoding(both, kind):
     assert both(kind)[1].decoding == DecodingConfig()
+
+
+def test_a_vqa_model_decodes_as_published_and_is_nothing_else(both, tmp_path):
+    ours = both("vqa")[1]
+    assert ours.config.finetuned_for == "vqa" and ours.decoding == DecodingConfig(beams=3, min_length=1, max_length=10)
+    for kind in ("captioning", "retrieval"):
+        with pytest.raises(UserError, match="was finetuned for vqa"):
+            from_ours(str(tmp_path / "vqa-ours"), str(tmp_path / "other"), kind)
+    both("captioning")
+    with pytest.raises(UserError, match=r"not finetuned for vqa.*vlp finetune configs/vqa\.yaml"):
+        from_ours(str(tmp_path / "captioning-ours"), str(tmp_path / "other"), "vqa")
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("beams", [0, 1, 4])

@@ -82,7 +82,7 @@ def test_an_original_captioning_checkpoint(original, tokenizer_folder):
 def test_an_original_vqa_checkpoint(original, tokenizer_folder):
     theirs = make_theirs("vqa", load_tokenizer(str(tokenizer_folder)), **WIDE)
     ours, _ = original(as_original(theirs.state_dict()))
-    assert ours.config.text_tower.sharing == "nothing"
+    assert ours.config.text_tower.sharing == "nothing" and ours.config.finetuned_for == "vqa"
     images = pictures(ours, 4)
     for image in images:
         ids, mask = ours.tokenizer.encode(["is it red"], 30, first="[ENC]", multiple=1)

@@ -140,6 +140,38 @@ def test_padding_changes_nothing():
         torch.testing.assert_close(padded[:, :7][mask], run(ids, mask)[mask], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("side", ["match", "decode"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("index", [None, [0, 0, 1, 1, 2, 2], [2, 1, 0, 0, 1, 2]])
+def test_padding_of_a_memory_changes_nothing(side, checkpointing, index):
+    """Each text gets what it gets from its own image's tokens alone, and so do the gradients."""
+    tower = small_tower(dropout=0.0).train()
+    tower.checkpointing = checkpointing
+    ids, mask = texts(6)
+    rows = torch.tensor([0, 0, 1, 1, 2, 2] if index is None else index)
+    lengths = [4, 9, 6]
+    image = torch.randn(3, 9, 20, requires_grad=True)
+    use = "encoder" if side == "match" else "decoder"
+    padded = tower.project_image(image, use, torch.arange(9) < torch.tensor(lengths)[:, None])
+    out = getattr(tower, side)(ids, mask, padded, None if index is None else rows)
+    alone = []
+    for text, row in enumerate(rows.tolist()):
+        memory = tower.project_image(image[row : row + 1, : lengths[row]], use)
+        alone.append(getattr(tower, side)(ids[text : text + 1], mask[text : text + 1], memory))
+    torch.testing.assert_close(out, torch.cat(alone), rtol=1e-4, atol=1e-5)
+    weights = torch.randn_like(out)
+    gradients = [torch.autograd.grad((one * weights).sum(), image)[0] for one in (out, torch.cat(alone))]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+    assert gradients[0][0, 4:].abs().max() == 0
+
+
+def test_a_padded_memory_keeps_its_mask_when_rows_are_selected():
+    tower = small_tower()
+    mask = torch.arange(9) < torch.tensor([4, 9, 6])[:, None]
+    selected = tower.project_image(torch.randn(3, 9, 20), mask=mask).select(torch.tensor([2, 0, 2]))
+    assert selected.mask is not None and selected.mask.sum(dim=1).tolist() == [6, 4, 6]
+
+
 def test_activation_checkpointing_changes_no_gradient():
     grads = []
     for checkpointing in (False, True):

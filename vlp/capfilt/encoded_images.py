@@ -46,7 +46,7 @@ class EncodedImages:
 
     def captions(self, decoding: DecodingConfig, keys: list[str], seed: int, number: int) -> list[list[str]]:
         """Make `number` captions per image; sampling depends on the seed, the image's key and the caption's number."""
-        made = self.model.caption_tokens(self.tokens, decoding, keys, seed, number, self._memory("decoder"))
+        made = self.model.caption_memory(self._memory("decoder"), decoding, keys, seed, number)
         return [[caption.text for caption in captions] for captions in made]
 
     def score(self, texts: list[str], rows: list[int], match: bool, prompt: str | None) -> TextScores:

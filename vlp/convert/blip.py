@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vlp.config import DecodingConfig, ImageEncoderConfig, ModelConfig, Sharing, TextTowerConfig
+from vlp.config import ANSWER_DECODING, DecodingConfig, ImageEncoderConfig, ModelConfig, Sharing, TextTowerConfig
 from vlp.convert.decoding import PUBLISHED, captioner_decoding
 from vlp.convert.tables import (
     LANGUAGE_HEAD,
@@ -81,12 +81,15 @@ def from_transformers(folder: Path, weights: dict[str, Tensor]) -> Converted:
         ) from None
     kind = _kind(weights, folder)
     config = from_config(theirs, "nothing" if kind == "vqa" else "all_but_self_attention")
+    config.finetuned_for = "vqa" if kind == "vqa" else ""
     if kind == "features":
         config = replace(config, embed_dim=theirs.projection_dim)
     table = transformers_table(kind, config)
     converted = _convert(config, table, weights)
     if kind == "captioning":
         converted.decoding = captioner_decoding(folder)
+    if kind == "vqa":
+        converted.decoding = replace(ANSWER_DECODING)
     if kind == "features":  # BlipModel multiplies cosines by exp(logit_scale), and its projections have no bias
         converted.state["log_temperature"] = -weights["logit_scale"].float()
         for name in ("image_projection.bias", "text_projection.bias"):
@@ -156,6 +159,8 @@ def from_original(weights: dict[str, Tensor], path: str) -> Converted:
     converted = _convert(config, table, weights)
     if decodes and not encodes:
         converted.decoding = replace(PUBLISHED)
+    if config.finetuned_for == "vqa":
+        converted.decoding = replace(ANSWER_DECODING)
     if "temp" in weights:
         converted.state["log_temperature"] = weights["temp"].float().log().reshape(())
         converted.unused = [name for name in converted.unused if name != "temp"]
@@ -178,6 +183,7 @@ def _original_config(weights: dict[str, Tensor], text: str, sharing: Sharing) ->
             sharing=sharing,
         ),
         embed_dim=weights["vision_proj.weight"].shape[0] if "vision_proj.weight" in weights else 256,
+        finetuned_for="vqa" if sharing == "nothing" else "",
     )
 
 

@@ -13,6 +13,7 @@ from vlp.data.tokenizer import CaptionTokenizer
 from vlp.errors import UserError
 from vlp.files import prepare_output, writing_folder
 from vlp.model_folder import SavedModel
+from vlp.models.finetuned import require
 from vlp.models.image_encoders.encoder import DEVIATION, MEAN
 
 Kind = Literal["captioning", "retrieval", "vqa"]
@@ -37,6 +38,7 @@ def write_transformers(model: SavedModel, folder: str | Path, kind: Kind) -> lis
     import transformers
 
     prepare_output(folder)
+    _check_kind(model.blip.config, kind)
     weights_of_ours = model.blip.state_dict()
     config = _their_config(model.blip.config, model.tokenizer)
     theirs = getattr(transformers, CLASSES[kind])(config).eval()
@@ -60,6 +62,23 @@ def write_transformers(model: SavedModel, folder: str | Path, kind: Kind) -> lis
             theirs.save_pretrained(temporary)
         transformers.BlipProcessor(images, words).save_pretrained(temporary)
     return group_names(name for name in weights_of_ours if name not in used)
+
+
+def _check_kind(config: ModelConfig, kind: Kind) -> None:
+    """Check that a network has the parts of a kind.
+
+    Raises:
+        UserError: it was finetuned for something else, or its decoder has a shape that `transformers` does not have.
+    """
+    if kind == "vqa":
+        require(config, "vqa", "be converted to BlipForQuestionAnswering")
+        if config.text_tower.width != config.image_encoder.width:
+            raise UserError(
+                "transformers' BlipForQuestionAnswering needs image and text of one width, not "
+                f"{config.image_encoder.width} and {config.text_tower.width}."
+            )
+    elif config.finetuned_for:
+        raise UserError(f"This model was finetuned for {config.finetuned_for}; it cannot become a {CLASSES[kind]}.")
 
 
 def _their_config(config: ModelConfig, tokenizer: CaptionTokenizer) -> Any:

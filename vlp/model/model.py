@@ -285,14 +285,23 @@ class Model:
         keys: Sequence[str],
         seed: int = 0,
         num_captions: int = 1,
-        memory: ImageMemory | None = None,
     ) -> list[list[Caption]]:
-        """Caption encoded images; arguments and result as in `caption`.
+        """Caption encoded images [images, tokens, width]; see `caption_memory`."""
+        return self.caption_memory(self.project(image_tokens, "decoder"), decoding, keys, seed, num_captions)
+
+    @constant_weights()
+    def caption_memory(
+        self,
+        memory: ImageMemory,
+        decoding: DecodingConfig,
+        keys: Sequence[str],
+        seed: int = 0,
+        num_captions: int = 1,
+    ) -> list[list[Caption]]:
+        """Caption the images of a memory for the decoder; further arguments and result as in `caption`.
 
         Args:
-            image_tokens: [images, tokens, width].
             decoding: all settings; the model's own do not apply.
-            memory: the image memory for the decoder, if the images are projected already.
         """
         prompt = self.tokenizer.prompt_ids(decoding.prompt)
         check_decoding(decoding, len(prompt), num_captions)
@@ -301,7 +310,7 @@ class Model:
             raise UserError(f"decoding: max_length must be at most {positions}, the number of the model's positions.")
         rules = TokenRules(decoding, self.tokenizer.sep_id, self.tokenizer.word_ids(decoding.banned_words))
         with self.inference():
-            stepper = CaptionStepper(self.blip, memory or self.project(image_tokens, "decoder"), decoding.max_length)
+            stepper = CaptionStepper(self.blip, memory, decoding.max_length)
             groups = generate(stepper, prompt, rules, list(keys), seed, num_captions, self.device)
         to_text = self.tokenizer.decode
         return [[Caption(to_text(one.ids), one.log_probability, len(one.ids)) for one in group] for group in groups]

@@ -24,7 +24,7 @@ class Blip(nn.Module):
         super().__init__()
         self.config = config
         self.image_encoder = ImageEncoder(config.image_encoder)
-        self.text_tower = TextTower(config.text_tower, self.image_encoder.width)
+        self.text_tower = TextTower(config.text_tower, self.image_encoder.width, config.finetuned_for)
         self.image_projection = nn.Linear(self.image_encoder.width, config.embed_dim)
         self.text_projection = nn.Linear(config.text_tower.width, config.embed_dim)
         self.itm_head = nn.Linear(config.text_tower.width, 2)
@@ -52,6 +52,20 @@ class Blip(nn.Module):
     def match_logits(self, ids: Tensor, mask: Tensor, memory: ImageMemory, image_index: Tensor | None = None) -> Tensor:
         """ITM logits [texts, 2], where class 1 is "match". Arguments as in `TextTower.match`."""
         return self.itm_head(self.text_tower.match(ids, mask, memory, image_index)[:, 0])
+
+    def question_memory(
+        self, ids: Tensor, mask: Tensor, memory: ImageMemory, image_index: Tensor | None = None
+    ) -> ImageMemory:
+        """The states of questions about images, as the memory that the answer decoder reads (paper, section 5.3).
+
+        Args:
+            ids, mask, memory, image_index: as in `TextTower.match`; ids begin with [ENC].
+
+        Returns:
+            A memory with a row for each question, and the mask of the questions.
+        """
+        states = self.text_tower.match(ids, mask, memory, image_index)  # [questions, tokens, width]
+        return self.text_tower.project_image(states, "decoder", mask)
 
     def caption_logits(
         self,

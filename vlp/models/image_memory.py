@@ -7,17 +7,26 @@ from torch import Tensor
 
 @dataclass
 class ImageMemory:
-    """Keys and values of images for every layer's cross-attention: each [images, heads, tokens, head_dim]."""
+    """Keys and values of images for every layer's cross-attention.
+
+    A memory may also hold other states that a decoder reads, such as those of questions.
+
+    Attributes:
+        keys, values: one tensor a layer, each [images, heads, tokens, head_dim].
+        mask: bool [images, tokens], False at padding, which cross-attention ignores; None where nothing is padding.
+    """
 
     keys: list[Tensor]
     values: list[Tensor]
+    mask: Tensor | None = None
 
     def __len__(self) -> int:
         return self.keys[0].shape[0]
 
     def select(self, rows: Tensor) -> "ImageMemory":
         """The memory of the images numbered `rows` (int64 [n], repeats allowed)."""
-        return ImageMemory([k.index_select(0, rows) for k in self.keys], [v.index_select(0, rows) for v in self.values])
+        keys, values = ([one.index_select(0, rows) for one in layers] for layers in (self.keys, self.values))
+        return ImageMemory(keys, values, None if self.mask is None else self.mask.index_select(0, rows))
 
 
 @dataclass

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlp.config import Sharing, TextTowerConfig
+from vlp.config import FinetunedFor, Sharing, TextTowerConfig
 from vlp.models.image_memory import LayerCache
 
 Side = Literal["encoder", "decoder"]
@@ -85,19 +85,28 @@ class CrossAttention(nn.Module):
         key, value = key_value.permute(2, 0, 3, 1, 4).contiguous().unbind(0)
         return key, value
 
-    def forward(self, x: Tensor, key: Tensor, value: Tensor, image_index: Tensor | None) -> Tensor:
-        """[texts, tokens, width] against one layer's memory -> the same shape; see `TextTower.match`."""
-        return self.add(x, self.attend(self.query(x), key, value, image_index))
+    def forward(
+        self, x: Tensor, key: Tensor, value: Tensor, image_index: Tensor | None, bias: Tensor | None = None
+    ) -> Tensor:
+        """[texts, tokens, width] against one layer's memory -> the same shape; see `TextTower.match`.
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, image_index: Tensor | None) -> Tensor:
+        Args:
+            bias: [images, 1, 1, memory tokens], -inf at padding of the memory.
+        """
+        return self.add(x, self.attend(self.query(x), key, value, image_index, bias))
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, image_index: Tensor | None, bias: Tensor | None = None
+    ) -> Tensor:
         """Queries [texts, tokens, width] -> what all heads gather, [texts, tokens, width]."""
         texts, tokens, width = query.shape
         if image_index is not None:
             key, value = key.index_select(0, image_index), value.index_select(0, image_index)
+            bias = None if bias is None else bias.index_select(0, image_index)
         images, heads, _, head_dim = key.shape
         # All texts of an image form one long row of queries, so the image's keys are never copied.
         query = query.view(images, texts // images * tokens, heads, head_dim).transpose(1, 2)
-        y = self.attention(query, key, value)  # [images, heads, texts per image x tokens, head_dim]
+        y = self.attention(query, key, value, bias)  # [images, heads, texts per image x tokens, head_dim]
         return y.transpose(1, 2).reshape(texts, tokens, width)
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
@@ -139,8 +148,9 @@ class Embeddings(nn.Module):
 class Shareable(nn.ModuleDict):
     """A module that encoder and decoder share, or one module for each of them."""
 
-    def __init__(self, make: Callable[[], nn.Module], shared: bool):
-        super().__init__({"shared": make()} if shared else {"encoder": make(), "decoder": make()})
+    def __init__(self, make: Callable[[], nn.Module], shared: bool, decoder: Callable[[], nn.Module] | None = None):
+        """Make the module or modules; `decoder` makes the decoder's if it differs from the encoder's."""
+        super().__init__({"shared": make()} if shared else {"encoder": make(), "decoder": (decoder or make)()})
 
     def side(self, side: Side) -> Any:
         """The module that one side uses."""
@@ -150,11 +160,17 @@ class Shareable(nn.ModuleDict):
 class Layer(nn.Module):
     """One layer: self-attention, cross-attention where there is an image, feed-forward."""
 
-    def __init__(self, config: TextTowerConfig, image_width: int):
+    def __init__(self, config: TextTowerConfig, image_width: int, finetuned_for: FinetunedFor = ""):
         super().__init__()
         shared = shared_parts(config.sharing)
+        # BLIP's answer decoder attends to the states of the question, which have the text's width.
+        decoder_width = config.width if finetuned_for == "vqa" else image_width
         self.self_attention = Shareable(lambda: SelfAttention(config), "self_attention" in shared)
-        self.cross_attention = Shareable(lambda: CrossAttention(config, image_width), "cross_attention" in shared)
+        self.cross_attention = Shareable(
+            lambda: CrossAttention(config, image_width),
+            "cross_attention" in shared,
+            lambda: CrossAttention(config, decoder_width),
+        )
         self.feed_forward = Shareable(lambda: FeedForward(config), "feed_forward" in shared)
 
     def forward(
@@ -165,12 +181,13 @@ class Layer(nn.Module):
         key: Tensor | None = None,
         value: Tensor | None = None,
         image_index: Tensor | None = None,
+        memory_bias: Tensor | None = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
         """[texts, tokens, width] -> the same shape; cross-attention is skipped without `key`."""
         x = self.self_attention.side(side)(x, bias, cache)
         if key is not None:
-            x = self.cross_attention.side(side)(x, key, value, image_index)
+            x = self.cross_attention.side(side)(x, key, value, image_index, memory_bias)
         return self.feed_forward.side(side)(x)
 
 

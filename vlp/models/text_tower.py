@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vlp.config import TextTowerConfig
+from vlp.config import FinetunedFor, TextTowerConfig
 from vlp.errors import UserError
 from vlp.models.image_memory import ImageMemory, SelfAttentionCache
 from vlp.models.initialise import initialise
@@ -24,27 +24,28 @@ from vlp.models.text_layers import Embeddings, Layer, Shareable, Side, shared_pa
 class TextTower(nn.Module):
     """The stack of layers behind ITC, ITM and LM; see the top of this file."""
 
-    def __init__(self, config: TextTowerConfig, image_width: int):
+    def __init__(self, config: TextTowerConfig, image_width: int, finetuned_for: FinetunedFor = ""):
         super().__init__()
         if config.width % config.heads:
             raise UserError(f"model.text_tower.width ({config.width}) must be a multiple of heads ({config.heads}).")
         self.config = config
         self.checkpointing = False
         self.embeddings = Shareable(lambda: Embeddings(config), "embeddings" in shared_parts(config.sharing))
-        self.layers = nn.ModuleList(Layer(config, image_width) for _ in range(config.layers))
+        self.layers = nn.ModuleList(Layer(config, image_width, finetuned_for) for _ in range(config.layers))
         initialise(self, config.width)
 
-    def project_image(self, image_tokens: Tensor, side: Side = "encoder") -> ImageMemory:
+    def project_image(self, image_tokens: Tensor, side: Side = "encoder", mask: Tensor | None = None) -> ImageMemory:
         """Keys and values of images for all layers, computed once for all the texts that meet them.
 
         Args:
             image_tokens: [images, tokens, image width].
             side: "encoder" for `match`, "decoder" for `decode`; one memory serves both where cross-attention is
                 shared (`shares_memory`).
+            mask: bool [images, tokens], False at padding; None where nothing is padding.
         """
         layers = cast(Iterable[Layer], self.layers)
         pairs = [layer.cross_attention.side(side).project(image_tokens) for layer in layers]
-        return ImageMemory([key for key, _ in pairs], [value for _, value in pairs])
+        return ImageMemory([key for key, _ in pairs], [value for _, value in pairs], mask)
 
     @property
     def shares_memory(self) -> bool:
@@ -122,11 +123,14 @@ class TextTower(nn.Module):
         *more: Any,
     ) -> Tensor:
         """[texts, tokens, width] -> the same shape; `more` are further arguments of each layer."""
+        memory_bias = None
+        if memory is not None and memory.mask is not None:
+            memory_bias = _padding_bias(memory.mask).to(product_dtype(x))
         for number, layer in enumerate(self.layers):
             key = memory.keys[number] if memory is not None else None
             value = memory.values[number] if memory is not None else None
             past = cache.layers[number] if cache is not None else None
-            arguments = (x, side, bias, key, value, image_index, past, *more)
+            arguments = (x, side, bias, key, value, image_index, memory_bias, past, *more)
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(layer, *arguments, use_reentrant=False)
             else:

@@ -42,7 +42,8 @@ def test_batches_of_similar_sizes_have_few_shapes():
 
 @pytest.mark.parametrize("use", ["encode", "match", "decode"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_text_tower_gives_the_same(use, checkpointing, monkeypatch):
+@pytest.mark.parametrize("padded_memory", [False, True])
+def test_the_text_tower_gives_the_same(use, checkpointing, padded_memory, monkeypatch):
     torch.manual_seed(0)
     plain = TextTower(TextTowerConfig(60, width=32, layers=2, heads=2, feed_forward=64, dropout=0.0), 24)
     with torch.no_grad():  # larger weights, so that tokens matter
@@ -53,12 +54,13 @@ def test_the_text_tower_gives_the_same(use, checkpointing, monkeypatch):
     ids = torch.randint(5, 60, (4, 9))
     mask = torch.arange(9) < LENGTHS[:, None]
     image_tokens = torch.randn(2, 7, 24, requires_grad=True)
+    memory_mask = torch.arange(7) < torch.tensor([[7], [4]]) if padded_memory else None
     weights = torch.randn(4, 9, 32) * mask[:, :, None]
     shapes, forward = [], FeedForward.forward
     monkeypatch.setattr(FeedForward, "forward", lambda self, x: shapes.append(tuple(x.shape)) or forward(self, x))
     results = []
     for tower in (fast, plain):
-        memory = () if use == "encode" else (tower.project_image(image_tokens, "decoder"),)
+        memory = () if use == "encode" else (tower.project_image(image_tokens, "decoder", memory_mask),)
         hidden = getattr(tower, use)(ids, mask, *memory)
         wanted = list(tower.parameters()) + ([] if use == "encode" else [image_tokens])
         gradients = torch.autograd.grad((hidden * weights).sum(), wanted, allow_unused=True)

@@ -90,18 +90,19 @@ class UnpaddedLayer(Layer):
         key: Tensor | None = None,
         value: Tensor | None = None,
         image_index: Tensor | None = None,
+        memory_bias: Tensor | None = None,
         cache: LayerCache | None = None,
         unpadded: Unpadded | None = None,
     ) -> Tensor:
         """As in `Layer`, with x [kept, width] where `unpadded` is given."""
         if unpadded is None:
-            return super().forward(x, side, bias, key, value, image_index, cache)
+            return super().forward(x, side, bias, key, value, image_index, memory_bias, cache)
         attention = self.self_attention.side(side)
         y = attention.attend(unpadded.put_back(attention.qkv(x)), bias)
         x = attention.add(x, unpadded.remove(y))
         if key is not None and value is not None:
             attention = self.cross_attention.side(side)
-            y = attention.attend(unpadded.put_back(attention.query(x)), key, value, image_index)
+            y = attention.attend(unpadded.put_back(attention.query(x)), key, value, image_index, memory_bias)
             x = attention.add(x, unpadded.remove(y))
         return self.feed_forward.side(side)(x)
 

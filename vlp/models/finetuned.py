@@ -1,0 +1,65 @@
+"""What finetuning adds to a pretrained network: `extend` makes the network of a task, with its weights."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from vlp.config import FinetunedFor, ModelConfig
+from vlp.errors import UserError
+from vlp.models.blip import Blip
+
+# The settings of each task's network, from those of a pretrained one.
+CHANGES: dict[FinetunedFor, Callable[[ModelConfig], ModelConfig]] = {
+    "vqa": lambda config: replace(config, text_tower=replace(config.text_tower, sharing="nothing")),
+}
+
+
+def extend(blip: Blip, task: FinetunedFor) -> Blip:
+    """The network that finetuning on a task trains, from a pretrained network.
+
+    Its weights are copies of the pretrained ones; where encoder and decoder part, both start from what they shared.
+    Weights that the pretrained network does not have are new, such as the decoder's cross-attention to question states
+    if image and text have different widths. `blip` is not changed.
+
+    Args:
+        blip: a pretrained network, or one that was finetuned for the same task, which is returned.
+
+    Raises:
+        UserError: the network was finetuned for another task.
+    """
+    if blip.config.finetuned_for == task:
+        return blip
+    if blip.config.finetuned_for:
+        raise UserError(
+            f"The model was finetuned for {blip.config.finetuned_for} and cannot be finetuned for {task}; start from a "
+            "pretrained model."
+        )
+    extended = Blip(replace(CHANGES[task](blip.config), finetuned_for=task))
+    pretrained, state = blip.state_dict(), extended.state_dict()
+    for name, weight in state.items():
+        source = next((one for one in _sources(name) if one in pretrained), "")
+        if source and pretrained[source].shape == weight.shape:
+            weight.copy_(pretrained[source])
+    return extended.to(blip.log_temperature.device).train(blip.training)
+
+
+def require(config: ModelConfig, task: FinetunedFor, use: str) -> None:
+    """Check that a model was finetuned for a task.
+
+    Args:
+        use: what the caller asked for, such as "answer questions".
+
+    Raises:
+        UserError: it was not.
+    """
+    if config.finetuned_for != task:
+        state = f"was finetuned for {config.finetuned_for}" if config.finetuned_for else f"was not finetuned for {task}"
+        recipe = task.replace("_", "-")
+        raise UserError(
+            f"The model {state}, so it cannot {use}; finetune a pretrained model first: "
+            f"vlp finetune configs/{recipe}.yaml start_from=MODEL."
+        )
+
+
+def _sources(name: str) -> list[str]:
+    """The pretrained weights that a weight may start from, the best first."""
+    return [name, *(name.replace(f".{side}.", ".shared.") for side in ("encoder", "decoder") if f".{side}." in name)]
