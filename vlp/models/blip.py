@@ -41,9 +41,15 @@ class Blip(nn.Module):
         """Images [batch, 3, size, size] (uint8, or normalized float) -> image tokens [batch, tokens, width]."""
         return self.image_encoder(images)
 
-    def embed_image_tokens(self, image_tokens: Tensor) -> Tensor:
-        """Image tokens [images, tokens, width] -> float32 unit vectors [images, embed_dim] for ITC."""
-        return F.normalize(self.image_projection(image_tokens[:, 0]).float(), dim=-1)
+    def embed_image_tokens(self, image_tokens: Tensor, frames: int = 1) -> Tensor:
+        """Image tokens [images, tokens, width] -> float32 unit vectors [images, embed_dim] for ITC.
+
+        Args:
+            frames: of a video, whose tokens follow each other. Like BLIP, the projections of the frames' class tokens
+                are averaged before the vector is normalized.
+        """
+        classes = image_tokens.unflatten(1, (frames, -1))[:, :, 0]  # [images, frames, width]
+        return F.normalize(self.image_projection(classes).float().mean(dim=1), dim=-1)
 
     def embed_texts(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Texts [texts, tokens] -> float32 unit vectors [texts, embed_dim] for ITC."""
