@@ -20,6 +20,7 @@ from vlp.generation.decode import generate
 from vlp.generation.settings import check_decoding, named_overrides, resolve_decoding
 from vlp.generation.token_rules import TokenRules
 from vlp.model.answers import answer_questions
+from vlp.model.dialog import RankedAnswer, rank_dialog_answers
 from vlp.model_folder import save_model
 from vlp.models.blip import Blip
 from vlp.models.cpu.linear import constant_weights
@@ -152,6 +153,17 @@ class Model:
     ) -> list[str]:
         """Answer questions about images with a model trained on question answering; see `answer_questions`."""
         return answer_questions(self, as_list(images), questions, decoding, batch_size, **settings)
+
+    def rank_dialog_answers(
+        self,
+        image: ImageLike,
+        caption: str,
+        history: Sequence[tuple[str, str]],
+        question: str,
+        answers: Sequence[str],
+    ) -> list[RankedAnswer]:
+        """The answers to a question in a dialog, the most probable first; see `vlp.model.dialog`."""
+        return rank_dialog_answers(self, image, caption, history, question, answers)
 
     @constant_weights()
     def embed_images(self, images: ImageLike | Sequence[ImageLike], batch_size: int = 32) -> Tensor:

@@ -29,6 +29,9 @@ class Blip(nn.Module):
         self.text_projection = nn.Linear(config.text_tower.width, config.embed_dim)
         self.itm_head = nn.Linear(config.text_tower.width, 2)
         self.language_head = LanguageHead(config.text_tower)
+        self.caption_projection: nn.Linear | None = None  # of caption states, in a memory of image and caption
+        if config.finetuned_for == "visdial" and config.text_tower.width != self.image_encoder.width:
+            self.caption_projection = nn.Linear(config.text_tower.width, self.image_encoder.width)
         # Learned as a logarithm, so that an optimizer step changes it by a small share of its value.
         self.log_temperature = nn.Parameter(torch.tensor(temperature).log())
 
@@ -72,6 +75,21 @@ class Blip(nn.Module):
         """
         states = self.text_tower.match(ids, mask, memory, image_index)  # [questions, tokens, width]
         return self.text_tower.project_image(states, "decoder", mask)
+
+    def dialog_memory(self, image_tokens: Tensor, ids: Tensor, mask: Tensor, padded: bool = True) -> ImageMemory:
+        """Images and their captions as one memory, for texts of dialogs (paper, section 5.5).
+
+        Args:
+            image_tokens: [images, tokens, image width].
+            ids, mask: int64 and bool [images, caption tokens], the captions; ids begin with [CLS].
+            padded: False promises that no caption is padded, so that cross-attention needs no mask.
+        """
+        states = self.text_tower.encode(ids, mask)  # [images, caption tokens, width]
+        if self.caption_projection is not None:
+            states = self.caption_projection(states)
+        together = torch.cat([image_tokens, states.to(image_tokens.dtype)], dim=1)
+        seen = torch.cat([mask.new_ones(image_tokens.shape[:2]), mask], dim=1) if padded else None
+        return self.text_tower.project_image(together, "encoder", seen)
 
     def caption_logits(
         self,

@@ -10,6 +10,7 @@ from vlp.models.blip import Blip
 # The settings of each task's network, from those of a pretrained one.
 CHANGES: dict[FinetunedFor, Callable[[ModelConfig], ModelConfig]] = {
     "vqa": lambda config: replace(config, text_tower=replace(config.text_tower, sharing="nothing")),
+    "visdial": lambda config: config,
 }
 
 

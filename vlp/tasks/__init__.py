@@ -4,17 +4,20 @@ from collections.abc import Callable
 
 from vlp.config import RunConfig
 from vlp.data.examples import CaptionExamples, Examples
+from vlp.data.examples_visdial import DialogExamples
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.models.blip import Blip
 from vlp.tasks.captioning import CaptioningTask
 from vlp.tasks.pretrain import PretrainTask
 from vlp.tasks.retrieval import RetrievalTask
 from vlp.tasks.task import Task
+from vlp.tasks.visdial import VisDialTask
 
 TASKS: dict[str, Callable[[RunConfig, Blip, CaptionTokenizer], Task]] = {
     "pretrain": PretrainTask,
     "captioning": CaptioningTask,
     "retrieval": RetrievalTask,
+    "visdial": VisDialTask,
 }
 
 
@@ -22,10 +25,16 @@ def _captions(config: RunConfig, tokenizer: CaptionTokenizer) -> CaptionExamples
     return CaptionExamples(tokenizer, config.data.max_tokens, config.objective.prompt)
 
 
+def _dialogs(config: RunConfig, tokenizer: CaptionTokenizer) -> DialogExamples:
+    data = config.data
+    return DialogExamples(tokenizer, data.max_tokens, data.texts_per_image, data.false_answers)
+
+
 EXAMPLES: dict[str, Callable[[RunConfig, CaptionTokenizer], Examples]] = {
     "pretrain": _captions,
     "captioning": _captions,
     "retrieval": _captions,
+    "visdial": _dialogs,
 }
 
 

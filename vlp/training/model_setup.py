@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
-from vlp.config import DecodingConfig, ModelConfig, RunConfig
+from vlp.config import DecodingConfig, ModelConfig, RunConfig, TaskName
 from vlp.config_reader import to_dict
 from vlp.data.loader import is_streamed
 from vlp.data.streamed_loader import stream_count
@@ -12,6 +12,7 @@ from vlp.data.tokenizer import CaptionTokenizer, load_tokenizer
 from vlp.errors import UserError
 from vlp.model import load_model
 from vlp.models.blip import Blip
+from vlp.models.finetuned import extend
 from vlp.training.decoding import trained_decoding
 
 
@@ -25,9 +26,10 @@ def build_model(config: RunConfig) -> tuple[Blip, CaptionTokenizer, DecodingConf
         started = load_model(config.start_from, device="cpu")
         if config.image_size:
             started.blip.resize_images(config.image_size)
-        _refuse_contradictions(config, started.blip, started.tokenizer)
+        blip = _for_task(started.blip, config.task)
+        _refuse_contradictions(config, blip, started.tokenizer)
         decoding = trained_decoding(config, started.decoding, started.tokenizer, started.config)
-        return started.blip.train(), started.tokenizer, decoding
+        return blip.train(), started.tokenizer, decoding
     if config.image_size:
         raise UserError(
             "image_size is for runs with start_from; set model.image_encoder.image_size for a new model instead."
@@ -46,7 +48,12 @@ def build_model(config: RunConfig) -> tuple[Blip, CaptionTokenizer, DecodingConf
         )
     model = dataclasses.replace(config.model, text_tower=dataclasses.replace(text, vocabulary=len(tokenizer)))
     decoding = trained_decoding(config, DecodingConfig(), tokenizer, model)
-    return Blip(model, config.objective.temperature), tokenizer, decoding
+    return _for_task(Blip(model, config.objective.temperature), config.task), tokenizer, decoding
+
+
+def _for_task(blip: Blip, task: TaskName) -> Blip:
+    """The network that a task trains: with the parts that finetuning adds, if the task adds some."""
+    return extend(blip, task) if task in ("vqa", "nlvr2", "visdial") else blip
 
 
 def resolved_config(config: RunConfig, blip: Blip) -> RunConfig:
