@@ -4,7 +4,7 @@ import json
 import os
 import tarfile
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from tarfile import BLOCKSIZE
@@ -14,7 +14,7 @@ from vlp.data.bad_samples import BadSampleError, BadSamples
 from vlp.data.byte_stream import Access, open_stream
 from vlp.data.cache import status_stamp
 from vlp.data.pairs import is_pair, read_right
-from vlp.data.shard_index import ShardIndex, expand_shards, index_shard, open_shard, split_name
+from vlp.data.shard_index import DAMAGE, ShardIndex, expand_shards, index_shard, open_shard, split_name
 from vlp.remote import is_remote
 
 
@@ -201,6 +201,25 @@ def read_members(path: str) -> Iterator[tuple[str, dict[str, bytes]]]:
         members = {}  # `index_shard` names the damage
     if members and key not in seen:
         yield key, members
+
+
+def members_with(path: str, extensions: Collection[str]) -> Iterator[tuple[str, str, bytes]]:
+    """Key, extension and content of the members with some extensions, in order; of a local shard only these are read.
+
+    They end where the shard is damaged.
+
+    Raises:
+        UserError, WorkError: a remote shard cannot be read.
+    """
+    try:
+        with _open_archive(path) as archive:
+            for member in archive:
+                key, extension = split_name(member.name)
+                if member.isfile() and extension in extensions:
+                    content = archive.extractfile(member)
+                    yield key, extension, content.read() if content else b""
+    except (*DAMAGE, OSError):
+        pass  # `index_shard` names the damage
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """Small data sets in the official layouts, and what an import made of them."""
 
+import io
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +95,24 @@ def photos(folder: Path) -> dict[str, bytes]:
         row["file_name"].removesuffix(".jpg"): photo(folder / row["file_name"], 90 * number)
         for number, row in enumerate(OFFICIAL["images"][:2])
     }
+
+
+def add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Add a member to a tar."""
+    header = tarfile.TarInfo(name)
+    header.size = len(data)
+    archive.addfile(header, io.BytesIO(data))
+
+
+def benchmark(folder, extension: str, members, split: str = "test", shards: int = 2):
+    """A CLIP_benchmark data set of four images in two shards; `members` gives the further members of an image."""
+    (folder / split).mkdir(parents=True)
+    (folder / split / "nshards.txt").write_text(f"{shards}\n")
+    for shard in range(shards):
+        with tarfile.open(folder / split / f"{shard}.tar", "w") as archive:
+            for number in (2 * shard, 2 * shard + 1):
+                for name, data in members(number).items():
+                    add(archive, f"s{number:07d}.{name}", data)
+                add(archive, f"s{number:07d}.{extension}", photo(folder / f"p.{extension}", number))
+    (folder / f"p.{extension}").unlink()
+    return folder

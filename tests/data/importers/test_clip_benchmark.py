@@ -1,37 +1,16 @@
 """CLIP_benchmark's webdatasets: classes go into the JSON, the lines of a text become captions."""
 
-import io
 import tarfile
 
 import pytest
 
-from tests.data.importers.layouts import imported, photo
+from tests.data.importers.layouts import add, benchmark, imported, photo
 from vlp.data.importers.clip_benchmark import ClipBenchmark
 from vlp.data.importers.write import write_imported
 from vlp.data.shards import read_members
 from vlp.errors import UserError
 
 CLASSES = ["a golden retriever", "tabby cat"]
-
-
-def add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
-    header = tarfile.TarInfo(name)
-    header.size = len(data)
-    archive.addfile(header, io.BytesIO(data))
-
-
-def benchmark(folder, extension: str, members, split: str = "test", shards: int = 2):
-    """A data set of four images in two shards; `members` gives the further members of an image."""
-    (folder / split).mkdir(parents=True)
-    (folder / split / "nshards.txt").write_text(f"{shards}\n")
-    for shard in range(shards):
-        with tarfile.open(folder / split / f"{shard}.tar", "w") as archive:
-            for number in (2 * shard, 2 * shard + 1):
-                for name, data in members(number).items():
-                    add(archive, f"s{number:07d}.{name}", data)
-                add(archive, f"s{number:07d}.{extension}", photo(folder / f"p.{extension}", number))
-    (folder / f"p.{extension}").unlink()
-    return folder
 
 
 @pytest.mark.parametrize("extension", ["webp", "jpg", "png"])

@@ -3,15 +3,25 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from vlp.data.bad_samples import BadSample
+from vlp.data.bad_samples import BadSample, BadSampleError
+from vlp.data.class_names import (
+    COUNT_FILE,
+    LONGEST_NUMBER,
+    NAMES_FILE,
+    TEMPLATES_FILE,
+    TYPE_FILE,
+    check_template,
+    fill_template,
+    read_class,
+    read_names,
+)
 from vlp.data.importers.tar_samples import read_tar
 from vlp.data.importers.write import ImportedSample
 from vlp.data.shard_index import index_shard
 from vlp.errors import UserError
 from vlp.files import read_text
 
-KEPT = ("classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt")
-LONGEST_NUMBER = 9  # digits of a number of shards or of a class
+KEPT = (NAMES_FILE, TEMPLATES_FILE, TYPE_FILE)
 
 
 class ClipBenchmark:
@@ -31,28 +41,14 @@ class ClipBenchmark:
         Raises:
             UserError: a file is missing, or the template has no place for the name.
         """
-        if template is not None and "{c}" not in template and "{}" not in template:
-            raise UserError(f"The template {template!r} has no {{}} for the name of the class.")
-        if not Path(folder).is_dir():
-            raise UserError(f"There is no folder {folder}.")
-        place = Path(folder, split)
-        if not (place / "nshards.txt").is_file():
-            splits = sorted(one.parent.name for one in Path(folder).glob("*/nshards.txt"))
-            advice = f"it has {', '.join(splits)}" if splits else "check the path"
-            raise UserError(f"{folder} has no {split}/nshards.txt of a CLIP_benchmark data set; {advice}.")
-        count = read_text(place / "nshards.txt").strip()
-        if not count.isdecimal() or len(count) > LONGEST_NUMBER:
-            raise UserError(f"{place}/nshards.txt must hold the number of shards, not {count[:20]!r}.")
-        self.shards: list[Path] = []
-        for number in range(int(count)):
-            self.shards.append(place / f"{number}.tar")
-            if not self.shards[-1].is_file():
-                raise UserError(f"There is no shard {self.shards[-1]}, though nshards.txt says {count}; download it.")
+        if template is not None:
+            check_template(template)
+        self.shards = split_shards(folder, split)
         self.template = template
         self.files = {name: Path(folder, name).read_bytes() for name in KEPT if Path(folder, name).is_file()}
-        self.classes = _read_lines(folder, "classnames.txt")
+        self.classes = read_names(Path(folder, NAMES_FILE)) if NAMES_FILE in self.files else []
         if template is not None and not self.classes:
-            raise UserError(f"{folder} has no classnames.txt, which --caption-template needs.")
+            raise UserError(f"{folder} has no {NAMES_FILE}, which --caption-template needs.")
 
     def __len__(self) -> int:
         return sum(len(index.keys) + len(index.bad) for index in (index_shard(str(one)) for one in self.shards))
@@ -69,23 +65,36 @@ class ClipBenchmark:
         label = sample.extra.pop("cls", None)
         if label is None:
             return sample
-        number = label.decode("ascii", "replace").strip()
-        if (
-            not number.isdecimal()
-            or len(number) > LONGEST_NUMBER
-            or (self.classes and int(number) >= len(self.classes))
-        ):
-            return BadSample(shard, sample.key, "bad class")
-        sample.info = {**sample.info, "cls": int(number)}
+        try:
+            number = read_class(label, len(self.classes) or None)
+        except BadSampleError as error:
+            return BadSample(shard, sample.key, error.reason)
+        sample.info = {**sample.info, "cls": number}
         if self.classes:
-            sample.info["class_name"] = self.classes[int(number)]
+            sample.info["class_name"] = self.classes[number]
         if self.template is not None:
-            name = self.classes[int(number)]
-            sample.captions.append(self.template.replace("{c}", name).replace("{}", name))
+            sample.captions.append(fill_template(self.template, self.classes[number]))
         return sample
 
 
-def _read_lines(folder: str, name: str) -> list[str]:
-    """The lines of a file beside the shards; none where it is missing."""
-    path = Path(folder, name)
-    return [line.strip() for line in read_text(path).splitlines()] if path.is_file() else []
+def split_shards(folder: str, split: str) -> list[Path]:
+    """The shards FOLDER/SPLIT/0.tar, FOLDER/SPLIT/1.tar, ... of a data set, as many as SPLIT/nshards.txt says.
+
+    Raises:
+        UserError: one of these files is missing, or nshards.txt holds no number.
+    """
+    if not Path(folder).is_dir():
+        raise UserError(f"There is no folder {folder}.")
+    place = Path(folder, split)
+    if not (place / COUNT_FILE).is_file():
+        splits = sorted(one.parent.name for one in Path(folder).glob(f"*/{COUNT_FILE}"))
+        advice = f"it has {', '.join(splits)}" if splits else "check the path"
+        raise UserError(f"{folder} has no {split}/{COUNT_FILE} of a CLIP_benchmark data set; {advice}.")
+    count = read_text(place / COUNT_FILE).strip()
+    if not count.isdecimal() or len(count) > LONGEST_NUMBER:
+        raise UserError(f"{place}/{COUNT_FILE} must hold the number of shards, not {count[:20]!r}.")
+    shards = [place / f"{number}.tar" for number in range(int(count))]
+    for shard in shards:
+        if not shard.is_file():
+            raise UserError(f"There is no shard {shard}, though {COUNT_FILE} says {count}; download it.")
+    return shards

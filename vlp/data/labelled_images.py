@@ -1,0 +1,192 @@
+"""Images with a class: folders with a subfolder per class, and shards with classes in their JSON or .cls members."""
+
+import logging
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vlp.data.bad_samples import BadSampleError
+from vlp.data.class_names import (
+    COUNT_FILE,
+    NAMES_FILE,
+    NO_CLASS,
+    SEVERAL_CLASSES,
+    TEMPLATES_FILE,
+    TYPE_FILE,
+    read_class,
+    read_names,
+    read_templates,
+)
+from vlp.data.importers.clip_benchmark import split_shards
+from vlp.data.importers.folder import LoosePictures
+from vlp.data.shard_index import expand_shards
+from vlp.data.shards import iterate_samples, members_with
+from vlp.errors import UserError
+from vlp.files import read_text
+from vlp.remote import is_remote
+
+UNKNOWN_CLASS = "unknown class"  # the reason of an image in a folder that is not among the classes
+AMBIGUOUS_KEY = "duplicate key"  # the reason of images of several shards that have one key and different classes
+
+log = logging.getLogger("vlp")
+
+
+@dataclass
+class LabelledImages:
+    """Where the images of a data set are, and their classes.
+
+    Attributes:
+        source: shards, or one image folder, for `evaluation_batches`.
+        names: of the classes, by number; empty where shards do not tell them.
+        templates: the prompts that come with the data set, with {c} or {} for the name; empty where it has none.
+        folders: of an image folder: the class of each subfolder.
+        classes_by_key: contents of .cls members, for shards whose JSON does not tell classes; None for a key that
+            images of different classes have.
+    """
+
+    source: list[str]
+    names: list[str]
+    templates: list[str] = field(default_factory=list)
+    folders: dict[str, int] | None = None
+    classes_by_key: dict[str, bytes | None] = field(default_factory=dict)
+
+    def class_of(self, key: str, info: dict) -> int:
+        """The class of an image.
+
+        Args:
+            key: of its sample; of an image in a folder, its path within the folder.
+            info: the JSON of its sample.
+
+        Raises:
+            BadSampleError: it has none, or one that does not exist.
+            UserError: it has several classes: the data set is multi-label.
+        """
+        if self.folders is not None:
+            folder, slash, _ = key.partition("/")
+            if not slash:
+                raise BadSampleError(NO_CLASS)
+            if folder not in self.folders:
+                raise BadSampleError(UNKNOWN_CLASS)
+            return self.folders[folder]
+        label = info.get("cls")
+        if label is None and key in self.classes_by_key:
+            label = self.classes_by_key[key]
+            if label is None:
+                raise BadSampleError(AMBIGUOUS_KEY)
+        try:
+            return read_class(label, len(self.names) or None)
+        except BadSampleError as error:
+            if error.reason == SEVERAL_CLASSES:
+                raise _multi_label(self.source[0]) from None
+            raise
+
+
+def open_labelled(
+    data: str, names: str | None = None, split: str = "test", folders: dict[str, int] | None = None
+) -> LabelledImages:
+    """The images of a data set and their classes. Nothing but names and classes is read.
+
+    Args:
+        data: an image folder with a subfolder per class; a folder of shards, as `vlp data import clip-benchmark`
+            writes them or as CLIP_benchmark's webdatasets are downloaded; or shards as paths, patterns or addresses.
+        names: a file of class names: one a line in the order of the classes, or for an image folder also
+            FOLDER<tab>NAME. None means the names beside the shards, or those of the subfolders.
+        split: of a downloaded data set.
+        folders: the class of each subfolder of an image folder, for a second folder with the classes of a first.
+
+    Raises:
+        UserError: there are no images or classes, the names do not fit, or the data set is for another task.
+    """
+    shards = _find_shards(data, split)
+    if shards is None:
+        return _open_folder(data, names, folders)
+    beside = _files_beside(shards[0])
+    if TYPE_FILE in beside and "retrieval" in read_text(beside[TYPE_FILE]):
+        raise UserError(f"{data} is a data set for retrieval, without classes; use `vlp evaluate retrieval`.")
+    found = names or beside.get(NAMES_FILE)
+    templates = read_templates(beside[TEMPLATES_FILE]) if TEMPLATES_FILE in beside else []
+    return LabelledImages(
+        shards, read_names(found) if found else [], templates, classes_by_key=_read_class_members(shards)
+    )
+
+
+def _find_shards(data: str, split: str) -> list[str] | None:
+    """The shards that `data` means; None if it is an image folder."""
+    if is_remote(data) or not Path(data).is_dir():
+        return expand_shards(data)
+    if any(Path(data).glob(f"*/{COUNT_FILE}")):
+        return [str(shard) for shard in split_shards(data, split)]
+    return sorted(map(str, Path(data).glob("*.tar"))) or None
+
+
+def _files_beside(shard: str) -> dict[str, Path]:
+    """The files with class names, templates and the kind of data set: beside a shard, or beside its split's folder."""
+    if is_remote(shard):
+        return {}
+    folder = Path(shard).absolute().parent
+    places = (folder.parent, folder) if (folder / COUNT_FILE).is_file() else (folder,)
+    names = (NAMES_FILE, TEMPLATES_FILE, TYPE_FILE)
+    return {name: place / name for place in places for name in names if (place / name).is_file()}
+
+
+def _read_class_members(shards: list[str]) -> dict[str, bytes | None]:
+    """The contents of the .cls members by key; none are read where the JSON of the first sample has a class.
+
+    Raises:
+        UserError: there are no classes, or images have several.
+    """
+    first = next(iterate_samples(shards), None)
+    if first is None:
+        raise UserError(f"{shards[0]} has no readable image.")
+    if "cls" in first.info:
+        return {}
+    classes: dict[str, bytes | None] = {}
+    several = False
+    for shard in shards:
+        for key, extension, content in members_with(shard, ("cls", "npy")):
+            if extension == "npy":
+                several = True
+            elif classes.setdefault(key, content) != content:
+                classes[key] = None
+    if not classes:
+        if several:
+            raise _multi_label(shards[0])
+        raise UserError(f"{shards[0]} has no classes: neither `cls` in the JSON of its samples nor .cls members.")
+    return classes
+
+
+def _multi_label(shard: str) -> UserError:
+    return UserError(
+        f"{shard} is of a multi-label data set, whose images have several classes; accuracy needs one class per image."
+    )
+
+
+def _open_folder(data: str, names: str | None, folders: dict[str, int] | None) -> LabelledImages:
+    """An image folder; its classes are its subfolders in alphabetical order."""
+    pictures = LoosePictures(data).names
+    counts = Counter(name.partition("/")[0] for name in pictures if "/" in name)
+    if not counts:
+        raise UserError(f"{data} has neither shards nor subfolders with images, one for each class.")
+    if folders is None:
+        every = sorted(one.name for one in Path(data).iterdir() if one.is_dir() and not one.name.startswith("."))
+        folders = {name: number for number, name in enumerate(every)}
+    return LabelledImages([data], _folder_names(names, list(folders)), folders=folders)
+
+
+def _folder_names(path: str | None, folders: list[str]) -> list[str]:
+    """The names of the classes of subfolders: their own with spaces for underscores, or those of a file."""
+    if path is None:
+        return [folder.replace("_", " ") for folder in folders]
+    lines = read_names(path)
+    if all("\t" in line for line in lines):
+        named = dict(line.split("\t", 1) for line in lines)
+        absent = [folder for folder in folders if folder not in named]
+        if absent:
+            raise UserError(f"{path} has no name for the subfolder {absent[0]} ({len(absent)} such subfolders).")
+        return [named[folder].strip() for folder in folders]
+    if len(lines) != len(folders):
+        raise UserError(
+            f"{path} has {len(lines)} names for {len(folders)} subfolders; write one a line in their alphabetical "
+            "order, or FOLDER<tab>NAME."
+        )
+    return lines
