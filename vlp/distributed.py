@@ -3,7 +3,8 @@
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from itertools import count
@@ -18,6 +19,7 @@ from vlp.errors import UserError, WorkError
 COLLECTIVE_TIMEOUT = 30.0  # minutes that a process waits for the others before the run fails
 POLL = 0.05  # seconds
 LINGER = 5.0  # seconds that the first process waits for others that do not read a result
+FAILURES = "failed processes"  # the key of their number in the store
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -56,6 +58,11 @@ def join_processes(timeout: float = COLLECTIVE_TIMEOUT) -> torch.device:
     device = cast(torch.device, PartialState(cpu=not cuda, timeout=patience).device)
     shared_store()  # now, while all processes are here
     return device
+
+
+def launched() -> bool:
+    """Whether a launcher (torchrun, accelerate) started this process, so that it calls `join_processes`."""
+    return "MASTER_PORT" in os.environ or _launched_in_parallel()
 
 
 def _launched_in_parallel() -> bool:
@@ -117,6 +124,111 @@ def run_on_main(work: Callable[[], Result], while_waiting: Callable[[], None] = 
     if "exit code" in outcome:
         raise SystemExit(outcome["exit code"])
     return outcome["result"]
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """End all processes of the run when one of them raises an error: it raises that, so that the error is shown once.
+
+    The others exit with its code at their next call of `end_with_others` or `meet`.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if world_size() == 1 or isinstance(error, SystemExit):
+            raise
+        code = 2 if isinstance(error, UserError) else 1
+        if _count_failure(code) > 1:  # another process shows its error, often the same one
+            _exit_quietly(code)
+        if is_main():
+            time.sleep(10 * POLL)  # the others read from its store why they end
+        raise
+
+
+def _count_failure(code: int) -> int:
+    """The number of processes that have failed, this one included; 2 if the first process is gone."""
+    try:
+        number = shared_store().add(FAILURES, 1)
+        if number == 1:
+            shared_store().set(f"{FAILURES}: exit code", str(code))
+        return number
+    except dist.DistError:
+        return 2
+
+
+def end_with_others() -> None:
+    """Exit if another process has failed inside `failing_together`; for the time between two pieces of work.
+
+    Raises:
+        SystemExit: another process failed, which shows the error.
+    """
+    if world_size() == 1:
+        return
+    try:
+        failed = shared_store().add(FAILURES, 0)
+        code = int(shared_store().get(f"{FAILURES}: exit code")) if failed else 0
+    except dist.DistError:
+        failed, code = 1, 1
+    if failed:
+        _exit_quietly(code)
+
+
+def _exit_quietly(code: int) -> None:
+    time.sleep(20 * POLL)  # the launcher ends all processes when one exits, also one that is about to show its error
+    raise SystemExit(code)
+
+
+def meet(while_waiting: Callable[[], None] = lambda: None) -> None:
+    """Wait until all processes call this, however long it takes: no timeout applies, unlike in a collective operation.
+
+    Raises:
+        SystemExit: another process failed.
+    """
+    if world_size() == 1:
+        return
+    store, key = shared_store(), f"meeting {next(_meetings())}"
+    store.add(key, 1)
+    while store.add(key, 0) < world_size():
+        end_with_others()
+        while_waiting()
+        time.sleep(POLL)
+
+
+@cache
+def _meetings() -> count:
+    return count()
+
+
+@contextmanager
+def shared_count(report: Callable[[int], None], spread: bool) -> Iterator[Callable[[int], None]]:
+    """Yield a function that counts finished items; `report` is told those of all processes, in the first one.
+
+    At the end the processes meet. In between, the function exits where another process has failed.
+
+    Args:
+        report: is called with the items that were finished since its last call.
+        spread: whether all processes count; otherwise this one is alone.
+    """
+    if not spread or world_size() == 1:
+        yield report
+        return
+    store, key, reported = shared_store(), f"count {next(_meetings())}", 0
+
+    def show() -> None:
+        nonlocal reported
+        if is_main():
+            total = store.add(key, 0)
+            report(total - reported)
+            reported = total
+
+    def add(items: int) -> None:
+        end_with_others()
+        store.add(key, items)
+        show()
+
+    yield add
+    meet(show)
+    show()
 
 
 def _wait_for_readers(store: dist.Store, key: str) -> None:

@@ -50,6 +50,10 @@ class Progress:
         if self.bar:
             self.bar.stop()
 
+    def expect(self, count: int) -> None:
+        """Add further work to the total."""
+        self.total = (self.total or 0) + count
+
     def advance(self, count: int = 1, what: str = "") -> None:
         """Count finished work and move the bar; prints nothing itself."""
         self.done += count

@@ -82,9 +82,9 @@ def test_all_commands_from_scenes_to_captions(tmp_path, run_config):
     assert len(hits) == 5
     assert 0 <= json.loads(vlp("match", model, tmp_path / "red.png", "a red circle", "--json"))["itm"] <= 1
     scores = json.loads(vlp("evaluate", "retrieval", model, tmp_path / "web/*.tar", "--rerank", 3, "--json"))
-    assert scores["images"] == 24
+    assert scores["metrics"]["images"] == 24
     vlp("evaluate", "captioning", model, tmp_path / "web/*.tar", "--limit", 5, "--out", tmp_path / "scores.json")
-    assert json.loads((tmp_path / "scores.json").read_text())["images"] == 5
+    assert json.loads((tmp_path / "scores.json").read_text())["metrics"]["images"] == 5
 
 
 def test_mistakes_are_one_sentence(tmp_path, capsys, monkeypatch, run_config, scenes):

@@ -23,7 +23,7 @@ def test_every_part_leaves_its_results_and_a_failed_one_is_named(tmp_path):
         lines = json.loads((tmp_path / f"bench-{what}.json").read_text())
         assert lines and all(line["ours"] > 0 for line in lines)
     assert json.loads((tmp_path / "run" / "results.json").read_text())["step"] == 3
-    assert json.loads((tmp_path / "retrieval.json").read_text())["images"] == 8
+    assert json.loads((tmp_path / "retrieval.json").read_text())["metrics"]["images"] == 8
     assert (tmp_path / "contact-sheet.png").stat().st_size > 1000
     assert (tmp_path / "losses.svg").read_text().startswith("<svg")
 

@@ -12,7 +12,8 @@ from vlp.cli.main import app
 from vlp.data.shard_writer import ShardWriter
 from vlp.data.transforms import clean_caption
 from vlp.errors import UserError
-from vlp.evaluation import captioning, matching, ranking, retrieval
+from vlp.evaluation import captioning, matching, predict, ranking, retrieval
+from vlp.evaluation.settings import EvaluationSettings
 
 TEXTS = [
     ["a red circle", "the red circle on white"],
@@ -29,7 +30,7 @@ TEXTS = [
 def model(monkeypatch):
     images = make_images(len(TEXTS))
 
-    def batches(shards, image_size, batch_size, workers=0, limit=None, **_):
+    def batches(shards, image_size, batch_size, *_, limit=None, **__):
         for start in range(0, limit or len(TEXTS), batch_size):
             rows = range(start, min(start + batch_size, limit or len(TEXTS)))
             yield SimpleNamespace(
@@ -37,10 +38,13 @@ def model(monkeypatch):
                 captions=[TEXTS[i] for i in rows],
                 keys=[f"key{i}" for i in rows],
                 infos=[{"truth": {"text_right": i % 2 == 0}} for i in rows],
+                number=start // batch_size,
+                skipped={},
             )
 
     monkeypatch.setattr(retrieval, "evaluation_batches", batches)
-    monkeypatch.setattr(captioning, "evaluation_batches", batches)
+    monkeypatch.setattr(predict, "evaluation_batches", batches)
+    monkeypatch.setattr(predict, "expand_shards", lambda shards: [])
     return make_model()
 
 
@@ -72,7 +76,7 @@ def test_retrieval_equals_a_plain_loop(model, best, batch_size):
         memory = model.project(model.encode_images(image[None]))
         return float(model.match_logits(ids, mask, memory)[0, 1] + cosine)
 
-    results = retrieval.evaluate_retrieval(model, "", rerank=best, batch_size=batch_size)
+    results = retrieval.evaluate_retrieval(model, "", rerank=best, settings=EvaluationSettings(batch_size)).metrics
     for name, value in plain_recalls(model, match_score, best).items():
         assert results[name] == pytest.approx(value), name
     for name, value in plain_recalls(model, lambda image, text, cosine: cosine, 0).items():
@@ -81,7 +85,7 @@ def test_retrieval_equals_a_plain_loop(model, best, batch_size):
 
 
 def test_without_reranking_the_scores_equal_those_of_itc(model):
-    results = retrieval.evaluate_retrieval(model, "", rerank=0, limit=4)
+    results = retrieval.evaluate_retrieval(model, "", rerank=0, settings=EvaluationSettings(limit=4)).metrics
     assert results["images"] == 4 and results["t2i_r5"] == results["itc_t2i_r5"] == 1.0
 
 
@@ -109,9 +113,8 @@ def test_captioning_accepts_additional_scorers(model):
         seen.extend(one.caption for one in captions)
         return {"right": sum(one.info["truth"]["text_right"] for one in captions) / len(captions)}
 
-    results = captioning.evaluate_captioning(
-        model, "", batch_size=3, progress=lambda what, count: steps.append(count), scorers=[scorer]
-    )
+    settings = EvaluationSettings(3, progress=lambda what, count: steps.append(count))
+    results = captioning.evaluate_captioning(model, "", scorers=[scorer], settings=settings).metrics
     assert results["right"] == pytest.approx(4 / 7)
     assert results["images"] == 7 and sum(steps) == 7
     assert seen == model.caption_texts(make_images(7))
@@ -127,7 +130,7 @@ def test_a_foreign_truth_field_does_not_matter(models, tmp_path, truth):
     arguments = ["evaluate", "captioning", models[0], f"{tmp_path}/shards/*.tar", "--json", "--batch-size", "2"]
     result = CliRunner().invoke(app, [*arguments, "--workers", "1", "--precision", "fp32", "--max-length", "8"])
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout.splitlines()[-1])["images"] == 3
+    assert json.loads(result.stdout.splitlines()[-1])["metrics"]["images"] == 3
 
 
 def test_captions_are_scored_against_their_references():
@@ -153,7 +156,9 @@ def test_matching_agrees_with_model_match(model, tmp_path):
             itm.append(model.match(image, text).itm.item())
             right.append((number + k) % 2 == 1)
     (tmp_path / "pairs.tsv").write_text("\n".join(lines))
-    results = matching.evaluate_matching(model, str(tmp_path), str(tmp_path / "pairs.tsv"), batch_size=3)
+    results = matching.evaluate_matching(
+        model, str(tmp_path), str(tmp_path / "pairs.tsv"), EvaluationSettings(3)
+    ).metrics
     assert results["pairs"] == len(right)
     assert results["itm_auc"] == pytest.approx(area_under_curve(itm, right))
     accuracy = sum((score >= 0.5) == label for score, label in zip(itm, right, strict=True)) / len(right)
@@ -169,6 +174,7 @@ def test_on_scenes(tmp_path):
 
     write_scenes(str(tmp_path / "scenes"), 12, split="web", wrong=0.5, image_size=32, shard_size=6, seed=0)
     model, shards = make_model(), str(tmp_path / "scenes" / "{00000..00001}.tar")
-    results = retrieval.evaluate_retrieval(model, shards, rerank=4, batch_size=5)
+    results = retrieval.evaluate_retrieval(model, shards, rerank=4, settings=EvaluationSettings(5)).metrics
     assert results["images"] == 12 and 0 <= results["t2i_r1"] <= results["t2i_r10"] <= 1
-    assert captioning.evaluate_captioning(model, shards, batch_size=5, limit=7)["images"] == 7
+    captioned = captioning.evaluate_captioning(model, shards, settings=EvaluationSettings(5, limit=7))
+    assert captioned.metrics["images"] == len(captioned.predictions) == 7

@@ -94,9 +94,9 @@ def test_a_signal_during_validation_ends_it_between_batches(run_config, scenes, 
     whole, part = run_config("whole", *settings), run_config("part", *settings)
     expected = train(whole)
 
-    def evaluate(model, shards, progress):
+    def evaluate(model, shards, settings):
         os.kill(os.getpid(), signal.SIGTERM)
-        progress("encode images", 1)
+        settings.progress("encode images", 1)
         raise AssertionError("validation went on")
 
     monkeypatch.setattr("vlp.training.validation.evaluate_retrieval", evaluate)

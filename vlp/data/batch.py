@@ -1,6 +1,6 @@
 """What the loaders give out: batches of images with their tokenized captions."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Self
 
 import torch
@@ -46,9 +46,14 @@ class Batch(DeviceBatch):
 
 @dataclass
 class EvaluationBatch:
-    """Images uint8 [batch, 3, size, size] with all their captions, keys and JSON facts, in the shards' order."""
+    """Images uint8 [batch, 3, size, size] with all their captions, keys and JSON facts, in the shards' order.
+
+    `number` is that of the batch in the shards, and `skipped` counts the samples by reason that are missing in it.
+    """
 
     images: Tensor
     captions: list[list[str]]
     keys: list[str]
     infos: list[dict]
+    number: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)

@@ -1,7 +1,8 @@
 """Every sample of shards once, in order, for evaluation."""
 
+from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
+from itertools import count, islice, takewhile, tee
 
 import numpy as np
 import torch
@@ -28,53 +29,66 @@ def evaluation_batches(
     limit: int | None = None,
     bad: BadSamples | None = None,
     need_text: bool = False,
+    finished: frozenset[int] = frozenset(),
 ) -> Iterator[EvaluationBatch]:
     """Every good sample of the shards once, in order; processes take turns by batch.
 
-    If any shard is remote, each process reads all shards in sequence, and decodes its own batches.
+    If any shard is remote, each process reads all shards in sequence, and decodes its own batches. Damage that is found
+    when a shard is opened is counted by the first process. A batch without a good sample is left out.
 
     Args:
         limit: at most this many samples, over all processes.
         bad: counts the skipped samples, and limits the share of bad ones; None allows any share.
         need_text: samples without a text are skipped as filtered ones.
+        finished: the numbers of batches that are left out and not decoded; processes take turns by the others.
     """
     bad = bad or BadSamples(max_share=1.0)
     paths = expand_shards(shards)
+    mine = islice((number for number in count() if number not in finished), rank, None, world)
     if any(map(is_remote, paths)):
-        streamed = _streamed_parts(paths, batch_size, rank, world, limit, bad)
-        yield from _batches(_read(_Decoder(image_size, need_text), streamed, workers), bad)
+        mine, wanted = tee(mine)
+        streamed = _streamed_parts(paths, batch_size, wanted, limit, bad if rank == 0 else BadSamples(1.0))
+        yield from _batches(_read(_Decoder(image_size, need_text), streamed, workers), mine, bad)
         return
     index = cached_index(paths)
-    for one in index.bad():
-        bad.add(one)
+    if rank == 0:
+        for one in index.bad():
+            bad.add(one)
     total = int(index.counts.sum())
     numbers = np.arange(total if limit is None else min(limit, total))
-    starts = range(rank * batch_size, len(numbers), world * batch_size)
-    parts = [numbers[start : start + batch_size] for start in starts]
+    numbered = takewhile(lambda number: number * batch_size < len(numbers), mine)
+    numbered, wanted = tee(numbered)
+    parts = (numbers[number * batch_size :][:batch_size] for number in wanted)
     dataset = SampleDataset([index], image_size, need_text=need_text)
-    yield from _batches(read_chunks(dataset, ((part, part, part) for part in parts), workers), bad)
+    yield from _batches(read_chunks(dataset, ((part, part, part) for part in parts), workers), numbered, bad)
 
 
-def _batches(chunks: Iterator[Chunk], bad: BadSamples) -> Iterator[EvaluationBatch]:
+def _batches(chunks: Iterator[Chunk], numbers: Iterator[int], bad: BadSamples) -> Iterator[EvaluationBatch]:
+    """The batches of chunks and their numbers; skipped samples are counted in `bad`."""
     for chunk in chunks:
+        number = next(numbers)
         bad.seen(len(chunk.keys))
         for one in chunk.skipped:
             (bad.add_filtered if one.filtered else bad.add)(one.sample)
         if chunk.keys:
-            yield EvaluationBatch(chunk.images, chunk.captions, chunk.keys, chunk.infos)
+            skipped = Counter(one.sample.reason for one in chunk.skipped)
+            yield EvaluationBatch(chunk.images, chunk.captions, chunk.keys, chunk.infos, number, skipped)
 
 
 def _streamed_parts(
-    paths: list[str], batch_size: int, rank: int, world: int, limit: int | None, bad: BadSamples
+    paths: list[str], batch_size: int, wanted: Iterator[int], limit: int | None, bad: BadSamples
 ) -> Iterator[list[Sample]]:
-    """This process's batches of samples, read in sequence and not decoded yet. Unreadable ones are counted in `bad`."""
-    samples = islice(iterate_samples(paths, BadSamples(1.0) if rank else bad), limit)
-    number = 0
-    while part := list(islice(samples, batch_size)):
-        bad.total -= len(part) if not rank else 0  # counted again when decoded
-        if number % world == rank:
+    """The wanted batches of samples, read in sequence and not decoded yet. Unreadable samples are counted in `bad`."""
+    samples = islice(iterate_samples(paths, bad), limit)
+    next_wanted = next(wanted)
+    for number in count():
+        part = list(islice(samples, batch_size))
+        bad.total -= len(part)  # counted again when decoded
+        if not part:
+            return
+        if number == next_wanted:
             yield part
-        number += 1
+            next_wanted = next(wanted)
 
 
 class _Decoder(Dataset):

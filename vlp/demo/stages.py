@@ -249,8 +249,8 @@ def score_model(root: Path, name: str) -> dict[str, float]:
         return json.loads(path.read_text())
     model, held_out = optimise_for_cpu(load_model(root / name / "model")), shards_of(root, "held-out")
     scores = {
-        **evaluate_retrieval(model, held_out, rerank=16),
-        **evaluate_captioning(model, held_out, scorers=[exact_caption_share]),
+        **evaluate_retrieval(model, held_out, rerank=16).metrics,
+        **evaluate_captioning(model, held_out, scorers=[exact_caption_share]).metrics,
     }
     write_json(path, scores)
     return scores

@@ -1,14 +1,15 @@
 """Captioning: score a model's captions of shards against the reference captions."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from vlp.caption_metrics.scores import caption_scores
 from vlp.config import DecodingConfig
-from vlp.data.bad_samples import BadSamples
-from vlp.data.evaluation_loader import evaluation_batches
+from vlp.data.batch import EvaluationBatch
 from vlp.errors import UserError
-from vlp.log import ReportProgress, no_progress
+from vlp.evaluation.predict import predict
+from vlp.evaluation.results import Results, dataset_name
+from vlp.evaluation.settings import DEFAULT_SETTINGS, EvaluationSettings
 from vlp.model import Model
 from vlp.models.cpu.linear import constant_weights
 
@@ -31,22 +32,17 @@ def evaluate_captioning(
     model: Model,
     shards: str | list[str],
     decoding: DecodingConfig | None = None,
-    batch_size: int = 32,
-    limit: int | None = None,
     seed: int = 0,
-    workers: int = 0,
-    progress: ReportProgress = no_progress,
     scorers: Sequence[CaptionScorer] = (),
-) -> dict[str, float]:
+    settings: EvaluationSettings = DEFAULT_SETTINGS,
+) -> Results:
     """Caption every image and score the captions against the references.
 
-    Images without a reference caption are left out and named in the log.
+    Images without a reference caption are left out and counted.
 
     Args:
         decoding: None means the model's own settings.
-        limit: at most this many images.
         seed: of sampling; has no effect on greedy and beam search.
-        workers: processes that decode images; 0 decodes in this process.
         scorers: further measures; each is called once with all captions.
 
     Returns:
@@ -56,17 +52,22 @@ def evaluate_captioning(
         UserError: the shards contain no image with a caption, or a setting is out of range.
     """
     decoding = decoding or model.decoding
-    captioned: list[Captioned] = []
-    bad = BadSamples(max_share=1.0)
-    batches = evaluation_batches(shards, model.image_size, batch_size, workers, limit=limit, bad=bad, need_text=True)
-    for batch in batches:
+
+    def caption(batch: EvaluationBatch) -> list[dict]:
         made = model.caption_tokens(model.encode_images(batch.images), decoding, batch.keys, seed)
-        for key, captions, references, info in zip(batch.keys, made, batch.captions, batch.infos, strict=True):
-            captioned.append(Captioned(key, captions[0].text, references, info))
-        progress("caption", len(made))
+        return [
+            {"key": key, "caption": captions[0].text, "references": references, "info": info}
+            for key, captions, references, info in zip(batch.keys, made, batch.captions, batch.infos, strict=True)
+        ]
+
+    about = settings.about | {"decoding": asdict(decoding), "seed": seed}
+    made = predict(shards, model.image_size, replace(settings, about=about), caption, "caption", need_text=True)
+    captioned = [Captioned(**row) for row in made.rows]
     if not captioned:
         raise UserError("Captioning needs images with captions; these shards contain none.")
-    return {**score_captions(captioned, scorers), "images": len(captioned)}
+    metrics = {**score_captions(captioned, scorers), "images": len(captioned), **made.counts()}
+    rows = [{name: row[name] for name in ("key", "caption", "references")} for row in made.rows]
+    return Results("captioning", dataset_name(shards), metrics, rows)
 
 
 def score_captions(captioned: list[Captioned], scorers: Sequence[CaptionScorer] = ()) -> dict[str, float]:

@@ -1,54 +1,76 @@
 """Matching: how well a model separates matching from non-matching texts on labeled image-text pairs."""
 
+import logging
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from vlp.data.cache import file_stamp, identity
 from vlp.errors import UserError
 from vlp.evaluation.metrics import area_under_curve
-from vlp.log import ReportProgress, no_progress
+from vlp.evaluation.predict import predict_items
+from vlp.evaluation.results import Results
+from vlp.evaluation.settings import DEFAULT_SETTINGS, EvaluationSettings
 from vlp.model import Model
 from vlp.models.cpu.linear import constant_weights
+
+log = logging.getLogger("vlp")
 
 
 @constant_weights()
 def evaluate_matching(
-    model: Model, images: str, pairs: str, batch_size: int = 32, progress: ReportProgress = no_progress
-) -> dict[str, float]:
+    model: Model, images: str, pairs: str, settings: EvaluationSettings = DEFAULT_SETTINGS
+) -> Results:
     """Score a model on labeled image-text pairs.
 
     Args:
         images: folder of the images.
         pairs: a tab-separated file with a header line and the columns image, caption and label (`match` or `no-match`).
-        batch_size: images at once, each with all of its texts.
+        settings: batches and the limit count images, each with all of its texts.
 
     Returns:
         `itm_auc` and `itc_auc`, the areas under the ROC curves of the ITM probability and of the cosine; `itm_accuracy`
-        at a threshold of 0.5; `pairs`.
+        at a threshold of 0.5; `pairs`. Unreadable images are skipped and counted.
 
     Raises:
-        UserError: a file is missing or unreadable, or `pairs` does not have this format.
+        UserError: `pairs` is missing or does not have this format, or no image is readable.
     """
     texts, labels = _read_pairs(Path(pairs))
-    names = list(texts)
-    itm, itc, truth = [], [], []
-    for start in range(0, len(names), batch_size):
-        here = names[start : start + batch_size]
-        tokens = model.encode_images(model.load_images([Path(images) / name for name in here]))
-        index = torch.tensor([row for row, name in enumerate(here) for _ in texts[name]])
-        match = model.match_tokens(tokens, [text for name in here for text in texts[name]], index)
-        itm.append(match.itm)
-        itc.append(match.itc)
-        truth += [label for name in here for label in labels[name]]
-        progress("match", len(index))
-    scores, right = torch.cat(itm), torch.tensor(truth)
-    return {
-        "itm_auc": area_under_curve(scores, right),
-        "itc_auc": area_under_curve(torch.cat(itc), right),
-        "itm_accuracy": ((scores >= 0.5) == right).float().mean().item(),
-        "pairs": len(right),
+
+    def match(names: Sequence[str]) -> list[dict]:
+        loaded, rows = [], []
+        for name in names:
+            try:
+                loaded.append(model.load_images([Path(images) / name]))
+            except UserError as error:
+                rows.append({"key": name, "skipped": "unreadable image"})
+                log.warning("skipped %s", error)
+        found = [name for name in names if name not in {row["key"] for row in rows}]
+        if not found:
+            return rows
+        index = torch.tensor([row for row, name in enumerate(found) for _ in texts[name]])
+        here = [(name, text, label) for name in found for text, label in zip(texts[name], labels[name], strict=True)]
+        scores = model.match_tokens(model.encode_images(torch.cat(loaded)), [text for _, text, _ in here], index)
+        for (name, text, label), itm, itc in zip(here, scores.itm.tolist(), scores.itc.tolist(), strict=True):
+            right = (itm >= 0.5) == label
+            rows.append({"key": name, "text": text, "label": label, "itm": itm, "itc": itc, "right": right})
+        return rows
+
+    facts = {"pairs": identity(pairs), "size and time": file_stamp(pairs), "images": identity(images)}
+    made = predict_items(list(texts), settings, match, "match", facts)
+    if not made.rows:
+        raise UserError(f"{images} has none of the images of {pairs} in readable form.")
+    truth = [row["label"] for row in made.rows]
+    metrics = {
+        "itm_auc": area_under_curve([row["itm"] for row in made.rows], truth),
+        "itc_auc": area_under_curve([row["itc"] for row in made.rows], truth),
+        "itm_accuracy": sum(row["right"] for row in made.rows) / len(made.rows),
+        "pairs": len(made.rows),
+        **made.counts(),
     }
+    return Results("matching", Path(pairs).stem, metrics, made.rows)
 
 
 def _read_pairs(path: Path) -> tuple[dict[str, list[str]], dict[str, list[bool]]]:

@@ -14,6 +14,7 @@ from vlp.distributed import run_on_main
 from vlp.errors import UserError
 from vlp.evaluation.captioning import evaluate_captioning
 from vlp.evaluation.retrieval import evaluate_retrieval
+from vlp.evaluation.settings import EvaluationSettings
 from vlp.model import Model
 from vlp.models.blip import Blip
 from vlp.remote import is_remote
@@ -91,7 +92,8 @@ def validate(
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with stance, torch.random.fork_rng(devices):
             try:
-                return evaluate(model, config.validation, progress=stop_between_batches)
+                settings = EvaluationSettings(progress=stop_between_batches)
+                return evaluate(model, config.validation, settings=settings).metrics
             except _Stopped:
                 return None
 

@@ -1,0 +1,33 @@
+"""`vlp evaluate retrieval`: recall of texts by images and of images by texts."""
+
+from typing import Annotated
+
+import typer
+
+from vlp.cli.evaluation_options import BatchSize, Dataset, Limit, Out, Workers, run_evaluation
+from vlp.cli.options import Json, Precision
+
+Rerank = Annotated[int, typer.Option(min=0, help="Re-rank this many of the best candidates by ITM; 0 disables.")]
+
+
+def retrieval(
+    model: str,
+    shards: list[str],
+    rerank: Rerank = 16,
+    limit: Limit = None,
+    batch_size: BatchSize = 32,
+    workers: Workers = 0,
+    precision: Precision = "auto",
+    dataset: Dataset = "",
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """R@1/5/10 in both directions. Example: vlp evaluate retrieval MODEL 'data/val/*.tar' --rerank 16"""
+    given = locals()
+    from vlp.evaluation.retrieval import evaluate_retrieval
+
+    run_evaluation(
+        "retrieval",
+        given,
+        lambda loaded, settings: evaluate_retrieval(loaded, shards, rerank, settings),
+    )
