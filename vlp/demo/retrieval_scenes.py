@@ -22,6 +22,6 @@ def make_retrieval_scenes(folder: Path, count: int, image_size: int, seed: str) 
 
 def score_retrieval(model: Model, folder: Path) -> dict[str, float]:
     """The metrics of `evaluate_retrieval` and `rerank_gain`, what re-ranking by ITM adds to the mean R@1 of ITC."""
-    scores = evaluate_retrieval(model, str(folder / "*.tar"), rerank=16)
+    scores = evaluate_retrieval(model, str(folder / "*.tar"), rerank=16).metrics
     gain = sum(scores[name] - scores[f"itc_{name}"] for name in ("i2t_r1", "t2i_r1")) / 2
     return {**scores, "rerank_gain": gain}
