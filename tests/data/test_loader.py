@@ -316,6 +316,20 @@ def test_evaluation_may_leave_out_samples_without_a_text(half_silent):
     assert (sum(len(batch.keys) for batch in speaking), bad.filtered) == (15, {"no text": 15})
 
 
+def test_evaluation_decodes_pairs(tmp_path, scenes):
+    samples = list(itertools.islice(iterate_samples(f"{scenes}/*.tar"), 4))
+    with ShardWriter(str(tmp_path / "pairs"), 50) as writer:
+        for number, (sample, other) in enumerate(zip(samples, samples[1:] + samples[:1], strict=True)):
+            extra = {"right.png": other.image[: 60 if number == 2 else None]} if number != 1 else {}
+            writer.write(f"{number}", sample.image, "png", None, {"images": 2}, extra)
+    shards, bad = str(tmp_path / "pairs" / "*.tar"), BadSamples(1.0)
+    (batch,) = evaluation_batches(shards, 32, 4, bad=bad, images_per_sample=2)
+    assert batch.keys == ["0", "3"] and batch.images.shape == (2, 2, 3, 32, 32)
+    assert bad.counts == batch.skipped == {"no second image": 2}
+    (single,) = evaluation_batches(f"{scenes}/00000.tar", 32, 4, limit=4)
+    assert batch.images[0].equal(single.images[:2]) and batch.images[1, 1].equal(single.images[0])
+
+
 def test_evaluation_counts_what_it_skips(scenes, tmp_path):
     bad = BadSamples(1.0)
     batches = list(evaluation_batches(spoiled(tmp_path, scenes, 10), 32, 16, bad=bad, limit=50))

@@ -48,6 +48,7 @@ class Batch(DeviceBatch):
 class EvaluationBatch:
     """Images uint8 [batch, 3, size, size] with all their captions, keys and JSON facts, in the shards' order.
 
+    Where samples are pairs, images are [batch, 2, 3, size, size].
     `number` is that of the batch in the shards, and `skipped` counts the samples by reason that are missing in it.
     """
 

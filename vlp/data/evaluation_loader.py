@@ -12,7 +12,7 @@ from vlp.data.bad_samples import BadSample, BadSampleError, BadSamples, Filtered
 from vlp.data.batch import EvaluationBatch
 from vlp.data.chunk import Chunk, Skipped
 from vlp.data.index_writer import cached_index
-from vlp.data.sample_dataset import SampleDataset, read_chunks, whole_image
+from vlp.data.sample_dataset import SampleDataset, read_chunks, whole_images
 from vlp.data.shard_index import expand_shards
 from vlp.data.shards import Sample, iterate_samples
 from vlp.data.workers import start_workers
@@ -30,6 +30,7 @@ def evaluation_batches(
     bad: BadSamples | None = None,
     need_text: bool = False,
     finished: frozenset[int] = frozenset(),
+    images_per_sample: int = 1,
 ) -> Iterator[EvaluationBatch]:
     """Every good sample of the shards once, in order; processes take turns by batch.
 
@@ -41,6 +42,7 @@ def evaluation_batches(
         bad: counts the skipped samples, and limits the share of bad ones; None allows any share.
         need_text: samples without a text are skipped as filtered ones.
         finished: the numbers of batches that are left out and not decoded; processes take turns by the others.
+        images_per_sample: 1, or 2 for pairs; a sample without its second image is a bad one.
     """
     bad = bad or BadSamples(max_share=1.0)
     paths = expand_shards(shards)
@@ -48,7 +50,7 @@ def evaluation_batches(
     if any(map(is_remote, paths)):
         mine, wanted = tee(mine)
         streamed = _streamed_parts(paths, batch_size, wanted, limit, bad if rank == 0 else BadSamples(1.0))
-        yield from _batches(_read(_Decoder(image_size, need_text), streamed, workers), mine, bad)
+        yield from _batches(_read(_Decoder(image_size, need_text, images_per_sample), streamed, workers), mine, bad)
         return
     index = cached_index(paths)
     if rank == 0:
@@ -59,7 +61,7 @@ def evaluation_batches(
     numbered = takewhile(lambda number: number * batch_size < len(numbers), mine)
     numbered, wanted = tee(numbered)
     parts = (numbers[number * batch_size :][:batch_size] for number in wanted)
-    dataset = SampleDataset([index], image_size, need_text=need_text)
+    dataset = SampleDataset([index], image_size, need_text=need_text, images_per_sample=images_per_sample)
     yield from _batches(read_chunks(dataset, ((part, part, part) for part in parts), workers), numbered, bad)
 
 
@@ -94,14 +96,14 @@ def _streamed_parts(
 class _Decoder(Dataset):
     """Samples that were read to images; for worker processes."""
 
-    def __init__(self, size: int, need_text: bool):
-        self.size, self.need_text = size, need_text
+    def __init__(self, size: int, need_text: bool, images_per_sample: int):
+        self.size, self.need_text, self.images_per_sample = size, need_text, images_per_sample
 
     def __getitem__(self, samples: list[Sample]) -> Chunk:
         chunk, images = Chunk(), []
         for sample in samples:
             try:
-                images.append(whole_image(sample, self.size, self.need_text))
+                images.append(whole_images(sample, self.images_per_sample, self.size, self.need_text))
             except (BadSampleError, FilteredSampleError) as error:
                 skipped = BadSample(sample.shard, sample.key, error.reason)
                 chunk.skipped.append(Skipped(0, 0, skipped, isinstance(error, FilteredSampleError)))

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from vlp.config import AugmentConfig, TextChoiceConfig
-from vlp.data.bad_samples import NO_TEXT, BadSample, BadSampleError, FilteredSampleError
+from vlp.data.bad_samples import NO_SECOND_IMAGE, NO_TEXT, BadSample, BadSampleError, FilteredSampleError
 from vlp.data.chunk import Chunk, Skipped, stable_hash
 from vlp.data.data_index import DataIndex
 from vlp.data.examples import Examples
@@ -37,6 +37,7 @@ class SampleDataset(Dataset):
         choices: list[TextChoiceConfig | None] | None = None,
         most_open: int = 2,
         need_text: bool = True,
+        images_per_sample: int = 1,
     ):
         """Nothing is read yet.
 
@@ -48,6 +49,7 @@ class SampleDataset(Dataset):
             choices: how each source draws texts from score tables; None: from the samples' own captions.
             most_open: the most shards, with their indexes, and the most score tables, that are kept open.
             need_text: whether samples without a text are filtered in evaluation, as they always are in training.
+            images_per_sample: in evaluation: 1, or 2 for pairs.
         """
         self.sources = sources
         self.ends: list[int] = np.cumsum(np.concatenate([source.counts for source in sources])).tolist()  # of shards
@@ -56,6 +58,7 @@ class SampleDataset(Dataset):
         self.most_open = most_open
         self.choices = choices or [None] * len(sources)
         self.size, self.examples, self.seed, self.need_text = size, examples, seed, need_text
+        self.images_per_sample = images_per_sample
         self.augment = augment or AugmentConfig()
         self.reader = ShardReader(most_open)
         self.texts = TextReader(most_open)
@@ -102,7 +105,7 @@ class SampleDataset(Dataset):
         """
         if self.examples is None:
             sample = self.reader.read(index, row)
-            image = whole_image(sample, self.size, self.need_text)
+            image = whole_images(sample, self.images_per_sample, self.size, self.need_text)
             chunk.captions.append(sample.captions)
             chunk.infos.append(sample.info)
             return image
@@ -119,16 +122,22 @@ class SampleDataset(Dataset):
         return image
 
 
-def whole_image(sample: Sample, size: int, need_text: bool) -> np.ndarray:
-    """A sample's image as evaluation sees it, uint8 [3, size, size].
+def whole_images(sample: Sample, count: int, size: int, need_text: bool) -> np.ndarray:
+    """A sample's image as evaluation sees it: uint8 [3, size, size], or [2, 3, size, size] for a `count` of 2.
 
     Raises:
-        BadSampleError: the image is broken.
+        BadSampleError: an image is missing or broken.
         FilteredSampleError: the sample has no text, and `need_text` is set.
     """
     if need_text and not any(map(clean_caption, sample.captions)):
         raise FilteredSampleError(NO_TEXT)
-    return evaluation_image(decode_pixels(sample.image, shortest=size), size)
+    first = evaluation_image(decode_pixels(sample.image, shortest=size), size)
+    if count == 1:
+        return first
+    try:
+        return np.stack([first, evaluation_image(decode_pixels(sample.right or b"", shortest=size), size)])
+    except BadSampleError:
+        raise BadSampleError(NO_SECOND_IMAGE) from None
 
 
 def training_images(sample: Sample, count: int, size: int, augment: AugmentConfig, rng: random.Random) -> np.ndarray:

@@ -46,6 +46,7 @@ def predict(
     make: Callable[[EvaluationBatch], list[Row]],
     stage: str,
     need_text: bool = False,
+    images_per_sample: int = 1,
 ) -> Predictions:
     """Run `make` over every good sample of shards.
 
@@ -56,6 +57,7 @@ def predict(
             with `skipped` names the reason why an item has no prediction; it is counted and left out.
         stage: the name of this work in the progress and in the partial folder; each of several calls has its own.
         need_text: skip samples without a text.
+        images_per_sample: 1, or 2 for pairs: `EvaluationBatch.images` is then [batch, 2, 3, size, size].
 
     Returns:
         The rows of all processes if `settings.spread`. Unreadable samples are skipped, named in the log and counted.
@@ -80,6 +82,7 @@ def predict(
             bad,
             need_text,
             finished,
+            images_per_sample,
         )
         for batch in batches:
             yield batch.number, batch, len(batch.keys) + sum(batch.skipped.values()), batch.skipped
