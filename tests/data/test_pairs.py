@@ -101,3 +101,11 @@ def test_rewritten_members_keep_the_pair(tmp_path):
     with ShardWriter(str(tmp_path / "new")) as writer:
         writer.write(key, members["png"], "png", "new", json.loads(members["json"]), others)
     assert rights(str(tmp_path / "new/00000.tar")) == [RIGHT]
+
+
+def test_pairs_in_an_object_store_keep_their_second_image(s3, tmp_path):
+    with ShardWriter(str(tmp_path / "pairs")) as writer:
+        writer.write("a", LEFT, "png", None, {"images": 2}, {"right.png": RIGHT})
+        writer.write("b", LEFT, "png", None, {"images": 2})
+    address = s3.upload(tmp_path / "pairs", "pairs")
+    assert [(one.key, one.right) for one in iterate_samples(f"{address}/*.tar")] == [("a", RIGHT), ("b", None)]

@@ -29,6 +29,11 @@ def rows(names: list[str], field: str = "image") -> list:
     return [{field: name, "caption": "a dog"} for name in names]
 
 
+def pairs(names: list[str]) -> list:
+    """A sentence for each image, with the same second image; a name that comes twice has two sentences."""
+    return [{"images": [name, "0.jpg"], "sentence": "a dog", "label": "True"} for name in names]
+
+
 # The command, and how it takes a list of image names: the content of its JSON file.
 JSON = {
     "coco official": ("coco", official),
@@ -39,6 +44,7 @@ JSON = {
     "vg blip": ("vg", rows),
     "nocaps official": ("nocaps", lambda names: official(names, domain="in-domain")),
     "nocaps blip": ("nocaps", lambda names: [{"image": name, "img_id": n} for n, name in enumerate(names)]),
+    "nlvr2 blip": ("nlvr2", pairs),
     "conceptual urls": ("conceptual", lambda names: rows([f"http://x/{name}" for name in names], "url")),
     "conceptual images": ("conceptual", rows),
     "vg regions": ("vg", regions),
@@ -95,7 +101,8 @@ BROKEN = {
 @pytest.mark.parametrize("command", COMMANDS)
 def test_broken_files_and_those_of_another_kind(command, name, tmp_path):
     content, says = BROKEN[name]
-    refused(run(*call(command, tmp_path, content)), says, "annotations.json")
+    own = (command, name) == ("nlvr2", "NLVR2")  # whose images are missing
+    refused(run(*call(command, tmp_path, content)), *(["1 of 1"] if own else [says, "annotations.json"]))
     assert not (tmp_path / "out").exists()
     tidy(tmp_path)
 
@@ -140,7 +147,7 @@ def test_names_that_give_the_same_key_are_skipped_and_named(form, tmp_path):
     (tmp_path / "images" / "other").mkdir()
     (tmp_path / "images" / "other" / "1.jpg").write_bytes(picture(format="JPEG", seed=1))
     outcome = run(*arguments)
-    succeeded(outcome, "1.jpg 1: duplicate key")
+    succeeded(outcome, "1-0: duplicate key" if command == "nlvr2" else "1.jpg 1: duplicate key")
     assert outcome.out.startswith(f"Wrote {COUNT} samples")
 
 

@@ -32,3 +32,25 @@ def import_visdial(
     from vlp.data.importers.visdial import VisDial
 
     run_import(VisDial(files, images, options), output, shard_size, max_bad_share)
+
+
+@import_app.command("nlvr2")
+def import_nlvr2(
+    files: Annotations,
+    output: ShardsFolder,
+    images: Images,
+    shard_size: ShardSize = 1000,
+    max_bad_share: MaxBadShare = 0.1,
+) -> None:
+    """Import NLVR2. A sample is a sentence with its two images: KEY.png and KEY.right.png.
+
+    \b
+    train.json, dev.json, test1.json   official: JSON lines with an identifier, a sentence and a label
+    nlvr_train.json                    BLIP's: rows with two images, a sentence and a label
+    IMAGES/dev/dev-850-0-img0.png, IMAGES/train/47/train-10171-0-img0.png, or without the folders
+
+    Example: vlp data import nlvr2 dev.json data/nlvr2/dev --images nlvr2
+    """
+    from vlp.data.importers.nlvr2 import Nlvr2
+
+    run_import(Nlvr2(files, images), output, shard_size, max_bad_share)

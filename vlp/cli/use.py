@@ -98,3 +98,14 @@ def match(model: str, image: str, text: str, precision: Precision = "auto", as_j
 
     result = optimise_for_cpu(load_model(model, precision=precision)).match(image, text)
     print_values({"itc": result.itc.item(), "itm": result.itm.item()}, as_json)
+
+
+def compare(
+    model: str, left: str, right: str, sentence: str, precision: Precision = "auto", as_json: Json = False
+) -> None:
+    """How likely a sentence is true of two images. Example: vlp compare MODEL a.jpg b.jpg "both show a dog" """
+    from vlp.model import load_model
+    from vlp.models.cpu.optimise import optimise_for_cpu
+
+    probability = optimise_for_cpu(load_model(model, precision=precision)).compare(left, right, sentence)
+    print_values({"true": probability.item()}, as_json)

@@ -17,6 +17,7 @@ from vlp.convert.tables import (
     blip_image_table,
     count_layers,
     group_names,
+    pair_table,
     prefixed,
     text_table,
     timm_image_table,
@@ -141,7 +142,6 @@ def from_original(weights: dict[str, Tensor], path: str) -> Converted:
     """
     if "visual_encoder.pos_embed" not in weights:
         raise UserError(f"{path} is not a BLIP checkpoint: it has no visual_encoder.pos_embed.")
-    weights = {_first_of_two(name): tensor for name, tensor in weights.items()}
     encodes = "text_encoder.embeddings.word_embeddings.weight" in weights
     decodes = "text_decoder.bert.embeddings.word_embeddings.weight" in weights
     if not (encodes or decodes):
@@ -155,7 +155,9 @@ def from_original(weights: dict[str, Tensor], path: str) -> Converted:
         table |= prefixed(text_table(layers, "decoder", sharing), "text_tower.", "text_decoder.bert.")
         table |= prefixed(LANGUAGE_HEAD, "language_head.", "text_decoder.cls.predictions.")
     if encodes:
-        table |= prefixed(text_table(layers, "encoder", sharing), "text_tower.", "text_encoder.") | HEADS
+        pairs = config.finetuned_for == "nlvr2"
+        encoder = text_table(layers, "encoder", sharing, cross_attention=not pairs)
+        table |= prefixed(encoder, "text_tower.", "text_encoder.") | (pair_table(layers) if pairs else HEADS)
     converted = _convert(config, table, weights)
     if decodes and not encodes:
         converted.decoding = replace(PUBLISHED)
@@ -183,7 +185,7 @@ def _original_config(weights: dict[str, Tensor], text: str, sharing: Sharing) ->
             sharing=sharing,
         ),
         embed_dim=weights["vision_proj.weight"].shape[0] if "vision_proj.weight" in weights else 256,
-        finetuned_for="vqa" if sharing == "nothing" else "",
+        finetuned_for="vqa" if sharing == "nothing" else "nlvr2" if "cls_head.0.weight" in weights else "",
     )
 
 
@@ -240,8 +242,3 @@ def _kind(weights: dict[str, Tensor], folder: Path) -> str:
         if needed <= heads:
             return kind
     raise UserError(f"{folder} is not a known kind of BLIP: its parts are {', '.join(sorted(heads))}.")
-
-
-def _first_of_two(name: str) -> str:
-    """NLVR2 has two cross-attentions per layer: rename the first to the usual name; the second stays unused."""
-    return name.replace("crossattention.self0.", "crossattention.self.").replace("output.dense0.", "output.dense.")

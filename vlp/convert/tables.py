@@ -129,6 +129,26 @@ def text_table(layers: int, side: Side, sharing: Sharing, cross_attention: bool 
     return table
 
 
+def pair_table(layers: int) -> Table:
+    """The cross-attention to pairs of images, and the head, with the names of the original NLVR network."""
+    table: Table = {"pair_head.0": ("cls_head.0",), "pair_head.2": ("cls_head.2",)}
+    for n in range(layers):
+        across = f"text_tower.layers.{n}.cross_attention.encoder"
+        theirs = f"text_encoder.encoder.layer.{n}.crossattention"
+        for side in (0, 1):
+            parts = {part: f"{theirs}.self{side}.{part}" for part in ("query", "key", "value")}
+            table |= {
+                f"{across}.query.{side}": (parts["query"],),
+                f"{across}.key_value.{side}": (parts["key"], parts["value"]),
+                f"{across}.out.{side}": (f"{theirs}.output.dense{side}",),
+            }
+        table |= {
+            f"{across}.merge": (f"{theirs}.output.merge_layer",),
+            f"{across}.norm": (f"{theirs}.output.LayerNorm",),
+        }
+    return table
+
+
 LANGUAGE_HEAD: Table = {"transform": ("transform.dense",), "norm": ("transform.LayerNorm",), "bias": ("bias",)}
 
 

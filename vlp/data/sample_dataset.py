@@ -150,8 +150,12 @@ def training_images(sample: Sample, count: int, size: int, augment: AugmentConfi
     if count == 1:
         return first
     if sample.right is None:
-        raise BadSampleError("no second image")
-    return np.stack([first, training_image(EncodedImage(sample.right), size, augment, rng)])
+        raise BadSampleError(NO_SECOND_IMAGE)
+    try:
+        right = training_image(EncodedImage(sample.right), size, augment, rng)
+    except BadSampleError:
+        raise BadSampleError(NO_SECOND_IMAGE) from None
+    return np.stack([first, right])
 
 
 def read_chunks(

@@ -21,6 +21,7 @@ from vlp.generation.settings import check_decoding, named_overrides, resolve_dec
 from vlp.generation.token_rules import TokenRules
 from vlp.model.answers import answer_questions
 from vlp.model.dialog import RankedAnswer, rank_dialog_answers
+from vlp.model.pairs import compare_images
 from vlp.model_folder import save_model
 from vlp.models.blip import Blip
 from vlp.models.cpu.linear import constant_weights
@@ -164,6 +165,16 @@ class Model:
     ) -> list[RankedAnswer]:
         """The answers to a question in a dialog, the most probable first; see `vlp.model.dialog`."""
         return rank_dialog_answers(self, image, caption, history, question, answers)
+
+    def compare(
+        self,
+        left: ImageLike | Sequence[ImageLike],
+        right: ImageLike | Sequence[ImageLike],
+        sentences: str | Sequence[str],
+        batch_size: int = 32,
+    ) -> Tensor:
+        """How likely sentences are true of pairs of images, by a model finetuned for NLVR2; see `compare_images`."""
+        return compare_images(self, as_list(left), as_list(right), sentences, batch_size)
 
     @constant_weights()
     def embed_images(self, images: ImageLike | Sequence[ImageLike], batch_size: int = 32) -> Tensor:

@@ -28,6 +28,9 @@ class Blip(nn.Module):
         self.image_projection = nn.Linear(self.image_encoder.width, config.embed_dim)
         self.text_projection = nn.Linear(config.text_tower.width, config.embed_dim)
         self.itm_head = nn.Linear(config.text_tower.width, 2)
+        if config.finetuned_for == "nlvr2":
+            width = config.text_tower.width
+            self.pair_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
         self.language_head = LanguageHead(config.text_tower)
         self.caption_projection: nn.Linear | None = None  # of caption states, in a memory of image and caption
         if config.finetuned_for == "visdial" and config.text_tower.width != self.image_encoder.width:
@@ -61,6 +64,19 @@ class Blip(nn.Module):
     def match_logits(self, ids: Tensor, mask: Tensor, memory: ImageMemory, image_index: Tensor | None = None) -> Tensor:
         """ITM logits [texts, 2], where class 1 is "match". Arguments as in `TextTower.match`."""
         return self.itm_head(self.text_tower.match(ids, mask, memory, image_index)[:, 0])
+
+    def pair_memory(self, images: Tensor) -> ImageMemory:
+        """The memory of pairs of images [pairs, 2, 3, size, size], with a row for each pair."""
+        tokens = self.encode_images(images.flatten(0, 1)).unflatten(0, (-1, 2))  # [pairs, 2, tokens, width]
+        return self.text_tower.project_image(tokens)
+
+    def pair_logits(self, ids: Tensor, mask: Tensor, memory: ImageMemory, image_index: Tensor | None = None) -> Tensor:
+        """Logits [texts, 2] of sentences about pairs, where class 1 is "true"; ids begin with [ENC].
+
+        Args:
+            memory, image_index: as in `TextTower.match`; the memory is that of `pair_memory`.
+        """
+        return self.pair_head(self.text_tower.match(ids, mask, memory, image_index)[:, 0])
 
     def question_memory(
         self, ids: Tensor, mask: Tensor, memory: ImageMemory, image_index: Tensor | None = None

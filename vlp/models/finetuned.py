@@ -1,5 +1,6 @@
 """What finetuning adds to a pretrained network: `extend` makes the network of a task, with its weights."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -9,9 +10,12 @@ from vlp.models.blip import Blip
 
 # The settings of each task's network, from those of a pretrained one.
 CHANGES: dict[FinetunedFor, Callable[[ModelConfig], ModelConfig]] = {
+    "nlvr2": lambda config: config,
     "vqa": lambda config: replace(config, text_tower=replace(config.text_tower, sharing="nothing")),
     "visdial": lambda config: config,
 }
+
+ONE_OF_PAIR = re.compile(r"(cross_attention\.\w+\.(?:query|key_value|out))\.[01]")  # in NLVR2's cross-attention
 
 
 def extend(blip: Blip, task: FinetunedFor) -> Blip:
@@ -31,8 +35,8 @@ def extend(blip: Blip, task: FinetunedFor) -> Blip:
         return blip
     if blip.config.finetuned_for:
         raise UserError(
-            f"The model was finetuned for {blip.config.finetuned_for} and cannot be finetuned for {task}; start from a "
-            "pretrained model."
+            f"The model was finetuned for {blip.config.finetuned_for} and cannot be finetuned for "
+            f"{task or 'another task'}; start from a pretrained model."
         )
     extended = Blip(replace(CHANGES[task](blip.config), finetuned_for=task))
     pretrained, state = blip.state_dict(), extended.state_dict()
@@ -63,4 +67,5 @@ def require(config: ModelConfig, task: FinetunedFor, use: str) -> None:
 
 def _sources(name: str) -> list[str]:
     """The pretrained weights that a weight may start from, the best first."""
+    name = ONE_OF_PAIR.sub(r"\1", name)
     return [name, *(name.replace(f".{side}.", ".shared.") for side in ("encoder", "decoder") if f".{side}." in name)]

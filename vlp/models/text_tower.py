@@ -31,14 +31,16 @@ class TextTower(nn.Module):
         self.config = config
         self.checkpointing = False
         self.embeddings = Shareable(lambda: Embeddings(config), "embeddings" in shared_parts(config.sharing))
-        self.layers = nn.ModuleList(Layer(config, image_width, finetuned_for) for _ in range(config.layers))
+        self.layers = nn.ModuleList(Layer(config, image_width, finetuned_for, n) for n in range(config.layers))
+        self.finetuned_for = finetuned_for
         initialise(self, config.width)
 
     def project_image(self, image_tokens: Tensor, side: Side = "encoder", mask: Tensor | None = None) -> ImageMemory:
         """Keys and values of images for all layers, computed once for all the texts that meet them.
 
         Args:
-            image_tokens: [images, tokens, image width].
+            image_tokens: [images, tokens, image width]; [pairs, 2, tokens, image width] for the encoder of a network
+                that was finetuned for nlvr2, whose memory has a row for each pair.
             side: "encoder" for `match`, "decoder" for `decode`; one memory serves both where cross-attention is
                 shared (`shares_memory`).
             mask: bool [images, tokens], False at padding; None where nothing is padding.
@@ -50,7 +52,7 @@ class TextTower(nn.Module):
     @property
     def shares_memory(self) -> bool:
         """Whether `match` and `decode` read the same image memory."""
-        return "cross_attention" in shared_parts(self.config.sharing)
+        return self.finetuned_for != "nlvr2" and "cross_attention" in shared_parts(self.config.sharing)
 
     def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Text alone, both directions: ids int64, mask bool (True: token) [texts, tokens] -> [texts, tokens, width]."""

@@ -4,10 +4,12 @@ from collections.abc import Callable
 
 from vlp.config import RunConfig
 from vlp.data.examples import CaptionExamples, Examples
+from vlp.data.examples_nlvr2 import Nlvr2Examples
 from vlp.data.examples_visdial import DialogExamples
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.models.blip import Blip
 from vlp.tasks.captioning import CaptioningTask
+from vlp.tasks.nlvr2 import Nlvr2Task
 from vlp.tasks.pretrain import PretrainTask
 from vlp.tasks.retrieval import RetrievalTask
 from vlp.tasks.task import Task
@@ -18,6 +20,7 @@ TASKS: dict[str, Callable[[RunConfig, Blip, CaptionTokenizer], Task]] = {
     "captioning": CaptioningTask,
     "retrieval": RetrievalTask,
     "visdial": VisDialTask,
+    "nlvr2": Nlvr2Task,
 }
 
 
@@ -35,6 +38,7 @@ EXAMPLES: dict[str, Callable[[RunConfig, CaptionTokenizer], Examples]] = {
     "captioning": _captions,
     "retrieval": _captions,
     "visdial": _dialogs,
+    "nlvr2": lambda config, tokenizer: Nlvr2Examples(tokenizer, config.data.max_tokens),
 }
 
 

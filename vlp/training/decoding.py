@@ -14,7 +14,7 @@ def trained_decoding(
     """The decoding settings of the model that a run trains: those of the model it starts from, with `config.decoding`.
 
     Captioning and pretraining put `objective.prompt` before every caption, so it becomes the model's prompt. Retrieval
-    does not train the decoder and keeps the prompt.
+    and NLVR2 do not train the decoder and keep the prompt.
 
     Args:
         decoding: the settings of the model that the run starts from; the defaults for a new model.
@@ -25,7 +25,7 @@ def trained_decoding(
     if config.decoding.prompt is not None:
         raise UserError("A model's prompt is the one it is trained with; set objective.prompt, not decoding.prompt.")
     decoding = resolve_decoding(decoding, config.decoding)
-    if config.task == "retrieval":
+    if config.task in ("retrieval", "nlvr2"):
         return decoding
     decoding = replace(decoding, prompt=config.objective.prompt)
     if config.task == "captioning":

@@ -53,7 +53,7 @@ def build_model(config: RunConfig) -> tuple[Blip, CaptionTokenizer, DecodingConf
 
 def _for_task(blip: Blip, task: TaskName) -> Blip:
     """The network that a task trains: with the parts that finetuning adds, if the task adds some."""
-    return extend(blip, task) if task in ("vqa", "nlvr2", "visdial") else blip
+    return extend(blip, task if task in ("vqa", "nlvr2", "visdial") else "")
 
 
 def resolved_config(config: RunConfig, blip: Blip) -> RunConfig:

@@ -102,7 +102,7 @@ class UnpaddedLayer(Layer):
         x = attention.add(x, unpadded.remove(y))
         if key is not None and value is not None:
             attention = self.cross_attention.side(side)
-            y = attention.attend(unpadded.put_back(attention.query(x)), key, value, image_index, memory_bias)
+            y = attention.attend(unpadded.put_back(attention.ask(x)), key, value, image_index, memory_bias)
             x = attention.add(x, unpadded.remove(y))
         return self.feed_forward.side(side)(x)
 

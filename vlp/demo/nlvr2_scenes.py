@@ -1,0 +1,147 @@
+"""Pairs of scenes with sentences that are true or false of them: NLVR2 on scenes, with the exact truth."""
+
+import io
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from vlp.config import RunConfig
+from vlp.data.shard_writer import ShardWriter
+from vlp.demo.scene_captions import COLOURS, SHAPES, SIZES
+from vlp.demo.scenes import RADIUS, Scene, draw_scene, make_scene
+from vlp.files import writing_shards
+
+Pair = tuple[Scene, Scene]
+Statement = tuple[Pair, str, bool]  # two scenes, a sentence about them, and whether it is true
+SHARD_SIZE = 1000
+MAX_TOKENS = 40  # the tokenizer of scenes splits words that captions lack, such as "picture"
+TABLES = {"colour": COLOURS, "shape": SHAPES}
+
+
+def both(rng: random.Random) -> Statement:
+    """Both pictures have an object of a color or a shape. Where it is false, mostly one of them has."""
+    attribute, value, name = _property(rng)
+    label = rng.random() < 0.5
+    one, other = (True, True) if label else rng.choice(((True, False), (False, True), (False, False)))
+    pair = _scene_with(rng, attribute, value, one), _scene_with(rng, attribute, value, other)
+    return pair, f"both pictures have a {name}", label
+
+
+def exactly_one(rng: random.Random) -> Statement:
+    """Exactly one picture has an object of a color or a shape."""
+    attribute, value, name = _property(rng)
+    label, first = rng.random() < 0.5, rng.random() < 0.5
+    pair = _scene_with(rng, attribute, value, first), _scene_with(rng, attribute, value, first != label)
+    return pair, f"exactly one picture has a {name}", label
+
+
+def side(rng: random.Random) -> Statement:
+    """The left or the right picture has an object; where it is false, the other picture has it."""
+    label, left = rng.random() < 0.5, rng.random() < 0.5
+    while True:
+        pair = make_scene(rng), make_scene(rng)
+        thing = rng.choice(pair[0 if left == label else 1].objects)
+        shown = [(one["colour"], one["shape"]) for one in pair[0 if left else 1].objects]
+        if ((thing["colour"], thing["shape"]) in shown) == label:
+            name = f"{thing['colour']} {thing['shape']}"
+            return pair, f"the {'left' if left else 'right'} picture has a {name}", label
+
+
+def count(rng: random.Random) -> Statement:
+    """One picture has more shapes than the other, or both have as many."""
+    relation = rng.choice(("more", "fewer", "as many"))
+    label = rng.random() < 0.5
+    holds: Callable[[int, int], bool] = {
+        "more": lambda left, right: left > right,
+        "fewer": lambda left, right: left < right,
+        "as many": lambda left, right: left == right,
+    }[relation]
+    numbers = [(left, right) for left in (1, 2) for right in (1, 2) if holds(left, right) == label]
+    left, right = rng.choice(numbers)
+    pair = _scene_of(rng, left), _scene_of(rng, right)
+    than = "as" if relation == "as many" else "than"
+    return pair, f"the left picture has {relation} shapes {than} the right", label
+
+
+def size(rng: random.Random) -> Statement:
+    """The only object of a shape in the left picture is larger than that in the right, smaller, or as large."""
+    shape = rng.choice(list(SHAPES))
+    relation = rng.choice(("larger than", "smaller than", "as large as"))
+    label = rng.random() < 0.5
+    sizes = [(left, right) for left in SIZES for right in SIZES if _compare(left, right, relation) == label]
+    left, right = rng.choice(sizes)
+    pair = _scene_with_one(rng, shape, left), _scene_with_one(rng, shape, right)
+    return pair, f"the left {shape} is {relation} the right {shape}", label
+
+
+KINDS = {"both": both, "exactly one": exactly_one, "side": side, "count": count, "size": size}
+
+
+def make_nlvr2_scenes(folder: Path, number: int, image_size: int, seed: str) -> None:
+    """Write shards of pairs, half of whose sentences are true; the same arguments give the same bytes.
+
+    The JSON of a sample has `sentence`, `label`, `identifier`, `kind` (one of KINDS) and `truth`, the objects of both.
+
+    Raises:
+        UserError: the folder exists.
+    """
+    with writing_shards(str(folder)) as temporary, ShardWriter(temporary, SHARD_SIZE) as writer:
+        for place in range(number):
+            kind = list(KINDS)[place % len(KINDS)]
+            pair, sentence, label = KINDS[kind](random.Random(f"pair {seed} {place}"))
+            left, right = (_png(scene, image_size) for scene in pair)
+            info = {"images": 2, "sentence": sentence, "label": label, "identifier": f"scenes-{place}-0-0"}
+            info |= {"kind": kind, "truth": [scene.objects for scene in pair]}
+            writer.write(f"{place:08d}", left, "png", None, info, {"right.png": right})
+
+
+def nlvr2_config(config: RunConfig) -> RunConfig:
+    """The config of finetuning on pairs, from that of another finetuning."""
+    data = replace(config.data, max_tokens=MAX_TOKENS)
+    optim = replace(config.optim, learning_rate=1e-3, warmup_steps=50)
+    return replace(config, task="nlvr2", data=data, optim=optim, batch_size=32, steps=4000)
+
+
+def _property(rng: random.Random) -> tuple[str, str, str]:
+    """An attribute, a value of it, and how a sentence names an object that has it."""
+    attribute = rng.choice(list(TABLES))
+    value = rng.choice(list(TABLES[attribute]))
+    return attribute, value, value if attribute == "shape" else f"{value} shape"
+
+
+def _scene_with(rng: random.Random, attribute: str, value: str, has: bool) -> Scene:
+    """A random scene that has an object with a value of an attribute, or has none."""
+    scene = make_scene(rng)
+    while any(thing[attribute] == value for thing in scene.objects) != has:
+        scene = make_scene(rng)
+    return scene
+
+
+def _scene_of(rng: random.Random, objects: int) -> Scene:
+    """A random scene with a number of objects."""
+    scene = make_scene(rng)
+    while len(scene.objects) != objects:
+        scene = make_scene(rng)
+    return scene
+
+
+def _scene_with_one(rng: random.Random, shape: str, size: str) -> Scene:
+    """A random scene with exactly one object of a shape, which has a size."""
+    scene = make_scene(rng)
+    while [thing["shape"] for thing in scene.objects].count(shape) != 1:
+        scene = make_scene(rng)
+    next(thing for thing in scene.objects if thing["shape"] == shape)["size"] = size
+    return scene
+
+
+def _compare(left: str, right: str, relation: str) -> bool:
+    """Whether a relation of two sizes holds."""
+    first, second = RADIUS[left], RADIUS[right]
+    return {"larger than": first > second, "smaller than": first < second}.get(relation, first == second)
+
+
+def _png(scene: Scene, size: int) -> bytes:
+    data = io.BytesIO()
+    draw_scene(scene, size).save(data, "PNG", compress_level=1)
+    return data.getvalue()
