@@ -1,8 +1,13 @@
 """Dialogs about scenes: every answer is true, follows from image, caption and history, and stands among false ones."""
 
+from dataclasses import replace
+
 from vlp.data.shards import iterate_samples
 from vlp.demo.scene_captions import COLOUR_OF, COLOURS, INVERSE, SHAPE_OF, SHAPES, SIZES
+from vlp.demo.stages import QUICK, train_once
+from vlp.demo.tasks import SCENE_TASKS, finetuning_config
 from vlp.demo.visdial_scenes import PLACES, make_visdial_scenes
+from vlp.model import load_model
 
 COUNT = 60
 
@@ -73,3 +78,15 @@ def test_scenes_depend_on_the_seed_alone_and_the_history_can_be_left_out(tmp_pat
     for whole, single in zip(infos["a"], infos["d"], strict=True):
         (one,) = single["dialog"]
         assert one in whole["dialog"] and single["caption"] == whole["caption"]
+
+
+def test_the_entry_of_the_demo_trains_and_scores(models, tmp_path):
+    task = SCENE_TASKS["visdial"]
+    for split in ("train", "test"):
+        task.make_data(tmp_path / "data" / f"visdial-{split}", 8, 32, split)
+    config = finetuning_config(tmp_path, task, task.config, QUICK, 0)
+    data = replace(config.data, max_tokens=32, workers=0)
+    train_once(replace(config, start_from=models[1], data=data, batch_size=4, steps=2))
+    metrics = task.evaluate(load_model(tmp_path / "visdial-run" / "model"), tmp_path / "data" / "visdial-test")
+    assert (metrics["images"], metrics["rounds"], metrics["skipped"]) == (8, 32, 0)
+    assert 0 <= metrics[task.metric] <= metrics["r5"] <= metrics["r10"] <= 1

@@ -5,11 +5,13 @@ import typer
 from vlp.cli.evaluate_captioning import captioning
 from vlp.cli.evaluate_matching import matching
 from vlp.cli.evaluate_retrieval import retrieval
+from vlp.cli.evaluate_visdial import visdial
 
 evaluate_app = typer.Typer(no_args_is_help=True, help="Score a model on data.")
 for command in (
     retrieval,
     captioning,
     matching,
+    visdial,
 ):
     evaluate_app.command(command.__name__.replace("_", "-"))(command)

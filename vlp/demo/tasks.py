@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from vlp.config import RunConfig
-from vlp.demo import retrieval_scenes
+from vlp.demo import retrieval_scenes, visdial_scenes
 from vlp.demo.page import finished_tasks, write_demo_page
 from vlp.demo.stages import FULL, QUICK, DemoSizes, claim, finetune_config, train_once
 from vlp.errors import UserError
@@ -60,6 +60,16 @@ SCENE_TASKS = {
             test=500,
             config=lambda config: replace(config, task="retrieval"),
             compare=True,
+        ),
+        SceneTask(
+            "visdial",
+            visdial_scenes.make_visdial_scenes,
+            visdial_scenes.score_visdial,
+            metric="r1",
+            target=0.6,
+            train=5000,
+            test=300,
+            config=visdial_scenes.visdial_config,
         ),
     )
 }

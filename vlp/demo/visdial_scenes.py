@@ -5,11 +5,14 @@ last question again about the other object.
 """
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vlp.config import RunConfig
 from vlp.demo.scene_captions import COLOURS, INVERSE, OPENINGS, SHAPES, SIZES
 from vlp.demo.scenes import Scene, write_annotated_scenes
+from vlp.evaluation.visdial import evaluate_visdial
+from vlp.model import Model
 
 ROUNDS = 4
 OPTIONS = 20
@@ -75,6 +78,17 @@ def make_visdial_scenes(folder: Path, count: int, image_size: int, seed: str, hi
         return {"caption": caption, "dialog": rounds if history else [rng.choice(rounds)], "truth": truth}
 
     write_annotated_scenes(str(folder), count, annotate, image_size, seed=seed, accept=_can_talk)
+
+
+def visdial_config(config: RunConfig) -> RunConfig:
+    """The config of a finetuning on these scenes, from that of another task."""
+    data = replace(config.data, max_tokens=64, texts_per_image=ROUNDS)
+    return replace(config, task="visdial", data=data, batch_size=16, steps=1600)
+
+
+def score_visdial(model: Model, folder: Path) -> dict[str, float]:
+    """The metrics of `evaluate_visdial`."""
+    return evaluate_visdial(model, str(folder / "*.tar")).metrics
 
 
 def _can_talk(scene: Scene) -> bool:

@@ -17,7 +17,7 @@ from vlp.models.image_memory import ImageMemory
 if TYPE_CHECKING:
     from vlp.model.model import Model
 
-TEXTS_AT_ONCE = 256  # texts that are matched with one image in one call
+TEXTS_AT_ONCE = 100  # texts that are matched with one image in one call; these are long
 
 
 class RankedAnswer(NamedTuple):
@@ -74,6 +74,8 @@ def score_options(model: "Model", image_tokens: Tensor, dialog: Dialog) -> dict[
             history = words.history(dialog.rounds, number)
             texts = [tuple(words.answer(history, option)) for option in one.options]
             places[number] = [numbers.setdefault(text, len(numbers)) for text in texts]
+    if not numbers:
+        return {}
     scores = _score_texts(model, _memory(model, image_tokens, dialog.caption), list(map(list, numbers)))
     return {number: [scores[place] for place in here] for number, here in places.items()}
 

@@ -1,0 +1,45 @@
+"""`vlp evaluate visdial`: ranked answers in dialogs."""
+
+from typing import Annotated
+
+import typer
+
+from vlp.cli.evaluation_options import BatchSize, Dataset, Limit, Out, Workers, run_evaluation
+from vlp.cli.options import Json, Precision
+
+
+def visdial(
+    model: str,
+    shards: list[str],
+    submission: Annotated[
+        str | None, typer.Option(help="Also write the ranks to this JSON file, as EvalAI takes them.")
+    ] = None,
+    limit: Limit = None,
+    batch_size: BatchSize = 8,
+    workers: Workers = 0,
+    precision: Precision = "auto",
+    dataset: Dataset = "",
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """MRR, R@1/5/10, mean rank and NDCG of the answer options of VisDial.
+
+    The model must have been finetuned on dialogs (configs/visdial.yaml). NDCG needs dense annotations.
+
+    Example: vlp evaluate visdial MODEL 'data/visdial-val/*.tar' --out visdial.json --submission ranks.json
+    """
+    given = {name: value for name, value in locals().items() if name != "submission"}
+    from vlp.distributed import is_main
+    from vlp.evaluation.results import Results
+    from vlp.evaluation.settings import EvaluationSettings
+    from vlp.evaluation.visdial import evaluate_visdial, submission_rows
+    from vlp.files import write_json
+    from vlp.model import Model
+
+    def evaluate(loaded: Model, settings: EvaluationSettings) -> Results:
+        results = evaluate_visdial(loaded, shards, settings)
+        if submission and is_main():
+            write_json(submission, submission_rows(results.predictions))
+        return results
+
+    run_evaluation("visdial", given, evaluate)
