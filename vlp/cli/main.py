@@ -10,6 +10,7 @@ import typer
 
 from vlp.cli.bench import bench
 from vlp.cli.capfilt import capfilt_app
+from vlp.cli.classify import classify
 from vlp.cli.config import config
 from vlp.cli.data import data_app
 from vlp.cli.demo import demo
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="BLIP-style pretraining and CapFilt on image-text shards.",
 )
-for command in (demo, config, tokenizer, convert, pretrain, finetune, caption, search, match, compare, bench):
+for command in (demo, config, tokenizer, convert, pretrain, finetune, caption, search, match, classify, compare, bench):
     app.command()(command)
 for name, group in (("data", data_app), ("capfilt", capfilt_app), ("evaluate", evaluate_app)):
     app.add_typer(group, name=name)

@@ -20,6 +20,7 @@ from vlp.generation.decode import generate
 from vlp.generation.settings import check_decoding, named_overrides, resolve_decoding
 from vlp.generation.token_rules import TokenRules
 from vlp.model.answers import answer_questions
+from vlp.model.classify import Classification, classify_images
 from vlp.model.dialog import RankedAnswer, rank_dialog_answers
 from vlp.model.pairs import compare_images
 from vlp.model_folder import save_model
@@ -175,6 +176,17 @@ class Model:
     ) -> Tensor:
         """How likely sentences are true of pairs of images, by a model finetuned for NLVR2; see `compare_images`."""
         return compare_images(self, as_list(left), as_list(right), sentences, batch_size)
+
+    def classify(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        labels: Sequence[str],
+        templates: Sequence[str] = (),
+        rerank: int = 0,
+        batch_size: int = 32,
+    ) -> Classification:
+        """The ranking and the probabilities of labels for each image, without training; see `vlp.model.classify`."""
+        return classify_images(self, images, labels, templates, rerank, batch_size)
 
     @constant_weights()
     def embed_images(self, images: ImageLike | Sequence[ImageLike], batch_size: int = 32) -> Tensor:

@@ -1,0 +1,148 @@
+"""Zero-shot classification: texts of classes from names and templates, ranked by ITC and re-ranked by ITM."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vlp.data.class_names import check_template, fill_template
+from vlp.data.images import ImageLike, as_list
+from vlp.data.transforms import clean_caption
+from vlp.errors import UserError
+from vlp.models.cpu.linear import constant_weights
+
+if TYPE_CHECKING:
+    from vlp.model.model import Model
+
+TEXTS_AT_ONCE = 256  # that meet images in one call
+
+
+class Classification(NamedTuple):
+    """The classes of images.
+
+    Attributes:
+        ranking: int64 [images, classes], the numbers of the classes, best first.
+        probabilities: float32 [images, classes], of each class by its number; a row sums to 1.
+    """
+
+    ranking: Tensor
+    probabilities: Tensor
+
+
+@dataclass
+class ClassTexts:
+    """The texts that stand for classes.
+
+    Attributes:
+        texts: those of class 0, then those of class 1, and so on; `templates` of each class.
+        vectors: float32 [classes, embed_dim], of unit length: the normalized mean of the vectors of a class's texts.
+    """
+
+    texts: list[str]
+    templates: int
+    vectors: Tensor
+
+
+@constant_weights()
+def classify_images(
+    model: "Model",
+    images: ImageLike | Sequence[ImageLike],
+    labels: Sequence[str],
+    templates: Sequence[str] = (),
+    rerank: int = 0,
+    batch_size: int = 32,
+) -> Classification:
+    """Rank labels for images.
+
+    Args:
+        images: one or several.
+        labels: texts, such as "a dog", or class names that `templates` make texts of.
+        templates, rerank: see `embed_classes` and `classify_tokens`.
+
+    Raises:
+        UserError: there are no labels, a template has no place for them, or an image is unreadable.
+    """
+    classes, images = embed_classes(model, labels, templates), as_list(images)
+    parts = [Classification(torch.empty(0, len(labels), dtype=torch.int64), torch.empty(0, len(labels)))]
+    for start in range(0, len(images), batch_size):
+        tokens = model.encode_images(model.load_images(images[start : start + batch_size]))
+        parts.append(classify_tokens(model, tokens, classes, rerank))
+    return Classification(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def embed_classes(
+    model: "Model", names: Sequence[str], templates: Sequence[str] = (), batch_size: int = 128
+) -> ClassTexts:
+    """The texts of classes and their embeddings, by CLIP's protocol (Radford et al. 2021, section 3.1.4).
+
+    Args:
+        names: of the classes.
+        templates: prompts with {} or {c} for the name, such as "a photo of a {}"; none: the names alone.
+
+    Raises:
+        UserError: there are no names, a template has no place for the name, or a text has no words.
+    """
+    patterns = [check_template(template) for template in templates] or ["{}"]
+    texts = [fill_template(pattern, name) for name in names for pattern in patterns]
+    if not texts:
+        raise UserError("Classification needs at least one class name.")
+    wordless = next((text for text in texts if not clean_caption(text)), None)
+    if wordless is not None:
+        raise UserError(f"The class text {wordless!r} has no words.")
+    vectors = model.embed_texts(texts, batch_size).view(len(names), len(patterns), -1)
+    return ClassTexts(texts, len(patterns), F.normalize(vectors.mean(dim=1), dim=-1))
+
+
+def classify_tokens(model: "Model", image_tokens: Tensor, classes: ClassTexts, rerank: int = 0) -> Classification:
+    """Rank classes for encoded images.
+
+    By ITC the probabilities are the softmax of cosine / temperature. With `rerank`, the best classes are ranked anew by
+    their match score + cosine, before all others. They divide the probability that they have by ITC among themselves,
+    by the softmax of this sum.
+
+    Args:
+        image_tokens: [images, tokens, width].
+        rerank: this many of the best classes by ITC; 0 disables. At the number of classes or above, ITM decides alone.
+    """
+    cosines = model.embed_tokens(image_tokens) @ classes.vectors.T  # [images, classes]
+    probabilities = (cosines / model.blip.temperature.detach().float().cpu()).softmax(dim=1)
+    ranking = cosines.argsort(dim=1, descending=True, stable=True)
+    k = min(rerank, ranking.shape[1])
+    if k:
+        best = ranking[:, :k]
+        scores = match_classes(model, image_tokens, best, classes) + cosines.gather(1, best)
+        share = probabilities.gather(1, best).sum(dim=1, keepdim=True)
+        order = scores.argsort(dim=1, descending=True, stable=True)
+        probabilities = probabilities.scatter(1, best, scores.softmax(dim=1) * share)
+        ranking = torch.cat([best.gather(1, order), ranking[:, k:]], dim=1)
+    return Classification(ranking, probabilities)
+
+
+def match_classes(model: "Model", image_tokens: Tensor, candidates: Tensor, classes: ClassTexts) -> Tensor:
+    """The match scores of some classes for each image: the log-odds of the mean ITM probability of a class's texts.
+
+    Each image's memory is projected once. It meets `candidates` x templates texts.
+
+    Args:
+        image_tokens: [images, tokens, width].
+        candidates: int64 [images, candidates], numbers of classes.
+
+    Returns:
+        float32 [images, candidates].
+    """
+    ids, mask = model.text_ids(classes.texts, "[ENC]")
+    images, count = candidates.shape
+    texts = candidates[:, :, None] * classes.templates + torch.arange(classes.templates)  # [images, count, templates]
+    at_once = max(1, TEXTS_AT_ONCE // texts[0].numel())  # images; their texts are then matched in one call
+    logits = []
+    for start in range(0, images, at_once):
+        memory = model.project(image_tokens[start : start + at_once].to(model.device))
+        for part in texts[start : start + at_once].flatten().to(ids.device).split(TEXTS_AT_ONCE):
+            length = int(mask[part].sum(dim=1).max())
+            logits.append(model.match_logits(ids[part, :length], mask[part, :length], memory))
+    shares = torch.cat(logits).view(images, count, classes.templates, 2).log_softmax(dim=-1).logsumexp(dim=2)
+    # Both are larger by the logarithm of the number of templates than those of the mean, which cancels.
+    return shares[..., 1] - shares[..., 0]
