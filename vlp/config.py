@@ -171,6 +171,7 @@ class ObjectiveConfig:
     lm_weight: NonNegative = 1.0
     classification_weight: NonNegative = 1.0
     reward_weight: NonNegative = 1.0
+    reward_samples: Annotated[int, Range(2, 1_000)] = 5  # self_critical: captions that are sampled for each image
     prompt: str = ""  # put before every caption and stored with the model; captioning leaves it out of the loss
 
 

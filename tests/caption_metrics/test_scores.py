@@ -6,7 +6,7 @@ import pytest
 
 from tests.flickr8k import flickr8k_captions
 from vlp.caption_metrics import java
-from vlp.caption_metrics.cider import CiderD
+from vlp.caption_metrics.cider import CiderD, count_documents
 from vlp.caption_metrics.ngrams import count_ngrams
 from vlp.caption_metrics.ptb_tokenizer import tokenize_captions
 from vlp.caption_metrics.scores import caption_scores
@@ -69,7 +69,7 @@ def test_scores_of_a_perfect_and_of_a_wrong_caption():
 def test_scores_of_several_captions_of_an_image_are_those_of_each():
     captions, references = random_corpus(20)
     counts, truths = [count_ngrams(one) for one in captions], [[count_ngrams(x) for x in one] for one in references]
-    cider = CiderD(truths)
+    cider = CiderD(count_documents(truths))
     assert cider.scores(counts[:5], truths[3]) == [cider.score(one, truths[3]) for one in counts[:5]]
 
 

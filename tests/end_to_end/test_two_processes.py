@@ -13,7 +13,7 @@ from vlp.log import read_log
 from vlp.training.checkpoint import checkpoints
 from vlp.training.loop import train
 
-LOSSES = ("itc", "itm", "lm", "loss")
+LOSSES = ("itc", "itm", "lm", "loss", "reward", "mean_reward")
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,7 @@ LOSSES = ("itc", "itm", "lm", "loss")
         ("pretrain", 3, []),
         ("retrieval", 2, []),
         ("captioning", 2, []),
+        ("self_critical", 2, ["objective.reward_samples=2", "data.max_tokens=8"]),
     ],
 )
 def test_several_processes_equal_one(run_config, tmp_path, task, processes, more):

@@ -65,10 +65,11 @@ def disturb_random_state() -> None:
         ["data.workers=2", *RANDOM],
         ["data.workers=2", *RANDOM, "accumulation=2", "log_every=4"],  # records span the checkpoint
         ["data.workers=1", *RANDOM, "task=captioning", "log_every=4"],
+        ["data.workers=1", *RANDOM, "task=self_critical", "objective.reward_samples=2", "data.max_tokens=8"],
         ["data.workers=0", *RANDOM, "task=retrieval", "optim.clip_norm=0.1"],
         ["data.workers=0", *RANDOM, "precision=bf16", "activation_checkpointing=true"],
     ],
-    ids=["workers", "accumulation", "captioning", "retrieval", "bf16"],
+    ids=["workers", "accumulation", "captioning", "self_critical", "retrieval", "bf16"],
 )
 def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(run_config, monkeypatch, settings):
     whole, part = (run_config(name, *settings, "checkpoint_every=3") for name in ("whole", "part"))

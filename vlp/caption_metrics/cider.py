@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from vlp.caption_metrics.ngrams import ORDERS, Ngram, NgramCounts
 
@@ -11,18 +12,30 @@ SIGMA = 6.0  # of the penalty for a difference in length, in words
 _Vector = tuple[list[dict[Ngram, float]], list[float], int]  # weights and norms for n = 1 to 4, length in bigrams
 
 
-class CiderD:
-    """CIDEr-D with the document frequencies of a set of references; an image's references are one document."""
+class DocumentFrequencies(NamedTuple):
+    """In how many images' references each n-gram occurs; n-grams that only one image has are left out."""
 
-    def __init__(self, references: Iterable[Sequence[NgramCounts]]):
-        """Count in how many images' references each n-gram occurs."""
-        images = 0
-        frequencies: Counter[Ngram] = Counter()
-        for truths in references:
-            images += 1
-            frequencies.update({ngram for truth in truths for counts in truth.orders for ngram in counts})
-        self.rarest = math.log(images) if images else 0.0  # also of n-grams that no reference has
-        self.rarity = {ngram: self.rarest - math.log(count) for ngram, count in frequencies.items() if count > 1}
+    images: int
+    frequencies: Counter[Ngram]
+
+
+def count_documents(references: Iterable[Sequence[NgramCounts]]) -> DocumentFrequencies:
+    """Count the references of all images; those of one image are one document."""
+    images = 0
+    frequencies: Counter[Ngram] = Counter()
+    for truths in references:
+        images += 1
+        frequencies.update({ngram for truth in truths for counts in truth.orders for ngram in counts})
+    return DocumentFrequencies(images, Counter({ngram: count for ngram, count in frequencies.items() if count > 1}))
+
+
+class CiderD:
+    """CIDEr-D with given document frequencies; n-grams that they lack count as if one image had them."""
+
+    def __init__(self, documents: DocumentFrequencies):
+        """`documents` must hold at least one image."""
+        self.rarest = math.log(documents.images)
+        self.rarity = {ngram: self.rarest - math.log(count) for ngram, count in documents.frequencies.items()}
 
     def score(self, candidate: NgramCounts, references: Sequence[NgramCounts]) -> float:
         """The CIDEr-D (0 to 10) of a caption against the references of its image."""

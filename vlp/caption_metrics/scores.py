@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from vlp.caption_metrics.bleu import bleu
-from vlp.caption_metrics.cider import CiderD
+from vlp.caption_metrics.cider import CiderD, count_documents
 from vlp.caption_metrics.java import java_scores
 from vlp.caption_metrics.ngrams import count_ngrams
 from vlp.caption_metrics.ptb_tokenizer import tokenize_captions
@@ -34,7 +34,7 @@ def caption_scores(
     truths = [[next(flat) for _ in texts] for texts in references]
     counts = [count_ngrams(one) for one in tokens]
     truth_counts = [[count_ngrams(one) for one in texts] for texts in truths]
-    cider = CiderD(truth_counts)
+    cider = CiderD(count_documents(truth_counts))
     images = len(tokens)
     scores = {f"BLEU-{order}": value for order, value in enumerate(bleu(counts, truth_counts), start=1)}
     scores["ROUGE-L"] = sum(map(rouge_l, tokens, truths)) / images

@@ -122,10 +122,10 @@ class Blip(nn.Module):
         """Decoder states [..., width] -> vocabulary logits [..., vocabulary]."""
         return self.language_head(hidden, self.text_tower.embeddings.side("decoder").words.weight)
 
-    def word_loss(self, hidden: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    def word_loss(self, hidden: Tensor, targets: Tensor, smoothing: float, weights: Tensor | None = None) -> Tensor:
         """Summed LM loss of decoder states [rows, width] against target ids int64 [rows]; see `language_loss`."""
         words = self.text_tower.embeddings.side("decoder").words.weight
-        return self.language_head.loss(hidden, words, targets, smoothing)
+        return self.language_head.loss(hidden, words, targets, smoothing, weights)
 
     def resize_images(self, image_size: int) -> None:
         """Change the size of the images that the model takes, in pixels; position embeddings are interpolated."""

@@ -23,10 +23,12 @@ class LanguageHead(nn.Module):
         """hidden [..., width], words [vocabulary, width] (the word embeddings) -> logits [..., vocabulary]."""
         return self.logits(self._transformed(hidden), words)
 
-    def loss(self, hidden: Tensor, words: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    def loss(
+        self, hidden: Tensor, words: Tensor, targets: Tensor, smoothing: float, weights: Tensor | None = None
+    ) -> Tensor:
         """`language_loss` of hidden [rows, width] against targets int64 [rows]; `words` as in `forward`."""
         states = self._transformed(hidden)
-        return language_loss(states, targets, lambda some: self.logits(some, words), len(words), smoothing)
+        return language_loss(states, targets, lambda some: self.logits(some, words), len(words), smoothing, weights)
 
     def logits(self, states: Tensor, words: Tensor) -> Tensor:
         """The product alone: transformed states [..., width] -> logits [..., vocabulary]."""

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from vlp.config import RunConfig
 from vlp.data.examples import CaptionExamples, Examples
 from vlp.data.examples_nlvr2 import Nlvr2Examples
+from vlp.data.examples_references import ReferenceExamples
 from vlp.data.examples_visdial import DialogExamples
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.models.blip import Blip
@@ -12,6 +13,7 @@ from vlp.tasks.captioning import CaptioningTask
 from vlp.tasks.nlvr2 import Nlvr2Task
 from vlp.tasks.pretrain import PretrainTask
 from vlp.tasks.retrieval import RetrievalTask
+from vlp.tasks.self_critical import SelfCriticalTask
 from vlp.tasks.task import Task
 from vlp.tasks.visdial import VisDialTask
 
@@ -21,6 +23,7 @@ TASKS: dict[str, Callable[[RunConfig, Blip, CaptionTokenizer], Task]] = {
     "retrieval": RetrievalTask,
     "visdial": VisDialTask,
     "nlvr2": Nlvr2Task,
+    "self_critical": SelfCriticalTask,
 }
 
 
@@ -39,6 +42,7 @@ EXAMPLES: dict[str, Callable[[RunConfig, CaptionTokenizer], Examples]] = {
     "retrieval": _captions,
     "visdial": _dialogs,
     "nlvr2": lambda config, tokenizer: Nlvr2Examples(tokenizer, config.data.max_tokens),
+    "self_critical": lambda config, tokenizer: ReferenceExamples(),
 }
 
 

@@ -13,8 +13,8 @@ def trained_decoding(
 ) -> DecodingConfig:
     """The decoding settings of the model that a run trains: those of the model it starts from, with `config.decoding`.
 
-    Captioning and pretraining put `objective.prompt` before every caption, so it becomes the model's prompt. Retrieval
-    and NLVR2 do not train the decoder and keep the prompt.
+    Captioning, self-critical training and pretraining put `objective.prompt` before every caption, so it becomes the
+    model's prompt. Retrieval and NLVR2 do not train the decoder and keep the prompt.
 
     Args:
         decoding: the settings of the model that the run starts from; the defaults for a new model.
@@ -28,7 +28,7 @@ def trained_decoding(
     if config.task in ("retrieval", "nlvr2"):
         return decoding
     decoding = replace(decoding, prompt=config.objective.prompt)
-    if config.task == "captioning":
+    if config.task in ("captioning", "self_critical"):
         prompt_tokens = len(tokenizer.prompt_ids(decoding.prompt))
         check_decoding(decoding, prompt_tokens)
         if prompt_tokens > config.data.max_tokens - 2:

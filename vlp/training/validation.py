@@ -85,7 +85,7 @@ def validate(
 
     def scores() -> dict[str, float] | None:
         model = Model(blip, tokenizer, config.precision, decoding=decoding)
-        evaluate = evaluate_captioning if config.task == "captioning" else evaluate_retrieval
+        evaluate = evaluate_captioning if config.task in ("captioning", "self_critical") else evaluate_retrieval
         # Blocks are compiled for training. The caches and batch sizes of validation would compile further programs.
         stance = torch.compiler.set_stance("force_eager") if config.compile else nullcontext()
         # Training draws the same random numbers with and without a validation in between.

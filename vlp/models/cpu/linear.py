@@ -132,8 +132,11 @@ class CpuLanguageHead(LanguageHead):
         """As in `LanguageHead`."""
         return linear(states, words, self.bias)
 
-    def loss(self, hidden: Tensor, words: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    def loss(
+        self, hidden: Tensor, words: Tensor, targets: Tensor, smoothing: float, weights: Tensor | None = None
+    ) -> Tensor:
         """As in `LanguageHead`."""
         more = rounded_up(len(hidden)) - len(hidden) if hidden.device.type == "cpu" else 0
         hidden, targets = F.pad(hidden, (0, 0, 0, more)), F.pad(targets, (0, more), value=NOT_COUNTED)
-        return super().loss(hidden, words, targets, smoothing)
+        weights = weights if weights is None else F.pad(weights, (0, more))
+        return super().loss(hidden, words, targets, smoothing, weights)
