@@ -72,5 +72,5 @@ def test_search_in_shards(tmp_path):
 
 
 def test_a_folder_without_images_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no image to search"):
+    with pytest.raises(UserError, match="no image or video to search"):
         search(make_model(), str(tmp_path), QUERY)

@@ -9,6 +9,8 @@ from vlp.cli import decoding as options
 from vlp.cli.decoding import decoding_settings
 from vlp.cli.options import Json, Precision, print_values
 
+Frames = Annotated[int, typer.Option(min=1, help="Frames of a video, sampled uniformly.")]
+
 
 def convert(
     source: Annotated[
@@ -35,7 +37,7 @@ def convert(
 
 def caption(
     model: str,
-    images: list[str],
+    images: Annotated[list[str], typer.Argument(help="Images or videos.")],
     prompt: options.Prompt = None,
     beams: options.Beams = None,
     min_length: options.MinLength = None,
@@ -49,16 +51,17 @@ def caption(
     banned_words: options.BannedWords = None,
     num_captions: Annotated[int, typer.Option(min=1, help="Captions per image.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Of sampling.")] = 0,
+    frames: Frames = 8,
     precision: Precision = "auto",
     as_json: Json = False,
 ) -> None:
-    """Caption images as the model was trained to. Example: vlp caption runs/captioner/model photo.jpg --beams 5"""
+    """Caption images and videos as the model was trained to. Example: vlp caption MODEL photo.jpg clip.mp4 --beams 5"""
     settings = decoding_settings(locals())
     from vlp.model import load_model
     from vlp.models.cpu.optimise import optimise_for_cpu
 
     captioner = optimise_for_cpu(load_model(model, precision=precision))
-    captions = captioner.caption(images, seed=seed, num_captions=num_captions, **settings)
+    captions = captioner.caption(images, seed=seed, num_captions=num_captions, frames=frames, **settings)
     texts = {image: [one.text for one in group] for image, group in zip(images, captions, strict=True)}
     if as_json:
         print(json.dumps(texts))
@@ -70,19 +73,20 @@ def caption(
 
 def search(
     model: str,
-    images: Annotated[str, typer.Argument(help="A folder of images, or shards.")],
+    images: Annotated[str, typer.Argument(help="A folder of images and videos, or shards.")],
     query: Annotated[str, typer.Option(help="The text to search for.")],
     top: Annotated[int, typer.Option(min=1, help="Number of results.")] = 10,
     rerank: Annotated[int, typer.Option(min=0, help="Re-rank this many of the best images by ITM; 0 disables.")] = 32,
+    frames: Frames = 8,
     precision: Precision = "auto",
     as_json: Json = False,
 ) -> None:
-    """Search images by text. Example: vlp search MODEL photos --query "a dog on the beach" """
+    """Search images and videos by text. Example: vlp search MODEL photos --query "a dog on the beach" """
     from vlp.evaluation.search import search as run
     from vlp.model import load_model
     from vlp.models.cpu.optimise import optimise_for_cpu
 
-    hits = run(optimise_for_cpu(load_model(model, precision=precision)), images, query, top, rerank)
+    hits = run(optimise_for_cpu(load_model(model, precision=precision)), images, query, top, rerank, frames=frames)
     if as_json:
         print(json.dumps([vars(hit) for hit in hits]))
     else:
@@ -91,12 +95,19 @@ def search(
             print(f"{hit.itc:.3f}{matched}  {hit.name}")
 
 
-def match(model: str, image: str, text: str, precision: Precision = "auto", as_json: Json = False) -> None:
-    """ITC similarity and ITM probability of an image and a text. Example: vlp match MODEL photo.jpg "a dog" """
+def match(
+    model: str,
+    image: Annotated[str, typer.Argument(help="An image or a video.")],
+    text: str,
+    frames: Frames = 8,
+    precision: Precision = "auto",
+    as_json: Json = False,
+) -> None:
+    """ITC and ITM scores of an image or video and a text. Example: vlp match MODEL photo.jpg "a dog" """
     from vlp.model import load_model
     from vlp.models.cpu.optimise import optimise_for_cpu
 
-    result = optimise_for_cpu(load_model(model, precision=precision)).match(image, text)
+    result = optimise_for_cpu(load_model(model, precision=precision)).match(image, text, frames=frames)
     print_values({"itc": result.itc.item(), "itm": result.itm.item()}, as_json)
 
 

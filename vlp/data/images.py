@@ -1,4 +1,4 @@
-"""Images as users have them (paths, PIL images, tensors) to what a model takes."""
+"""Images and videos as users have them (paths, PIL images, tensors) to what a model takes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +12,7 @@ from vlp.data.bad_samples import BadSampleError
 from vlp.data.exif import orient, read_pil_orientation
 from vlp.data.image_decoding import decode_pixels
 from vlp.data.transforms import evaluation_image
+from vlp.data.video import is_video, load_frames
 from vlp.errors import UserError
 
 ImageLike = str | Path | Image.Image | Tensor
@@ -41,6 +42,23 @@ def load_image(image: ImageLike, size: int) -> Tensor:
     except BadSampleError as error:
         raise UserError(f"{image} cannot be used as an image: {error.reason}.") from None
     return torch.as_tensor(evaluation_image(pixels, size))
+
+
+def load_video(path: str | Path, frames: int, size: int) -> Tensor:
+    """Frames of one video as the model takes them: uint8 [frames, 3, size, size]; see `load_frames`.
+
+    Raises:
+        UserError: the path does not lead to a video.
+    """
+    try:
+        return torch.as_tensor(load_frames(path, frames, size))
+    except BadSampleError as error:
+        raise UserError(f"{path} cannot be used as a video: {error.reason}.") from None
+
+
+def is_video_path(image: ImageLike) -> bool:
+    """Whether an image of a call is the path of a video."""
+    return isinstance(image, (str, Path)) and is_video(image)
 
 
 def as_list(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:

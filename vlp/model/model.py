@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vlp.config import DecodingConfig, ModelConfig, Precision
-from vlp.data.images import ImageLike, as_list, load_image
+from vlp.data.images import ImageLike, as_list, load_image, load_video
 from vlp.data.tokenizer import CaptionTokenizer, FirstToken
 from vlp.data.transforms import clean_caption
 from vlp.errors import UserError
@@ -23,6 +23,7 @@ from vlp.model.answers import answer_questions
 from vlp.model.classify import Classification, classify_images
 from vlp.model.dialog import RankedAnswer, rank_dialog_answers
 from vlp.model.pairs import compare_images
+from vlp.model.video import FRAMES, encode_all
 from vlp.model_folder import save_model
 from vlp.models.blip import Blip
 from vlp.models.cpu.linear import constant_weights
@@ -52,7 +53,9 @@ class Model:
     """A BLIP model with its tokenizer and decoding settings.
 
     Images are paths, PIL images or tensors [3, size, size] (uint8, or float and already normalized) of the model's
-    image size. Results are on the CPU. Up to rounding, they do not depend on the other items of a batch.
+    image size. Paths of videos (mp4, mkv, ...) are images too: `frames` of each are encoded, and their tokens form one
+    memory (paper, section 5.6). Results are on the CPU. Up to rounding, they do not depend on the other items of a
+    batch.
 
     Attributes:
         decoding: how the model makes captions unless the caller says otherwise; stored in its folder.
@@ -100,6 +103,7 @@ class Model:
         num_captions: int = 1,
         batch_size: int = 32,
         prompts: Sequence[str] | None = None,
+        frames: int = FRAMES,
         **settings: Any,
     ) -> list[list[Caption]]:
         """Caption images with the image-grounded text decoder (paper, section 3.2).
@@ -111,6 +115,7 @@ class Model:
                 None means an image's path or, if it is not given as a path, its position.
             num_captions: captions per image; the image is encoded and projected once for all of them.
             prompts: one per image, instead of the same prompt for all.
+            frames: of each video.
             settings: fields of `DecodingConfig` to change, such as `beams=3` or `prompt="a picture of"`.
 
         Returns:
@@ -131,11 +136,9 @@ class Model:
         for prompt in dict.fromkeys(starts):  # images with the same prompt form batches
             rows = [row for row, start in enumerate(starts) if start == prompt]
             prompted = replace(decoding, prompt=prompt)
-            for first in range(0, len(rows), batch_size):
-                here = rows[first : first + batch_size]
-                tokens = self.encode_images(self.load_images([images[row] for row in here]))
-                made = self.caption_tokens(tokens, prompted, [keys[row] for row in here], seed, num_captions)
-                for row, found in zip(here, made, strict=True):
+            for one in encode_all(self, images, rows, frames, batch_size):
+                made = self.caption_tokens(one.tokens, prompted, [keys[row] for row in one.rows], seed, num_captions)
+                for row, found in zip(one.rows, made, strict=True):
                     captions[row] = found
         return captions
 
@@ -189,14 +192,15 @@ class Model:
         return classify_images(self, images, labels, templates, rerank, batch_size)
 
     @constant_weights()
-    def embed_images(self, images: ImageLike | Sequence[ImageLike], batch_size: int = 32) -> Tensor:
+    def embed_images(
+        self, images: ImageLike | Sequence[ImageLike], batch_size: int = 32, frames: int = FRAMES
+    ) -> Tensor:
         """Unit vectors float32 [images, embed_dim] in the embedding space that images and texts share."""
         images = as_list(images)
-        vectors = [torch.empty(0, self.config.embed_dim)]
-        for start in range(0, len(images), batch_size):
-            tokens = self.encode_images(self.load_images(images[start : start + batch_size]))
-            vectors.append(self.embed_tokens(tokens))
-        return torch.cat(vectors)
+        vectors = torch.empty(len(images), self.config.embed_dim)
+        for one in encode_all(self, images, range(len(images)), frames, batch_size):
+            vectors[one.rows] = self.embed_tokens(one.tokens, one.frames)
+        return vectors
 
     @constant_weights()
     def embed_texts(self, texts: str | Sequence[str], batch_size: int = 128) -> Tensor:
@@ -210,29 +214,34 @@ class Model:
         return torch.cat(vectors)
 
     @constant_weights()
-    def match(self, images: ImageLike | Sequence[ImageLike], texts: str | Sequence[str], batch_size: int = 32) -> Match:
+    def match(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        texts: str | Sequence[str],
+        batch_size: int = 32,
+        frames: int = FRAMES,
+    ) -> Match:
         """How well each text matches its image.
 
         Args:
             images, texts: equally many, which are paired in order; or one image or one text, which is paired with all.
+            frames: of each video.
 
         Raises:
             UserError: the numbers of images and texts differ, or an image is unreadable.
         """
         images = as_list(images)
         texts = [texts] if isinstance(texts, str) else list(texts)
-        if len(images) == 1 and len(texts) > 1:
-            tokens = self.encode_images(self.load_images(images))
-            return self.match_tokens(tokens, texts, batch_size=4 * batch_size)
         if len(texts) == 1:
             texts = texts * len(images)
-        if len(images) != len(texts):
+        if len(images) != len(texts) and (len(images) != 1 or not texts):
             raise UserError(f"match needs as many images as texts, or one of them: {len(images)} and {len(texts)}.")
-        parts = [Match(torch.empty(0), torch.empty(0))]
-        for start in range(0, len(images), batch_size):
-            tokens = self.encode_images(self.load_images(images[start : start + batch_size]))
-            parts.append(self.match_tokens(tokens, texts[start : start + batch_size], batch_size=batch_size))
-        return Match(*map(torch.cat, zip(*parts, strict=True)))
+        found = Match(torch.empty(len(texts)), torch.empty(len(texts)))
+        for one in encode_all(self, images, range(len(images)), frames, batch_size):
+            rows = range(len(texts)) if len(images) == 1 else one.rows
+            made = self.match_tokens(one.tokens, [texts[row] for row in rows], None, 4 * batch_size, one.frames)
+            found.itc[list(rows)], found.itm[list(rows)] = made
+        return found
 
     def save(self, folder: str | Path, card: str = "") -> None:
         """Write the model folder; see `save_model`."""
@@ -262,15 +271,23 @@ class Model:
             raise UserError("Pass all images of a call as uint8 tensors, paths or PIL images, or all as float tensors.")
         return torch.stack(loaded)
 
+    def load_videos(self, paths: Sequence[str | Path], frames: int = FRAMES) -> Tensor:
+        """Load the frames of videos as one batch, uint8 [videos, frames, 3, size, size], for `encode_videos`.
+
+        Raises:
+            UserError: a video is unreadable.
+        """
+        return torch.stack([load_video(path, frames, self.image_size) for path in paths])
+
     def encode_images(self, images: Tensor) -> Tensor:
         """[images, 3, size, size] -> image tokens [images, tokens, width] on the model's device."""
         with self.inference():
             return self.blip.encode_images(images.to(self.device))
 
-    def embed_tokens(self, image_tokens: Tensor) -> Tensor:
-        """Image tokens [images, tokens, width] -> unit vectors float32 [images, embed_dim]."""
+    def embed_tokens(self, image_tokens: Tensor, frames: int = 1) -> Tensor:
+        """Tokens of images, or of videos with `frames` > 1, [images, tokens, width] -> float32 [images, embed_dim]."""
         with self.inference():
-            return self.blip.embed_image_tokens(image_tokens).cpu()
+            return self.blip.embed_image_tokens(image_tokens, frames).cpu()
 
     def project(self, image_tokens: Tensor, side: Side = "encoder") -> ImageMemory:
         """The image memory for `match_logits` (side "encoder") or for captions (side "decoder")."""
@@ -284,7 +301,12 @@ class Model:
 
     @constant_weights()
     def match_tokens(
-        self, image_tokens: Tensor, texts: Sequence[str], image_index: Tensor | None = None, batch_size: int = 128
+        self,
+        image_tokens: Tensor,
+        texts: Sequence[str],
+        image_index: Tensor | None = None,
+        batch_size: int = 128,
+        frames: int = 1,
     ) -> Match:
         """How well texts match encoded images; each image's memory is projected once.
 
@@ -292,6 +314,7 @@ class Model:
             image_tokens: [images, tokens, width].
             image_index: int64 [texts], the image of each text; None if all images have equally many texts, and the
                 texts are in the order of the images.
+            frames: of each item, if the tokens are those of videos.
 
         Raises:
             UserError: the number of texts is not a multiple of the number of images, and there is no `image_index`.
@@ -309,7 +332,7 @@ class Model:
             ids, mask = self.text_ids(texts[start : start + batch_size], "[ENC]")
             here = None if in_order else image_index[start : start + batch_size].to(self.device)
             itm.append(self.match_logits(ids, mask, memory, here).softmax(dim=-1)[:, 1])
-        vectors = self.embed_tokens(image_tokens)[image_index.cpu()]  # [texts, embed_dim]
+        vectors = self.embed_tokens(image_tokens, frames)[image_index.cpu()]  # [texts, embed_dim]
         return Match((vectors * self.embed_texts(texts)).sum(dim=-1), torch.cat(itm))
 
     @constant_weights()
