@@ -7,9 +7,11 @@ command -v vlp >/dev/null || { echo "Activate an environment with vlp first, for
 configs="$(cd "$(dirname "$0")/../configs" && pwd)"
 model=$1 human=$2 web=$3 out=$4
 shift 4
-for task in captioner filter; do
-    [ -e "$out/$task/results.json" ] || accelerate launch -m vlp finetune "$configs/$task.yaml" --resume start_from="$model" \
-        output="$out/$task" "data.sources=[{shards: \"$human\"}]" "$@"
-done
+finetune() {  # NAME RECIPE [key=value ...]
+    [ -e "$out/$1/results.json" ] || accelerate launch -m vlp finetune "$configs/$2.yaml" --resume start_from="$model" \
+        output="$out/$1" "data.sources=[{shards: \"$human\"}]" "${@:3}"
+}
+finetune captioner captioner "$@"
+finetune filter retrieval "$@"
 accelerate launch -m vlp capfilt run "$configs/capfilt.yaml" captioner="$out/captioner/model" filter="$out/filter/model" \
     shards="$web" human="$human" output="$out/cleaned"

@@ -1,11 +1,14 @@
 """Converted BLIP models: the same scores and captions as before, and the same weights after a round trip."""
 
+import io
+import itertools
 import json
 from dataclasses import replace
 
 import pytest
 import torch
 import transformers
+from PIL import Image
 from transformers import BlipConfig, BlipTextModel
 
 from vlp.config import DecodingConfig
@@ -13,8 +16,11 @@ from vlp.convert.blip import from_config, transformers_table
 from vlp.convert.command import from_ours, to_ours
 from vlp.convert.decoding import captioner_decoding
 from vlp.convert.tables import to_our_names
+from vlp.data.shard_writer import ShardWriter
 from vlp.data.tokenizer import load_tokenizer
 from vlp.errors import UserError
+from vlp.evaluation.retrieval import evaluate_retrieval
+from vlp.evaluation.settings import EvaluationSettings
 from vlp.model import Model, load_model
 from vlp.models.blip import Blip
 
@@ -28,6 +34,7 @@ SIZES = [
     {"width": 32, "layers": 2, "heads": 2, "image_size": 32, "patch": 16},
     {"width": 48, "layers": 3, "heads": 4, "image_size": 48, "patch": 8},
 ]
+WORDS = ("small", "large"), ("red", "blue", "green", "white"), ("circle", "box", "star", "bar", "ring")
 TEXTS = ["a small red circle", "there is a large blue star above a green box", "a bar", "we see a white ring"]
 
 
@@ -124,6 +131,48 @@ def test_retrieval_gives_their_similarities_and_matching_logits(both, size):
     match = ours.match(images, TEXTS)
     torch.testing.assert_close(match.itm, logits.softmax(dim=1)[:, 1], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(match.itc, cosines.diagonal(), atol=1e-4, rtol=1e-4)
+
+
+def test_a_retrieval_evaluation_equals_a_plain_script_with_their_model(both, tmp_path):
+    theirs, ours, _ = both("retrieval")
+    torch.manual_seed(3)
+    images = torch.randint(0, 256, (20, 3, ours.image_size, ours.image_size), dtype=torch.uint8)
+    texts = [" ".join(words) for words in itertools.product(*WORDS)]
+    with ShardWriter(tmp_path / "shards") as writer:
+        for number, image in enumerate(images):
+            png = io.BytesIO()
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(png, "PNG")
+            captions = texts[2 * number : 2 * number + 2]
+            writer.write(f"{number:02d}", png.getvalue(), "png", None, {"captions": captions})
+    found = evaluate_retrieval(ours, f"{tmp_path}/shards/*.tar", rerank=8, settings=EvaluationSettings(6))
+
+    processor = transformers.BlipImageProcessor(size={"height": ours.image_size, "width": ours.image_size})
+    pixels = processor(images=list(images), return_tensors="pt")["pixel_values"]
+    (words, mask), (pairs, _) = ids_of(ours, texts, "[CLS]"), ids_of(ours, texts, "[ENC]")
+    with torch.no_grad():
+        cosines = theirs(pixel_values=pixels, input_ids=words, attention_mask=mask, use_itm_head=False)[0]
+        logits = torch.stack(  # [images, texts]
+            [
+                theirs(pixel_values=one.expand(40, -1, -1, -1), input_ids=pairs, attention_mask=mask)[0][:, 1]
+                for one in pixels
+            ]
+        )
+    for way, scores, itm, own in (
+        ("image", cosines, logits, torch.eye(20).repeat_interleave(2, dim=1)),
+        ("text", cosines.T, logits.T, torch.eye(20).repeat_interleave(2, dim=0)),
+    ):
+        best = scores.topk(8, dim=1)
+        total = scores - 100  # as in BLIP's script, what is not among the best comes last
+        total.scatter_(1, best.indices, best.values + itm.gather(1, best.indices))
+        order = total.argsort(dim=1, descending=True)
+        ranks = own.bool().gather(1, order).int().argmax(dim=1) + 1
+        rows = [row for row in found.predictions if row["query"] == way]
+        assert [row["rank"] for row in rows] == ranks.tolist()
+        for row, expected in zip(rows, total.sort(dim=1, descending=True).values[:, :8], strict=True):
+            assert [one["score"] for one in row["best"][:8]] == pytest.approx(expected.tolist(), abs=2e-4)
+        short = {"image": "i2t", "text": "t2i"}[way]
+        assert found.metrics[f"{short}_r5"] == pytest.approx((ranks <= 5).float().mean().item())
+        assert found.metrics[f"{short}_mean_rank"] == pytest.approx(ranks.float().mean().item())
 
 
 def test_features_keep_projection_and_temperature_and_list_unused_weights(both):

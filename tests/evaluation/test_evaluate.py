@@ -10,9 +10,8 @@ from typer.testing import CliRunner
 
 from vlp.cli.main import app
 from vlp.data.shard_writer import ShardWriter
-from vlp.data.transforms import clean_caption
 from vlp.errors import UserError
-from vlp.evaluation import captioning, matching, predict, ranking, retrieval
+from vlp.evaluation import captioning, matching, predict, retrieval
 from vlp.evaluation.settings import EvaluationSettings
 
 TEXTS = [
@@ -42,68 +41,9 @@ def model(monkeypatch):
                 skipped={},
             )
 
-    monkeypatch.setattr(retrieval, "evaluation_batches", batches)
     monkeypatch.setattr(predict, "evaluation_batches", batches)
     monkeypatch.setattr(predict, "expand_shards", lambda shards: [])
     return make_model()
-
-
-def plain_recalls(model, score, best):
-    """R@k by sorting the candidates of one query at a time."""
-    images = make_images(len(TEXTS))
-    captions = [[clean_caption(text) for text in texts] for texts in TEXTS]
-    texts = list(dict.fromkeys(text for group in captions for text in group))
-    cosines = model.embed_images(images) @ model.embed_texts(texts).T
-    hits = {}
-    for i in range(len(images)):
-        order = sorted(range(len(texts)), key=lambda j: -cosines[i, j])
-        order = sorted(order[:best], key=lambda j: -score(images[i], texts[j], cosines[i, j])) + order[best:]
-        for k in (1, 5, 10):
-            hits.setdefault(f"i2t_r{k}", []).append(any(texts[j] in captions[i] for j in order[:k]))
-    for text in [text for group in captions for text in group]:  # every caption asks, also those that read the same
-        j = texts.index(text)
-        order = sorted(range(len(images)), key=lambda i: -cosines[i, j])
-        order = sorted(order[:best], key=lambda i: -score(images[i], text, cosines[i, j])) + order[best:]
-        for k in (1, 5, 10):
-            hits.setdefault(f"t2i_r{k}", []).append(any(text in captions[i] for i in order[:k]))
-    return {name: sum(values) / len(values) for name, values in hits.items()}
-
-
-@pytest.mark.parametrize(("best", "batch_size"), [(3, 2), (3, 7), (5, 4), (100, 4)])
-def test_retrieval_equals_a_plain_loop(model, best, batch_size):
-    def match_score(image, text, cosine):
-        ids, mask = model.tokenizer.encode([text], 30, first="[ENC]")
-        memory = model.project(model.encode_images(image[None]))
-        return float(model.match_logits(ids, mask, memory)[0, 1] + cosine)
-
-    results = retrieval.evaluate_retrieval(model, "", rerank=best, settings=EvaluationSettings(batch_size)).metrics
-    for name, value in plain_recalls(model, match_score, best).items():
-        assert results[name] == pytest.approx(value), name
-    for name, value in plain_recalls(model, lambda image, text, cosine: cosine, 0).items():
-        assert results[f"itc_{name}"] == pytest.approx(value), name
-    assert (results["images"], results["texts"]) == (7, 12)
-
-
-def test_without_reranking_the_scores_equal_those_of_itc(model):
-    results = retrieval.evaluate_retrieval(model, "", rerank=0, settings=EvaluationSettings(limit=4)).metrics
-    assert results["images"] == 4 and results["t2i_r5"] == results["itc_t2i_r5"] == 1.0
-
-
-def test_images_are_projected_once(model, monkeypatch):
-    calls = []
-    project = model.project
-    monkeypatch.setattr(
-        model, "project", lambda tokens, side="encoder": calls.append(len(tokens)) or project(tokens, side)
-    )
-    monkeypatch.setattr(ranking, "TEXTS_AT_ONCE", 2)
-    retrieval.evaluate_retrieval(model, "", rerank=5)
-    assert calls == [1] * len(TEXTS)
-
-
-def test_retrieval_needs_captions(model, monkeypatch):
-    monkeypatch.setattr(retrieval, "evaluation_batches", lambda *args, **kwargs: iter(()))
-    with pytest.raises(UserError, match="captions"):
-        retrieval.evaluate_retrieval(model, "")
 
 
 def test_captioning_accepts_additional_scorers(model):

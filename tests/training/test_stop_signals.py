@@ -94,7 +94,7 @@ def test_a_signal_during_validation_ends_it_between_batches(run_config, scenes, 
     whole, part = run_config("whole", *settings), run_config("part", *settings)
     expected = train(whole)
 
-    def evaluate(model, shards, settings):
+    def evaluate(model, shards, settings, rerank):
         os.kill(os.getpid(), signal.SIGTERM)
         settings.progress("encode images", 1)
         raise AssertionError("validation went on")

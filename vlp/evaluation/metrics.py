@@ -24,22 +24,18 @@ def best_ranks(scores: Tensor, relevant: Tensor) -> Tensor:
     return ((scores >= best) & ~relevant).sum(dim=1)
 
 
-def recall_at_k(ranks: Tensor, k: int, weights: Tensor | None = None) -> float:
+def recall_at_k(ranks: Tensor, k: int) -> float:
     """The share of queries (0 to 1) with a relevant candidate among the first k.
 
     Args:
         ranks: int64 [queries], from `best_ranks`.
-        weights: [queries], how often each query counts; None: once each.
 
     Raises:
         UserError: there are no queries.
     """
     if len(ranks) == 0:
         raise UserError("Recall needs at least one query; the data contains none.")
-    hits = (ranks < k).double()
-    if weights is None:
-        return hits.mean().item()
-    return ((hits * weights).sum() / weights.sum()).item()
+    return (ranks < k).double().mean().item()
 
 
 def area_under_curve(

@@ -10,7 +10,12 @@ from vlp.tasks.task import Task, TaskOutput
 
 
 class RetrievalTask(Task):
-    """ITC and ITM on one batch."""
+    """ITC and ITM on one batch.
+
+    The targets of ITC share a row's weight among all columns of its image, in the batch and in the queue (ALBEF,
+    section 5). BLIP's public code computes these targets too, but then trains on the own pair alone. Hard negatives
+    come from all processes and never from the same image or caption, as in BLIP's configuration for COCO.
+    """
 
     def __init__(self, config: RunConfig, model: Blip, tokenizer: CaptionTokenizer):
         super().__init__()

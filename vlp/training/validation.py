@@ -1,6 +1,7 @@
 """Scores on the validation shards, during a run and at its end."""
 
 from contextlib import closing, nullcontext
+from functools import partial
 
 import torch
 
@@ -19,6 +20,8 @@ from vlp.model import Model
 from vlp.models.blip import Blip
 from vlp.remote import is_remote
 from vlp.training.stop_signals import StopRequest
+
+RERANK = 16  # candidates, far fewer than at the end, so that validation costs little
 
 
 class _Stopped(Exception):
@@ -85,7 +88,8 @@ def validate(
 
     def scores() -> dict[str, float] | None:
         model = Model(blip, tokenizer, config.precision, decoding=decoding)
-        evaluate = evaluate_captioning if config.task in ("captioning", "self_critical") else evaluate_retrieval
+        captions = config.task in ("captioning", "self_critical")
+        evaluate = evaluate_captioning if captions else partial(evaluate_retrieval, rerank=RERANK)
         # Blocks are compiled for training. The caches and batch sizes of validation would compile further programs.
         stance = torch.compiler.set_stance("force_eager") if config.compile else nullcontext()
         # Training draws the same random numbers with and without a validation in between.
