@@ -4,6 +4,7 @@ import typer
 
 from vlp.cli.evaluate_captioning import captioning
 from vlp.cli.evaluate_matching import matching
+from vlp.cli.evaluate_nlvr2 import nlvr2
 from vlp.cli.evaluate_retrieval import retrieval
 from vlp.cli.evaluate_visdial import visdial
 
@@ -12,6 +13,7 @@ for command in (
     retrieval,
     captioning,
     matching,
+    nlvr2,
     visdial,
 ):
     evaluate_app.command(command.__name__.replace("_", "-"))(command)

@@ -149,13 +149,10 @@ def training_images(sample: Sample, count: int, size: int, augment: AugmentConfi
     first = training_image(EncodedImage(sample.image), size, augment, rng)
     if count == 1:
         return first
-    if sample.right is None:
-        raise BadSampleError(NO_SECOND_IMAGE)
     try:
-        right = training_image(EncodedImage(sample.right), size, augment, rng)
+        return np.stack([first, training_image(EncodedImage(sample.right or b""), size, augment, rng)])
     except BadSampleError:
         raise BadSampleError(NO_SECOND_IMAGE) from None
-    return np.stack([first, right])
 
 
 def read_chunks(

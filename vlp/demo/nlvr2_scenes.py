@@ -8,9 +8,12 @@ from pathlib import Path
 
 from vlp.config import RunConfig
 from vlp.data.shard_writer import ShardWriter
+from vlp.data.shards import iterate_samples
 from vlp.demo.scene_captions import COLOURS, SHAPES, SIZES
 from vlp.demo.scenes import RADIUS, Scene, draw_scene, make_scene
+from vlp.evaluation.nlvr2 import evaluate_nlvr2
 from vlp.files import writing_shards
+from vlp.model import Model
 
 Pair = tuple[Scene, Scene]
 Statement = tuple[Pair, str, bool]  # two scenes, a sentence about them, and whether it is true
@@ -101,6 +104,18 @@ def nlvr2_config(config: RunConfig) -> RunConfig:
     data = replace(config.data, max_tokens=MAX_TOKENS)
     optim = replace(config.optim, learning_rate=1e-3, warmup_steps=50)
     return replace(config, task="nlvr2", data=data, optim=optim, batch_size=32, steps=4000)
+
+
+def score_nlvr2(model: Model, folder: Path) -> dict[str, float]:
+    """The `accuracy` of a model on the scenes of a folder, and `accuracy KIND` for each of KINDS; 0 to 1."""
+    shards = f"{folder}/*.tar"
+    kinds = {sample.key: sample.info["kind"] for sample in iterate_samples(shards)}
+    results = evaluate_nlvr2(model, shards)
+    right: dict[str, list[bool]] = {kind: [] for kind in KINDS}
+    for row in results.predictions:
+        right[kinds[row["key"]]].append(row["right"])
+    by_kind = {f"accuracy {kind}": sum(one) / len(one) for kind, one in right.items() if one}
+    return {"accuracy": results.metrics["accuracy"], **by_kind}
 
 
 def _property(rng: random.Random) -> tuple[str, str, str]:

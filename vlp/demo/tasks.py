@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from vlp.config import RunConfig
-from vlp.demo import retrieval_scenes, visdial_scenes
+from vlp.demo import nlvr2_scenes, retrieval_scenes, visdial_scenes
 from vlp.demo.page import finished_tasks, write_demo_page
 from vlp.demo.stages import FULL, QUICK, DemoSizes, claim, finetune_config, train_once
 from vlp.errors import UserError
@@ -60,6 +60,16 @@ SCENE_TASKS = {
             test=500,
             config=lambda config: replace(config, task="retrieval"),
             compare=True,
+        ),
+        SceneTask(
+            "nlvr2",
+            nlvr2_scenes.make_nlvr2_scenes,
+            nlvr2_scenes.score_nlvr2,
+            metric="accuracy",
+            target=0.85,
+            train=16000,
+            test=1000,
+            config=nlvr2_scenes.nlvr2_config,
         ),
         SceneTask(
             "visdial",
