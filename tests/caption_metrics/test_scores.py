@@ -43,7 +43,9 @@ def reference_scores(captions: list[str], references: list[list[str]]) -> dict[s
 @pytest.mark.parametrize("images", [1, 2, 60])
 def test_random_captions_score_as_by_pycocoevalcap(images):
     captions, references = random_corpus(images)
-    assert caption_scores(captions, references) == pytest.approx(reference_scores(captions, references), abs=1e-9)
+    assert caption_scores(captions, references).metrics == pytest.approx(
+        reference_scores(captions, references), abs=1e-9
+    )
 
 
 def test_captions_of_photos_score_as_by_pycocoevalcap():
@@ -51,15 +53,17 @@ def test_captions_of_photos_score_as_by_pycocoevalcap():
     captions, references = [one[0] for one in texts], [one[1:] for one in texts]
     tokens, truths = tokenize_captions(captions), tokenize_captions([text for one in references for text in one])
     grouped = [[truths.pop(0) for _ in one] for one in references]
-    assert caption_scores(captions, references) == pytest.approx(reference_scores(tokens, grouped), abs=1e-6)
+    assert caption_scores(captions, references).metrics == pytest.approx(reference_scores(tokens, grouped), abs=1e-6)
 
 
 def test_scores_of_a_perfect_and_of_a_wrong_caption():
     references = [["A red dog runs."], ["two blue birds, on a wire"], ["a cat sleeps here now"]]
-    perfect = caption_scores(["a red dog runs", "Two blue birds on a wire!", "a cat sleeps here now"], references)
+    perfect = caption_scores(
+        ["a red dog runs", "Two blue birds on a wire!", "a cat sleeps here now"], references
+    ).metrics
     assert perfect["BLEU-4"] == pytest.approx(1) and perfect["ROUGE-L"] == pytest.approx(1)
     assert perfect["CIDEr"] == pytest.approx(10)
-    wrong = caption_scores(["a cat sleeps here now", "a red dog runs", "two blue birds on a wire"], references)
+    wrong = caption_scores(["a cat sleeps here now", "a red dog runs", "two blue birds on a wire"], references).metrics
     assert wrong["CIDEr"] < 0.5 and wrong["BLEU-4"] < 0.1
     for captions, truths in (([], []), (["one"], []), (["one"], [[]])):
         with pytest.raises(UserError):
@@ -76,7 +80,9 @@ def test_scores_of_several_captions_of_an_image_are_those_of_each():
 def test_meteor_by_java():
     if "METEOR" in java.absent_metrics():
         pytest.skip("needs Java and pycocoevalcap")
-    scores = caption_scores(["a red dog runs", "a cat sleeps"], [["a red dog is running"], ["a cat sleeps"]], java=True)
+    scores = caption_scores(
+        ["a red dog runs", "a cat sleeps"], [["a red dog is running"], ["a cat sleeps"]], java=True
+    ).metrics
     assert 0.3 < scores["METEOR"] < 1
 
 
@@ -84,5 +90,5 @@ def test_what_java_metrics_lack_is_named(monkeypatch):
     monkeypatch.setattr(java.shutil, "which", lambda name: None)
     absent = java.absent_metrics()
     assert absent.keys() == {"METEOR", "SPICE"} and all(absent.values())
-    scores = caption_scores(["a red dog"], [["a red dog"]], java=True)
+    scores = caption_scores(["a red dog"], [["a red dog"]], java=True).metrics
     assert "METEOR" not in scores and "SPICE" not in scores

@@ -101,7 +101,7 @@ def test_the_reward_is_cider_with_the_training_references(run_config, scenes):
     shifted = captions[1:] + captions[:1]
     (rewards,) = zip(*reward.rewards([[one] for one in shifted], [[True]] * len(texts), texts), strict=True)
     ends = [[f"{one}  xend" for one in tokenize_captions(group)] for group in texts]  # a word at the end of each
-    plain = caption_scores([f"{one} xend" for one in tokenize_captions(shifted)], ends)
+    plain = caption_scores([f"{one} xend" for one in tokenize_captions(shifted)], ends).metrics
     assert sum(rewards) / len(rewards) == pytest.approx(plain["CIDEr"], abs=1e-6)
     cut, whole = reward.rewards([[captions[0]] * 2], [[False, True]], texts[:1])[0]
     assert cut < whole and count_ngrams("").words == 0

@@ -43,7 +43,7 @@ def java_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) ->
     truths = {str(number): list(texts) for number, texts in enumerate(references)}
     for name, compute in {"METEOR": _meteor, "SPICE": _spice}.items():
         if name in absent:
-            log.info("%s is left out; it needs %s", name, absent[name])
+            log.warning("%s is left out; it needs %s", name, absent[name])
             continue
         try:
             scores[name] = compute(truths, ours)

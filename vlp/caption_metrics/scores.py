@@ -1,6 +1,7 @@
 """All scores of captions against references, as COCO's evaluation reports them."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from vlp.caption_metrics.bleu import bleu
 from vlp.caption_metrics.cider import CiderD, count_documents
@@ -11,9 +12,14 @@ from vlp.caption_metrics.rouge import rouge_l
 from vlp.errors import UserError
 
 
-def caption_scores(
-    captions: Sequence[str], references: Sequence[Sequence[str]], java: bool = False
-) -> dict[str, float]:
+class CaptionScores(NamedTuple):
+    """The scores of a set of captions by their names, and the CIDEr-D (0 to 10) of each caption."""
+
+    metrics: dict[str, float]
+    cider: list[float]
+
+
+def caption_scores(captions: Sequence[str], references: Sequence[Sequence[str]], java: bool = False) -> CaptionScores:
     """BLEU-1 to BLEU-4, ROUGE-L and CIDEr-D of one caption for each image; equal to those of `pycocoevalcap`.
 
     Args:
@@ -34,9 +40,10 @@ def caption_scores(
     truths = [[next(flat) for _ in texts] for texts in references]
     counts = [count_ngrams(one) for one in tokens]
     truth_counts = [[count_ngrams(one) for one in texts] for texts in truths]
-    cider = CiderD(count_documents(truth_counts))
+    scorer = CiderD(count_documents(truth_counts))
+    cider = [scorer.score(caption, texts) for caption, texts in zip(counts, truth_counts, strict=True)]
     images = len(tokens)
     scores = {f"BLEU-{order}": value for order, value in enumerate(bleu(counts, truth_counts), start=1)}
     scores["ROUGE-L"] = sum(map(rouge_l, tokens, truths)) / images
-    scores["CIDEr"] = sum(map(cider.score, counts, truth_counts)) / images
-    return scores | (java_scores(tokens, truths) if java else {})
+    scores["CIDEr"] = sum(cider) / images
+    return CaptionScores(scores | (java_scores(tokens, truths) if java else {}), cider)

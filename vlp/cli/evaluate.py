@@ -3,6 +3,7 @@
 import typer
 
 from vlp.cli.evaluate_captioning import captioning
+from vlp.cli.evaluate_captions import captions
 from vlp.cli.evaluate_matching import matching
 from vlp.cli.evaluate_nlvr2 import nlvr2
 from vlp.cli.evaluate_retrieval import retrieval
@@ -12,6 +13,7 @@ evaluate_app = typer.Typer(no_args_is_help=True, help="Score a model on data.")
 for command in (
     retrieval,
     captioning,
+    captions,
     matching,
     nlvr2,
     visdial,

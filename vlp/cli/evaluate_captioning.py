@@ -6,6 +6,7 @@ import typer
 
 from vlp.cli import decoding as options
 from vlp.cli.decoding import decoding_settings
+from vlp.cli.evaluate_captions import Java
 from vlp.cli.evaluation_options import BatchSize, Dataset, Limit, Out, Workers, run_evaluation
 from vlp.cli.options import Json, Precision
 
@@ -25,6 +26,10 @@ def captioning(
     no_repeat_ngram: options.NoRepeatNgram = None,
     banned_words: options.BannedWords = None,
     seed: Annotated[int, typer.Option(min=0, help="Of sampling.")] = 0,
+    java: Java = False,
+    submission: Annotated[
+        str | None, typer.Option(help="Also write the captions to this JSON file in COCO's format for results.")
+    ] = None,
     limit: Limit = None,
     batch_size: BatchSize = 32,
     workers: Workers = 0,
@@ -33,16 +38,25 @@ def captioning(
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """CIDEr and BLEU-4 of the model's captions. Example: vlp evaluate captioning MODEL 'data/val/*.tar' --beams 5"""
-    given = locals()
+    """BLEU, ROUGE-L and CIDEr-D of the model's captions, for NoCaps also in each domain.
+
+    Example: vlp evaluate captioning MODEL 'data/val/*.tar' --beams 3 --submission captions.json
+    """
+    given = {name: value for name, value in locals().items() if name not in ("submission", "java")}
+    from vlp.distributed import is_main
+    from vlp.evaluation.caption_files import caption_file_rows
     from vlp.evaluation.captioning import evaluate_captioning
     from vlp.evaluation.results import Results
     from vlp.evaluation.settings import EvaluationSettings
+    from vlp.files import write_json
     from vlp.generation.settings import named_overrides, resolve_decoding
     from vlp.model import Model
 
     def evaluate(loaded: Model, settings: EvaluationSettings) -> Results:
         decoding = resolve_decoding(loaded.decoding, named_overrides(decoding_settings(given)))
-        return evaluate_captioning(loaded, shards, decoding, seed, settings=settings)
+        results = evaluate_captioning(loaded, shards, decoding, seed, settings=settings, java=java)
+        if submission and is_main():
+            write_json(submission, caption_file_rows(results.predictions))
+        return results
 
     run_evaluation("captioning", given, evaluate)

@@ -66,8 +66,13 @@ def read_annotations(path: str, kinds: Collection[Kind], command: str) -> tuple[
     Raises:
         UserError: the file is missing or unreadable, is no JSON, or is of another kind.
     """
+    return read_kinds(path, kinds, f"data import {command}")
+
+
+def read_kinds(path: str, kinds: Collection[Kind], command: str) -> tuple[Kind, Any]:
+    """`read_annotations` for any command of vlp, such as "evaluate captions"."""
     text = read_text(path, "annotation file", MOST_BYTES)
-    wanted = f"`vlp data import {command}` takes {' or '.join(one.what for one in kinds)}"
+    wanted = f"`vlp {command}` takes {' or '.join(one.what for one in kinds)}"
     values = _parse_json(path, text, wanted)
     kind = recognise(values)
     if kind in kinds and kind is not None:
