@@ -1,5 +1,6 @@
 """Ranked answers of dialogs: equal to one text at a time, one memory an image, submission files and bad input."""
 
+import copy
 import io
 import json
 import random
@@ -17,6 +18,7 @@ from vlp.data.transforms import clean_caption
 from vlp.errors import UserError
 from vlp.evaluation.visdial import evaluate_visdial, submission_rows
 from vlp.model import Model, dialog
+from vlp.models.cpu.optimise import optimise_for_cpu
 from vlp.models.finetuned import extend
 
 ANSWERS = ["yes", "no", "red", "blue", "a red circle", "left of the large star", "above", "small", "Yes."]
@@ -114,6 +116,13 @@ def test_the_scores_are_those_of_one_text_at_a_time(model, shards, monkeypatch):
     assert metrics["r1"] == pytest.approx(np.mean([rank == 1 for rank in ranks]))
     assert 0 < metrics["ndcg"] < 1
     assert (metrics["images"], metrics["rounds"], metrics["rounds_with_answer"]) == (5, 20, 20)
+
+
+def test_the_fast_path_of_cpus_gives_the_same_scores(model, shards):
+    rows = evaluate_visdial(model, shards[0]).predictions
+    fast = optimise_for_cpu(Model(copy.deepcopy(model.blip), model.tokenizer, "fp32"))
+    for mine, theirs in zip(rows, evaluate_visdial(fast, shards[0]).predictions, strict=True):
+        torch.testing.assert_close(torch.tensor(mine["scores"]), torch.tensor(theirs["scores"]), atol=1e-4, rtol=1e-4)
 
 
 def test_samples_that_cannot_be_ranked_are_counted(model, shards):

@@ -16,12 +16,20 @@ from vlp.errors import UserError
 from vlp.evaluation.captioning import evaluate_captioning
 from vlp.evaluation.retrieval import evaluate_retrieval
 from vlp.evaluation.settings import EvaluationSettings
+from vlp.evaluation.visdial import evaluate_visdial
 from vlp.model import Model
 from vlp.models.blip import Blip
 from vlp.remote import is_remote
 from vlp.training.stop_signals import StopRequest
 
 RERANK = 16  # candidates, far fewer than at the end, so that validation costs little
+# How the models of each task are scored; the others by retrieval.
+EVALUATIONS = {
+    "captioning": evaluate_captioning,
+    "self_critical": evaluate_captioning,
+    "visdial": evaluate_visdial,
+}
+WITHOUT_CAPTIONS = ("vqa", "nlvr2", "visdial")  # tasks whose samples need no captions
 
 
 class _Stopped(Exception):
@@ -29,8 +37,9 @@ class _Stopped(Exception):
 
 
 def check_validation(config: RunConfig) -> None:
-    """Make sure that `validate` will find samples, each with a caption. Samples with a text file are not read, and
-    of remote shards only the first sample.
+    """Make sure that `validate` will find samples, each with a caption if the task needs captions.
+
+    Samples with a text file are not read, and of remote shards only the first sample.
 
     Raises:
         UserError: no shard matches, or the shards hold no sample, or no captions.
@@ -49,6 +58,8 @@ def check_validation(config: RunConfig) -> None:
         raise UserError(f"validation: {error}") from None
     if not any(index.keys for index in indexes):
         raise UserError(f"validation: {config.validation} holds no sample.")
+    if config.task in WITHOUT_CAPTIONS:
+        return
     with closing(ShardReader()) as reader:
         for index in indexes:
             for row in (index.members[:, 2] == 0).nonzero()[0].tolist():
@@ -88,8 +99,7 @@ def validate(
 
     def scores() -> dict[str, float] | None:
         model = Model(blip, tokenizer, config.precision, decoding=decoding)
-        captions = config.task in ("captioning", "self_critical")
-        evaluate = evaluate_captioning if captions else partial(evaluate_retrieval, rerank=RERANK)
+        evaluate = EVALUATIONS.get(config.task) or partial(evaluate_retrieval, rerank=RERANK)
         # Blocks are compiled for training. The caches and batch sizes of validation would compile further programs.
         stance = torch.compiler.set_stance("force_eager") if config.compile else nullcontext()
         # Training draws the same random numbers with and without a validation in between.
