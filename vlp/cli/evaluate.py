@@ -2,6 +2,7 @@
 
 import typer
 
+from vlp.cli.evaluate_all import all_tasks
 from vlp.cli.evaluate_captioning import captioning
 from vlp.cli.evaluate_captions import captions
 from vlp.cli.evaluate_matching import matching
@@ -19,3 +20,4 @@ for command in (
     visdial,
 ):
     evaluate_app.command(command.__name__.replace("_", "-"))(command)
+evaluate_app.command("all")(all_tasks)

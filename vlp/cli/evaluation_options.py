@@ -1,7 +1,9 @@
 """The options that all commands of `vlp evaluate` share, and how they run: processes, progress, resume and output."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +31,15 @@ Out = Annotated[
 NOT_ABOUT = ("model", "workers", "dataset", "out", "as_json")  # arguments that decide no prediction
 
 
+@dataclass
+class EvaluationRun:
+    """What a command works with: the model, the settings, and whether this is the process that writes and prints."""
+
+    model: "Model"
+    settings: "EvaluationSettings"
+    is_main: bool
+
+
 def run_evaluation(
     task: str,
     given: dict[str, Any],
@@ -44,46 +55,57 @@ def run_evaluation(
             as_json, and what else decides the predictions.
         unit: what the progress counts.
     """
-    from vlp.distributed import failing_together, is_main, join_processes, launched, meet
-    from vlp.evaluation.partial import model_stamp
     from vlp.evaluation.results import save_results, to_json
-    from vlp.evaluation.settings import EvaluationSettings
     from vlp.files import remove
+    from vlp.remote import is_remote
+
+    model, out = given["model"], given["out"]
+    partial = f"{out}.partial" if out and not is_remote(out) else ""
+    about = {name: value for name, value in given.items() if name not in NOT_ABOUT}
+    with evaluation_run(given, {"task": task, **about}, partial, unit) as run:
+        results = evaluate(run.model, run.settings)
+    if not run.is_main:
+        return
+    results.dataset = given["dataset"] or results.dataset
+    if out:
+        save_results(results, out, model)
+    if partial:
+        remove(Path(partial))
+    if given["as_json"]:
+        print(json.dumps(to_json(results, model)))
+    else:
+        print_values(results.metrics, False)
+
+
+@contextmanager
+def evaluation_run(
+    given: dict[str, Any], about: dict[str, Any], partial: str, unit: str = "images"
+) -> Iterator[EvaluationRun]:
+    """Join the processes of the launcher, if any, load the model, and show progress; an error in one process ends all.
+
+    Args:
+        given: the command's model, batch_size, limit, workers, precision and as_json.
+        about: what decides the predictions.
+    """
+    from vlp.distributed import failing_together, is_main, join_processes, launched
+    from vlp.evaluation.partial import model_stamp
+    from vlp.evaluation.settings import EvaluationSettings
     from vlp.log import Progress
     from vlp.model import load_model
     from vlp.models.cpu.optimise import optimise_for_cpu
-    from vlp.remote import is_remote
 
     device = join_processes() if launched() else None
-    model, out, as_json = given["model"], given["out"], given["as_json"]
-    with failing_together():
-        partial = f"{out}.partial" if out and not is_remote(out) else ""
-        with Progress(unit, quiet=as_json or not is_main()) as progress:
-            loaded = optimise_for_cpu(load_model(model, device, given["precision"]))
-            settings = EvaluationSettings(
-                batch_size=given["batch_size"],
-                limit=given["limit"],
-                workers=given["workers"],
-                progress=progress.add,
-                expect=progress.expect,
-                spread=True,
-                partial=partial,
-                about={"task": task, "model": model_stamp(model), **_about(given)},
-            )
-            results = evaluate(loaded, settings)
-        results.dataset = given["dataset"] or results.dataset
-        if is_main():
-            if out:
-                save_results(results, out, model)
-            if partial:
-                remove(Path(partial))
-            if as_json:
-                print(json.dumps(to_json(results, model)))
-            else:
-                print_values(results.metrics, False)
-        meet()  # the others leave when everything is written
-
-
-def _about(given: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a command that decide its predictions."""
-    return {name: value for name, value in given.items() if name not in NOT_ABOUT}
+    model = given["model"]
+    with failing_together(), Progress(unit, quiet=given["as_json"] or not is_main()) as progress:
+        loaded = optimise_for_cpu(load_model(model, device, given["precision"]))
+        settings = EvaluationSettings(
+            batch_size=given["batch_size"],
+            limit=given["limit"],
+            workers=given["workers"],
+            progress=progress.add,
+            expect=progress.expect,
+            spread=True,
+            partial=partial,
+            about={"model": model_stamp(model), **about},
+        )
+        yield EvaluationRun(loaded, settings, is_main())

@@ -1,0 +1,108 @@
+"""All evaluations that a model can do on the data in a folder, with a table and a page of the results."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from vlp.distributed import is_main, meet, run_on_main
+from vlp.errors import UserError
+from vlp.evaluation.captioning import evaluate_captioning
+from vlp.evaluation.find_data import FoundData, find_data
+from vlp.evaluation.results import Results, predictions_path, save_results
+from vlp.evaluation.retrieval import evaluate_retrieval
+from vlp.evaluation.settings import EvaluationSettings
+from vlp.files import read_json, remove, write_json
+from vlp.model import Model
+from vlp.report.evaluation_page import write_evaluation_report
+
+Evaluate = Callable[[Model, FoundData, EvaluationSettings], Results]
+
+EVALUATIONS: dict[str, Evaluate] = {
+    "retrieval": lambda model, data, settings: evaluate_retrieval(model, data.shards, settings=settings),
+    "captioning": lambda model, data, settings: evaluate_captioning(model, data.shards, settings=settings),
+}
+# What a model has to be finetuned for, as in its config; a model that is finetuned for one of these does nothing else.
+NEEDS = {"vqa": "vqa", "video_qa": "vqa", "nlvr2": "nlvr2", "visdial": "visdial"}
+
+
+def evaluate_all(
+    model: Model, name: str, data: str, out: str, settings: EvaluationSettings, tasks: list[str] | None = None
+) -> dict[str, Any]:
+    """Evaluate everything in a folder that the model can do, and write OUT/results.json, results.md and report.html.
+
+    Each evaluation writes OUT/TASK-DATASET.json and its predictions beside it. A rerun continues: finished evaluations
+    are not repeated, and an interrupted one goes on with its next batch.
+
+    Args:
+        name: of the model in the results.
+        data: the folder; see `find_data`.
+        tasks: only these; None: all.
+
+    Returns:
+        The content of OUT/results.json: `model`, `results` (as CLIP_benchmark writes them) and `not_run`, what was left
+        out and why.
+
+    Raises:
+        UserError: a task is unknown, the folder holds no data, or OUT holds results of other settings.
+    """
+    if unknown := set(tasks or ()) - set(EVALUATIONS):
+        raise UserError(f"There is no evaluation {min(unknown)!r}; choose from {', '.join(sorted(EVALUATIONS))}.")
+    run_on_main(lambda: _check_output(Path(out), {**settings.about, "data": str(Path(data).resolve())}))
+    found = find_data(data)
+    reasons = [_reason(model, one, tasks) for one in found]
+    finished: list[dict[str, Any]] = []
+    for one in (one for one, reason in zip(found, reasons, strict=True) if not reason):
+        path = Path(out) / f"{one.task}-{one.dataset.replace('/', '-')}.json"
+        if not run_on_main(path.exists):
+            about = {**settings.about, "task": one.task}
+            here = replace(settings, partial=f"{path}.partial" if settings.partial else "", about=about)
+            results = replace(EVALUATIONS[one.task](model, one, here), dataset=one.dataset)
+            if is_main():
+                save_results(results, str(path), name)
+                remove(Path(f"{path}.partial"))
+            meet()
+        predictions = Path(predictions_path(str(path)))
+        kept = {"predictions": predictions.name if predictions.exists() else "", "data": asdict(one)}
+        finished.append({**read_json(path), **kept})
+    left = [
+        {"task": one.task, "dataset": one.dataset, "reason": reason}
+        for one, reason in zip(found, reasons, strict=True)
+        if reason
+    ]
+    summary = {"model": name, "results": finished, "not_run": left}
+    if is_main():
+        write_json(Path(out) / "results.json", summary)
+        write_evaluation_report(out)
+    meet()
+    return summary
+
+
+def _reason(model: Model, data: FoundData, tasks: list[str] | None) -> str:
+    """Why data is not evaluated; "" where it is."""
+    has, needs = model.config.finetuned_for, NEEDS.get(data.task, "")
+    if data.reason:
+        return data.reason
+    if tasks and data.task not in tasks:
+        return "not among --tasks"
+    if data.task not in EVALUATIONS:
+        return "there is no evaluation for it"
+    if has == needs:
+        return ""
+    return f"the model is finetuned for {has}" if has else f"needs a model that is finetuned for {needs}"
+
+
+def _check_output(out: Path, about: dict[str, Any]) -> None:
+    """Make sure that OUT holds nothing, or results of the same settings."""
+    path, about = out / "settings.json", json.loads(json.dumps(about))
+    if not path.exists():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"{out} exists and holds no results of `vlp evaluate all`; choose another folder.")
+        write_json(path, about)
+        return
+    before = read_json(path)
+    if different := [key for key in {**before, **about} if before.get(key) != about.get(key)]:
+        raise UserError(
+            f"{out} holds results with another {different[0].replace('_', ' ')}; choose another folder or remove it."
+        )
