@@ -13,6 +13,7 @@ from vlp.evaluation.find_data import FoundData, find_data
 from vlp.evaluation.results import Results, predictions_path, save_results
 from vlp.evaluation.retrieval import evaluate_retrieval
 from vlp.evaluation.settings import EvaluationSettings
+from vlp.evaluation.visdial import evaluate_visdial
 from vlp.files import read_json, remove, write_json
 from vlp.model import Model
 from vlp.report.evaluation_page import write_evaluation_report
@@ -22,6 +23,7 @@ Evaluate = Callable[[Model, FoundData, EvaluationSettings], Results]
 EVALUATIONS: dict[str, Evaluate] = {
     "retrieval": lambda model, data, settings: evaluate_retrieval(model, data.shards, settings=settings),
     "captioning": lambda model, data, settings: evaluate_captioning(model, data.shards, settings=settings),
+    "visdial": lambda model, data, settings: evaluate_visdial(model, data.shards, settings),
 }
 # What a model has to be finetuned for, as in its config; a model that is finetuned for one of these does nothing else.
 NEEDS = {"vqa": "vqa", "video_qa": "vqa", "nlvr2": "nlvr2", "visdial": "visdial"}

@@ -66,7 +66,9 @@ def write_evaluation_report(out: str) -> None:
         }
         for result in summary["results"]
     ]
-    page = render("evaluation.html.j2", model=summary["model"], rows=rows, parts=parts, left=_left(summary), source=SOURCE)
+    page = render(
+        "evaluation.html.j2", model=summary["model"], rows=rows, parts=parts, left=_left(summary), source=SOURCE
+    )
     write_text(folder / "report.html", page)
 
 

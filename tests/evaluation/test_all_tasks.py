@@ -1,0 +1,139 @@
+"""`vlp evaluate all`: what is found in a folder, what a model can do, resume, the table and the page."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+from typer.testing import CliRunner
+
+from vlp.cli.main import app
+from vlp.data.shard_writer import ShardWriter
+from vlp.data.shards import iterate_samples
+from vlp.errors import UserError
+from vlp.evaluation import all_tasks
+from vlp.evaluation.find_data import find_data
+from vlp.report.published import PUBLISHED, published_figures
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, scenes):
+    """A folder with shards for every task and a list of videos."""
+    folder = tmp_path_factory.mktemp("data")
+    samples = list(iterate_samples(f"{scenes}/00000.tar"))[:6]
+    infos = {
+        "scenes/test": None,
+        "scenes/train": None,
+        "nocaps/val": {"domain": "near-domain"},
+        "vqa/val": {"questions": [{"question": "what color?", "question_id": 1, "answers": ["red"]}]},
+        "dialogs/val": {"dialog": [{"question": "is it red?", "answer": "yes"}], "caption": "a shape"},
+        "pairs/dev": {"images": 2, "sentence": "both are red", "label": True},
+        "shapes/test": {"cls": 0},
+        "shapes/train": {"cls": 0},
+        "plain": {},
+    }
+    for name, info in infos.items():
+        with ShardWriter(str(folder / name), 4) as writer:
+            for sample in samples:
+                text = sample.text if name.startswith(("scenes", "nocaps")) else None
+                writer.write(sample.key, sample.image, "png", text, info or {}, {})
+    for name in ("test", "train"):
+        (folder / "shapes" / name / "classnames.txt").write_text("circle\nsquare\n")
+    (folder / "videos" / "clips").mkdir(parents=True)
+    (folder / "videos" / "clips" / "video1.mp4").write_bytes(b"")
+    (folder / "videos" / "msrvtt_test.jsonl").write_text('{"clip_name": "video1", "caption": "a red circle"}\n')
+    (folder / "videos" / "msvd_qa.json").write_text('[{"video": "video1", "question": "what?", "answer": "a"}]')
+    (folder / "videos" / "other.json").write_text('{"video": 3}')
+    return folder
+
+
+def test_data_is_recognised_by_its_content(data):
+    found = {(one.task, one.dataset) for one in find_data(str(data))}
+    assert found == {
+        ("retrieval", "scenes/test"),
+        ("captioning", "scenes/test"),
+        ("captioning", "nocaps/val"),
+        ("vqa", "vqa/val"),
+        ("visdial", "dialogs/val"),
+        ("nlvr2", "pairs/dev"),
+        ("classification", "shapes/test"),
+        ("linear_probe", "shapes/test"),
+        ("video_retrieval", "msrvtt_test"),
+        ("video_qa", "msvd_qa"),
+        ("", "plain"),
+    }
+    with pytest.raises(UserError, match="no folder"):
+        find_data(f"{data}/absent")
+
+
+def evaluate(model, data, out, *options):
+    arguments = ["evaluate", "all", model, "--data", str(data), "--out", str(out), "--precision", "fp32", *options]
+    return CliRunner().invoke(app, arguments)
+
+
+TASKS = ("--tasks", "retrieval,captioning,visdial")
+
+
+def test_everything_that_a_model_can_do(models, data, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    first = evaluate(models[0], data, out, *TASKS)
+    assert first.exit_code == 0, first.output
+    summary = json.loads((out / "results.json").read_text())
+    assert [(one["task"], one["dataset"]) for one in summary["results"]] == [
+        ("captioning", "nocaps/val"),
+        ("retrieval", "scenes/test"),
+        ("captioning", "scenes/test"),
+    ]
+    assert all(one["metrics"]["images"] == 6 and one["metrics"]["skipped"] == 0 for one in summary["results"])
+    left = {(one["task"], one["dataset"]): one["reason"] for one in summary["not_run"]}
+    assert left["visdial", "dialogs/val"] == "needs a model that is finetuned for visdial"
+    assert "no captions" in left["", "plain"] and left["vqa", "vqa/val"] == "not among --tasks"
+    table = (out / "results.md").read_text()
+    assert (
+        "| Retrieval | scenes/test | 6 images | image to text R@1 |" in table
+        and "- VisDial dialogs/val: needs" in table
+    )
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/jpeg") >= 6 and "prefers-color-scheme: dark" in page
+    assert not re.search(r"<script|<link|(src|href)=\"(?!data:)", page)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    monkeypatch.setattr(all_tasks, "EVALUATIONS", dict.fromkeys(all_tasks.EVALUATIONS, None))
+    assert evaluate(models[0], data, out, *TASKS).exit_code == 0  # nothing is evaluated again
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    for options, name in (((*TASKS, "--limit", "3"), "limit"), ((*TASKS, "--batch-size", "3"), "batch size")):
+        assert f"another {name}" in str(evaluate(models[0], data, out, *options).exception)
+    assert "another model" in str(evaluate(models[1], data, out, *TASKS).exception)
+    assert "no evaluation 'dancing'" in str(evaluate(models[0], data, out, "--tasks", "dancing").exception)
+    assert "holds no results" in str(evaluate(models[0], data, data, *TASKS).exception)
+
+
+def test_an_interrupted_call_goes_on_with_the_missing_evaluations(models, data, tmp_path, monkeypatch):
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    assert evaluate(models[0], data, whole, *TASKS, "--batch-size", "2").exit_code == 0
+    with monkeypatch.context() as patch:
+        patch.setitem(all_tasks.EVALUATIONS, "retrieval", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert evaluate(models[0], data, part, *TASKS, "--batch-size", "2").exit_code != 0
+    assert not (part / "results.json").exists() and len(list(part.glob("captioning-*.json"))) == 1
+    assert evaluate(models[0], data, part, *TASKS, "--batch-size", "2").exit_code == 0
+    for path in whole.iterdir():
+        assert (part / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_published_figures_need_the_whole_of_the_same_test_set():
+    result = {"task": "retrieval", "dataset": "coco/test", "metrics": {"images": 5000, "i2t_r1": 0.5}}
+    assert published_figures(result, "i2t_r1").startswith("14M 80.6, 129M 81.9, CapFilt-L 81.2, ViT-L 82.4")
+    assert published_figures(result, "images") == ""
+    assert published_figures({**result, "metrics": {"images": 4999}}, "i2t_r1") == ""
+    assert published_figures({**result, "dataset": "flickr8k/test"}, "i2t_r1") == ""
+    visdial = {"task": "visdial", "dataset": "visdial/val", "metrics": {"images": 2064}}
+    assert published_figures(visdial, "mrr") == "BLIP 69.41 (finetuned)"
+    assert all(len(values) in (1, 3, 4) for one in PUBLISHED for values in one.figures.values())
+
+
+def test_a_model_that_is_finetuned_for_a_task_does_only_that(data, models):
+    from vlp.model import load_model
+
+    model = load_model(models[0])
+    model.config = replace(model.config, finetuned_for="visdial")
+    reasons = {one.task: all_tasks._reason(model, one, None) for one in find_data(str(data)) if one.task}
+    assert reasons["visdial"] == "" and reasons["retrieval"] == "the model is finetuned for visdial"
