@@ -1,12 +1,13 @@
-"""Small videos for tests, encoded by PyAV; the gray level of a frame tells its number."""
+"""Small videos for tests, encoded by PyAV."""
 
+import json
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 
-STEP = 12  # gray levels between one frame and the next
+STEP = 12  # gray levels between one gray frame and the next
 
 
 def gray_frames(count: int, width: int = 64, height: int = 48) -> list[np.ndarray]:
@@ -62,3 +63,17 @@ def rotate(path: Path, matrix: tuple[int, int, int, int]) -> None:
     for place, value in zip((0, 4, 12, 16), matrix, strict=True):
         data[start + place : start + place + 4] = (value << 16).to_bytes(4, "big", signed=True)
     path.write_bytes(data)
+
+
+def write_noise_videos(folder: Path, count: int) -> None:
+    """Readable videos v0.mp4, v1.mp4, ... of six frames, and a damaged one, bad.mp4."""
+    blocks = np.random.default_rng(0).integers(0, 256, (count, 6, 4, 6, 3), dtype=np.uint8)
+    for number, frames in enumerate(blocks):
+        write_video(folder / f"v{number}.mp4", list(frames.repeat(8, axis=1).repeat(8, axis=2)))
+    (folder / "bad.mp4").write_bytes(b"no video")
+
+
+def write_list(path: Path, rows: list[dict]) -> str:
+    """JSON lines."""
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return str(path)

@@ -38,9 +38,9 @@ def load_frames(path: str | Path, count: int, size: int) -> np.ndarray:
         BadSampleError: the file is missing, empty, damaged, truncated or has no video.
         UserError: `av` is not installed.
     """
-    with extra("video"):
-        import av
-        from av.error import FFmpegError
+    av = find_av()
+    from av.error import FFmpegError
+
     _check_file(Path(path))
     options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
     try:
@@ -50,6 +50,17 @@ def load_frames(path: str | Path, count: int, size: int) -> np.ndarray:
     except (FFmpegError, OSError, ValueError):  # ValueError: sizes or times that make no sense
         raise BadSampleError("video undecodable") from None
     return np.stack(frames)
+
+
+def find_av() -> Any:
+    """The module `av`, which decodes videos.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    with extra("video"):
+        import av
+    return av
 
 
 class _Reader:

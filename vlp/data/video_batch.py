@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vlp.data.bad_samples import BadSampleError
-from vlp.data.video import load_frames
+from vlp.data.video import find_av, load_frames
 from vlp.data.video_lists import ListedVideo
 
 
@@ -23,17 +23,16 @@ class VideoBatch:
 
 @dataclass(frozen=True)
 class VideoDecoder:
-    """Decodes listed videos; can be sent to worker processes."""
+    """Decodes listed videos; can be sent to worker processes. Raises UserError if `av` is not installed."""
 
     frames: int
     image_size: int
 
-    def __call__(self, videos: Sequence[ListedVideo]) -> VideoBatch:
-        """The frames of the videos that can be read.
+    def __post_init__(self) -> None:
+        find_av()  # here, where a UserError does not come from a worker process
 
-        Raises:
-            UserError: `av` is not installed.
-        """
+    def __call__(self, videos: Sequence[ListedVideo]) -> VideoBatch:
+        """The frames of the videos that can be read."""
         batch = VideoBatch(torch.empty(0, self.frames, 3, self.image_size, self.image_size, dtype=torch.uint8))
         decoded = []
         for video in videos:

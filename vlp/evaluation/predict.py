@@ -9,6 +9,8 @@ from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
+from torch.utils.data import Dataset
+
 from vlp.data.bad_samples import BadSamples
 from vlp.data.batch import EvaluationBatch
 from vlp.data.cache import identity
@@ -16,6 +18,7 @@ from vlp.data.data_index import stamps_of
 from vlp.data.evaluation_loader import evaluation_batches
 from vlp.data.index_writer import cached_index
 from vlp.data.shard_index import expand_shards
+from vlp.data.workers import start_workers
 from vlp.distributed import gather_objects, rank, run_on_main, shared_count, world_size
 from vlp.evaluation.partial import FinishedBatch, append, appending, open_partial
 from vlp.evaluation.results import skipped_metrics
@@ -97,28 +100,48 @@ def predict(
 def predict_items(
     items: Sequence[Item],
     settings: EvaluationSettings,
-    make: Callable[[Sequence[Item]], list[Row]],
+    make: Callable[[Any], list[Row]],
     stage: str,
     facts: dict[str, Any],
+    load: Callable[[Sequence[Item]], Any] | None = None,
 ) -> Predictions:
     """Run `make` over a list that every process has, `settings.batch_size` items at once; for data outside of shards.
 
     Args:
         make, stage: as in `predict`.
         facts: JSON values that tell the list from others, such as the path and the time of its file.
+        load: turns the items of a batch into what `make` takes, in `settings.workers` processes, as by decoding files.
     """
     items = items[: settings.limit]
     size = settings.batch_size
 
     def read(finished: frozenset[int], process: int, processes: int) -> Numbered:
         missing = (number for number in range(-(-len(items) // size)) if number not in finished)
-        for number in islice(missing, process, None, processes):
-            batch = items[number * size : (number + 1) * size]
-            yield number, batch, len(batch), {}
+        numbers = list(islice(missing, process, None, processes))
+        parts = [items[number * size : (number + 1) * size] for number in numbers]
+        for number, part, batch in zip(numbers, parts, _load(parts, load, settings.workers), strict=True):
+            yield number, batch, len(part), {}
 
     if settings.expect:
         settings.expect(len(items))
     return _collect(read, settings, make, stage, facts | {"items": len(items)}, BadSamples(max_share=1.0))
+
+
+class _Loading(Dataset):
+    """A function of a batch's items; for worker processes."""
+
+    def __init__(self, load: Callable[[Sequence[Any]], Any]):
+        self.load = load
+
+    def __getitem__(self, items: Sequence[Any]) -> Any:
+        return self.load(items)
+
+
+def _load(parts: list[Any], load: Callable[[Sequence[Any]], Any] | None, workers: int) -> Iterator[Any]:
+    """What `load` makes of the items of each batch; the items themselves if it is None."""
+    if load is None:
+        return iter(parts)
+    return start_workers(_Loading(load), workers, 2, False, iter(parts)) if workers and parts else map(load, parts)
 
 
 def _collect(

@@ -1,0 +1,38 @@
+"""`vlp evaluate video-retrieval` and `video-qa`: videos as several frames, without training on videos."""
+
+from typing import Annotated
+
+import typer
+
+from vlp.cli.evaluation_options import Dataset, Limit, Out, Workers, run_evaluation
+from vlp.cli.options import Json, Precision
+
+Videos = Annotated[str, typer.Option(help="Folder of the video files.")]
+Frames = Annotated[int, typer.Option(min=1, help="Frames of a video, sampled uniformly.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Videos at once.")]
+
+
+def video_retrieval(
+    model: str,
+    listed: Annotated[str, typer.Argument(metavar="LIST", help="JSON or JSON lines: clip_name or video, caption.")],
+    videos: Videos,
+    frames: Frames = 8,
+    rerank: Annotated[int, typer.Option(min=0, help="Re-rank this many of the best by ITM; 0 disables.")] = 128,
+    limit: Limit = None,
+    batch_size: BatchSize = 8,
+    workers: Workers = 0,
+    precision: Precision = "auto",
+    dataset: Dataset = "",
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """R@1/5/10 of videos. Example: vlp evaluate video-retrieval MODEL msrvtt_test.jsonl --videos msrvtt --workers 4"""
+    given = locals()
+    from vlp.evaluation.video_retrieval import evaluate_video_retrieval
+
+    run_evaluation(
+        "video_retrieval",
+        given,
+        lambda loaded, settings: evaluate_video_retrieval(loaded, listed, videos, frames, rerank, settings),
+        "videos",
+    )
