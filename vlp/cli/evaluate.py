@@ -8,6 +8,7 @@ from vlp.cli.evaluate_captions import captions
 from vlp.cli.evaluate_matching import matching
 from vlp.cli.evaluate_nlvr2 import nlvr2
 from vlp.cli.evaluate_retrieval import retrieval
+from vlp.cli.evaluate_video import video_retrieval
 from vlp.cli.evaluate_visdial import visdial
 
 evaluate_app = typer.Typer(no_args_is_help=True, help="Score a model on data.")
@@ -18,6 +19,7 @@ for command in (
     matching,
     nlvr2,
     visdial,
+    video_retrieval,
 ):
     evaluate_app.command(command.__name__.replace("_", "-"))(command)
 evaluate_app.command("all")(all_tasks)

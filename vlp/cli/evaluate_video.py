@@ -28,8 +28,10 @@ def video_retrieval(
 ) -> None:
     """R@1/5/10 of videos. Example: vlp evaluate video-retrieval MODEL msrvtt_test.jsonl --videos msrvtt --workers 4"""
     given = locals()
+    from vlp.data.video import find_av
     from vlp.evaluation.video_retrieval import evaluate_video_retrieval
 
+    find_av()  # before the model is loaded
     run_evaluation(
         "video_retrieval",
         given,

@@ -40,8 +40,8 @@ def evaluate_video_retrieval(
         settings: `batch_size` counts videos.
 
     Returns:
-        `t2v_r1` ... `v2t_median_rank`, the same by ITC alone as `itc_...`; `videos`, `texts`, `captions`, and `skipped`,
-        the rows of the list and the videos that could not be used.
+        `t2v_r1` ... `v2t_median_rank`, the same by ITC alone as `itc_...`; `videos`, `texts`, `captions`, and
+        `skipped`, the rows of the list and the videos that could not be used.
 
     Raises:
         UserError: the list or the folder cannot be used, or no video can be read.
