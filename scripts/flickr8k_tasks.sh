@@ -18,7 +18,7 @@ data="data.sources=[{shards: \"$out/data/train/*.tar\"}]"
 vlp pretrain "$configs/flickr8k.yaml" --resume output="$out/pretrained" tokenizer="$out/tokenizer" "$data" steps="$pretrain_steps"
 
 finetune() {  # RECIPE NAME STEPS: the recipe's settings are for large models, so its batch and learning rate do not fit
-    vlp finetune "$configs/$1.yaml" --resume output="$out/$2" start_from="$out/pretrained/model" "$data" steps="$3" \
+    vlp finetune "$configs/$1.yaml" --resume output="$out/$2" start_from="$out/pretrained/model" "$data" steps="$3" epochs=0 \
         image_size=0 batch_size=64 data.workers=1 data.augment.operations=0 objective.queue_size=2048 \
         optim.learning_rate=3e-4 optim.warmup_steps=30 optim.clip_norm=1
 }

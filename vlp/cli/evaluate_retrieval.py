@@ -40,4 +40,5 @@ def retrieval(
         "retrieval",
         given,
         lambda loaded, settings: evaluate_retrieval(loaded, shards, rerank, settings),
+        unit="items",  # images and texts
     )

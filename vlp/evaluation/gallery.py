@@ -1,7 +1,7 @@
 """The two sides of a retrieval test, images or videos and texts: encoded, ranked by ITC and re-ranked by ITM.
 
 Every step is a stage of `predict`, so that it is spread over processes and resumed. Re-ranking encodes the images once
-more instead of keeping their tokens: at k = 256 this is less than 1% of its work, and memory holds one batch.
+more instead of keeping their tokens: at k = 256 this is a few percent of its work, and memory holds one batch.
 """
 
 import base64
@@ -137,7 +137,7 @@ def _rank(
         found = rank_candidates(queries[first : last + 1], candidates, here, k)
         rows = zip(found.ranks.tolist(), found.best, found.scores, found.found, strict=True)
         return [
-            {"rank": rank, "best": pack(best), "scores": pack(scores), "found": pack(relevant)}
+            {"rank": rank, "best": pack(best.int()), "scores": pack(scores), "found": pack(relevant)}
             for rank, best, scores, relevant in rows
         ]
 
@@ -148,7 +148,9 @@ def _rank(
         return torch.stack([unpack(row[name], dtype) for row in rows])
 
     ranks = torch.tensor([row["rank"] for row in rows])
-    return Ranking(ranks, column("best", torch.int64), column("scores", torch.float32), column("found", torch.bool))
+    return Ranking(
+        ranks, column("best", torch.int32).long(), column("scores", torch.float32), column("found", torch.bool)
+    )
 
 
 def match_best(
