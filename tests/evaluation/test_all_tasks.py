@@ -5,11 +5,10 @@ import re
 from dataclasses import replace
 
 import pytest
+from task_data import write_task_data
 from typer.testing import CliRunner
 
 from vlp.cli.main import app
-from vlp.data.shard_writer import ShardWriter
-from vlp.data.shards import iterate_samples
 from vlp.errors import UserError
 from vlp.evaluation import all_tasks
 from vlp.evaluation.find_data import find_data
@@ -18,32 +17,8 @@ from vlp.report.published import PUBLISHED, published_figures
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, scenes):
-    """A folder with shards for every task and a list of videos."""
     folder = tmp_path_factory.mktemp("data")
-    samples = list(iterate_samples(f"{scenes}/00000.tar"))[:6]
-    infos = {
-        "scenes/test": None,
-        "scenes/train": None,
-        "nocaps/val": {"domain": "near-domain"},
-        "vqa/val": {"questions": [{"question": "what color?", "question_id": 1, "answers": ["red"]}]},
-        "dialogs/val": {"dialog": [{"question": "is it red?", "answer": "yes"}], "caption": "a shape"},
-        "pairs/dev": {"images": 2, "sentence": "both are red", "label": True},
-        "shapes/test": {"cls": 0},
-        "shapes/train": {"cls": 0},
-        "plain": {},
-    }
-    for name, info in infos.items():
-        with ShardWriter(str(folder / name), 4) as writer:
-            for sample in samples:
-                text = sample.text if name.startswith(("scenes", "nocaps")) else None
-                writer.write(sample.key, sample.image, "png", text, info or {}, {})
-    for name in ("test", "train"):
-        (folder / "shapes" / name / "classnames.txt").write_text("circle\nsquare\n")
-    (folder / "videos" / "clips").mkdir(parents=True)
-    (folder / "videos" / "clips" / "video1.mp4").write_bytes(b"")
-    (folder / "videos" / "msrvtt_test.jsonl").write_text('{"clip_name": "video1", "caption": "a red circle"}\n')
-    (folder / "videos" / "msvd_qa.json").write_text('[{"video": "video1", "question": "what?", "answer": "a"}]')
-    (folder / "videos" / "other.json").write_text('{"video": 3}')
+    write_task_data(folder, scenes)
     return folder
 
 

@@ -10,6 +10,7 @@ from vlp.distributed import is_main, meet, run_on_main
 from vlp.errors import UserError
 from vlp.evaluation.captioning import evaluate_captioning
 from vlp.evaluation.find_data import FoundData, find_data
+from vlp.evaluation.nlvr2 import evaluate_nlvr2
 from vlp.evaluation.results import Results, predictions_path, save_results
 from vlp.evaluation.retrieval import evaluate_retrieval
 from vlp.evaluation.settings import EvaluationSettings
@@ -23,6 +24,7 @@ Evaluate = Callable[[Model, FoundData, EvaluationSettings], Results]
 EVALUATIONS: dict[str, Evaluate] = {
     "retrieval": lambda model, data, settings: evaluate_retrieval(model, data.shards, settings=settings),
     "captioning": lambda model, data, settings: evaluate_captioning(model, data.shards, settings=settings),
+    "nlvr2": lambda model, data, settings: evaluate_nlvr2(model, data.shards, settings),
     "visdial": lambda model, data, settings: evaluate_visdial(model, data.shards, settings),
 }
 # What a model has to be finetuned for, as in its config; a model that is finetuned for one of these does nothing else.

@@ -24,9 +24,16 @@ LONGEST_TEXT = 160  # letters of a field of an example
 # The metrics of the table for each task: name, title, and what to multiply it with.
 HEADLINES: dict[str, tuple[tuple[str, str, float], ...]] = {
     "retrieval": (("i2t_r1", "image to text R@1", 100), ("t2i_r1", "text to image R@1", 100)),
-    "captioning": (("BLEU-4", "BLEU-4", 100), ("CIDEr", "CIDEr", 100), ("SPICE", "SPICE", 100)),
+    "captioning": (
+        ("BLEU-4", "BLEU-4", 100),
+        ("CIDEr", "CIDEr", 100),
+        ("SPICE", "SPICE", 100),
+        ("in-domain CIDEr", "CIDEr, in-domain", 100),
+        ("near-domain CIDEr", "CIDEr, near-domain", 100),
+        ("out-domain CIDEr", "CIDEr, out-domain", 100),
+    ),
     "vqa": (("accuracy", "accuracy", 100),),
-    "nlvr2": (("accuracy", "accuracy", 100),),
+    "nlvr2": (("accuracy", "accuracy", 100), ("consistency", "consistency", 100)),
     "visdial": (
         ("mrr", "MRR", 100),
         ("r1", "R@1", 100),

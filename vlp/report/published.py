@@ -57,7 +57,7 @@ PUBLISHED = (
         "finetuned on COCO",
         {"CIDEr": (105.1, 106.3, 109.6, 113.2), "SPICE": (14.4, 14.3, 14.7, 14.8)},
     ),
-    Published("nlvr2", "dev", ("sentences", 6982), "finetuned", {"accuracy": (82.67, 82.48, 82.15)}),
+    Published("nlvr2", "dev", ("pairs", 6982), "finetuned", {"accuracy": (82.67, 82.48, 82.15)}),
     Published(
         "visdial",
         "visdial",
