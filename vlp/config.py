@@ -150,7 +150,7 @@ class DataConfig:
     cache: str = ""  # streamed reading: local folder for shards; empty: none
     cache_gib: AboveZero = 100.0  # size limit of the cache
     max_tokens: Annotated[int, Range(3, 65_536)] = 30
-    texts_per_image: Positive = 1  # visdial: rounds of a dialog that are drawn in a visit
+    texts_per_image: Positive = 1  # vqa: most questions of an image in a visit; visdial: rounds of a dialog
     false_answers: Positive = 3  # visdial: false answers beside the true one of each round
     max_bad_share: Share = 0.1  # a larger share of bad (damaged) samples stops the run
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -239,6 +239,24 @@ def test_answers_equal_theirs(both):
     assert not [line for line in lines if line.startswith("not used")]
 
 
+def test_likelihoods_of_answers_equal_theirs(both):
+    theirs, ours, _ = both("vqa")
+    questions, answers = ["is it red", "what is above the star", "where", "is it"], ["a red star", "no", "below it"]
+    images = pictures(ours, 4)
+    for image, question, ranked in zip(images, questions, ours.rank_answers(images, questions, answers), strict=True):
+        ids, mask = ours.tokenizer.encode([question], 30, first="[ENC]", multiple=1)
+        with torch.no_grad():
+            tokens = theirs.vision_model(pixel_values=image[None])[0]
+            states = theirs.text_encoder(
+                input_ids=ids, attention_mask=mask.long(), encoder_hidden_states=tokens, return_dict=False
+            )[0]
+            for found in ranked:
+                answer, _ = ours.tokenizer.encode([found.text], 30, first="[DEC]", multiple=1)
+                logits = theirs.text_decoder(input_ids=answer, encoder_hidden_states=states).logits[0, :-1]
+                expected = logits.log_softmax(-1).gather(1, answer[0, 1:, None]).sum().item()
+                assert found.log_probability == pytest.approx(expected, abs=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["captioning", "retrieval", "vqa"])
 def test_weights_survive_a_round_trip(both, tmp_path, kind):
     theirs, _, _ = both(kind)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from vlp.config_reader import save_config
+from vlp.demo.vqa_scenes import make_vqa_scenes
 from vlp.log import read_log
 from vlp.training.checkpoint import checkpoints
 from vlp.training.loop import train
@@ -24,9 +25,13 @@ LOSSES = ("itc", "itm", "lm", "loss", "reward", "mean_reward")
         ("retrieval", 2, []),
         ("captioning", 2, []),
         ("self_critical", 2, ["objective.reward_samples=2", "data.max_tokens=8"]),
+        ("vqa", 2, ["data.texts_per_image=3"]),
     ],
 )
 def test_several_processes_equal_one(run_config, tmp_path, task, processes, more):
+    if task == "vqa":
+        make_vqa_scenes(tmp_path / "vqa", 87, 32, "test")
+        more = [*more, f"data.sources=[{{shards: '{tmp_path}/vqa/*.tar'}}]"]
     common = f"task={task}", "objective.queue_size=20", "batch_size=6", *more
     one = run_config("one", *common)
     train(one)

@@ -67,6 +67,24 @@ def data_index(
     print_values(facts, as_json)
 
 
+@data_app.command("answers")
+def data_answers(
+    shards: Annotated[list[str], typer.Argument(help="Shards of questions: paths, globs, brace patterns or URLs.")],
+    out: Annotated[str, typer.Option(help="JSON file for the list.")],
+    min_count: Annotated[int, typer.Option(min=1, help="List the answers that occur at least so often.")] = 9,
+) -> None:
+    """List the frequent answers of training questions, for `vlp evaluate vqa --answers`.
+
+    Example: vlp data answers 'data/vqa-train/*.tar' --out answer_list.json
+    """
+    from vlp.data.questions import frequent_answers
+    from vlp.files import write_json
+
+    found = frequent_answers(shards, min_count)
+    write_json(out, found)
+    print(f"{out}: {len(found)} answers")
+
+
 @data_app.command("inspect")
 def data_inspect(
     shards: Annotated[list[str], typer.Argument(help="Shards: paths, globs, brace patterns or URLs.")],

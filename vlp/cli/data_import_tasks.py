@@ -8,6 +8,30 @@ from vlp.cli.data_import import Annotations, Images, import_app, run_import
 from vlp.cli.options import MaxBadShare, ShardsFolder, ShardSize
 
 
+@import_app.command("vqa")
+def import_vqa(
+    files: Annotations,
+    output: ShardsFolder,
+    images: Images,
+    shard_size: ShardSize = 1000,
+    max_bad_share: MaxBadShare = 0.1,
+) -> None:
+    """Import VQA and Visual Genome's questions. A sample is an image with all its questions.
+
+    \b
+    v2_OpenEnded_mscoco_train2014_questions.json   official questions, and with them
+    v2_mscoco_train2014_annotations.json           the official annotations, unless it is a test split
+    vqa_train.json, vqa_val.json, vqa_test.json, vg_qa.json   BLIP's
+    question_answers.json                          Visual Genome's
+    IMAGES/train2014/COCO_train2014_000000458752.jpg, IMAGES/VG_100K/10.jpg, or without the folder
+
+    Example: vlp data import vqa questions.json annotations.json data/vqa-train --images coco
+    """
+    from vlp.data.importers.vqa import Vqa
+
+    run_import(Vqa(files, images), output, shard_size, max_bad_share)
+
+
 @import_app.command("visdial")
 def import_visdial(
     files: Annotations,

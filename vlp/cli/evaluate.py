@@ -10,6 +10,7 @@ from vlp.cli.evaluate_nlvr2 import nlvr2
 from vlp.cli.evaluate_retrieval import retrieval
 from vlp.cli.evaluate_video import video_retrieval
 from vlp.cli.evaluate_visdial import visdial
+from vlp.cli.evaluate_vqa import vqa
 
 evaluate_app = typer.Typer(no_args_is_help=True, help="Score a model on data.")
 for command in (
@@ -20,6 +21,7 @@ for command in (
     nlvr2,
     visdial,
     video_retrieval,
+    vqa,
 ):
     evaluate_app.command(command.__name__.replace("_", "-"))(command)
 evaluate_app.command("all")(all_tasks)

@@ -17,7 +17,7 @@ from vlp.cli.demo import demo
 from vlp.cli.evaluate import evaluate_app
 from vlp.cli.failures import OneLineFormatter, can_print, explain, one_line, silence_stdout
 from vlp.cli.training import finetune, pretrain, tokenizer
-from vlp.cli.use import caption, compare, convert, match, search
+from vlp.cli.use import answer, caption, compare, convert, match, search
 
 INTERRUPTED = 130  # typer's exit code after Ctrl-C
 UsageError: Any = typer.BadParameter.__base__  # click's class, or that of the copy of click in newer versions of typer
@@ -28,7 +28,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="BLIP-style pretraining and CapFilt on image-text shards.",
 )
-for command in (demo, config, tokenizer, convert, pretrain, finetune, caption, search, match, classify, compare, bench):
+for command in (
+    demo,
+    config,
+    tokenizer,
+    convert,
+    pretrain,
+    finetune,
+    caption,
+    answer,
+    search,
+    match,
+    classify,
+    compare,
+    bench,
+):
     app.command()(command)
 for name, group in (("data", data_app), ("capfilt", capfilt_app), ("evaluate", evaluate_app)):
     app.add_typer(group, name=name)

@@ -1,4 +1,4 @@
-"""What a trained model does: `vlp convert`, `vlp caption`, `vlp search` and `vlp match`."""
+"""What a trained model does: `vlp convert`, `vlp caption`, `vlp answer`, `vlp search` and `vlp match`."""
 
 import json
 from typing import Annotated, Literal
@@ -69,6 +69,34 @@ def caption(
     for image, group in texts.items():
         for text in group:
             print(f"{image}\t{text}")
+
+
+def answer(
+    model: str,
+    image: str,
+    questions: list[str],
+    answers: Annotated[str, typer.Option(help="JSON list of answers to choose from; without it, generate.")] = "",
+    beams: options.Beams = None,
+    max_length: options.MaxLength = None,
+    precision: Precision = "auto",
+    as_json: Json = False,
+) -> None:
+    """Answer questions about an image. Example: vlp answer runs/vqa/model photo.jpg "what color is the bus?" """
+    from vlp.data.questions import read_answer_list
+    from vlp.model import load_model
+    from vlp.models.cpu.optimise import optimise_for_cpu
+
+    listed = read_answer_list(answers) if answers else None
+    loaded = optimise_for_cpu(load_model(model, precision=precision))
+    if listed:
+        found = [ranked[0].text for ranked in loaded.rank_answers(image, questions, listed)]
+    else:
+        found = loaded.answer(image, questions, beams=beams, max_length=max_length)
+    if as_json:
+        print(json.dumps([{"question": one, "answer": text} for one, text in zip(questions, found, strict=True)]))
+        return
+    for text in found:
+        print(text)
 
 
 def search(

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from vlp.config import RunConfig
-from vlp.demo import nlvr2_scenes, retrieval_scenes, visdial_scenes
+from vlp.demo import nlvr2_scenes, retrieval_scenes, visdial_scenes, vqa_scenes
 from vlp.demo.page import finished_tasks, write_demo_page
 from vlp.demo.stages import FULL, QUICK, DemoSizes, claim, finetune_config, train_once
 from vlp.errors import UserError
@@ -80,6 +80,16 @@ SCENE_TASKS = {
             train=5000,
             test=300,
             config=visdial_scenes.visdial_config,
+        ),
+        SceneTask(
+            "vqa",
+            vqa_scenes.make_vqa_scenes,
+            vqa_scenes.score_vqa,
+            metric="accuracy",
+            target=0.9,
+            train=5000,
+            test=500,
+            config=vqa_scenes.finetuning,
         ),
     )
 }

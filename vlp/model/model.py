@@ -19,6 +19,7 @@ from vlp.generation.caption_step import CaptionStepper
 from vlp.generation.decode import generate
 from vlp.generation.settings import check_decoding, named_overrides, resolve_decoding
 from vlp.generation.token_rules import TokenRules
+from vlp.model.answer_ranking import LikelyAnswer, rank_answers
 from vlp.model.answers import answer_questions
 from vlp.model.classify import Classification, classify_images
 from vlp.model.dialog import RankedAnswer, rank_dialog_answers
@@ -190,6 +191,17 @@ class Model:
     ) -> Classification:
         """The ranking and the probabilities of labels for each image, without training; see `vlp.model.classify`."""
         return classify_images(self, images, labels, templates, rerank, batch_size)
+
+    def rank_answers(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        questions: str | Sequence[str],
+        answers: Sequence[str],
+        k: int = 128,
+        batch_size: int = 32,
+    ) -> list[list[LikelyAnswer]]:
+        """The likeliest answers of a list, the best first; see `vlp.model.answer_ranking.rank_answers`."""
+        return rank_answers(self, as_list(images), questions, answers, k, batch_size)
 
     @constant_weights()
     def embed_images(

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 
-from vlp.config import FinetunedFor, ModelConfig
+from vlp.config import FinetunedFor, ModelConfig, TaskName
 from vlp.errors import UserError
 from vlp.models.blip import Blip
 
@@ -18,6 +18,14 @@ CHANGES: dict[FinetunedFor, Callable[[ModelConfig], ModelConfig]] = {
 ONE_OF_PAIR = re.compile(r"(cross_attention\.\w+\.(?:query|key_value|out))\.[01]")  # in NLVR2's cross-attention
 
 
+def network_of(task: TaskName) -> FinetunedFor:
+    """The `finetuned_for` of the network that a task trains; "" where it is that of pretraining."""
+    for name in CHANGES:
+        if name == task:
+            return name
+    return ""
+
+
 def extend(blip: Blip, task: FinetunedFor) -> Blip:
     """The network that finetuning on a task trains, from a pretrained network.
 
@@ -27,6 +35,7 @@ def extend(blip: Blip, task: FinetunedFor) -> Blip:
 
     Args:
         blip: a pretrained network, or one that was finetuned for the same task, which is returned.
+        task: "" for tasks that train the network of pretraining, which is returned.
 
     Raises:
         UserError: the network was finetuned for another task.

@@ -7,6 +7,7 @@ from vlp.data.examples import CaptionExamples, Examples
 from vlp.data.examples_nlvr2 import Nlvr2Examples
 from vlp.data.examples_references import ReferenceExamples
 from vlp.data.examples_visdial import DialogExamples
+from vlp.data.examples_vqa import QuestionExamples
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.models.blip import Blip
 from vlp.tasks.captioning import CaptioningTask
@@ -16,6 +17,7 @@ from vlp.tasks.retrieval import RetrievalTask
 from vlp.tasks.self_critical import SelfCriticalTask
 from vlp.tasks.task import Task
 from vlp.tasks.visdial import VisDialTask
+from vlp.tasks.vqa import VqaTask
 
 TASKS: dict[str, Callable[[RunConfig, Blip, CaptionTokenizer], Task]] = {
     "pretrain": PretrainTask,
@@ -24,6 +26,7 @@ TASKS: dict[str, Callable[[RunConfig, Blip, CaptionTokenizer], Task]] = {
     "visdial": VisDialTask,
     "nlvr2": Nlvr2Task,
     "self_critical": SelfCriticalTask,
+    "vqa": VqaTask,
 }
 
 
@@ -36,6 +39,10 @@ def _dialogs(config: RunConfig, tokenizer: CaptionTokenizer) -> DialogExamples:
     return DialogExamples(tokenizer, data.max_tokens, data.texts_per_image, data.false_answers)
 
 
+def _questions(config: RunConfig, tokenizer: CaptionTokenizer) -> QuestionExamples:
+    return QuestionExamples(tokenizer, config.data.max_tokens, config.data.texts_per_image)
+
+
 EXAMPLES: dict[str, Callable[[RunConfig, CaptionTokenizer], Examples]] = {
     "pretrain": _captions,
     "captioning": _captions,
@@ -43,6 +50,7 @@ EXAMPLES: dict[str, Callable[[RunConfig, CaptionTokenizer], Examples]] = {
     "visdial": _dialogs,
     "nlvr2": lambda config, tokenizer: Nlvr2Examples(tokenizer, config.data.max_tokens),
     "self_critical": lambda config, tokenizer: ReferenceExamples(),
+    "vqa": _questions,
 }
 
 

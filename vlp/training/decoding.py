@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from vlp.config import DecodingConfig, ModelConfig, RunConfig
+from vlp.config import ANSWER_DECODING, DecodingConfig, ModelConfig, RunConfig
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.errors import UserError
 from vlp.generation.settings import check_decoding, resolve_decoding
@@ -14,7 +14,8 @@ def trained_decoding(
     """The decoding settings of the model that a run trains: those of the model it starts from, with `config.decoding`.
 
     Captioning, self-critical training and pretraining put `objective.prompt` before every caption, so it becomes the
-    model's prompt. Retrieval and NLVR2 do not train the decoder and keep the prompt.
+    model's prompt. Retrieval and NLVR2 do not train the decoder and keep the prompt. A model for VQA
+    decodes answers: by beam search, without a prompt.
 
     Args:
         decoding: the settings of the model that the run starts from; the defaults for a new model.
@@ -24,11 +25,11 @@ def trained_decoding(
     """
     if config.decoding.prompt is not None:
         raise UserError("A model's prompt is the one it is trained with; set objective.prompt, not decoding.prompt.")
-    decoding = resolve_decoding(decoding, config.decoding)
+    decoding = resolve_decoding(ANSWER_DECODING if config.task == "vqa" else decoding, config.decoding)
     if config.task in ("retrieval", "nlvr2"):
         return decoding
-    decoding = replace(decoding, prompt=config.objective.prompt)
-    if config.task in ("captioning", "self_critical"):
+    decoding = replace(decoding, prompt="" if config.task == "vqa" else config.objective.prompt)
+    if config.task in ("captioning", "self_critical", "vqa"):
         prompt_tokens = len(tokenizer.prompt_ids(decoding.prompt))
         check_decoding(decoding, prompt_tokens)
         if prompt_tokens > config.data.max_tokens - 2:

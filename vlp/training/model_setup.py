@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
-from vlp.config import DecodingConfig, ModelConfig, RunConfig, TaskName
+from vlp.config import DecodingConfig, ModelConfig, RunConfig
 from vlp.config_reader import to_dict
 from vlp.data.loader import is_streamed
 from vlp.data.streamed_loader import stream_count
@@ -12,7 +12,7 @@ from vlp.data.tokenizer import CaptionTokenizer, load_tokenizer
 from vlp.errors import UserError
 from vlp.model import load_model
 from vlp.models.blip import Blip
-from vlp.models.finetuned import extend
+from vlp.models.finetuned import extend, network_of
 from vlp.training.decoding import trained_decoding
 
 
@@ -26,9 +26,9 @@ def build_model(config: RunConfig) -> tuple[Blip, CaptionTokenizer, DecodingConf
         started = load_model(config.start_from, device="cpu")
         if config.image_size:
             started.blip.resize_images(config.image_size)
-        blip = _for_task(started.blip, config.task)
+        blip = extend(started.blip, network_of(config.task))
         _refuse_contradictions(config, blip, started.tokenizer)
-        decoding = trained_decoding(config, started.decoding, started.tokenizer, started.config)
+        decoding = trained_decoding(config, started.decoding, started.tokenizer, blip.config)
         return blip.train(), started.tokenizer, decoding
     if config.image_size:
         raise UserError(
@@ -48,12 +48,7 @@ def build_model(config: RunConfig) -> tuple[Blip, CaptionTokenizer, DecodingConf
         )
     model = dataclasses.replace(config.model, text_tower=dataclasses.replace(text, vocabulary=len(tokenizer)))
     decoding = trained_decoding(config, DecodingConfig(), tokenizer, model)
-    return _for_task(Blip(model, config.objective.temperature), config.task), tokenizer, decoding
-
-
-def _for_task(blip: Blip, task: TaskName) -> Blip:
-    """The network that a task trains: with the parts that finetuning adds, if the task adds some."""
-    return extend(blip, task if task in ("vqa", "nlvr2", "visdial") else "")
+    return extend(Blip(model, config.objective.temperature), network_of(config.task)), tokenizer, decoding
 
 
 def resolved_config(config: RunConfig, blip: Blip) -> RunConfig:

@@ -34,7 +34,7 @@ FILES = {
     "nocaps_val.json": ([{"image": "val/1.jpg", "img_id": 1}], "BLIP_NOCAPS"),
     "region_descriptions.json": ([{"id": 1, "regions": []}], "VG_REGIONS"),
     "objects.json": ([{"image_id": 1, "objects": []}], "VG_OTHER"),
-    "question_answers.json": ([{"id": 1, "qas": []}], "VG_OTHER"),
+    "question_answers.json": ([{"id": 1, "qas": []}], "VG_QUESTIONS"),
     "vg_qa.json": ([{"image": "1.jpg", "question": "?", "answer": "x", "question_id": 1, "dataset": "vg"}], "BLIP_VQA"),
     "vqa_test.json": ([{"image": "1.jpg", "question": "?", "question_id": 1, "dataset": "vqa"}], "BLIP_VQA"),
     "answer_list.json": (["yes", "no"], "ANSWER_LIST"),

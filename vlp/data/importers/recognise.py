@@ -35,10 +35,11 @@ SBU = Kind("the captions of SBU", ("conceptual",))
 METADATA = Kind("the metadata of an image folder", ("folder",))
 COCO_BOXES = Kind("COCO's boxes")
 COCO_RESULTS = Kind("captions that a model generated, in COCO's format for results")
-VG_OTHER = Kind("Visual Genome's objects, attributes, relationships or questions")
-VQA_QUESTIONS = Kind("VQA's questions")
-VQA_ANSWERS = Kind("VQA's answers")
-BLIP_VQA = Kind("BLIP's VQA questions")
+VG_OTHER = Kind("Visual Genome's objects, attributes or relationships")
+VG_QUESTIONS = Kind("Visual Genome's questions", ("vqa",))
+VQA_QUESTIONS = Kind("VQA's questions", ("vqa",))
+VQA_ANSWERS = Kind("VQA's answers", ("vqa",))
+BLIP_VQA = Kind("BLIP's VQA questions", ("vqa",))
 ANSWER_LIST = Kind("a list of answers")
 NLVR2 = Kind("NLVR2's sentences", ("nlvr2",))
 VISDIAL = Kind("VisDial's dialogs", ("visdial",))
@@ -141,7 +142,7 @@ ROWS = (  # the keys of a row, which must all be there, and the kind; the first 
     (("question", "image_id"), BLIP_VQA),
     (("question_type", "answers"), VQA_ANSWERS),
     (("regions",), VG_REGIONS),
-    (("qas",), VG_OTHER),
+    (("qas",), VG_QUESTIONS),
     (("objects",), VG_OTHER),
     (("attributes",), VG_OTHER),
     (("relationships",), VG_OTHER),
