@@ -1,17 +1,21 @@
 """The demo's tasks: they run after a demo, resume, and say what they reached."""
 
 import json
+import math
 from dataclasses import asdict, replace
 
 import pytest
 
 from vlp.config import ObjectiveConfig
 from vlp.data.shards import iterate_samples
+from vlp.data.tokenizer import load_tokenizer
 from vlp.demo import tasks
 from vlp.demo.retrieval_scenes import make_retrieval_scenes
 from vlp.demo.scene_captions import read_caption
-from vlp.demo.stages import DemoSizes
+from vlp.demo.stages import DemoSizes, demo_model
 from vlp.errors import UserError
+from vlp.model_folder import save_model
+from vlp.models.blip import Blip
 
 SIZES = DemoSizes(64, 48, 16, 6, 3, 3, 2, batch_size=16, image_size=32, patch_size=16, width=32, layers=2, heads=2)
 
@@ -63,6 +67,22 @@ def test_an_interrupted_task_resumes_and_is_not_run_again(demo, monkeypatch, cap
     assert run(demo) == results
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["task", "metric", "target", "reached", "time"] and lines[1].startswith("retrieval")
+
+
+@pytest.mark.parametrize("name", tasks.SCENE_TASKS)
+def test_every_task_runs_from_the_model_of_a_demo(tmp_path, tokenizer_folder, monkeypatch, name):
+    tokenizer = load_tokenizer(str(tokenizer_folder))
+    shape = demo_model(SIZES)
+    blip = Blip(replace(shape, text_tower=replace(shape.text_tower, vocabulary=len(tokenizer))))
+    for folder in {"bootstrapped/model", tasks.SCENE_TASKS[name].start}:
+        save_model(blip, tokenizer, tmp_path / folder)
+    (tmp_path / "demo.json").write_text(json.dumps({"sizes": asdict(SIZES), "seed": 4}))
+    (tmp_path / "report.json").write_text("{}")
+    for changed, value in {"QUICK": SIZES, "QUICK_SAMPLES": 32, "QUICK_STEPS": 1}.items():
+        monkeypatch.setattr(tasks, changed, value)
+    monkeypatch.setattr(tasks, "write_demo_page", lambda root: None)
+    found = run(tmp_path, name)[name]
+    assert math.isfinite(found["metrics"][found["metric"]])
 
 
 def test_wrong_calls_are_refused_in_one_sentence(demo, tmp_path):

@@ -134,7 +134,8 @@ def make_data(root: Path, sizes: DemoSizes, seed: int) -> None:
         train_tokenizer(texts, 1000).save(root / "tokenizer")
 
 
-def _model(sizes: DemoSizes) -> ModelConfig:
+def demo_model(sizes: DemoSizes) -> ModelConfig:
+    """The shape of the demo's models."""
     return ModelConfig(
         ImageEncoderConfig(
             image_size=sizes.image_size,
@@ -167,7 +168,7 @@ def pretrain_config(root: Path, name: str, sources: list[str], sizes: DemoSizes,
         output=str(root / name),
         tokenizer=str(root / "tokenizer"),
         seed=seed,
-        model=_model(sizes),
+        model=demo_model(sizes),
         data=_data(root, sources),
         objective=ObjectiveConfig(queue_size=2048),
         optim=OptimConfig(learning_rate=1e-3, warmup_steps=sizes.warmup_steps, decay="cosine", clip_norm=1.0),
