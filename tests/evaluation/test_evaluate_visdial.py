@@ -125,6 +125,14 @@ def test_the_fast_path_of_cpus_gives_the_same_scores(model, shards):
         torch.testing.assert_close(torch.tensor(mine["scores"]), torch.tensor(theirs["scores"]), atol=1e-4, rtol=1e-4)
 
 
+def test_half_precision_makes_few_ties(model, shards):
+    half = evaluate_visdial(Model(model.blip, model.tokenizer, "bf16"), shards[0]).predictions
+    different = sum(len(set(row["scores"])) for row in evaluate_visdial(model, shards[0]).predictions)
+    assert sum(len(set(row["scores"])) for row in half) > 0.9 * different
+    rounded = [set(torch.tensor(row["scores"]).bfloat16().tolist()) for row in half]
+    assert sum(map(len, rounded)) < 0.8 * different  # as logits in bf16 would be
+
+
 def test_samples_that_cannot_be_ranked_are_counted(model, shards):
     metrics = evaluate_visdial(model, shards[0]).metrics
     assert metrics["skipped"] == 4
@@ -137,9 +145,10 @@ def test_samples_that_cannot_be_ranked_are_counted(model, shards):
 
 
 def test_one_memory_an_image_whatever_the_number_of_texts(model, shards, monkeypatch):
-    seen, project, match = [], model.blip.text_tower.project_image, model.blip.match_logits
+    tower = model.blip.text_tower
+    seen, project, match = [], tower.project_image, tower.match
     monkeypatch.setattr(
-        model.blip.text_tower,
+        tower,
         "project_image",
         lambda tokens, *more: seen.append(len(tokens)) or project(tokens, *more),
     )
@@ -148,7 +157,7 @@ def test_one_memory_an_image_whatever_the_number_of_texts(model, shards, monkeyp
         assert len(memory) == 1 and image_index is None
         return match(ids, mask, memory)
 
-    monkeypatch.setattr(model.blip, "match_logits", one_row)
+    monkeypatch.setattr(tower, "match", one_row)
     evaluate_visdial(model, shards[0])
     assert seen == [1] * 5
 

@@ -88,11 +88,18 @@ def _memory(model: "Model", image_tokens: Tensor, caption: str) -> ImageMemory:
 
 
 def _score_texts(model: "Model", memory: ImageMemory, texts: list[list[int]]) -> list[float]:
-    """The log-odds of "match" of texts, given as word ids, against the memory of one image."""
+    """The log-odds of "match" of texts, given as word ids, against the memory of one image.
+
+    The last product is in float64: logits in bf16 would make ties of many of a hundred answers.
+    """
+    head = model.blip.itm_head
+    weight = (head.weight[1] - head.weight[0]).detach().double()
+    bias = (head.bias[1] - head.bias[0]).detach().double()
     scores = torch.zeros(len(texts), dtype=torch.float64)
     lengths = torch.tensor([len(text) for text in texts])
     for part in lengths.argsort(stable=True).split(TEXTS_AT_ONCE):  # texts of similar length together
         ids, mask = model.tokenizer.pad([texts[row] for row in part.tolist()], int(lengths[part].max()) + 2, "[ENC]")
-        logits = model.match_logits(ids.to(model.device), mask.to(model.device), memory).double()
-        scores[part] = logits[:, 1] - logits[:, 0]
+        with model.inference():
+            states = model.blip.text_tower.match(ids.to(model.device), mask.to(model.device), memory)
+        scores[part] = (states[:, 0].double() @ weight + bias).cpu()
     return scores.tolist()
