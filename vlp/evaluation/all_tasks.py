@@ -15,6 +15,7 @@ from vlp.evaluation.results import Results, predictions_path, save_results
 from vlp.evaluation.retrieval import evaluate_retrieval
 from vlp.evaluation.settings import EvaluationSettings
 from vlp.evaluation.visdial import evaluate_visdial
+from vlp.evaluation.vqa import evaluate_vqa
 from vlp.files import read_json, remove, write_json
 from vlp.model import Model
 from vlp.report.evaluation_page import write_evaluation_report
@@ -25,6 +26,7 @@ EVALUATIONS: dict[str, Evaluate] = {
     "retrieval": lambda model, data, settings: evaluate_retrieval(model, data.shards, settings=settings),
     "captioning": lambda model, data, settings: evaluate_captioning(model, data.shards, settings=settings),
     "nlvr2": lambda model, data, settings: evaluate_nlvr2(model, data.shards, settings),
+    "vqa": lambda model, data, settings: evaluate_vqa(model, data.shards, settings=settings),
     "visdial": lambda model, data, settings: evaluate_visdial(model, data.shards, settings),
 }
 # What a model has to be finetuned for, as in its config; a model that is finetuned for one of these does nothing else.

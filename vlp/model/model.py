@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +22,7 @@ from vlp.model.answer_ranking import LikelyAnswer, rank_answers
 from vlp.model.answers import answer_questions
 from vlp.model.classify import Classification, classify_images
 from vlp.model.dialog import RankedAnswer, rank_dialog_answers
+from vlp.model.hub import push_to_hub
 from vlp.model.pairs import compare_images
 from vlp.model.video import FRAMES, encode_all
 from vlp.model_folder import save_model
@@ -261,14 +261,7 @@ class Model:
 
     def push_to_hub(self, name: str, private: bool = False) -> str:
         """Upload the model folder, including its card, to the Hugging Face hub as "owner/model"; returns its URL."""
-        from huggingface_hub import HfApi
-
-        api = HfApi()
-        with TemporaryDirectory() as folder:
-            self.save(Path(folder) / "model")
-            address = api.create_repo(name, private=private, exist_ok=True)
-            api.upload_folder(repo_id=name, folder_path=Path(folder) / "model")
-        return str(address)
+        return push_to_hub(self, name, private)
 
     # The methods below take encoded images, for callers with several texts per image.
 
