@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from videos import gray_frames, write_video
+
 from vlp.data.shard_writer import ShardWriter
 from vlp.data.shards import iterate_samples
 
@@ -35,9 +37,14 @@ def write_task_data(folder: Path, scenes: Path) -> None:
         (folder / "shapes" / name / "classnames.txt").write_text("circle\nsquare\n")
         (folder / "shapes" / name / "zeroshot_classification_templates.txt").write_text("a {c}\n")
     (folder / "videos" / "clips").mkdir(parents=True)
-    (folder / "videos" / "clips" / "video1.mp4").write_bytes(b"")
-    (folder / "videos" / "msrvtt_test.jsonl").write_text('{"clip_name": "video1", "caption": "a red circle"}\n')
-    (folder / "videos" / "msvd_qa.json").write_text('[{"video": "video1", "question": "what?", "answer": "a"}]')
+    captions, questions = [], []
+    for number in range(5):
+        name = f"video{number}"
+        write_video(folder / "videos" / "clips" / f"{name}.mp4", gray_frames(4 + 2 * number))
+        captions.append({"clip_name": name, "caption": samples[number].text})
+        questions.append({"video": name, "question": "what color is it", "answer": "red"})
+    (folder / "videos" / "msrvtt_test.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in captions))
+    (folder / "videos" / "msvd_qa.json").write_text(json.dumps(questions))
     (folder / "videos" / "other.json").write_text('{"video": 3}')
 
 

@@ -14,6 +14,7 @@ from vlp.evaluation.nlvr2 import evaluate_nlvr2
 from vlp.evaluation.results import Results, predictions_path, save_results
 from vlp.evaluation.retrieval import evaluate_retrieval
 from vlp.evaluation.settings import EvaluationSettings
+from vlp.evaluation.video_retrieval import evaluate_video_retrieval
 from vlp.evaluation.visdial import evaluate_visdial
 from vlp.evaluation.vqa import evaluate_vqa
 from vlp.files import read_json, remove, write_json
@@ -28,6 +29,9 @@ EVALUATIONS: dict[str, Evaluate] = {
     "nlvr2": lambda model, data, settings: evaluate_nlvr2(model, data.shards, settings),
     "vqa": lambda model, data, settings: evaluate_vqa(model, data.shards, settings=settings),
     "visdial": lambda model, data, settings: evaluate_visdial(model, data.shards, settings),
+    "video_retrieval": lambda model, data, settings: evaluate_video_retrieval(
+        model, data.annotations, data.videos, settings=settings
+    ),
 }
 # What a model has to be finetuned for, as in its config; a model that is finetuned for one of these does nothing else.
 NEEDS = {"vqa": "vqa", "video_qa": "vqa", "nlvr2": "nlvr2", "visdial": "visdial"}

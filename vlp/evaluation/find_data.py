@@ -8,12 +8,13 @@ from typing import Any
 
 from vlp.data.shards import iterate_samples
 from vlp.data.transforms import clean_caption
+from vlp.data.video import is_video
 from vlp.errors import UserError
 from vlp.evaluation.results import dataset_name
 
 FIRST_SAMPLES = 8  # that are read to recognise shards
 LONGEST_LINE = 2**20  # bytes of a list of videos that are read to recognise it
-VIDEO_EXTENSIONS = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v")
+MOST_NAMES = 1000  # files of a folder among which a video is looked for
 CLASS_NAMES = "classnames.txt"
 
 
@@ -88,13 +89,13 @@ def _shards(place: Path) -> list[FoundData]:
 
 
 def _videos(path: Path) -> list[FoundData]:
-    """What a list of videos beside a folder of videos is made for; nothing for any other JSON file."""
+    """What a list of videos, beside them or beside their folder, is made for; nothing for any other JSON file."""
     row = _first_row(path)
     if not any(name in row for name in ("clip_name", "video", "video_id")):
         return []
     task = "video_qa" if "question" in row else "video_retrieval" if "caption" in row else ""
-    for folder in sorted(one for one in path.parent.iterdir() if one.is_dir()):
-        if task and any(file.suffix.lower() in VIDEO_EXTENSIONS for file in islice(folder.iterdir(), 1000)):
+    for folder in [path.parent, *sorted(one for one in path.parent.iterdir() if one.is_dir())]:
+        if task and any(map(is_video, islice(folder.iterdir(), MOST_NAMES))):
             return [FoundData(task, path.stem, annotations=str(path), videos=str(folder))]
     return []
 

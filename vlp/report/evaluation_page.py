@@ -13,6 +13,7 @@ from vlp.data.bad_samples import BadSampleError
 from vlp.data.image_decoding import decode_image
 from vlp.data.shard_index import expand_shards, index_shard
 from vlp.data.shards import Sample, ShardReader
+from vlp.data.video import is_video, load_frames
 from vlp.errors import UserError
 from vlp.files import read_json, write_text
 from vlp.report.page import data_uri, render
@@ -43,10 +44,10 @@ HEADLINES: dict[str, tuple[tuple[str, str, float], ...]] = {
         ("ndcg", "NDCG", 100),
     ),
     "video_retrieval": (
-        ("t2i_r1", "text to video R@1", 100),
-        ("t2i_r5", "text to video R@5", 100),
-        ("t2i_r10", "text to video R@10", 100),
-        ("t2i_median_rank", "text to video median rank", 1),
+        ("t2v_r1", "text to video R@1", 100),
+        ("t2v_r5", "text to video R@5", 100),
+        ("t2v_r10", "text to video R@10", 100),
+        ("t2v_median_rank", "text to video median rank", 1),
     ),
     "video_qa": (("accuracy", "accuracy", 100),),
     "classification": (("acc1", "top-1 accuracy", 100), ("mean_per_class_recall", "mean per class recall", 100)),
@@ -173,10 +174,26 @@ def _number(value: Any) -> str:
 
 
 def _pictures(data: dict[str, Any], keys: set[str]) -> dict[str, list[str]]:
-    """The pictures of samples of local shards as data URIs, by key; those that cannot be read are left out."""
+    """The pictures of samples, or the middle frames of videos, as data URIs by key; those that fail are left out."""
+    return _middle_frames(data["videos"], keys) if data["videos"] else _images(data["shards"], keys)
+
+
+def _middle_frames(folder: str, keys: set[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for path in sorted(path for path in Path(folder).rglob("*") if is_video(path)):
+        for key in {path.name, path.stem} & keys:
+            try:
+                (frame,) = load_frames(path, 1, PIXELS)
+            except (BadSampleError, UserError):  # UserError: the extra `video` is not installed
+                continue
+            found[key] = [_small(Image.fromarray(frame.transpose(1, 2, 0)))]
+    return found
+
+
+def _images(shards: list[str], keys: set[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     try:
-        paths = expand_shards(data["shards"]) if data["shards"] else []
+        paths = expand_shards(shards)
     except UserError:  # the shards were moved
         return {}
     reader = ShardReader(most_open=1)

@@ -70,7 +70,7 @@ PUBLISHED = (
         "msrvtt",
         ("videos", 1000),
         "zero-shot",
-        {"t2i_r1": (43.3,), "t2i_r5": (65.6,), "t2i_r10": (74.7,), "t2i_median_rank": (2.0,)},
+        {"t2v_r1": (43.3,), "t2v_r5": (65.6,), "t2v_r10": (74.7,), "t2v_median_rank": (2.0,)},
     ),
     Published("video_qa", "msrvtt", ("questions", 72821), "zero-shot", {"accuracy": (19.2,)}),
     Published("video_qa", "msvd", ("questions", 13157), "zero-shot", {"accuracy": (35.2,)}),
