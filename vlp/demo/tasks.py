@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from vlp.config import RunConfig
-from vlp.demo import nlvr2_scenes, retrieval_scenes, visdial_scenes, vqa_scenes
+from vlp.demo import nlvr2_scenes, retrieval_scenes, self_critical_scenes, visdial_scenes, vqa_scenes
 from vlp.demo.page import finished_tasks, write_demo_page
 from vlp.demo.stages import FULL, QUICK, DemoSizes, claim, finetune_config, train_once
 from vlp.errors import UserError
@@ -59,6 +59,18 @@ SCENE_TASKS = {
             train=5000,
             test=500,
             config=lambda config: replace(config, task="retrieval"),
+            compare=True,
+        ),
+        SceneTask(
+            "self_critical",
+            self_critical_scenes.make_reference_scenes,
+            self_critical_scenes.score_captions_of_scenes,
+            metric="CIDEr_gain",
+            target=0.0,
+            train=5000,
+            test=500,
+            config=self_critical_scenes.self_critical_config,
+            start="captioner",
             compare=True,
         ),
         SceneTask(
