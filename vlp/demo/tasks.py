@@ -7,7 +7,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from vlp.config import RunConfig
-from vlp.demo import nlvr2_scenes, retrieval_scenes, self_critical_scenes, visdial_scenes, vqa_scenes
+from vlp.demo import (
+    nlvr2_scenes,
+    retrieval_scenes,
+    self_critical_scenes,
+    video_scenes,
+    visdial_scenes,
+    vqa_scenes,
+)
 from vlp.demo.page import finished_tasks, write_demo_page
 from vlp.demo.stages import FULL, QUICK, DemoSizes, claim, finetune_config, train_once
 from vlp.errors import UserError
@@ -102,6 +109,15 @@ SCENE_TASKS = {
             train=5000,
             test=500,
             config=vqa_scenes.finetuning,
+        ),
+        SceneTask(
+            "video_retrieval",
+            video_scenes.make_video_scenes,
+            video_scenes.score_videos,
+            metric="gain_t2v_r1",
+            target=0.03,
+            train=0,
+            test=300,
         ),
     )
 }

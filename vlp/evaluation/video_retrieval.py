@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from vlp.data.cache import file_stamp, identity
@@ -10,7 +11,7 @@ from vlp.data.video_lists import ListedVideo, read_video_captions
 from vlp.errors import UserError
 from vlp.evaluation.gallery import EncodedBatch, Row
 from vlp.evaluation.predict import Predictions, predict_items
-from vlp.evaluation.results import Results, dataset_name, skipped_metrics
+from vlp.evaluation.results import Results, skipped_metrics
 from vlp.evaluation.retrieval import score_retrieval
 from vlp.evaluation.settings import DEFAULT_SETTINGS, EvaluationSettings
 from vlp.model import Model
@@ -71,7 +72,7 @@ def evaluate_video_retrieval(
     for row in predictions:
         row["query"] = row["query"].replace("image", "video")
     counts = skipped_metrics(skipped + skipped_rows)
-    return Results("video_retrieval", dataset_name(listed), {**numbers, **counts}, predictions)
+    return Results("video_retrieval", Path(listed).stem, {**numbers, **counts}, predictions)
 
 
 def predict_videos(
