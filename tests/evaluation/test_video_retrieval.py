@@ -11,6 +11,7 @@ from videos import write_list, write_noise_videos
 from vlp.errors import UserError
 from vlp.evaluation.settings import EvaluationSettings
 from vlp.evaluation.video_retrieval import evaluate_video_retrieval
+from vlp.model.video import load_videos
 
 WORDS = ["red", "blue", "green", "circle", "square", "star", "above", "below", "small"]
 FRAMES = 3
@@ -37,7 +38,7 @@ def captions(tmp_path, videos):
 
 def plain_ranks(model, videos, texts, owner, rerank):
     """Ranks of the video of each text and of the best text of each video, by a loop over all pairs."""
-    frames = model.load_videos([videos / f"v{number}.mp4" for number in range(9)], FRAMES)
+    frames = load_videos(model, [videos / f"v{number}.mp4" for number in range(9)], FRAMES)
     tokens = [model.encode_images(one).flatten(0, 1)[None] for one in frames]
     cosines, logits = torch.empty(len(texts), 9), torch.empty(len(texts), 9)
     for column, one in enumerate(tokens):

@@ -8,7 +8,7 @@ from videos import write_video
 
 from vlp.errors import UserError
 from vlp.evaluation.search import search
-from vlp.model.video import encode_videos
+from vlp.model.video import encode_videos, load_videos
 
 QUERY = "a red circle above a square"
 
@@ -29,14 +29,14 @@ def folder(tmp_path_factory):
 
 def plain_tokens(model, path, frames):
     """The tokens [1, frames * tokens, width] of a video, frame by frame."""
-    loaded = model.load_videos([path], frames)[0]
+    loaded = load_videos(model, [path], frames)[0]
     return torch.cat([model.encode_images(frame[None])[0] for frame in loaded])[None]
 
 
 def test_the_tokens_of_frames_follow_each_other(folder):
     model = make_model()
     videos = sorted(folder.glob("?v.mp4"))
-    tokens = encode_videos(model, model.load_videos(videos, 3))
+    tokens = encode_videos(model, load_videos(model, videos, 3))
     assert tokens.shape == (4, 3 * (SIZE // 16) ** 2 + 3, 32)
     for row, path in enumerate(videos):
         assert torch.allclose(tokens[row], plain_tokens(model, path, 3)[0], atol=1e-5)
@@ -46,7 +46,7 @@ def test_the_vector_of_a_video_is_the_normalized_mean_of_its_frames_projections(
     model = make_model()
     path = folder / "1v.mp4"
     with model.inference():
-        classes = model.encode_images(model.load_videos([path], 4)[0])[:, 0]
+        classes = model.encode_images(load_videos(model, [path], 4)[0])[:, 0]
         mean = model.blip.image_projection(classes).mean(dim=0)
     assert torch.allclose(model.embed_images(path, frames=4)[0], mean / mean.norm(), atol=1e-6)
 

@@ -8,7 +8,7 @@ from vlp.cli.evaluate_captions import captions
 from vlp.cli.evaluate_matching import matching
 from vlp.cli.evaluate_nlvr2 import nlvr2
 from vlp.cli.evaluate_retrieval import retrieval
-from vlp.cli.evaluate_video import video_retrieval
+from vlp.cli.evaluate_video import video_qa, video_retrieval
 from vlp.cli.evaluate_visdial import visdial
 from vlp.cli.evaluate_vqa import vqa
 
@@ -21,6 +21,7 @@ for command in (
     nlvr2,
     visdial,
     video_retrieval,
+    video_qa,
     vqa,
 ):
     evaluate_app.command(command.__name__.replace("_", "-"))(command)

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from vlp.cli import decoding as options
 from vlp.cli.evaluation_options import Dataset, Limit, Out, Workers, run_evaluation
 from vlp.cli.options import Json, Precision
 
@@ -38,3 +39,42 @@ def video_retrieval(
         lambda loaded, settings: evaluate_video_retrieval(loaded, listed, videos, frames, rerank, settings),
         "videos",
     )
+
+
+def video_qa(
+    model: str,
+    listed: Annotated[str, typer.Argument(metavar="LIST", help="JSON or JSON lines: video, question, answer.")],
+    videos: Videos,
+    frames: Frames = 16,
+    answers: Annotated[str, typer.Option(help="JSON list of answers to rank; without it, generate.")] = "",
+    k: Annotated[int, typer.Option(min=1, help="Answers of the list whose whole likelihood is computed.")] = 128,
+    beams: options.Beams = None,
+    min_length: options.MinLength = None,
+    max_length: options.MaxLength = None,
+    limit: Limit = None,
+    batch_size: BatchSize = 4,
+    workers: Workers = 0,
+    precision: Precision = "auto",
+    dataset: Dataset = "",
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Right answers about videos. Example: vlp evaluate video-qa VQA-MODEL msvd_qa_test.json --videos msvd"""
+    given = locals()
+    from vlp.data.questions import read_answer_list
+    from vlp.data.video import find_av
+    from vlp.evaluation.results import Results
+    from vlp.evaluation.settings import EvaluationSettings
+    from vlp.evaluation.video_qa import evaluate_video_qa
+    from vlp.generation.settings import named_overrides, resolve_decoding
+    from vlp.model import Model
+
+    find_av()  # before the model is loaded
+    changes = {"beams": beams, "min_length": min_length, "max_length": max_length}
+    ranked = read_answer_list(answers) if answers else None
+
+    def evaluate(loaded: Model, settings: EvaluationSettings) -> Results:
+        decoding = resolve_decoding(loaded.decoding, named_overrides(changes))
+        return evaluate_video_qa(loaded, listed, videos, frames, ranked, k, decoding, settings)
+
+    run_evaluation("video_qa", given, evaluate, "videos")

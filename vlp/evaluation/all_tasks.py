@@ -14,6 +14,7 @@ from vlp.evaluation.nlvr2 import evaluate_nlvr2
 from vlp.evaluation.results import Results, predictions_path, save_results
 from vlp.evaluation.retrieval import evaluate_retrieval
 from vlp.evaluation.settings import EvaluationSettings
+from vlp.evaluation.video_qa import evaluate_video_qa
 from vlp.evaluation.video_retrieval import evaluate_video_retrieval
 from vlp.evaluation.visdial import evaluate_visdial
 from vlp.evaluation.vqa import evaluate_vqa
@@ -30,6 +31,9 @@ EVALUATIONS: dict[str, Evaluate] = {
     "vqa": lambda model, data, settings: evaluate_vqa(model, data.shards, settings=settings),
     "visdial": lambda model, data, settings: evaluate_visdial(model, data.shards, settings),
     "video_retrieval": lambda model, data, settings: evaluate_video_retrieval(
+        model, data.annotations, data.videos, settings=settings
+    ),
+    "video_qa": lambda model, data, settings: evaluate_video_qa(
         model, data.annotations, data.videos, settings=settings
     ),
 }

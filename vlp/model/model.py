@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vlp.config import DecodingConfig, ModelConfig, Precision
-from vlp.data.images import ImageLike, as_list, load_image, load_video
+from vlp.data.images import ImageLike, as_list, load_image
 from vlp.data.tokenizer import CaptionTokenizer, FirstToken
 from vlp.data.transforms import clean_caption
 from vlp.errors import UserError
@@ -275,14 +275,6 @@ class Model:
         if len({image.dtype for image in loaded}) > 1:
             raise UserError("Pass all images of a call as uint8 tensors, paths or PIL images, or all as float tensors.")
         return torch.stack(loaded)
-
-    def load_videos(self, paths: Sequence[str | Path], frames: int = FRAMES) -> Tensor:
-        """Load the frames of videos as one batch, uint8 [videos, frames, 3, size, size], for `encode_videos`.
-
-        Raises:
-            UserError: a video is unreadable.
-        """
-        return torch.stack([load_video(path, frames, self.image_size) for path in paths])
 
     def encode_images(self, images: Tensor) -> Tensor:
         """[images, 3, size, size] -> image tokens [images, tokens, width] on the model's device."""

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
-from vlp.data.images import ImageLike, is_video_path
+from vlp.data.images import ImageLike, is_video_path, load_video
 
 if TYPE_CHECKING:
     from vlp.model.model import Model
@@ -27,6 +29,15 @@ class Encoded:
     rows: list[int]
     tokens: Tensor
     frames: int
+
+
+def load_videos(model: "Model", paths: Sequence[str | Path], frames: int = FRAMES) -> Tensor:
+    """Load the frames of videos as one batch for `encode_videos`: uint8 [videos, frames, 3, size, size].
+
+    Raises:
+        UserError: a video is unreadable.
+    """
+    return torch.stack([load_video(path, frames, model.image_size) for path in paths])
 
 
 def encode_videos(model: "Model", frames: Tensor) -> Tensor:
@@ -60,5 +71,5 @@ def encode_all(
     many = max(1, batch_size // frames)
     for first in range(0, len(moving), many):
         here = moving[first : first + many]
-        loaded = model.load_videos([str(images[row]) for row in here], frames)
+        loaded = load_videos(model, [str(images[row]) for row in here], frames)
         yield Encoded(here, encode_videos(model, loaded), frames)
