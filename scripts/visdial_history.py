@@ -13,7 +13,7 @@ from functools import partial
 
 from vlp.config import RunConfig
 from vlp.demo.tasks import SCENE_TASKS, run_tasks
-from vlp.demo.visdial_scenes import ROUNDS, make_visdial_scenes, visdial_config
+from vlp.demo.visdial_scenes import ROUNDS, TRAINING_OPTIONS, make_visdial_scenes, visdial_config
 
 
 def one_round(config: RunConfig) -> RunConfig:
@@ -28,6 +28,7 @@ if __name__ == "__main__":
         whole,
         name="visdial-alone",
         make_data=partial(make_visdial_scenes, history=False),
+        make_training_data=partial(make_visdial_scenes, options=TRAINING_OPTIONS, history=False),
         config=one_round,
         train=ROUNDS * whole.train,
         test=ROUNDS * whole.test,

@@ -6,7 +6,7 @@ from vlp.data.shards import iterate_samples
 from vlp.demo.scene_captions import COLOUR_OF, COLOURS, INVERSE, SHAPE_OF, SHAPES, SIZES
 from vlp.demo.stages import QUICK, train_once
 from vlp.demo.tasks import SCENE_TASKS, finetuning_config
-from vlp.demo.visdial_scenes import PLACES, make_visdial_scenes
+from vlp.demo.visdial_scenes import PLACES, make_training_scenes, make_visdial_scenes
 from vlp.model import load_model
 
 COUNT = 60
@@ -61,18 +61,28 @@ def test_several_false_options_are_of_the_right_kind(tmp_path):
         for one in sample.info["dialog"]:
             options, answer = one["options"], one["answer"]
             assert len(set(options)) == 20 and options[one["gt_index"]] == answer
-            if answer in COLOURS or answer in SHAPES:
-                assert set(COLOURS if answer in COLOURS else SHAPES) <= set(options)
-            if answer in ("yes", "no"):
-                assert {"yes", "no"} <= set(options)
-            if len(answer.split()) == 2:
-                near = [option for option in options if set(option.split()) & set(answer.split())]
-                assert len(near) >= 9
+            alike = [option for option in options if option != answer and kind(option) == kind(answer)]
+            expected = {"size": 1, "yes or no": 1, "place": 3}.get(kind(answer), 5)
+            assert len(alike) >= expected, (answer, options)
+
+
+def kind(answer: str) -> str:
+    if len(answer.split()) == 2:
+        return "what"
+    kinds = {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "place": PLACES.values(), "yes or no": ("yes", "no")}
+    return next(name for name, values in kinds.items() if answer in values)
+
+
+def test_training_scenes_have_fewer_options(tmp_path):
+    make_training_scenes(tmp_path / "scenes", 5, 32, "three")
+    for sample in iterate_samples(f"{tmp_path}/scenes/*.tar"):
+        for one in sample.info["dialog"]:
+            assert len(set(one["options"])) == 8 and one["options"][one["gt_index"]] == one["answer"]
 
 
 def test_scenes_depend_on_the_seed_alone_and_the_history_can_be_left_out(tmp_path):
     for name, seed, history in (("a", "x", True), ("b", "x", True), ("c", "y", True), ("d", "x", False)):
-        make_visdial_scenes(tmp_path / name, 5, 32, seed, history)
+        make_visdial_scenes(tmp_path / name, 5, 32, seed, history=history)
     infos = {name: [one.info for one in iterate_samples(f"{tmp_path}/{name}/*.tar")] for name in "abcd"}
     assert infos["a"] == infos["b"] != infos["c"]
     for whole, single in zip(infos["a"], infos["d"], strict=True):

@@ -11,6 +11,7 @@ from vlp.data.tokenizer import CaptionTokenizer
 from vlp.data.transforms import clean_caption
 
 DIALOG_TOKENS = 256  # the longest text; ten rounds of VisDial have about 120 tokens
+CAPTION_TOKENS = 40  # the longest caption
 NO_DIALOG = "no dialog"  # the reason of a filtered sample
 BAD_DIALOG = "bad dialog"
 

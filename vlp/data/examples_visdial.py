@@ -9,12 +9,10 @@ from torch import Tensor
 from vlp.data.bad_samples import FilteredSampleError
 from vlp.data.batch import DeviceBatch
 from vlp.data.chunk import Chunk
-from vlp.data.dialogs import NO_DIALOG, DialogWords, read_dialog
+from vlp.data.dialogs import CAPTION_TOKENS, NO_DIALOG, DialogWords, read_dialog
 from vlp.data.shards import Sample
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.data.transforms import clean_caption
-
-CAPTION_TOKENS = 40  # a longer caption is cut
 
 
 @dataclass

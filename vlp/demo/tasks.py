@@ -40,6 +40,7 @@ class SceneTask:
         start: the model to start from, relative to the demo's folder.
         compare: whether the model to start from is evaluated too. `before_NAME` is its metric NAME, and `NAME_gain` is
             what finetuning added.
+        make_training_data: writes the scenes of training, if `make_data` does not.
     """
 
     name: str
@@ -52,6 +53,7 @@ class SceneTask:
     config: Callable[[RunConfig], RunConfig] | None = None
     start: str = "bootstrapped/model"
     compare: bool = False
+    make_training_data: Callable[[Path, int, int, str], None] | None = None
 
 
 SCENE_TASKS = {
@@ -99,6 +101,7 @@ SCENE_TASKS = {
             train=5000,
             test=300,
             config=visdial_scenes.visdial_config,
+            make_training_data=visdial_scenes.make_training_scenes,
         ),
         SceneTask(
             "vqa",
@@ -186,7 +189,8 @@ def _measure(root: Path, task: SceneTask, sizes: DemoSizes, quick: bool, seed: i
         if count and not folder.exists():
             print(f"{task.name}: make {split} scenes", flush=True)
             count = min(count, QUICK_SAMPLES) if quick else count
-            task.make_data(folder, count, sizes.image_size, f"{task.name} {split} {seed}")
+            make = task.make_training_data if split == "train" and task.make_training_data else task.make_data
+            make(folder, count, sizes.image_size, f"{task.name} {split} {seed}")
     if task.config is None:
         return _evaluate(root, task, root / task.start)
     config = finetuning_config(root, task, task.config, sizes, seed)

@@ -15,8 +15,8 @@ from vlp.evaluation.visdial import evaluate_visdial
 from vlp.model import Model
 
 ROUNDS = 4
-OPTIONS = 20
-SAME_KIND = 9  # of the false options at most so many answer the same question
+OPTIONS, TRAINING_OPTIONS = 20, 8  # of each round; in training most false ones should be hard
+SAME_KIND = 5  # of the false options at most so many are of the true one's kind
 VALUES = {"colour": list(COLOURS), "shape": list(SHAPES), "size": list(SIZES)}
 PLACES = {"left of": "left", "right of": "right", "above": "above", "below": "below"}
 QUESTIONS = {
@@ -51,8 +51,12 @@ class Talk:
     known: set[tuple[int, str]]
 
 
-def make_dialog(scene: Scene, rng: random.Random) -> tuple[str, list[dict]]:
-    """A caption and a dialog as VisDial's importer writes it, about a scene with two objects that differ."""
+def make_dialog(scene: Scene, rng: random.Random, count: int = OPTIONS) -> tuple[str, list[dict]]:
+    """A caption and a dialog as VisDial's importer writes it, about a scene with two objects that differ.
+
+    Args:
+        count: of the options of each round.
+    """
     first = rng.randrange(2)
     thing = scene.objects[first]
     name = f"{rng.choice(COLOURS[thing['colour']])} {rng.choice(SHAPES[thing['shape']])}"
@@ -60,30 +64,38 @@ def make_dialog(scene: Scene, rng: random.Random) -> tuple[str, list[dict]]:
     rounds = []
     while len(rounds) < ROUNDS:
         question, answer = _ask(talk, rng)
-        options = _options(answer, rng)
+        options = _options(answer, count, rng)
         rounds.append({"question": question, "answer": answer, "options": options, "gt_index": options.index(answer)})
     return f"{rng.choice(OPENINGS)}a {name}", rounds
 
 
-def make_visdial_scenes(folder: Path, count: int, image_size: int, seed: str, history: bool = True) -> None:
+def make_visdial_scenes(
+    folder: Path, count: int, image_size: int, seed: str, options: int = OPTIONS, history: bool = True
+) -> None:
     """Write shards of scenes with a dialog each.
 
     Args:
+        options: of each round.
         history: False keeps one round of each dialog, without those before it. This shows what the history is worth.
     """
 
     def annotate(scene: Scene, rng: random.Random) -> dict:
-        caption, rounds = make_dialog(scene, rng)
+        caption, rounds = make_dialog(scene, rng, options)
         truth = {"objects": scene.objects, "relation": scene.relation}
         return {"caption": caption, "dialog": rounds if history else [rng.choice(rounds)], "truth": truth}
 
     write_annotated_scenes(str(folder), count, annotate, image_size, seed=seed, accept=_can_talk)
 
 
+def make_training_scenes(folder: Path, count: int, image_size: int, seed: str) -> None:
+    """Write shards of scenes for training, with fewer options, most of which are of the kind of the true one."""
+    make_visdial_scenes(folder, count, image_size, seed, TRAINING_OPTIONS)
+
+
 def visdial_config(config: RunConfig) -> RunConfig:
     """The config of a finetuning on these scenes, from that of another task."""
-    data = replace(config.data, max_tokens=64, texts_per_image=ROUNDS)
-    return replace(config, task="visdial", data=data, batch_size=16, steps=1600)
+    data = replace(config.data, max_tokens=64, texts_per_image=ROUNDS, false_answers=2)
+    return replace(config, task="visdial", data=data, batch_size=16, steps=2000)
 
 
 def score_visdial(model: Model, folder: Path) -> dict[str, float]:
@@ -140,7 +152,7 @@ def _name(scene: Scene, number: int) -> str:
     return f"{scene.objects[number]['colour']} {scene.objects[number]['shape']}"
 
 
-def _options(answer: str, rng: random.Random) -> list[str]:
+def _options(answer: str, count: int, rng: random.Random) -> list[str]:
     """The true answer among false ones, in random order; some of these are of its kind."""
     kind = next(kind for kind in KINDS if answer in kind)
     alike = [one for one in kind if one != answer]
@@ -148,6 +160,6 @@ def _options(answer: str, rng: random.Random) -> list[str]:
     near = [one for one in alike if words & set(one.split())]  # share the color or the shape
     false = rng.sample(near or alike, min(len(near or alike), SAME_KIND))
     rest = [one for one in POOL if one != answer and one not in false]
-    options = [answer, *false, *rng.sample(rest, OPTIONS - 1 - len(false))]
+    options = [answer, *false, *rng.sample(rest, count - 1 - len(false))]
     rng.shuffle(options)
     return options

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from vlp.data.dialogs import DIALOG_TOKENS, Dialog, DialogWords, Round
+from vlp.data.dialogs import CAPTION_TOKENS, DIALOG_TOKENS, Dialog, DialogWords, Round
 from vlp.data.images import ImageLike
 from vlp.data.transforms import clean_caption
 from vlp.errors import UserError
@@ -82,7 +82,8 @@ def score_options(model: "Model", image_tokens: Tensor, dialog: Dialog) -> dict[
 
 def _memory(model: "Model", image_tokens: Tensor, caption: str) -> ImageMemory:
     """The memory of one image and its caption, without padding."""
-    ids, mask = model.tokenizer.encode([clean_caption(caption)], model.text_tokens, multiple=1)
+    most = min(CAPTION_TOKENS, model.config.text_tower.positions)
+    ids, mask = model.tokenizer.encode([clean_caption(caption)], most, multiple=1)
     with model.inference():
         return model.blip.dialog_memory(image_tokens, ids.to(model.device), mask.to(model.device), padded=False)
 
