@@ -13,7 +13,8 @@ from vlp.data.questions import frequent_answers, read_answer_list
 from vlp.data.shard_writer import ShardWriter
 from vlp.errors import UserError, WorkError
 from vlp.evaluation.settings import EvaluationSettings
-from vlp.evaluation.vqa import evaluate_vqa, score_submission, vqa_metrics, write_submission
+from vlp.evaluation.vqa import evaluate_vqa
+from vlp.evaluation.vqa_answers import score_answers, vqa_metrics, write_submission
 from vlp.model.answer_ranking import AnswerList, rank_memory
 from vlp.model.answers import question_memory
 
@@ -136,31 +137,39 @@ def test_accuracy_is_over_the_questions_with_answers():
 
 def test_the_submission_covers_every_question_or_is_not_written(shards, tmp_path):
     results = evaluate_vqa(vqa_model(), shards)
-    with pytest.raises(WorkError, match="bad questions: 1"):
-        write_submission(str(tmp_path / "vqa.json"), results)
+    path = str(tmp_path / "vqa.json")
+    with pytest.raises(WorkError, match=r"\(bad questions: 1, duplicate question_id: 1\)"):
+        write_submission(path, results)
     assert not (tmp_path / "vqa.json").exists()
-    results.metrics["skipped"] = 0
-    write_submission(str(tmp_path / "vqa.json"), results)
+    results.metrics = {"skipped": 1, "skipped: no question": 1}
+    write_submission(path, results)
     rows = json.loads((tmp_path / "vqa.json").read_text())
     assert [row["question_id"] for row in rows] == [1, 2, 3] and set(rows[0]) == {"question_id", "answer"}
+    scored = score_answers(path, shards)
+    assert scored.predictions == json.loads(json.dumps(results.predictions))
+    assert scored.metrics == {**vqa_metrics(results.predictions), **scored_counts(scored.metrics)}
+    assert scored.metrics["skipped"] == 3
 
 
-def test_results_of_another_split_are_named(tmp_path):
-    rows = [{"question_id": number, "answers": ["yes"] * 10, "answer_type": "yes/no"} for number in (1, 2)]
+def scored_counts(metrics: dict) -> dict:
+    return {name: value for name, value in metrics.items() if name.startswith("skipped")}
+
+
+def test_results_of_another_split_are_named(shards, tmp_path):
     path = tmp_path / "results.json"
 
     def score(*numbers):
         path.write_text(json.dumps([{"question_id": number, "answer": "yes"} for number in numbers]))
-        return score_submission(rows, str(path))
+        return score_answers(str(path), shards)
 
-    assert [row["score"] for row in score(2, 1)] == [1, 1]
+    assert [row["score"] for row in score(3, 2, 1).predictions] == [1, 0, None]
     with pytest.raises(UserError, match=r"another split.*lacks 1 question \(question_id 2\).*answers 1 question.* 7"):
-        score(1, 7)
+        score(1, 3, 7)
     with pytest.raises(UserError, match=r"several answers to 1 question \(question_id 1\)"):
         score(1, 2, 1)
     path.write_text('{"a": 1}')
     with pytest.raises(UserError, match="not a list of question_id and answer"):
-        score_submission(rows, str(path))
+        score_answers(str(path), shards)
 
 
 def test_the_list_of_answers_has_the_frequent_ones(shards, tmp_path):

@@ -3,6 +3,7 @@
 import typer
 
 from vlp.cli.evaluate_all import all_tasks
+from vlp.cli.evaluate_answers import answers
 from vlp.cli.evaluate_captioning import captioning
 from vlp.cli.evaluate_captions import captions
 from vlp.cli.evaluate_matching import matching
@@ -23,6 +24,7 @@ for command in (
     video_retrieval,
     video_qa,
     vqa,
+    answers,
 ):
     evaluate_app.command(command.__name__.replace("_", "-"))(command)
 evaluate_app.command("all")(all_tasks)

@@ -36,13 +36,17 @@ def vqa(
     given = locals()
     from vlp.data.questions import read_answer_list
     from vlp.distributed import is_main
+    from vlp.errors import UserError
     from vlp.evaluation.results import Results
     from vlp.evaluation.settings import EvaluationSettings
-    from vlp.evaluation.vqa import evaluate_vqa, write_submission
+    from vlp.evaluation.vqa import evaluate_vqa
+    from vlp.evaluation.vqa_answers import write_submission
     from vlp.generation.settings import named_overrides, resolve_decoding
     from vlp.model import Model
 
     changes = {"beams": beams, "min_length": min_length, "max_length": max_length}
+    if submission and limit:
+        raise UserError("A submission answers every question; leave --limit out.")
     listed = read_answer_list(answers) if answers else None
 
     def evaluate(loaded: Model, settings: EvaluationSettings) -> Results:
