@@ -56,8 +56,9 @@ def test_the_search_finds_a_peak_in_few_fits(peak):
     assert math.log10(min(tried)) == pytest.approx(-6) and math.log10(max(tried)) == pytest.approx(6)
 
 
-def test_of_equal_penalties_the_largest_is_chosen():
-    assert search_penalty(lambda penalty: 1.0) == pytest.approx(1e6)
+def test_of_equal_penalties_the_median_is_chosen():
+    assert search_penalty(lambda penalty: 1.0) == pytest.approx(1)
+    assert 1e-3 < search_penalty(lambda penalty: float(penalty < 10)) < 1
 
 
 def test_held_out_images_and_shots_are_drawn_by_class():

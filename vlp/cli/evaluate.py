@@ -6,6 +6,7 @@ from vlp.cli.evaluate_all import all_tasks
 from vlp.cli.evaluate_answers import answers
 from vlp.cli.evaluate_captioning import captioning
 from vlp.cli.evaluate_captions import captions
+from vlp.cli.evaluate_classification import classification, linear_probe
 from vlp.cli.evaluate_matching import matching
 from vlp.cli.evaluate_nlvr2 import nlvr2
 from vlp.cli.evaluate_retrieval import retrieval
@@ -19,6 +20,8 @@ for command in (
     captioning,
     captions,
     matching,
+    classification,
+    linear_probe,
     nlvr2,
     visdial,
     video_retrieval,

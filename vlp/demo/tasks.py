@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vlp.config import RunConfig
 from vlp.demo import (
+    classification_scenes,
     nlvr2_scenes,
     retrieval_scenes,
     self_critical_scenes,
@@ -59,6 +60,15 @@ class SceneTask:
 SCENE_TASKS = {
     task.name: task
     for task in (
+        SceneTask(
+            "classification",
+            classification_scenes.make_classification_scenes,
+            classification_scenes.score_classification,
+            metric="acc1",
+            target=0.9,
+            train=0,
+            test=500,
+        ),
         SceneTask(
             "retrieval",
             retrieval_scenes.make_retrieval_scenes,

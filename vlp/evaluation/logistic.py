@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 STEPS = 1000  # of L-BFGS, as in CLIP
+SEARCH_TOLERANCE = 1e-4  # while the penalty is searched: scikit-learn's default, which CLIP used
 STEPS_PER_DECADE = 8  # of the penalties that are tried
 DECADES = 6  # they reach from 1e-6 to 1e6
 FIRST_STRIDE = 2 * STEPS_PER_DECADE  # the first ones are two decades apart
@@ -26,7 +27,12 @@ class LinearClassifier:
 
 
 def fit_logistic(
-    features: Tensor, labels: Tensor, classes: int, penalty: float, start: LinearClassifier | None = None
+    features: Tensor,
+    labels: Tensor,
+    classes: int,
+    penalty: float,
+    start: LinearClassifier | None = None,
+    tolerance: float = 1e-7,
 ) -> LinearClassifier:
     """Minimize the summed cross-entropy + penalty / 2 * |weight|²; the bias is not penalized.
 
@@ -36,6 +42,7 @@ def fit_logistic(
         features: [images, features].
         labels: int64 [images], from 0 to `classes` - 1.
         start: where to start; None: at zero. The result does not depend on it, up to the tolerance.
+        tolerance: of the largest entry of the gradient of the objective / images.
     """
     x = features.double()
     size = (x.shape[1], classes)
@@ -45,7 +52,8 @@ def fit_logistic(
         [weight, bias],
         max_iter=STEPS,
         max_eval=2 * STEPS,
-        tolerance_grad=1e-7,
+        history_size=10,
+        tolerance_grad=tolerance,
         tolerance_change=1e-12,
         line_search_fn="strong_wolfe",
     )
@@ -96,7 +104,7 @@ def search_penalty(accuracy: Callable[[float], float]) -> float:
     """The penalty with the best accuracy among 97 from 1e-6 to 1e6, by CLIP's search.
 
     It tries every second decade, and then halves the interval around the best one until neighbors are an eighth of a
-    decade apart. Of equal ones the larger penalty is better.
+    decade apart. Of equal ones it takes the median.
 
     Args:
         accuracy: of the classifier that is fitted with a penalty, on held-out images.
@@ -105,12 +113,18 @@ def search_penalty(accuracy: Callable[[float], float]) -> float:
     tried = {step: accuracy(_penalty(step)) for step in range(last, -last - 1, -FIRST_STRIDE)}
     stride = FIRST_STRIDE // 2
     while stride:
-        best = max(tried, key=lambda step: (tried[step], step))
+        best = _best(tried)
         for step in (best + stride, best - stride):
             if step not in tried and abs(step) <= last:
                 tried[step] = accuracy(_penalty(step))
         stride //= 2
-    return _penalty(max(tried, key=lambda step: (tried[step], step)))
+    return _penalty(_best(tried))
+
+
+def _best(tried: dict[int, float]) -> int:
+    """The median of the steps with the highest accuracy."""
+    equal = sorted(step for step, accuracy in tried.items() if accuracy == max(tried.values()))
+    return equal[len(equal) // 2]
 
 
 def _penalty(step: int) -> float:
