@@ -21,7 +21,7 @@ from vlp.report.published import SOURCE, published_figures
 
 EXAMPLES = 6  # of each kind and task
 PIXELS = 240  # longer side of a picture
-LONGEST_TEXT = 160  # letters of a field of an example
+MOST_LINES, LONGEST_TEXT = 4, 160  # of a field of an example
 # The metrics of the table for each task: name, title, and what to multiply it with.
 HEADLINES: dict[str, tuple[tuple[str, str, float], ...]] = {
     "retrieval": (("i2t_r1", "image to text R@1", 100), ("t2i_r1", "text to image R@1", 100)),
@@ -148,20 +148,23 @@ def _groups(folder: Path, result: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield {"kind": kind, "examples": examples, "count": len(members)}
 
 
-def _facts(row: dict[str, Any]) -> list[tuple[str, str]]:
-    """The fields of a prediction that people read."""
+def _facts(row: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """The fields of a prediction that people read: their names and lines."""
     hidden = ("right", "image_id", "scores", "ranks", "relevance", "info")
-    return [
-        (name.replace("_", " "), text) for name, value in row.items() if name not in hidden and (text := _text(value))
-    ]
+    return [(name.replace("_", " "), _lines(value)) for name, value in row.items() if name not in hidden]
 
 
-def _text(value: Any) -> str:
-    """A value of a prediction in a few words."""
+def _lines(value: Any) -> list[str]:
+    """A value of a prediction in a few lines."""
     if isinstance(value, list):
-        text = " · ".join(_text(one) for one in value[:3]) + (" …" if len(value) > 3 else "")
-    elif isinstance(value, dict):
-        text = ", ".join(_text(one) for one in value.values() if not isinstance(one, bool))
+        return [_line(one) for one in value[:MOST_LINES]] + (["…"] if len(value) > MOST_LINES else [])
+    return [_line(value)]
+
+
+def _line(value: Any) -> str:
+    if isinstance(value, dict):
+        text = ", ".join(_number(one) for name, one in value.items() if name != "right")
+        text = f"✓ {text}" if value.get("right") else text
     else:
         text = _number(value)
     return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}…"
