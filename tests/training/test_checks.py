@@ -29,6 +29,8 @@ def pixel() -> bytes:
         (["validation='{tmp}/none/*.tar'"], "validation: No shard matches"),
         (["validation='{tmp}/empty.tar'"], "validation: .* no sample"),
         (["validation='{tmp}/silent/*.tar'"], "validation: sample a of .* has no caption"),
+        (["task=vqa", "validation='{scenes}/*.tar'"], "validation: .* has no 'questions' in the JSON"),
+        (["task=nlvr2", "data.sources=[{shards: '{scenes}/*.tar', texts: {}}]"], "which task nlvr2 does not use"),
         (["evaluate_every=2"], "validation is empty"),
         (["tokenizer='{tmp}/none'"], "is not a tokenizer folder"),
         (["data.sources=[{shards: '{tmp}/none/*.tar'}]"], "No shard matches"),

@@ -1,7 +1,6 @@
 """Scores on the validation shards, during a run and at its end."""
 
 from contextlib import closing, nullcontext
-from functools import partial
 
 import torch
 
@@ -9,27 +8,24 @@ from vlp.config import DecodingConfig, RunConfig
 from vlp.data.bad_samples import BadSampleError
 from vlp.data.shard_index import ShardIndex, expand_shards, index_shard
 from vlp.data.shard_stream import read_shard
-from vlp.data.shards import ShardReader
+from vlp.data.shards import Sample, ShardReader
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.distributed import run_on_main
 from vlp.errors import UserError
 from vlp.evaluation.captioning import evaluate_captioning
+from vlp.evaluation.nlvr2 import evaluate_nlvr2
+from vlp.evaluation.results import Results
 from vlp.evaluation.retrieval import evaluate_retrieval
 from vlp.evaluation.settings import EvaluationSettings
 from vlp.evaluation.visdial import evaluate_visdial
+from vlp.evaluation.vqa import evaluate_vqa
 from vlp.model import Model
 from vlp.models.blip import Blip
 from vlp.remote import is_remote
 from vlp.training.stop_signals import StopRequest
 
+ANNOTATIONS = {"vqa": "questions", "nlvr2": "sentence", "visdial": "dialog"}  # what the JSON of samples must have
 RERANK = 16  # candidates, far fewer than at the end, so that validation costs little
-# How the models of each task are scored; the others by retrieval.
-EVALUATIONS = {
-    "captioning": evaluate_captioning,
-    "self_critical": evaluate_captioning,
-    "visdial": evaluate_visdial,
-}
-WITHOUT_CAPTIONS = ("vqa", "nlvr2", "visdial")  # tasks whose samples need no captions
 
 
 class _Stopped(Exception):
@@ -37,12 +33,13 @@ class _Stopped(Exception):
 
 
 def check_validation(config: RunConfig) -> None:
-    """Make sure that `validate` will find samples, each with a caption if the task needs captions.
+    """Make sure that `validate` will find samples with what the task is scored by.
 
-    Samples with a text file are not read, and of remote shards only the first sample.
+    Where that is captions, each sample must have one; those with a text file are not read. Otherwise only the first
+    sample is read, as of remote shards.
 
     Raises:
-        UserError: no shard matches, or the shards hold no sample, or no captions.
+        UserError: no shard matches, or the shards hold no sample, or samples of another kind.
     """
     if not config.validation:
         if config.evaluate_every:
@@ -50,16 +47,14 @@ def check_validation(config: RunConfig) -> None:
         return
     try:
         paths = expand_shards(config.validation)
-        if any(map(is_remote, paths)):
-            _check_first_sample(paths[0])
+        if config.task in ANNOTATIONS or any(map(is_remote, paths)):
+            _check_first_sample(paths[0], ANNOTATIONS.get(config.task, ""))
             return
         indexes = [index_shard(path) for path in paths]
     except UserError as error:
         raise UserError(f"validation: {error}") from None
     if not any(index.keys for index in indexes):
         raise UserError(f"validation: {config.validation} holds no sample.")
-    if config.task in WITHOUT_CAPTIONS:
-        return
     with closing(ShardReader()) as reader:
         for index in indexes:
             for row in (index.members[:, 2] == 0).nonzero()[0].tolist():
@@ -69,11 +64,14 @@ def check_validation(config: RunConfig) -> None:
                     )
 
 
-def _check_first_sample(path: str) -> None:
-    """Make sure that a remote shard can be read and begins with a sample; the rest is not read."""
+def _check_first_sample(path: str, annotation: str) -> None:
+    """Make sure that a shard begins with a sample, and that its JSON has the annotation; the rest is not read."""
     with closing(read_shard(path)) as samples:
-        if next(samples, None) is None:
-            raise UserError(f"{path} holds no sample.")
+        sample = next(samples, None)
+    if sample is None:
+        raise UserError(f"{path} holds no sample.")
+    if annotation and isinstance(sample, Sample) and annotation not in sample.info:
+        raise UserError(f"{path} has no {annotation!r} in the JSON of its samples; name shards of this task.")
 
 
 def _has_caption(reader: ShardReader, index: ShardIndex, row: int) -> bool:
@@ -99,7 +97,6 @@ def validate(
 
     def scores() -> dict[str, float] | None:
         model = Model(blip, tokenizer, config.precision, decoding=decoding)
-        evaluate = EVALUATIONS.get(config.task) or partial(evaluate_retrieval, rerank=RERANK)
         # Blocks are compiled for training. The caches and batch sizes of validation would compile further programs.
         stance = torch.compiler.set_stance("force_eager") if config.compile else nullcontext()
         # Training draws the same random numbers with and without a validation in between.
@@ -107,8 +104,24 @@ def validate(
         with stance, torch.random.fork_rng(devices):
             try:
                 settings = EvaluationSettings(progress=stop_between_batches)
-                return evaluate(model, config.validation, settings=settings).metrics
+                return _evaluate(config, model, settings).metrics
             except _Stopped:
                 return None
 
     return run_on_main(scores, while_waiting=stop.tell_main)
+
+
+def _evaluate(config: RunConfig, model: Model, settings: EvaluationSettings) -> Results:
+    """Score a model on the validation shards by the evaluation of the run's task."""
+    shards = config.validation
+    match config.task:
+        case "captioning" | "self_critical":
+            return evaluate_captioning(model, shards, settings=settings)
+        case "vqa":
+            return evaluate_vqa(model, shards, settings=settings)
+        case "nlvr2":
+            return evaluate_nlvr2(model, shards, settings)
+        case "visdial":
+            return evaluate_visdial(model, shards, settings)
+        case "pretrain" | "retrieval":
+            return evaluate_retrieval(model, shards, rerank=RERANK, settings=settings)
