@@ -1,14 +1,15 @@
 """Questions about videos: the model's answers, their normalization, and what is not counted."""
 
 import pytest
-from tiny_model import make_model
+from PIL import Image
+from tiny_model import make_images, make_model
 from videos import write_list, write_noise_videos
 
 from vlp.errors import UserError
 from vlp.evaluation.settings import EvaluationSettings
 from vlp.evaluation.video_qa import evaluate_video_qa
 from vlp.model.answers import answer_memory, question_memory
-from vlp.model.video import load_videos
+from vlp.model.video import encode_videos, load_videos
 from vlp.models.finetuned import extend
 
 FRAMES = 3
@@ -70,3 +71,19 @@ def test_a_model_without_vqa_and_unreadable_videos_are_refused(tmp_path, videos,
         evaluate_video_qa(make_model(), path, str(videos))
     with pytest.raises(UserError, match=r"No video that .* can be read .* undecodable"):
         evaluate_video_qa(answering, path, str(videos))
+
+
+def test_answer_takes_images_and_videos(videos, answering, tmp_path):
+    Image.fromarray(make_images(1)[0].permute(1, 2, 0).numpy()).save(tmp_path / "photo.png")
+    asked = [(videos / "v0.mp4", "what is red"), (tmp_path / "photo.png", "where is it"), (videos / "v1.mp4", "how")]
+    images, questions = [image for image, _ in asked], [question for _, question in asked]
+    answers = answering.answer(images, questions, frames=FRAMES)
+    ranked = answering.rank_answers(images, questions, ["red", "star", "the circle"], frames=FRAMES)
+    for (image, question), answer, best in zip(asked, answers, ranked, strict=True):
+        assert [answer] == answering.answer(image, question, frames=FRAMES)
+        alone = answering.rank_answers(image, [question, "who"], ["red", "star", "the circle"], frames=FRAMES)[0]
+        assert [one.text for one in best] == [one.text for one in alone]
+    memory = question_memory(answering, encode_videos(answering, load_videos(answering, images[:1], FRAMES)), ["how"])
+    assert answering.answer(images[0], "how", frames=FRAMES) == answer_memory(
+        answering, memory, answering.decoding, [""]
+    )

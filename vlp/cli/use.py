@@ -73,15 +73,16 @@ def caption(
 
 def answer(
     model: str,
-    image: str,
+    image: Annotated[str, typer.Argument(help="An image or a video.")],
     questions: list[str],
     answers: Annotated[str, typer.Option(help="JSON list of answers to choose from; without it, generate.")] = "",
     beams: options.Beams = None,
     max_length: options.MaxLength = None,
+    frames: Frames = 16,
     precision: Precision = "auto",
     as_json: Json = False,
 ) -> None:
-    """Answer questions about an image. Example: vlp answer runs/vqa/model photo.jpg "what color is the bus?" """
+    """Answer questions about an image or video. Example: vlp answer VQA-MODEL photo.jpg "what color is the bus?" """
     from vlp.data.questions import read_answer_list
     from vlp.model import load_model
     from vlp.models.cpu.optimise import optimise_for_cpu
@@ -89,9 +90,9 @@ def answer(
     listed = read_answer_list(answers) if answers else None
     loaded = optimise_for_cpu(load_model(model, precision=precision))
     if listed:
-        found = [ranked[0].text for ranked in loaded.rank_answers(image, questions, listed)]
+        found = [ranked[0].text for ranked in loaded.rank_answers(image, questions, listed, frames=frames)]
     else:
-        found = loaded.answer(image, questions, beams=beams, max_length=max_length)
+        found = loaded.answer(image, questions, frames=frames, beams=beams, max_length=max_length)
     if as_json:
         print(json.dumps([{"question": one, "answer": text} for one, text in zip(questions, found, strict=True)]))
         return

@@ -16,11 +16,10 @@ from vlp.evaluation.vqa_accuracy import normalize
 from vlp.model import Model
 from vlp.model.answer_ranking import AnswerList, rank_memory
 from vlp.model.answers import answer_memory, question_memory
-from vlp.model.video import encode_videos
+from vlp.model.video import QUESTION_FRAMES, encode_videos
 from vlp.models.cpu.linear import constant_weights
 from vlp.models.finetuned import require
 
-FRAMES = 16  # of a video (paper, section 5.6)
 QUESTIONS_AT_ONCE = 128  # about one video
 
 
@@ -29,7 +28,7 @@ def evaluate_video_qa(
     model: Model,
     listed: str,
     folder: str,
-    frames: int = FRAMES,
+    frames: int = QUESTION_FRAMES,
     answers: list[str] | None = None,
     k: int = 128,
     decoding: DecodingConfig | None = None,

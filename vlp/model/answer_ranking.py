@@ -9,6 +9,7 @@ from torch import Tensor
 from vlp.data.images import ImageLike
 from vlp.errors import UserError
 from vlp.model.answers import question_batches
+from vlp.model.video import QUESTION_FRAMES
 from vlp.models.blip import Blip
 from vlp.models.cpu.linear import constant_weights
 from vlp.models.finetuned import require
@@ -52,12 +53,14 @@ def rank_answers(
     answers: Sequence[str],
     k: int = 128,
     batch_size: int = 32,
+    frames: int = QUESTION_FRAMES,
 ) -> list[list[LikelyAnswer]]:
     """The k likeliest answers of a list to each question, the best first (BLIP, section 5.3).
 
     Args:
         images, questions: equally many, or one image for all questions.
         k: the probability of its first token chooses so many answers; only their whole likelihood is computed.
+        frames: of each video.
 
     Raises:
         UserError: the model was not finetuned for VQA, the numbers of images and questions differ, an image is
@@ -66,7 +69,7 @@ def rank_answers(
     require(model.config, "vqa", "rank answers")
     listed = AnswerList(model, answers)
     ranked: list[list[LikelyAnswer]] = []
-    for memory in question_batches(model, images, questions, batch_size):
+    for memory in question_batches(model, images, questions, batch_size, frames):
         ranked += rank_memory(model, memory, listed, k)
     return ranked
 

@@ -24,7 +24,7 @@ from vlp.model.classify import Classification, classify_images
 from vlp.model.dialog import RankedAnswer, rank_dialog_answers
 from vlp.model.hub import push_to_hub
 from vlp.model.pairs import compare_images
-from vlp.model.video import FRAMES, encode_all
+from vlp.model.video import FRAMES, QUESTION_FRAMES, encode_all
 from vlp.model_folder import save_model
 from vlp.models.blip import Blip
 from vlp.models.cpu.linear import constant_weights
@@ -155,10 +155,11 @@ class Model:
         questions: str | Sequence[str],
         decoding: DecodingConfig | None = None,
         batch_size: int = 32,
+        frames: int = QUESTION_FRAMES,
         **settings: Any,
     ) -> list[str]:
         """Answer questions about images with a model trained on question answering; see `answer_questions`."""
-        return answer_questions(self, as_list(images), questions, decoding, batch_size, **settings)
+        return answer_questions(self, as_list(images), questions, decoding, batch_size, frames, **settings)
 
     def rank_dialog_answers(
         self,
@@ -199,9 +200,10 @@ class Model:
         answers: Sequence[str],
         k: int = 128,
         batch_size: int = 32,
+        frames: int = QUESTION_FRAMES,
     ) -> list[list[LikelyAnswer]]:
         """The likeliest answers of a list, the best first; see `vlp.model.answer_ranking.rank_answers`."""
-        return rank_answers(self, as_list(images), questions, answers, k, batch_size)
+        return rank_answers(self, as_list(images), questions, answers, k, batch_size, frames)
 
     @constant_weights()
     def embed_images(

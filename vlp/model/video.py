@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vlp.model.model import Model
 
 FRAMES = 8  # of a video, as BLIP takes for retrieval
+QUESTION_FRAMES = 16  # for questions about it
 
 
 @dataclass
