@@ -251,6 +251,8 @@ def import_hf(
 ) -> None:
     """Import a Hugging Face data set. Rows of one image become one sample; other columns are kept in its JSON.
 
+    Without --text, the columns question and question_id (VQAv2) become the questions of their image.
+
     \b
     data/train-00000-of-00002.parquet    parquet, Arrow or webdataset files
     dataset_info.json, state.json        what save_to_disk wrote

@@ -87,10 +87,23 @@ def test_the_column_split(written, tmp_path):
     assert counts.samples == 3 and [sample.info["img_id"] for sample in samples] == ["0", "4", "8"]
 
 
+def test_rows_of_questions_become_the_questions_of_their_image(written, tmp_path):
+    rows = vqav2(IMAGES)
+    more = (
+        rows.select([0, 0]).remove_columns("question_id").add_column("question_id", [7, 10])
+    )  # 10 is the second row's
+    more = more.select_columns(rows.column_names).cast(rows.features)
+    path = written(datasets.concatenate_datasets([rows, more]))
+    counts, samples = imported(tmp_path, path)
+    first = {"question": "is it 0?", "answers": ["yes"], "question_type": "is", "answer_type": "yes/no"}
+    assert samples[0].info["questions"] == [{**first, "question_id": 0}, {**first, "question_id": 7}]
+    assert samples[0].info["image_id"] == 0 and "answers" not in samples[0].info and not samples[0].captions
+    assert len(samples) == 12 and counts.bad == {"duplicate question_id": 1}
+
+
 def test_questions_and_wrong_calls(written, tmp_path):
     path = written(vqav2(IMAGES))
     for settings, words in [
-        ({}, "holds the texts .*columns: image, image_id, question"),
         ({"text": "question", "group_by": "no"}, "no column 'no' to group by"),
         ({"text": "question", "split": "val"}, "no split 'val'; set split to one of train"),
     ]:

@@ -1,4 +1,4 @@
-"""Hugging Face data sets to shards; the rows of one image become one sample with all their captions."""
+"""Hugging Face data sets to shards; the rows of an image become one sample with all their captions or questions."""
 
 import io
 import json
@@ -17,11 +17,18 @@ from vlp.errors import UserError
 
 BEGINNINGS = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp"}  # what image files begin with
 
+QUESTION = ("question", "question_id")  # the columns of a data set of questions; it may have these, too:
+ANSWERS = ("answers", "answer", "multiple_choice_answer", "question_type", "answer_type")
+
 log = logging.getLogger("vlp")
 
 
 class HuggingFaceDataset:
-    """The images of a split of a data set. The other columns are kept in the sample's JSON."""
+    """The images of a split of a data set. The other columns are kept in the sample's JSON.
+
+    The rows of a data set of questions (VQAv2's columns), of which the caller names no column of texts, become the
+    `questions` of their image, as `vlp data import vqa` writes them.
+    """
 
     def __init__(
         self,
@@ -47,11 +54,16 @@ class HuggingFaceDataset:
         """
         self.opened = open_dataset(name, split)
         features = self.opened.features
-        self.columns = guess_columns(features, name, image, text, need_text)
+        self.asks = not text and all(column in features for column in QUESTION)
+        self.columns = guess_columns(features, name, image, text, need_text and not self.asks)
         if group_by and group_by not in features:
             raise UserError(f"{name} has no column {group_by!r} to group by; its columns are {', '.join(features)}.")
         self.group = group_by or (self.columns.key if self.columns.key.lower() in GROUPS else "")
-        self.kept = [column for column, kind in features.items() if column != self.columns.image and _is_plain(kind)]
+        self.asked = [one for one in (*QUESTION, *ANSWERS) if one in features] if self.asks else []
+        left_out = {self.columns.image, *self.asked}
+        self.kept = [column for column, kind in features.items() if column not in left_out and _is_plain(kind)]
+        self.questions: dict[str, list[dict[str, Any]]] = {}  # of each image
+        self.bad: list[BadSample] = []  # questions
         self.captions: dict[str, dict[str, None]] = {}  # of each image, each once, in the order of the rows
         self._read_captions()
         log.info(
@@ -62,7 +74,7 @@ class HuggingFaceDataset:
             raise UserError(f"{name} has no rows in the split {split!r}; name another with --split.")
 
     def __len__(self) -> int:
-        return len(self.captions)
+        return len(self.captions) + len(self.bad)
 
     def __iter__(self) -> Iterator[ImportedSample | BadSample]:
         written: set[str] = set()
@@ -76,6 +88,7 @@ class HuggingFaceDataset:
                 yield self._sample(name, row)
             except BadSampleError as error:
                 yield BadSample(self.opened.name, name, error.reason)
+        yield from self.bad
 
     def _sample(self, name: str, row: dict[str, Any]) -> ImportedSample:
         image = image_bytes(row[self.columns.image], self.opened)
@@ -87,22 +100,43 @@ class HuggingFaceDataset:
         texts = self.columns.text.partition(".")[0]
         info = {column: row[column] for column in self.kept if column != texts and row[column] is not None}
         info = json.loads(json.dumps(info, default=str))  # dates and the like become strings
+        if self.asks:
+            info["questions"] = self.questions.get(name, [])
         return ImportedSample(make_key(name), image, extension, list(self.captions[name]), info)
 
     def _read_captions(self) -> None:
         """Collect the captions of each image; keys that are not unique are replaced by row numbers."""
         self._key = "" if self.group else self.columns.key  # the column of names that must be unique
-        names = [self.group, self._key, self.columns.text.partition(".")[0]]
+        names = [self.group, self._key, self.columns.text.partition(".")[0], *self.asked]
         rows = self._rows(names if any(names) else [self.columns.image])
+        numbers: set[Any] = set()
         for number, row in rows:
             name = self._name(number, row)
             if self._key and name in self.captions:
                 log.info("%s: the column %s is not unique; keys are row numbers", self.opened.name, self._key)
                 self.columns = replace(self.columns, key="")
                 self.captions.clear()
+                self.questions.clear()
+                self.bad.clear()
                 self._read_captions()
                 return
             self.captions.setdefault(name, {}).update(dict.fromkeys(texts_of(row, self.columns.text)))
+            if self.asks:
+                self._add_question(name, row, numbers)
+
+    def _add_question(self, name: str, row: dict[str, Any], numbers: set[Any]) -> None:
+        """Add a question to those of its image; `numbers` are the ids before it."""
+        number, text = row["question_id"], row["question"]
+        if number is None or not isinstance(text, str) or not text.strip() or number in numbers:
+            reason = "duplicate question_id" if number in numbers else "no question"
+            self.bad.append(BadSample(self.opened.name, f"question_id {number}", reason))
+            return
+        numbers.add(number)
+        given = next((row[one] for one in ANSWERS[:3] if row.get(one)), [])
+        answers = [one["answer"] if isinstance(one, dict) else one for one in _listed(given)]
+        facts = {"answers": answers} if answers else {}
+        kinds = {one: row[one] for one in ANSWERS[3:] if row.get(one)}
+        self.questions.setdefault(name, []).append({"question": text, "question_id": number, **facts, **kinds})
 
     def _name(self, number: int, row: dict[str, Any]) -> str:
         """What names the image of a row."""
@@ -119,6 +153,13 @@ class HuggingFaceDataset:
             for number, row in enumerate(one for batch in rows.iter(ROWS_AT_ONCE) for one in unbatched(batch)):
                 if not wanted or row[SPLIT_COLUMN] in self.opened.wanted:
                     yield number, row
+
+
+def _listed(answers: Any) -> list[Any]:
+    """Answers as a list; a list of structs may come as a struct of lists."""
+    if isinstance(answers, dict):
+        return list(answers.get("answer") or [])
+    return answers if isinstance(answers, list) else [answers]
 
 
 def _is_plain(kind: Any) -> bool:
