@@ -67,6 +67,26 @@ def test_captions_of_other_images_are_counted_and_of_another_split_refused(shard
         score_caption_file(str(tmp_path / "bad.json"), shards)
 
 
+@pytest.mark.parametrize(
+    ("truth", "message"),
+    [
+        ({"images": [{"id": 1, "file_name": "a"}] * 2, "annotations": []}, "second image with the image_id 1"),
+        ({"images": [{"id": 1, "file_name": "a"}, {"file_name": "b"}]}, "row without a proper"),
+        ({"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 2, "caption": "x"}]}, "image_id 2"),
+        (
+            {"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1, "caption": 7}]},
+            "row without a proper",
+        ),
+        ({"images": [{"id": 1, "file_name": "a"}], "annotations": []}, "no reference captions"),
+    ],
+)
+def test_bad_references_are_named(tmp_path, truth, message):
+    path = write_captions(tmp_path / "captions.json", [1])
+    (tmp_path / "truth.json").write_text(json.dumps({"annotations": [{"image_id": 1, "caption": "a"}], **truth}))
+    with pytest.raises(UserError, match=message):
+        score_caption_file(path, str(tmp_path / "truth.json"))
+
+
 def test_a_submission_has_each_image_once():
     rows = [{"key": "a", "caption": "x", "image_id": 3}, {"key": "b", "caption": "y"}]
     assert caption_file_rows(rows) == [{"image_id": 3, "caption": "x"}, {"image_id": "b", "caption": "y"}]

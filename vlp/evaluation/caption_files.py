@@ -5,13 +5,14 @@ from typing import Any
 
 from vlp.data.bad_samples import BadSampleError, BadSamples
 from vlp.data.importers import recognise
-from vlp.data.importers.annotation_rows import field
+from vlp.data.importers.annotation_rows import field, listed
 from vlp.data.shards import iterate_samples
 from vlp.errors import UserError
 from vlp.evaluation.captioning import Captioned, scored_results
 from vlp.evaluation.results import Results, dataset_name, skipped_metrics
 
 ImageId = int | str
+Known = dict[str, tuple[list[str], dict[str, Any]]]  # references and facts of each image by its id as text
 COMMAND = "evaluate captions"  # for errors
 
 
@@ -74,33 +75,47 @@ def read_caption_file(path: str) -> dict[ImageId, str]:
     _, rows = recognise.read_kinds(path, (recognise.COCO_RESULTS,), COMMAND)
     captions: dict[ImageId, str] = {}
     for row in rows:
-        try:
-            image_id, caption = field(row, "image_id", (int, str)), field(row, "caption", str)
-        except BadSampleError as error:
-            raise UserError(f"{path} has a row without an image_id or a caption ({error.reason}): {row}.") from None
+        image_id, caption = _fields(path, row, image_id=(int, str), caption=str)
         if image_id in captions:
             raise UserError(f"{path} has two captions of the image_id {image_id}; keep one.")
         captions[image_id] = caption
     return captions
 
 
-def _read_official(path: str) -> dict[str, tuple[list[str], dict[str, Any]]]:
-    """References and facts of each image by its id as text, from {images: [{id}], annotations: [{image_id}]}."""
+def _read_official(path: str) -> Known:
+    """The images of {images: [{id}], annotations: [{image_id, caption}]}."""
     _, values = recognise.read_kinds(path, (recognise.COCO, recognise.NOCAPS), COMMAND)
-    known: dict[str, tuple[list[str], dict[str, Any]]] = {}
-    for image in values["images"]:
-        facts = {"domain": image["domain"]} if "domain" in image else {}
-        known[str(image["id"])] = [], facts
-    for row in values.get("annotations", []):
-        if str(row["image_id"]) in known:
-            known[str(row["image_id"])][0].append(row["caption"])
+    known: Known = {}
+    for row in listed(path, values["images"], "images"):
+        (number,) = _fields(path, row, id=(int, str))
+        _add(known, path, number, [], row)
+    for row in listed(path, values.get("annotations", []), "annotations"):
+        number, caption = _fields(path, row, image_id=(int, str), caption=str)
+        if str(number) not in known:
+            raise UserError(f"{path} has a caption of the image_id {number}, which is not among its images.")
+        known[str(number)][0].append(caption)
     return known
 
 
-def _read_shards(shards: str | list[str]) -> dict[str, tuple[list[str], dict[str, Any]]]:
-    """The same of shards; the key of a sample stands for an `image_id` that it lacks."""
-    known: dict[str, tuple[list[str], dict[str, Any]]] = {}
+def _read_shards(shards: str | list[str]) -> Known:
+    """The images of shards; the key of a sample stands for an `image_id` that it lacks."""
+    known: Known = {}
     for sample in iterate_samples(shards, BadSamples(1.0)):
-        facts = {"domain": sample.info["domain"]} if "domain" in sample.info else {}
-        known[str(sample.info.get("image_id", sample.key))] = sample.captions, facts
+        _add(known, sample.shard, sample.info.get("image_id", sample.key), sample.captions, sample.info)
     return known
+
+
+def _add(known: Known, path: str, image_id: Any, references: list[str], facts: dict[str, Any]) -> None:
+    if str(image_id) in known:
+        raise UserError(f"{path} has a second image with the image_id {image_id}; give each image once.")
+    known[str(image_id)] = references, {"domain": facts["domain"]} if "domain" in facts else {}
+
+
+def _fields(path: str, row: Any, **kinds: type | tuple[type, ...]) -> list[Any]:
+    """The fields of a row of a file, in the order of their names and kinds; raises UserError if one is wrong."""
+    try:
+        return [field(row, name, kind) for name, kind in kinds.items()]
+    except BadSampleError:
+        raise UserError(
+            f"{path} has a row without a proper {' or '.join(kinds)}: {str(row)[:100]}; correct or remove it."
+        ) from None
