@@ -6,6 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from vlp.data.importers.clip_benchmark import COUNT_FILE, NAMES_FILE
 from vlp.data.shards import iterate_samples
 from vlp.data.transforms import clean_caption
 from vlp.data.video import is_video
@@ -15,7 +16,6 @@ from vlp.evaluation.results import dataset_name
 FIRST_SAMPLES = 8  # that are read to recognise shards
 LONGEST_LINE = 2**20  # bytes of a list of videos that are read to recognise it
 MOST_NAMES = 1000  # files of a folder among which a video is looked for
-CLASS_NAMES = "classnames.txt"
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def _shards(place: Path) -> list[FoundData]:
         return []
     shards = [str(place / "*.tar")]
     dataset = dataset_name(shards)
-    if (place / CLASS_NAMES).exists():
+    if (place / NAMES_FILE).exists() or ((place / COUNT_FILE).exists() and (place.parent / NAMES_FILE).exists()):
         train = place.parent / "train"
         found = [FoundData("classification", dataset, shards)]
         if place.name in ("val", "test") and any(train.glob("*.tar")):

@@ -50,7 +50,10 @@ HEADLINES: dict[str, tuple[tuple[str, str, float], ...]] = {
         ("t2v_median_rank", "text to video median rank", 1),
     ),
     "video_qa": (("accuracy", "accuracy", 100),),
-    "classification": (("acc1", "top-1 accuracy", 100), ("mean_per_class_recall", "mean per class recall", 100)),
+    "zeroshot_classification": (
+        ("acc1", "top-1 accuracy", 100),
+        ("mean_per_class_recall", "mean per class recall", 100),
+    ),
     "linear_probe": (("acc1", "top-1 accuracy", 100), ("mean_per_class_recall", "mean per class recall", 100)),
 }
 COUNTS = ("images", "videos", "sentences", "pairs", "rounds", "questions", "skipped")
@@ -121,7 +124,13 @@ def _cell(text: str) -> str:
 
 
 def _title(task: str) -> str:
-    names = {"vqa": "VQA", "nlvr2": "NLVR2", "visdial": "VisDial", "video_qa": "Video QA"}
+    names = {
+        "vqa": "VQA",
+        "nlvr2": "NLVR2",
+        "visdial": "VisDial",
+        "video_qa": "Video QA",
+        "zeroshot_classification": "Classification",
+    }
     return names.get(task, task.replace("_", " ").capitalize())
 
 
