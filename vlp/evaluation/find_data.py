@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from vlp.data.importers.clip_benchmark import COUNT_FILE, NAMES_FILE
+from vlp.data.class_names import COUNT_FILE, NAMES_FILE
 from vlp.data.shards import iterate_samples
 from vlp.data.transforms import clean_caption
 from vlp.data.video import is_video
