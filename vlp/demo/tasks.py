@@ -209,7 +209,7 @@ def _measure(root: Path, task: SceneTask, sizes: DemoSizes, quick: bool, seed: i
     train_once(config)
     metrics = _evaluate(root, task, Path(config.output) / "model")
     before = _evaluate(root, task, root / task.start) if task.compare else {}
-    gains = {f"{name}_gain": metrics[name] - value for name, value in before.items()}
+    gains = {f"{name}_gain": metrics[name] - value for name, value in before.items() if isinstance(value, float)}
     return {**metrics, **{f"before_{name}": value for name, value in before.items()}, **gains}
 
 
