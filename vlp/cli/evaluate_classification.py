@@ -76,16 +76,13 @@ def linear_probe(
     Example: vlp evaluate linear-probe MODEL data/pets-train data/pets-test --shots 16
     """
     given = locals()
-    from vlp.data.cache import cache_path, identity
     from vlp.data.labelled_images import open_labelled
-    from vlp.evaluation.linear_probe import FORMAT, evaluate_linear_probe
-    from vlp.evaluation.partial import model_stamp
+    from vlp.evaluation.linear_probe import evaluate_linear_probe, features_folder
 
     def evaluate(loaded: "Model", settings: "EvaluationSettings") -> "Results":
         fit = open_labelled(train, split=train_split)
         scored = open_labelled(test, split=test_split, folders=fit.folders)
-        sources = map(identity, [*fit.source, *scored.source])
-        folder = cache_path(FORMAT, [*model_stamp(model), *sources, features, precision, str(batch_size), str(limit)])
-        return evaluate_linear_probe(loaded, fit, scored, str(folder), features, shots, seed, settings)
+        folder = features_folder(fit, scored, features, settings)
+        return evaluate_linear_probe(loaded, fit, scored, folder, features, shots, seed, settings)
 
     run_evaluation("linear_probe", given, evaluate)

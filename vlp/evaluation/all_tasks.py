@@ -6,14 +6,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from vlp.data.cache import cache_path, identity
 from vlp.data.labelled_images import open_labelled
 from vlp.distributed import is_main, meet, run_on_main
 from vlp.errors import UserError
 from vlp.evaluation.captioning import evaluate_captioning
 from vlp.evaluation.classification import evaluate_classification
 from vlp.evaluation.find_data import FoundData, find_data
-from vlp.evaluation.linear_probe import FORMAT, evaluate_linear_probe
+from vlp.evaluation.linear_probe import evaluate_linear_probe, features_folder
 from vlp.evaluation.nlvr2 import evaluate_nlvr2
 from vlp.evaluation.results import Results, predictions_path, save_results
 from vlp.evaluation.retrieval import evaluate_retrieval
@@ -103,10 +102,10 @@ def evaluate_all(
 
 def _probe(model: Model, data: FoundData, settings: EvaluationSettings) -> Results:
     """A linear probe, whose features are kept in the cache."""
-    facts = [json.dumps(settings.about), *map(identity, [*data.train, *data.shards])]
     train = open_labelled(data.train[0])
     test = open_labelled(data.shards[0], folders=train.folders)
-    return evaluate_linear_probe(model, train, test, str(cache_path(FORMAT, facts)), settings=settings)
+    folder = features_folder(train, test, "class_token", settings)
+    return evaluate_linear_probe(model, train, test, folder, settings=settings)
 
 
 def _reason(model: Model, data: FoundData, tasks: list[str] | None) -> str:

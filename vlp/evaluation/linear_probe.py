@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlp.data.cache import cache_path, identity
 from vlp.data.labelled_images import LabelledImages
 from vlp.distributed import run_on_main
 from vlp.errors import UserError, WorkError
@@ -102,6 +103,15 @@ def evaluate_linear_probe(
     done = run_on_main(probe) if settings.spread else probe()
     skipped = skipped_metrics(Counter(train_stored.skipped) + Counter(test_stored.skipped))
     return Results(TASK, data_name(test), done["metrics"] | skipped, done["predictions"])
+
+
+def features_folder(
+    train: LabelledImages, test: LabelledImages, features: Features, settings: EvaluationSettings
+) -> str:
+    """The folder of the cache for the features that a model (`settings.about`) makes of two data sets."""
+    about = json.dumps({name: settings.about.get(name) for name in DECIDE_FEATURES})
+    sources = map(identity, [*train.source, *test.source])
+    return str(cache_path(FORMAT, [about, *sources, features, str(settings.batch_size), str(settings.limit)]))
 
 
 @constant_weights()
