@@ -69,7 +69,7 @@ def test_a_model_without_vqa_and_unreadable_videos_are_refused(tmp_path, videos,
     path = write_list(tmp_path / "qa.jsonl", [{"video": "bad", "question": "who is it", "answer": "a dog"}])
     with pytest.raises(UserError, match=r"VQA|vqa"):
         evaluate_video_qa(make_model(), path, str(videos))
-    with pytest.raises(UserError, match=r"No video that .* can be read .* undecodable"):
+    with pytest.raises(UserError, match=r"No video that .* can be read .*undecodable: 1"):
         evaluate_video_qa(answering, path, str(videos))
 
 

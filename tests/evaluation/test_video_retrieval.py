@@ -113,5 +113,5 @@ def test_an_interrupted_evaluation_goes_on(tmp_path, videos, captions, monkeypat
 
 def test_a_list_without_readable_videos_is_refused(tmp_path, videos):
     path = write_list(tmp_path / "list.json", [{"video": "bad", "caption": "a dog"}])
-    with pytest.raises(UserError, match=r"No video that .* can be read .* undecodable"):
+    with pytest.raises(UserError, match=r"No video that .* can be read .*undecodable: 1"):
         evaluate_video_retrieval(make_model(), path, str(videos))

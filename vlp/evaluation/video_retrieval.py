@@ -59,10 +59,7 @@ def evaluate_video_retrieval(
             captions = [video.captions for video in batch.videos]
             return make(EncodedBatch(ids, keys, captions, tokens, model.embed_tokens(tokens, frames))) + skipped
 
-        found = predict_videos(videos, listed, frames, model.image_size, settings, encode, stage)
-        if not found.rows:
-            raise UserError(f"No video that {listed} names can be read from {folder}: {dict(found.skipped)}.")
-        return found
+        return predict_videos(videos, listed, frames, model.image_size, settings, encode, stage)
 
     metrics, predictions = score_retrieval(model, source, rerank, settings)
     skipped = Counter(
@@ -84,10 +81,18 @@ def predict_videos(
     make: Callable[[VideoBatch], list[Row]],
     stage: str,
 ) -> Predictions:
-    """`predict_items` over the videos of a list, which `settings.workers` processes decode."""
+    """`predict_items` over the videos of a list, which `settings.workers` processes decode.
+
+    Raises:
+        UserError: there is no row, because no video can be read.
+    """
     names = [[video.path, file_stamp(video.path)] for video in videos]
     facts: dict[str, Any] = {"list": [identity(listed), file_stamp(listed)], "videos": names, "frames": frames}
-    return predict_items(videos, settings, make, stage, facts, VideoDecoder(frames, image_size))
+    found = predict_items(videos, settings, make, stage, facts, VideoDecoder(frames, image_size))
+    if not found.rows:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(found.skipped.items()))
+        raise UserError(f"No video that {listed} names can be read ({reasons}); repair the videos or the list.")
+    return found
 
 
 def _video_name(metric: str) -> str:
