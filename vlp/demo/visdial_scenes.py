@@ -1,7 +1,7 @@
 """Dialogs about synthetic scenes: a caption that tells a part, and questions whose pronouns need the history.
 
-The caption names one of two objects. "it" is the object that the dialog spoke of last, and "and the other" asks the
-last question again about the other object.
+The caption names one of two objects. "the other" is always the second one, "it" is the object that the dialog spoke of
+last, and "and the other" asks the last question again.
 """
 
 import random
@@ -40,12 +40,15 @@ class Talk:
     """A dialog so far.
 
     Attributes:
+        first, name: the number of the object in the caption, and its name there.
         focus: the number of the object that "it" means.
         asked: what the last question asked for, a key of `QUESTIONS`; "" before the first and after a yes/no question.
         known: pairs (object, what) that were asked, or that the caption tells.
     """
 
     scene: Scene
+    first: int
+    name: str
     focus: int
     asked: str
     known: set[tuple[int, str]]
@@ -60,7 +63,7 @@ def make_dialog(scene: Scene, rng: random.Random, count: int = OPTIONS) -> tuple
     first = rng.randrange(2)
     thing = scene.objects[first]
     name = f"{rng.choice(COLOURS[thing['colour']])} {rng.choice(SHAPES[thing['shape']])}"
-    talk = Talk(scene, first, "", {(first, "colour"), (first, "shape"), (first, "what")})
+    talk = Talk(scene, first, name, first, "", {(first, "colour"), (first, "shape"), (first, "what")})
     rounds = []
     while len(rounds) < ROUNDS:
         question, answer = _ask(talk, rng)
@@ -95,7 +98,8 @@ def make_training_scenes(folder: Path, count: int, image_size: int, seed: str) -
 def visdial_config(config: RunConfig) -> RunConfig:
     """The config of a finetuning on these scenes, from that of another task."""
     data = replace(config.data, max_tokens=64, texts_per_image=ROUNDS, false_answers=2)
-    return replace(config, task="visdial", data=data, batch_size=16, steps=2000)
+    optim = replace(config.optim, learning_rate=1e-3, warmup_steps=100)
+    return replace(config, task="visdial", data=data, optim=optim, batch_size=16, steps=2200)
 
 
 def score_visdial(model: Model, folder: Path) -> dict[str, float]:
@@ -110,22 +114,22 @@ def _can_talk(scene: Scene) -> bool:
 
 def _ask(talk: Talk, rng: random.Random) -> tuple[str, str]:
     """The next question and its answer; `talk` is brought up to date."""
-    other = 1 - talk.focus
-    about_it = [("it", what) for what in QUESTIONS if (talk.focus, what) not in talk.known]
-    about_other = [("the other", what) for what in QUESTIONS if (other, what) not in talk.known]
-    choices = about_it + about_other
-    if talk.asked and (other, talk.asked) not in talk.known:
-        choices += 6 * [("and the other", talk.asked)]
+    there = 1 - talk.focus
+    name = f"the {talk.name}" if there == talk.first else "the other"
+    choices = [("it", what) for what in QUESTIONS if (talk.focus, what) not in talk.known]
+    choices += [(name, what) for what in QUESTIONS if (there, what) not in talk.known]
+    if talk.asked and (there, talk.asked) not in talk.known:
+        choices += 6 * [(f"and {name}", talk.asked)]
     choices += 2 * [("it", "yes or no")] if choices else [("it", "yes or no")]
     whom, what = rng.choice(choices)
     if whom != "it":
-        talk.focus = other
+        talk.focus = there
     if what == "yes or no":
         talk.asked = ""
         return _yes_or_no(talk, rng)
     talk.asked = what
     talk.known.add((talk.focus, what))
-    question = "and the other" if whom == "and the other" else QUESTIONS[what].format(whom)
+    question = whom if whom.startswith("and ") else QUESTIONS[what].format(whom)
     return question, _answer(talk.scene, talk.focus, what)
 
 
