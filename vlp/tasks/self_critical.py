@@ -1,5 +1,6 @@
 """Self-critical training of a captioner (Rennie et al. 2017): raise the CIDEr-D of the captions that it samples."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ class SelfCriticalTask(Task):
         sampling = DecodingConfig(beams=0, min_length=0, max_length=self.max_tokens, top_p=1.0)
         self.rules = TokenRules(sampling, tokenizer.sep_id)
         self.reward = CaptionReward(training_frequencies(config.data, Path(config.output)))
-        self.run_seed, self.seed = config.seed, 0
+        self.run_seed, self.seed, self.compiled = config.seed, 0, config.compile
         freeze(model.encoder_only_parts())
         model.log_temperature.requires_grad_(False)
 
@@ -63,9 +64,12 @@ class SelfCriticalTask(Task):
         """Captions of each image, without gradient and dropout."""
         device, training = memory.keys[0].device, self.model.training
         self.model.eval()
+        # Blocks are compiled for training; the growing cache would compile further programs.
+        stance = torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
         try:
             stepper = CaptionStepper(self.model, memory, self.max_tokens)
-            return generate(stepper, self.prompt, self.rules, keys, self.seed, self.samples, device)
+            with stance:
+                return generate(stepper, self.prompt, self.rules, keys, self.seed, self.samples, device)
         finally:
             self.model.train(training)
 
