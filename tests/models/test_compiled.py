@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.models.test_finetuned import QUESTIONS, vqa_model
 from tests.tiny_model import make_images, make_model
 from vlp.config import DecodingConfig, ObjectiveConfig, RunConfig
 from vlp.data.batch import Batch
@@ -82,3 +83,14 @@ def test_captions_of_compiled_blocks_are_the_same_with_few_programs(beams):
         programs = torch._dynamo.utils.counters["frames"]["ok"]
         assert programs <= 10
     assert compiled.caption(make_images(7), decoding) and torch._dynamo.utils.counters["frames"]["ok"] == programs
+
+
+def test_answers_of_compiled_blocks_are_the_same():
+    """Their decoder reads a memory with padding."""
+    plain, compiled = vqa_model(), vqa_model()
+    compile_blocks(compiled.blip, backend="aot_eager")
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    settings = {"beams": 2, "min_length": 0, "max_length": 6}
+    assert compiled.answer(make_images(4), QUESTIONS, **settings) == plain.answer(make_images(4), QUESTIONS, **settings)
+    assert not torch._dynamo.utils.counters["graph_break"]
