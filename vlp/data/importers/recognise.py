@@ -44,8 +44,8 @@ ANSWER_LIST = Kind("a list of answers")
 NLVR2 = Kind("NLVR2's sentences", ("nlvr2",))
 VISDIAL = Kind("VisDial's dialogs", ("visdial",))
 VISDIAL_DENSE = Kind("VisDial's dense annotations", ("visdial",))
-VIDEO_CAPTIONS = Kind("captions of videos")
-VIDEO_QUESTIONS = Kind("questions about videos")
+VIDEO_CAPTIONS = Kind("captions of videos, for `vlp evaluate video-retrieval`")
+VIDEO_QUESTIONS = Kind("questions about videos, for `vlp evaluate video-qa`")
 
 
 def recognise(values: Any) -> Kind | None:
