@@ -11,7 +11,9 @@ from typer.testing import CliRunner
 
 from vlp.cli.main import app
 from vlp.errors import UserError
+from vlp.model import Model
 from vlp.model import classify as module
+from vlp.models.finetuned import extend
 
 LABELS = ["circle", "square", "star", "red shape", "large blue"]
 TEMPLATES = ["a {} on white", "the {c}"]
@@ -80,6 +82,12 @@ def test_wrong_calls_are_refused(model):
         with pytest.raises(UserError, match=message):
             model.classify(make_images(1), labels, templates)
     assert model.classify([], LABELS).ranking.shape == (0, 5)
+
+
+def test_a_model_for_another_task_is_refused(model):
+    other = Model(extend(model.blip, "visdial"), model.tokenizer, "fp32")
+    with pytest.raises(UserError, match="finetuned for visdial, which leaves its embeddings untrained"):
+        other.classify(make_images(1), LABELS)
 
 
 def test_the_command_prints_the_best_labels(models, tmp_path):

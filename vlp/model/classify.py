@@ -83,8 +83,14 @@ def embed_classes(
         templates: prompts with {} or {c} for the name, such as "a photo of a {}"; none: the names alone.
 
     Raises:
-        UserError: there are no names, a template has no place for the name, or a text has no words.
+        UserError: there are no names, a template has no place for the name, a text has no words, or the model was
+            finetuned for a task that does not train its embeddings.
     """
+    if model.config.finetuned_for:
+        raise UserError(
+            f"The model was finetuned for {model.config.finetuned_for}, which leaves its embeddings untrained; "
+            "classify with a pretrained model or one that was finetuned for retrieval."
+        )
     patterns = [check_template(template) for template in templates] or ["{}"]
     texts = [fill_template(pattern, name) for name in names for pattern in patterns]
     if not texts:
