@@ -3,8 +3,9 @@
 import json
 
 import pytest
-from bad_input import refused, run
 from videos import write_audio, write_list, write_noise_videos
+
+from tests.end_to_end.bad_input import refused, run
 
 
 @pytest.fixture(scope="module")
