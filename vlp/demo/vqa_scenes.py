@@ -15,7 +15,7 @@ from vlp.demo.scenes import Scene, write_annotated_scenes
 from vlp.evaluation.vqa import evaluate_vqa
 from vlp.model import Model
 
-STEPS = 2000
+STEPS = 3500
 QUESTIONS = 7  # most of a scene
 ANNOTATORS = 10  # as in VQA; here they agree
 NUMBERS = ("none", "one", "two")  # the tokenizer of the scenes has no digits
