@@ -18,7 +18,12 @@ from vlp.model import Model
 Pair = tuple[Scene, Scene]
 Statement = tuple[Pair, str, bool]  # two scenes, a sentence about them, and whether it is true
 SHARD_SIZE = 1000
-MAX_TOKENS = 40  # the tokenizer of scenes splits words that captions lack, such as "picture"
+MAX_TOKENS = 24
+COMPARISONS: list[tuple[str, Callable[[int, int], bool]]] = [  # of the numbers of objects on the left and on the right
+    ("more on the left than on the right", lambda left, right: left > right),
+    ("more on the right than on the left", lambda left, right: left < right),
+    ("as many on the left as on the right", lambda left, right: left == right),
+]
 TABLES = {"colour": COLOURS, "shape": SHAPES}
 
 
@@ -28,7 +33,7 @@ def both(rng: random.Random) -> Statement:
     label = rng.random() < 0.5
     one, other = (True, True) if label else rng.choice(((True, False), (False, True), (False, False)))
     pair = _scene_with(rng, attribute, value, one), _scene_with(rng, attribute, value, other)
-    return pair, f"both pictures have a {name}", label
+    return pair, f"a {name} on the left and on the right", label
 
 
 def exactly_one(rng: random.Random) -> Statement:
@@ -36,7 +41,7 @@ def exactly_one(rng: random.Random) -> Statement:
     attribute, value, name = _property(rng)
     label, first = rng.random() < 0.5, rng.random() < 0.5
     pair = _scene_with(rng, attribute, value, first), _scene_with(rng, attribute, value, first != label)
-    return pair, f"exactly one picture has a {name}", label
+    return pair, f"a {name} on only one side", label
 
 
 def side(rng: random.Random) -> Statement:
@@ -48,23 +53,16 @@ def side(rng: random.Random) -> Statement:
         shown = [(one["colour"], one["shape"]) for one in pair[0 if left else 1].objects]
         if ((thing["colour"], thing["shape"]) in shown) == label:
             name = f"{thing['colour']} {thing['shape']}"
-            return pair, f"the {'left' if left else 'right'} picture has a {name}", label
+            return pair, f"a {name} on the {'left' if left else 'right'}", label
 
 
 def count(rng: random.Random) -> Statement:
     """One picture has more shapes than the other, or both have as many."""
-    relation = rng.choice(("more", "fewer", "as many"))
+    sentence, holds = rng.choice(COMPARISONS)
     label = rng.random() < 0.5
-    holds: Callable[[int, int], bool] = {
-        "more": lambda left, right: left > right,
-        "fewer": lambda left, right: left < right,
-        "as many": lambda left, right: left == right,
-    }[relation]
     numbers = [(left, right) for left in (1, 2) for right in (1, 2) if holds(left, right) == label]
     left, right = rng.choice(numbers)
-    pair = _scene_of(rng, left), _scene_of(rng, right)
-    than = "as" if relation == "as many" else "than"
-    return pair, f"the left picture has {relation} shapes {than} the right", label
+    return (_scene_of(rng, left), _scene_of(rng, right)), sentence, label
 
 
 def size(rng: random.Random) -> Statement:
@@ -102,7 +100,7 @@ def make_nlvr2_scenes(folder: Path, number: int, image_size: int, seed: str) -> 
 def nlvr2_config(config: RunConfig) -> RunConfig:
     """The config of finetuning on pairs, from that of another finetuning."""
     data = replace(config.data, max_tokens=MAX_TOKENS)
-    optim = replace(config.optim, learning_rate=1e-3, warmup_steps=50)
+    optim = replace(config.optim, learning_rate=1e-4, warmup_steps=50)
     return replace(config, task="nlvr2", data=data, optim=optim, batch_size=32, steps=4000)
 
 
@@ -119,10 +117,10 @@ def score_nlvr2(model: Model, folder: Path) -> dict[str, float]:
 
 
 def _property(rng: random.Random) -> tuple[str, str, str]:
-    """An attribute, a value of it, and how a sentence names an object that has it."""
+    """An attribute, a value of it, and how a sentence names an object that has it after "a"."""
     attribute = rng.choice(list(TABLES))
     value = rng.choice(list(TABLES[attribute]))
-    return attribute, value, value if attribute == "shape" else f"{value} shape"
+    return attribute, value, value if attribute == "shape" else f"{value} one"
 
 
 def _scene_with(rng: random.Random, attribute: str, value: str, has: bool) -> Scene:
