@@ -5,9 +5,9 @@ import re
 from dataclasses import replace
 
 import pytest
+from task_data import write_task_data
 from typer.testing import CliRunner
 
-from tests.evaluation.task_data import write_task_data
 from vlp.cli.main import app
 from vlp.errors import UserError
 from vlp.evaluation import all_tasks

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
+from task_data import write_task_data
 
-from tests.evaluation.task_data import write_task_data
 from vlp.evaluation.all_tasks import EVALUATIONS, NEEDS
 from vlp.evaluation.find_data import FoundData, find_data
 from vlp.evaluation.settings import EvaluationSettings
