@@ -37,7 +37,7 @@ def results_of(data: list[FoundData], folder: str, settings: EvaluationSettings)
 def _process(rank: int, folder: str, data: list[FoundData], model: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    found = results_of(data, model, EvaluationSettings(BATCH, spread=True, about={"processes": 2}))
+    found = results_of(data, model, EvaluationSettings(BATCH, spread=True, about={"model": "of two"}))
     dist.barrier()
     Path(folder, f"found-{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
@@ -51,7 +51,7 @@ def found(tmp_path_factory, scenes, models) -> list[dict]:
     data = [one for one in find_data(str(folder)) if one.task in EVALUATIONS]
     place = tmp_path_factory.mktemp("two")
     multiprocessing.spawn(_process, (str(place), data, models[0]), nprocs=2)
-    one = results_of(data, models[0], EvaluationSettings(BATCH, about={"processes": 1}))  # own cached features
+    one = results_of(data, models[0], EvaluationSettings(BATCH, about={"model": "of one"}))  # own cached features
     return [one, *(json.loads((place / f"found-{rank}.json").read_text()) for rank in range(2))]
 
 
