@@ -98,7 +98,7 @@ SCENE_TASKS = {
             nlvr2_scenes.score_nlvr2,
             metric="accuracy",
             target=0.85,
-            train=20000,
+            train=40000,
             test=1000,
             config=nlvr2_scenes.nlvr2_config,
         ),
