@@ -68,6 +68,7 @@ class ModelConfig:
     image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
     text_tower: TextTowerConfig = field(default_factory=TextTowerConfig)
     embed_dim: Width = 256
+    untrained: list[str] = field(default_factory=list)  # parts with random weights, which a converted source lacked
     finetuned_for: FinetunedFor = ""  # the task whose finetuning added parts to the network; finetuning sets it
 
     def __post_init__(self) -> None:

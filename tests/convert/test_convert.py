@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ import transformers
 from PIL import Image
 from transformers import BlipConfig, BlipTextModel
 
-from vlp.config import DecodingConfig
+from vlp.config import DecodingConfig, ModelConfig
 from vlp.convert.blip import from_config, transformers_table
 from vlp.convert.command import from_ours, to_ours
 from vlp.convert.decoding import captioner_decoding
@@ -23,6 +24,7 @@ from vlp.evaluation.retrieval import evaluate_retrieval
 from vlp.evaluation.settings import EvaluationSettings
 from vlp.model import Model, load_model
 from vlp.models.blip import Blip
+from vlp.training.loop import train
 
 CLASSES = {
     "captioning": transformers.BlipForConditionalGeneration,
@@ -348,6 +350,44 @@ def test_missing_parts_are_listed_and_initialized(both):
     assert "missing in the source: itm_head: random weights" in lines
     layer = ours.blip.text_tower.layers[0].self_attention
     assert torch.equal(layer["encoder"].qkv.weight, layer["decoder"].qkv.weight)
+
+
+USES = {
+    "embed": lambda model: model.embed_texts("a red circle"),
+    "match": lambda model: model.match(torch.zeros(3, model.image_size, model.image_size), "a red circle"),
+    "caption": lambda model: model.caption(torch.zeros(3, model.image_size, model.image_size)),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "able", "sentence"),
+    [
+        ("captioning", {"caption"}, "cannot embed .* without image_projection and text_projection.*retrieval.yaml"),
+        ("retrieval", {"embed", "match"}, "cannot generate text: .* without language_head.*captioner.yaml"),
+        ("features", {"embed"}, "cannot match .* without itm_head.*retrieval.yaml"),
+    ],
+)
+def test_a_model_refuses_what_it_has_only_random_weights_for(both, kind, able, sentence):
+    _, ours, _ = both(kind)
+    refused = []
+    for name, use in USES.items():
+        if name in able:
+            use(ours)
+            continue
+        with pytest.raises(UserError) as error:
+            use(ours)
+        refused.append(str(error.value))
+    assert any(re.search(sentence, one) for one in refused), refused
+
+
+def test_training_a_part_lifts_the_refusal_also_after_saving(both, run_config, tmp_path):
+    _, ours, _ = both("captioning")
+    assert ours.config.untrained == ["image_projection", "text_projection", "itm_head"]
+    for task, left in (("captioning", ours.config.untrained), ("retrieval", [])):
+        start = f"start_from={tmp_path / 'captioning-ours'}"
+        config = run_config(f"run-{task}", f"task={task}", start, "tokenizer=''", "steps=1", "optim.warmup_steps=0")
+        train(replace(config, model=ModelConfig()))
+        assert load_model(f"{config.output}/model").config.untrained == left
 
 
 def test_broken_sources_write_nothing(both, tmp_path):

@@ -16,8 +16,10 @@ from vlp.convert.towers import image_tower, is_image_source, text_tower
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.errors import UserError
 from vlp.models.blip import Blip
+from vlp.models.untrained import parts_of
 
 ORIGINAL_TOKENIZER = "bert-base-uncased"  # of all published BLIP checkpoints
+RANDOM = ": random weights"
 PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 
 
@@ -56,6 +58,8 @@ def read_source(source: str, image: str = "", tokenizer: str = "", image_size: i
     config = replace(converted.config, text_tower=replace(converted.config.text_tower, vocabulary=len(words)))
     blip = Blip(config)
     missing = _fill(blip, converted.state, source)
+    random = [part for part in missing if part.endswith(RANDOM)]
+    blip.config.untrained = parts_of(part.removesuffix(RANDOM) for part in random)
     if image_size not in (0, config.image_encoder.image_size):
         blip.resize_images(image_size)
     return Source(blip.eval(), words, missing, converted.unused, converted.decoding)
@@ -125,7 +129,7 @@ def _fill(blip: Blip, state: dict[str, Tensor], source: str) -> list[str]:
             state[name] = state[twin]
             missing[f"{part}: copied from the {'decoder' if '.encoder.' in name else 'encoder'}"] = None
         else:
-            missing[f"{part}: random weights"] = None
+            missing[part + RANDOM] = None
     blip.load_state_dict({**ours, **{name: value.float() for name, value in state.items()}})
     return list(missing)
 

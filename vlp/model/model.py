@@ -31,6 +31,7 @@ from vlp.models.cpu.linear import constant_weights
 from vlp.models.image_memory import ImageMemory
 from vlp.models.precision import compute_dtype
 from vlp.models.text_layers import Side
+from vlp.models.untrained import CAPTIONING, EMBEDDING, MATCHING, require_trained
 
 TEXT_TOKENS = 35  # BLIP's limit in retrieval; longer texts are cut
 
@@ -219,6 +220,7 @@ class Model:
     @constant_weights()
     def embed_texts(self, texts: str | Sequence[str], batch_size: int = 128) -> Tensor:
         """Unit vectors float32 [texts, embed_dim] in the embedding space that images and texts share."""
+        require_trained(self.config, EMBEDDING, "embed images and texts")
         texts = [texts] if isinstance(texts, str) else list(texts)
         vectors = [torch.empty(0, self.config.embed_dim)]
         for start in range(0, len(texts), batch_size):
@@ -285,6 +287,7 @@ class Model:
 
     def embed_tokens(self, image_tokens: Tensor, frames: int = 1) -> Tensor:
         """Tokens of images, or of videos with `frames` > 1, [images, tokens, width] -> float32 [images, embed_dim]."""
+        require_trained(self.config, EMBEDDING, "embed images and texts")
         with self.inference():
             return self.blip.embed_image_tokens(image_tokens, frames).cpu()
 
@@ -295,6 +298,7 @@ class Model:
 
     def match_logits(self, ids: Tensor, mask: Tensor, memory: ImageMemory, image_index: Tensor | None = None) -> Tensor:
         """ITM logits float32 [texts, 2]; ids begin with [ENC]; `image_index` as in `TextTower.match`."""
+        require_trained(self.config, MATCHING, "match images and texts")
         with self.inference():
             return self.blip.match_logits(ids, mask, memory, image_index).float().cpu()
 
@@ -360,6 +364,7 @@ class Model:
         Args:
             decoding: all settings; the model's own do not apply.
         """
+        require_trained(self.config, CAPTIONING, "generate text")
         prompt = self.tokenizer.prompt_ids(decoding.prompt)
         check_decoding(decoding, len(prompt), num_captions)
         positions = self.config.text_tower.positions

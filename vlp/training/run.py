@@ -1,6 +1,6 @@
 """A training run: everything that the loop works with, built from a config."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import IntEnum
 from pathlib import Path
@@ -22,6 +22,7 @@ from vlp.log import read_log
 from vlp.models.compiled import compile_blocks
 from vlp.models.cpu.optimise import optimise_for_cpu
 from vlp.models.precision import compute_dtype
+from vlp.models.untrained import trained_config
 from vlp.tasks import build_examples, build_task
 from vlp.tasks.task import Task
 from vlp.training.checkpoint import ResumeState, checkpoints, load_checkpoint, save_checkpoint
@@ -138,6 +139,8 @@ def prepare_run(config: RunConfig, resume: bool, stop: StopRequest) -> Run:
     if config.activation_checkpointing:
         model.checkpoint_activations()
     task = build_task(config, model, tokenizer)
+    model.config = trained_config(model, model.config)
+    config = replace(config, model=model.config)
     if config.compile:
         compile_blocks(task)
     output = Path(config.output)
