@@ -112,3 +112,12 @@ def test_a_model_that_is_finetuned_for_a_task_does_only_that(data, models):
     model.config = replace(model.config, finetuned_for="visdial")
     reasons = {one.task: all_tasks._reason(model, one, None) for one in find_data(str(data)) if one.task}
     assert reasons["visdial"] == "" and reasons["retrieval"] == "the model is finetuned for visdial"
+
+
+def test_a_converted_model_is_not_scored_on_what_its_source_lacked(data, models):
+    from vlp.model import load_model
+
+    model = load_model(models[0])
+    model.config = replace(model.config, untrained=["itm_head"])
+    reasons = {one.task: all_tasks._reason(model, one, None) for one in find_data(str(data))}
+    assert reasons["retrieval"] == "the model was converted without itm_head" and not reasons["captioning"]

@@ -23,6 +23,7 @@ from vlp.evaluation.visdial import evaluate_visdial
 from vlp.evaluation.vqa import evaluate_vqa
 from vlp.files import read_json, remove, write_json
 from vlp.model import Model
+from vlp.models.untrained import CAPTIONING, EMBEDDING, MATCHING
 from vlp.report.evaluation_page import write_evaluation_report
 
 Evaluate = Callable[[Model, FoundData, EvaluationSettings], Results]
@@ -46,6 +47,13 @@ EVALUATIONS: dict[str, Evaluate] = {
 }
 # What a model has to be finetuned for, as in its config; a model that is finetuned for one of these does nothing else.
 NEEDS = {"vqa": "vqa", "video_qa": "vqa", "nlvr2": "nlvr2", "visdial": "visdial"}
+# What a converted model may lack.
+PARTS = {
+    "retrieval": (*EMBEDDING, *MATCHING),
+    "captioning": CAPTIONING,
+    "video_retrieval": (*EMBEDDING, *MATCHING),
+    "classification": EMBEDDING,
+}
 
 
 def evaluate_all(
@@ -117,6 +125,8 @@ def _reason(model: Model, data: FoundData, tasks: list[str] | None) -> str:
         return "not among --tasks"
     if data.task not in EVALUATIONS:
         return "there is no evaluation for it"
+    if untrained := [part for part in PARTS.get(data.task, ()) if part in model.config.untrained]:
+        return f"the model was converted without {' and '.join(untrained)}"
     if has == needs:
         return ""
     return f"the model is finetuned for {has}" if has else f"needs a model that is finetuned for {needs}"
