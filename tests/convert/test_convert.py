@@ -363,7 +363,7 @@ USES = {
     ("kind", "able", "sentence"),
     [
         ("captioning", {"caption"}, "cannot embed .* without image_projection and text_projection.*retrieval.yaml"),
-        ("retrieval", {"embed", "match"}, "cannot generate text: .* without language_head.*captioner.yaml"),
+        ("retrieval", {"embed", "match"}, "cannot generate text: .* without language_head.*captioning.yaml"),
         ("features", {"embed"}, "cannot match .* without itm_head.*retrieval.yaml"),
     ],
 )

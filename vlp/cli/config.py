@@ -12,7 +12,7 @@ from vlp.config_reader import as_yaml, load_any_config
 def config(
     recipe: Annotated[str, typer.Argument(help="A YAML file for training or for CapFilt.")], overrides: Overrides = None
 ) -> None:
-    """Print a recipe with every setting, including the defaults. Example: vlp config configs/captioner.yaml seed=1
+    """Print a recipe with every setting, including the defaults. Example: vlp config configs/captioning.yaml seed=1
 
     The keys of the recipe tell whether it is for training or for CapFilt; the first line of the output says which.
     """

@@ -45,7 +45,7 @@ def pretrain(config: str, overrides: Overrides = None, resume: Resume = False) -
 
 
 def finetune(config: str, overrides: Overrides = None, resume: Resume = False) -> None:
-    """Finetune a pretrained model for a task. Example: vlp finetune configs/captioner.yaml seed=1"""
+    """Finetune a pretrained model for a task. Example: vlp finetune configs/captioning.yaml seed=1"""
     _run(config, overrides, resume, set(get_args(TaskName)) - {"pretrain"})
 
 

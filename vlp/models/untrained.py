@@ -13,8 +13,8 @@ PARTS = {
     "image_projection": "retrieval",
     "text_projection": "retrieval",
     "itm_head": "retrieval",
-    "cross_attention": "captioner",
-    "language_head": "captioner",
+    "cross_attention": "captioning",
+    "language_head": "captioning",
 }
 EMBEDDING = ("image_projection", "text_projection")
 MATCHING = ("cross_attention", "itm_head")
