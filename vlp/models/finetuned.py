@@ -4,13 +4,9 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 
-import torch
-from torch import nn
-
 from vlp.config import FinetunedFor, ModelConfig, TaskName
 from vlp.errors import UserError
 from vlp.models.blip import Blip
-from vlp.models.text_layers import PairAttention
 
 # The settings of each task's network, from those of a pretrained one.
 CHANGES: dict[FinetunedFor, Callable[[ModelConfig], ModelConfig]] = {
@@ -57,21 +53,7 @@ def extend(blip: Blip, task: FinetunedFor) -> Blip:
         source = next((one for one in _sources(name) if one in pretrained), "")
         if source and pretrained[source].shape == weight.shape:
             weight.copy_(pretrained[source])
-    for module in extended.modules():
-        if isinstance(module, PairAttention) and module.merge is not None:
-            _start_as_average(module.merge)
     return extended.to(blip.log_temperature.device).train(blip.training)
-
-
-def _start_as_average(merge: nn.Linear) -> None:
-    """Let the projection of two images' results start as their average, plus half of its random weights.
-
-    The average is what the pretrained layers around it expect; the random part tells the images apart. On pairs of
-    scenes the loss leaves chance after half as many steps as from random weights alone.
-    """
-    average = torch.eye(merge.out_features).repeat(1, 2) / 2  # [width, 2 width]
-    with torch.no_grad():
-        merge.weight.mul_(0.5).add_(average)
 
 
 def require(config: ModelConfig, task: FinetunedFor, use: str) -> None:
