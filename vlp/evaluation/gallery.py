@@ -1,7 +1,7 @@
 """The two sides of a retrieval test, images or videos and texts: encoded, ranked by ITC and re-ranked by ITM.
 
 Every step is a stage of `predict`, so that it is spread over processes and resumed. Re-ranking encodes the images once
-more instead of keeping their tokens: at k = 256 this is a few percent of its work, and memory holds one batch.
+more instead of keeping their tokens, so that memory holds one batch.
 """
 
 import base64
