@@ -30,10 +30,24 @@ LengthPenalty = Annotated[float, Range(-100, 100)]
 
 
 @dataclass
-class ImageEncoderConfig:
-    """The image tower; the defaults are ViT-B/16 at 224 pixels."""
+class StageConfig:
+    """One stage of a pyramid; the first one has the largest grid."""
 
-    name: str = "vit"  # or timm:NAME; timm then sets the shape, and only image_size, width and drop_path are used
+    width: Width = 64
+    layers: Layers = 2
+    heads: Positive = 1
+    feed_forward: Natural = 0  # 0: four times the width
+    reduction: Positive = 1  # pvt, pvt_v2: keys and values come from a grid whose side is smaller by this factor
+
+
+@dataclass
+class ImageEncoderConfig:
+    """The image tower; the defaults are ViT-B/16 at 224 pixels. docs/encoders.md lists the fields of each family."""
+
+    # A family: vit, hybrid, vit_lite, cvt_compact, cct, t2t, pvt, pvt_v2, cvt. FAMILY:VARIANT, such as vit:L/16 or
+    # cct:7/3x1, takes the sizes of a paper. Or timm:NAME; timm then sets the shape, and only image_size, width and
+    # drop_path are used.
+    name: str = "vit"
     image_size: Side = 224
     patch_size: Side = 16
     width: Width = 768
@@ -44,6 +58,16 @@ class ImageEncoderConfig:
     norm_eps: AboveZero = 1e-6
     pre_norm: bool = False  # a norm before the first block, as in CLIP
     activation: Literal["gelu", "quick_gelu"] = "gelu"
+    registers: Natural = 0  # vit: tokens that belong to no place and are dropped at the end
+    pooling: Literal["class", "mean"] = "class"  # vit: the summary is a class token, or the mean of the image tokens
+    positions: Literal["learned", "sine", "none"] = "learned"  # vit_lite, cvt_compact, cct
+    kernel: Positive = 3  # cct: side of its convolutions
+    convolutions: Positive = 1  # cct
+    stem: list[Natural] = field(default_factory=list)  # hybrid: residual blocks in each stage of its ResNet
+    performer: bool = False  # t2t: attention in linear time between its splits
+    stages: list[StageConfig] = field(default_factory=list)  # pvt, pvt_v2, cvt
+    linear_reduction: bool = False  # pvt_v2: keys and values come from a grid of 7 x 7
+    last_stages: Annotated[int, Range(1, 2)] = 1  # pvt, pvt_v2, cvt: how many stages give image tokens
 
 
 @dataclass

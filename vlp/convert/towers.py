@@ -23,7 +23,7 @@ from vlp.convert.tables import (
     vit_image_table,
 )
 from vlp.errors import UserError
-from vlp.models.image_encoders.encoder import BUILDERS
+from vlp.models.image_encoders.families import build_tower
 from vlp.models.image_encoders.timm_tower import create_trunk
 from vlp.models.image_encoders.vit import build_vit
 
@@ -193,7 +193,7 @@ def _checked(
     Raises:
         UserError: a weight is missing, unexpected or of another shape.
     """
-    ours = _shapes(BUILDERS[config.name.split(":")[0]], config)
+    ours = _shapes(build_tower, config)
     given = {name: tensor.shape for name, tensor in state.items()}
     wrong = [name for name in ours.keys() | given.keys() if ours.get(name) != given.get(name)]
     if wrong:

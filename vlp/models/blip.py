@@ -22,8 +22,8 @@ class Blip(nn.Module):
 
     def __init__(self, config: ModelConfig, temperature: float = 0.07):
         super().__init__()
-        self.config = config
         self.image_encoder = ImageEncoder(config.image_encoder)
+        self.config = replace(config, image_encoder=self.image_encoder.config)
         self.text_tower = TextTower(config.text_tower, self.image_encoder.width, config.finetuned_for)
         self.image_projection = nn.Linear(self.image_encoder.width, config.embed_dim)
         self.text_projection = nn.Linear(config.text_tower.width, config.embed_dim)

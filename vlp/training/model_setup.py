@@ -13,6 +13,7 @@ from vlp.errors import UserError
 from vlp.model import load_model
 from vlp.models.blip import Blip
 from vlp.models.finetuned import extend, network_of
+from vlp.models.image_encoders.families import resolve
 from vlp.training.decoding import trained_decoding
 
 
@@ -80,7 +81,8 @@ def _refuse_contradictions(config: RunConfig, blip: Blip, tokenizer: CaptionToke
     Raises:
         UserError: they contradict each other.
     """
-    default, given, actual = (leaves(to_dict(one), "model") for one in (ModelConfig(), config.model, blip.config))
+    stated = dataclasses.replace(config.model, image_encoder=resolve(config.model.image_encoder))
+    default, given, actual = (leaves(to_dict(one), "model") for one in (ModelConfig(), stated, blip.config))
     wrong = [
         f"{key} is {given[key]} (the model has {actual[key]})"
         for key in given

@@ -7,23 +7,28 @@ import torch
 
 from vlp.config import ImageEncoderConfig
 from vlp.models.cpu import attention
-from vlp.models.cpu.attention import CpuImageAttention, fused_attention, plain_attention
+from vlp.models.cpu.attention import CpuDotProduct, CpuTimmAttention, fused_attention, plain_attention
 from vlp.models.cpu.optimise import optimise_for_cpu
+from vlp.models.image_encoders.timm_tower import create_trunk
 from vlp.models.image_encoders.vit import build_vit
 
 
 @pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("fused", [None, False])  # None: whichever is faster
-def test_image_attention_equals_timms(gradients, fused, monkeypatch):
+@pytest.mark.parametrize("kind", ["vit", "timm"])
+def test_image_attention_equals_the_plain_one(kind, gradients, fused, monkeypatch):
     if fused is not None:
         monkeypatch.setattr(attention, "use_fused_kernel", lambda *_: fused)
-    plain = build_vit(ImageEncoderConfig(image_size=160, patch_size=16, width=64, layers=2, heads=4)).eval()
+    if kind == "vit":
+        plain = build_vit(ImageEncoderConfig(image_size=160, patch_size=16, width=64, layers=2, heads=4)).eval()
+    else:
+        plain = create_trunk("vit_tiny_patch16_224", 160, embed_dim=64, depth=2, num_heads=4).eval()
     fast = optimise_for_cpu(copy.deepcopy(plain))
-    assert all(type(block.attn) is CpuImageAttention for block in fast.blocks)
+    assert sum(type(module) in (CpuDotProduct, CpuTimmAttention) for module in fast.modules()) == 2
     images = torch.randn(2, 3, 160, 160)
     for dtype, near in ((torch.float32, 1e-5), (torch.bfloat16, 3e-2)):
         with torch.set_grad_enabled(gradients):
-            ours, expected = (tower.to(dtype).forward_features(images.to(dtype)) for tower in (fast, plain))
+            ours, expected = (tower.to(dtype)(images.to(dtype)) for tower in (fast, plain))
         torch.testing.assert_close(ours, expected, rtol=near, atol=near)
         if gradients:
             weights = torch.randn(ours.shape)

@@ -5,7 +5,6 @@ import pickle
 
 import pytest
 import torch
-from timm.layers.attention import Attention as ImageAttention
 from torch import nn
 
 from tests.tiny_model import make_images, make_model
@@ -14,6 +13,7 @@ from vlp.config import DecodingConfig
 from vlp.model import Model
 from vlp.models.cpu.linear import packable
 from vlp.models.cpu.optimise import FASTER
+from vlp.models.image_encoders.layers import DotProduct
 from vlp.models.text_tower import TextTower
 
 TEXTS = ["a red circle", "a small blue square left of the large green star", "white shape"]
@@ -34,7 +34,7 @@ def test_a_loaded_model_is_made_of_plain_modules(tmp_path):
     network = load_model(tmp_path / "model", device="cpu").blip
     kinds = {type(module) for module in network.modules()}
     assert not kinds & set(FASTER.values())
-    assert {nn.Linear, nn.Dropout, ImageAttention, TextTower} <= kinds
+    assert {nn.Linear, nn.Dropout, DotProduct, TextTower} <= kinds
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -144,8 +144,7 @@ def test_wrapped_linear_layers_are_used_and_trained():
         model.blip.match_logits(ids, mask, memory).square().sum().backward()
     for (name, one), other in zip(fast.blip.named_parameters(), plain.blip.parameters(), strict=True):
         if other.grad is not None:
-            near = 1e-5 * other.grad.abs().max().item()
-            torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=near, msg=name)
+            assert (one.grad - other.grad).norm() < 1e-3 * other.grad.norm(), name
 
 
 def test_another_dtype_is_followed():

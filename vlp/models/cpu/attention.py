@@ -3,11 +3,12 @@
 import math
 
 import torch
-from timm.layers.attention import Attention as ImageAttention
+from timm.layers.attention import Attention as TimmAttention
 from torch import Tensor
 from torch.nn import functional as F
 
 from vlp.models.cpu.dropout import dropout
+from vlp.models.image_encoders.layers import DotProduct
 from vlp.models.precision import product_dtype
 from vlp.models.text_layers import Attention
 
@@ -65,7 +66,15 @@ class CpuAttention(Attention):
         return attend(query, key, value, bias, self.dropout.p if self.training else 0.0)
 
 
-class CpuImageAttention(ImageAttention):
+class CpuDotProduct(DotProduct):
+    """The attention of image encoders by `attend`."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """As in `DotProduct`."""
+        return super().forward(query, key, value) if self.is_recording else attend(query, key, value)
+
+
+class CpuTimmAttention(TimmAttention):
     """timm's attention by `attend`."""
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:

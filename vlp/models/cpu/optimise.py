@@ -2,14 +2,15 @@
 
 from typing import Protocol, TypeVar
 
-from timm.layers.attention import Attention as ImageAttention
+from timm.layers.attention import Attention as TimmAttention
 from torch import nn
 
 from vlp.models.cpu.allocator import keep_freed_memory
-from vlp.models.cpu.attention import CpuAttention, CpuImageAttention
+from vlp.models.cpu.attention import CpuAttention, CpuDotProduct, CpuTimmAttention
 from vlp.models.cpu.dropout import CpuDropout
 from vlp.models.cpu.linear import CpuLanguageHead, CpuLinear
 from vlp.models.cpu.padding import UnpaddedLayer, UnpaddedTextTower
+from vlp.models.image_encoders.layers import DotProduct
 from vlp.models.language_head import LanguageHead
 from vlp.models.text_layers import Attention, Layer
 from vlp.models.text_tower import TextTower
@@ -19,7 +20,8 @@ FASTER: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: CpuLinear,
     nn.Dropout: CpuDropout,
     Attention: CpuAttention,
-    ImageAttention: CpuImageAttention,
+    DotProduct: CpuDotProduct,
+    TimmAttention: CpuTimmAttention,
     Layer: UnpaddedLayer,
     TextTower: UnpaddedTextTower,
     LanguageHead: CpuLanguageHead,

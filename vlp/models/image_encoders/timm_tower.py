@@ -18,8 +18,10 @@ class TimmTower(nn.Module):
     def __init__(self, trunk: nn.Module):
         super().__init__()
         self.trunk: Any = trunk
+        self.width: int = self.trunk.num_features
+        self.positions: dict[str, int] = {}  # timm's weights keep their size
 
-    def forward_features(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """[batch, 3, size, size] -> [batch, 1 + places, width]."""
         features = self.trunk.forward_features(images)
         summary = self.trunk.forward_head(features, pre_logits=True)  # [batch, width]

@@ -1,38 +1,122 @@
-"""The vision transformer that BLIP uses."""
+"""The vision transformer (Dosovitskiy et al. 2021), BLIP's image encoder; with registers or mean pooling if wanted."""
 
-from functools import partial
+from typing import Any
 
-from timm.layers import QuickGELU
-from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from vlp.config import ImageEncoderConfig
 from vlp.errors import UserError
+from vlp.models.image_encoders.layers import make_blocks, run_blocks
 from vlp.models.initialise import initialise
+
+# Table 1 of the paper; Ti and S from DeiT (Touvron et al. 2021).
+VARIANTS: dict[str, dict[str, Any]] = {
+    f"{name}/{patch}": {"patch_size": patch, "width": width, "layers": layers, "heads": heads}
+    for name, width, layers, heads, patches in (
+        ("Ti", 192, 12, 3, (16,)),
+        ("S", 384, 12, 6, (16, 32)),
+        ("B", 768, 12, 12, (16, 32)),
+        ("L", 1024, 24, 16, (16, 32)),
+        ("H", 1280, 32, 16, (14,)),
+    )
+    for patch in patches
+}
+REGISTER_DEVIATION = 0.02  # of new registers, which would stay equal to each other if they started equal
+
+
+class PatchEmbedding(nn.Module):
+    """Square patches, each mapped linearly to a token (equation 1)."""
+
+    def __init__(self, patch_size: int, width: int, bias: bool = True):
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, patch_size, patch_size, bias=bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[batch, 3, size, size] -> [batch, patches, width]."""
+        return self.proj(images).flatten(2).transpose(1, 2)
+
+
+class VisionTransformer(nn.Module):
+    """Patches, positions and pre-norm blocks.
+
+    The summary is the class token, or with `pooling: mean` the mean of the image tokens. Registers (Darcet et al. 2024)
+    are further learned tokens without a place, which take part in attention and are dropped at the end.
+    """
+
+    def __init__(self, config: ImageEncoderConfig):
+        super().__init__()
+        self.width = config.width
+        self.checkpointing = False
+        self.patch_embed = PatchEmbedding(config.patch_size, config.width, bias=not config.pre_norm)
+        rows = (config.image_size // config.patch_size) ** 2
+        self.cls_token: nn.Parameter | None = None
+        if config.pooling == "class":
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
+        self.reg_token: nn.Parameter | None = None
+        if config.registers:
+            self.reg_token = nn.Parameter(torch.zeros(1, config.registers, config.width))
+        leading = int(self.cls_token is not None)
+        self.pos_embed = nn.Parameter(torch.zeros(1, leading + rows, config.width))
+        self.positions = {"pos_embed": leading}
+        self.norm_pre = nn.LayerNorm(config.width, eps=config.norm_eps) if config.pre_norm else nn.Identity()
+        self.blocks = make_blocks(config)
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Float images [batch, 3, size, size] -> [batch, 1 + patches, width], the summary first."""
+        x = self.norm(run_blocks(self.blocks, self.norm_pre(self._embed(images)), self.checkpointing))
+        if self.reg_token is not None:
+            leading = x.shape[1] - self.pos_embed.shape[1]  # registers stand after the class token
+            first = int(self.cls_token is not None)
+            x = torch.cat([x[:, :first], x[:, first + leading :]], dim=1)
+        if self.cls_token is None:
+            x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1)
+        return x
+
+    def _embed(self, images: Tensor) -> Tensor:
+        """[batch, 3, size, size] -> [batch, class token, registers and patches, width]."""
+        x = self.patch_embed(images)  # [batch, patches, width]
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+        x = x + self.pos_embed
+        if self.reg_token is not None:
+            first = int(self.cls_token is not None)
+            x = torch.cat([x[:, :first], self.reg_token.expand(len(x), -1, -1), x[:, first:]], dim=1)
+        return x
+
+    def set_grad_checkpointing(self, enable: bool) -> None:
+        """Recompute blocks in the backward pass."""
+        self.checkpointing = enable
 
 
 def build_vit(config: ImageEncoderConfig) -> VisionTransformer:
-    """A ViT with a class token (Dosovitskiy et al. 2021), as BLIP uses it."""
-    if config.image_size % config.patch_size:
+    """A ViT with new weights.
+
+    Raises:
+        UserError: the sizes do not fit each other.
+    """
+    check_sizes(config, config.patch_size)
+    tower = VisionTransformer(config)
+    initialise(tower, config.width)
+    if tower.reg_token is not None:
+        nn.init.normal_(tower.reg_token, std=REGISTER_DEVIATION)
+    return tower
+
+
+def check_sizes(config: ImageEncoderConfig, multiple: int, of: str = "its patch_size") -> None:
+    """Check that the image consists of whole patches, and the width of whole heads.
+
+    Args:
+        multiple: what the image size must be a multiple of.
+        of: what that number is.
+
+    Raises:
+        UserError: it does not.
+    """
+    if config.image_size % multiple:
         raise UserError(
-            f"model.image_encoder.image_size ({config.image_size}) must be a multiple of "
-            f"its patch_size ({config.patch_size})."
+            f"model.image_encoder.image_size ({config.image_size}) must be a multiple of {of} ({multiple})."
         )
     if config.width % config.heads:
         raise UserError(f"model.image_encoder.width ({config.width}) must be a multiple of heads ({config.heads}).")
-    tower = VisionTransformer(
-        img_size=config.image_size,
-        patch_size=config.patch_size,
-        embed_dim=config.width,
-        depth=config.layers,
-        num_heads=config.heads,
-        drop_path_rate=config.drop_path,
-        num_classes=0,
-        global_pool="",
-        mlp_ratio=(config.feed_forward or 4 * config.width) / config.width,
-        norm_layer=partial(nn.LayerNorm, eps=config.norm_eps),
-        pre_norm=config.pre_norm,
-        act_layer={"gelu": nn.GELU, "quick_gelu": QuickGELU}[config.activation],
-    )
-    initialise(tower, config.width)
-    return tower

@@ -1,0 +1,251 @@
+"""Every family of image encoders keeps one contract; each equals a plain reference and has the paper's parameters."""
+
+import math
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from vlp.config import ImageEncoderConfig
+from vlp.errors import UserError
+from vlp.models.compiled import compile_blocks
+from vlp.models.cpu.optimise import optimise_for_cpu
+from vlp.models.image_encoders.encoder import ImageEncoder, resize_positions
+from vlp.models.image_encoders.families import FAMILIES, build_tower, resolve
+from vlp.models.image_encoders.layers import recording
+
+SIZES = {"width": 32, "layers": 2, "heads": 2}
+# A small encoder of each family: its config for images of 32 pixels, the tokens it gives, and another image size.
+SMALL: dict[str, tuple[ImageEncoderConfig, int, int]] = {
+    "vit": (ImageEncoderConfig("vit", 32, 8, **SIZES), 16, 48),
+    "vit, registers": (ImageEncoderConfig("vit", 32, 8, registers=3, **SIZES), 16, 48),
+    "vit, mean": (ImageEncoderConfig("vit", 32, 8, registers=2, pooling="mean", **SIZES), 16, 24),
+    "vit_lite": (ImageEncoderConfig("vit_lite", 32, 8, **SIZES), 16, 48),
+    "vit_lite, sine": (ImageEncoderConfig("vit_lite", 32, 8, positions="sine", **SIZES), 16, 24),
+    "cvt_compact": (ImageEncoderConfig("cvt_compact", 32, 8, **SIZES), 16, 48),
+    "cct": (ImageEncoderConfig("cct", 32, kernel=3, convolutions=2, **SIZES), 64, 40),
+    "cct, 7x2": (ImageEncoderConfig("cct", 32, kernel=7, convolutions=2, **SIZES), 4, 64),
+    "cct, no positions": (ImageEncoderConfig("cct", 32, convolutions=2, positions="none", **SIZES), 64, 36),
+}
+# The papers' counts in millions, with the classifier of so many classes, at an image size.
+PARAMETERS = [
+    ("vit:Ti/16", 224, 1000, 5.72),
+    ("vit:S/16", 224, 1000, 22.05),
+    ("vit:B/16", 224, 1000, 86.57),
+    ("vit:L/16", 224, 1000, 304.33),
+    ("vit:H/14", 224, 1000, 632.05),
+    ("vit_lite:6/4", 32, 10, 3.19),
+    ("vit_lite:7/4", 32, 10, 3.72),
+    ("cvt_compact:6/4", 32, 10, 3.19),
+    ("cvt_compact:7/4", 32, 10, 3.72),
+    ("cct:2/3x2", 32, 10, 0.28),
+    ("cct:4/3x2", 32, 10, 0.48),
+    ("cct:6/3x1", 32, 10, 3.17 + 0.066),  # the paper's 3.17 leaves out the positions, unlike its other rows
+    ("cct:6/3x2", 32, 10, 3.33),
+    ("cct:7/3x1", 32, 10, 3.76),
+    ("cct:14/7x2", 224, 1000, 22.36),
+]
+
+
+def make(kind: str, **changes) -> ImageEncoder:
+    torch.manual_seed(0)
+    config = SMALL[kind][0]
+    return ImageEncoder(ImageEncoderConfig(**{**vars(config), **changes})).eval()
+
+
+def images_of(size: int, count: int = 3) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
+
+
+def test_every_family_is_tested():
+    assert {config.name for config, _, _ in SMALL.values()} == set(FAMILIES)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_images_become_a_summary_and_tokens_and_every_weight_learns(name):
+    encoder = make(name).train()
+    tokens = encoder(images_of(32))
+    assert tokens.shape == (3, 1 + SMALL[name][1], encoder.width)
+    (tokens * torch.randn(tokens.shape)).sum().backward()
+    lacking = [one for one, weight in encoder.named_parameters() if weight.requires_grad and weight.grad is None]
+    assert not lacking
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_images_do_not_depend_on_the_others_of_a_batch(name):
+    encoder = make(name)
+    with torch.no_grad():
+        together = encoder(images_of(32))
+        alone = torch.cat([encoder(one[None]) for one in images_of(32)])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_cpu_path_equals_the_plain_one(name):
+    plain, fast = make(name), optimise_for_cpu(make(name))
+    for dtype, near in ((torch.float32, 1e-5), (torch.bfloat16, 5e-2)):
+        with torch.no_grad():
+            ours, expected = (one.to(dtype)(images_of(32)) for one in (fast, plain))
+        torch.testing.assert_close(ours, expected, rtol=near, atol=near)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_recomputed_activations_give_the_same_gradients(name):
+    plain, saving = make(name), make(name)
+    saving.checkpoint_activations()
+    gradients = []
+    for encoder in (plain, saving):
+        encoder(images_of(32)).square().sum().backward()
+        gradients.append({one: weight.grad for one, weight in encoder.named_parameters() if weight.requires_grad})
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_drop_path_drops_whole_branches_in_training_only(name):
+    encoder = make(name, drop_path=0.5)
+    with torch.no_grad():
+        still = [encoder(images_of(32)) for _ in range(2)]
+        torch.testing.assert_close(still[0], make(name)(images_of(32)), rtol=1e-5, atol=1e-5)
+        encoder.train()
+        moving = [encoder(images_of(32)) for _ in range(2)]
+    assert torch.equal(*still) and not torch.allclose(*moving)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_blocks_compile(name):
+    plain, compiled = make(name), make(name)
+    compile_blocks(compiled, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images_of(32)), plain(images_of(32)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_image_size_changes_and_positions_follow(name):
+    encoder, size = make(name), SMALL[name][2]
+    resized = resize_positions(encoder, ImageEncoderConfig(**{**vars(encoder.config), "image_size": size})).eval()
+    with torch.no_grad():
+        assert resized(images_of(size)).shape[0] == 3
+    for one, leading in encoder.tower.positions.items():
+        old, new = (tower.get_parameter(one) for tower in (encoder.tower, resized.tower))
+        assert torch.equal(old[:, :leading], new[:, :leading]) and old.shape != new.shape
+        before, after = (
+            places[:, leading:].unflatten(1, (math.isqrt(places.shape[1] - leading), -1)).mean(dim=(1, 2))
+            for places in (old, new)
+        )
+        torch.testing.assert_close(after, before, rtol=0.2, atol=0.15)  # the same picture at another size
+    back = resize_positions(encoder, encoder.config).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(back(images_of(32)), encoder(images_of(32)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_attention_maps_are_recorded_on_request(name):
+    encoder = optimise_for_cpu(make(name))
+    expected = encoder(images_of(32)).detach()
+    with recording(encoder) as products:
+        tokens = encoder(images_of(32))
+        assert len(products) >= 2
+        for product in products:
+            assert product.recorded is not None and product.recorded.ndim == 4
+            torch.testing.assert_close(product.recorded.sum(dim=-1), torch.ones(product.recorded.shape[:-1]))
+        torch.testing.assert_close(tokens.detach(), expected, rtol=1e-4, atol=1e-4)
+        torch.autograd.grad(tokens.sum(), [products[0].recorded])
+    assert all(product.recorded is None and not product.is_recording for product in products)
+
+
+@pytest.mark.parametrize(("name", "size", "classes", "millions"), PARAMETERS)
+def test_variants_have_the_papers_parameters(name, size, classes, millions):
+    config = resolve(ImageEncoderConfig(name, size))
+    assert ":" not in config.name
+    with torch.device("meta"):
+        tower = build_tower(config)
+    count = sum(weight.numel() for weight in tower.parameters()) + (tower.width + 1) * classes
+    assert count / 1e6 == pytest.approx(millions, rel=0.01, abs=0.005)  # two digits in the papers
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_vit_equals_timms(pre_norm):
+    encoder = make("vit", pre_norm=pre_norm)
+    theirs = timm.create_model(
+        "vit_tiny_patch16_224",
+        img_size=32,
+        patch_size=8,
+        embed_dim=32,
+        depth=2,
+        num_heads=2,
+        num_classes=0,
+        pre_norm=pre_norm,
+    ).eval()
+    theirs.load_state_dict(encoder.tower.state_dict())
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.tower(images), theirs.forward_features(images), rtol=1e-4, atol=1e-5)
+
+
+def test_registers_take_part_in_attention_and_leave():
+    encoder = make("vit, registers")
+    with torch.no_grad():
+        before = encoder(images_of(32))
+        with recording(encoder) as products:
+            encoder(images_of(32))
+            assert products[0].recorded.shape[-1] == 1 + 3 + 16
+        encoder.tower.reg_token.mul_(100)
+        assert not torch.allclose(encoder(images_of(32)), before)
+
+
+def test_mean_pooling_is_the_mean_of_the_tokens():
+    with torch.no_grad():
+        tokens = make("vit, mean")(images_of(32))
+    torch.testing.assert_close(tokens[:, 0], tokens[:, 1:].mean(dim=1))
+
+
+def test_cct_equals_a_plain_reference():
+    """Convolution, ReLU and max pooling; blocks; and SeqPool written as sums over tokens."""
+    encoder = make("cct")
+    tower, images = encoder.tower, torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        x = images
+        for convolution in (module for module in tower.tokenizer.modules() if isinstance(module, nn.Conv2d)):
+            x = F.max_pool2d(F.conv2d(x, convolution.weight, padding=1).relu(), 3, 2, 1)
+        x = torch.stack([x[:, :, row, column] for row in range(8) for column in range(8)], dim=1) + tower.positional_emb
+        for block in tower.blocks:
+            x = block.norm1(x + plain_attention(block.self_attn, block.pre_norm(x), heads=2))
+            x = x + block.linear2(F.gelu(block.linear1(x)))
+        x = tower.norm(x)
+        scores = [
+            (x[:, place] @ tower.attention_pool.weight[0] + tower.attention_pool.bias).exp() for place in range(64)
+        ]
+        summary = sum(score[:, None] * x[:, place] for place, score in enumerate(scores)) / sum(scores)[:, None]
+        torch.testing.assert_close(tower(images), torch.cat([summary[:, None], x], dim=1), rtol=1e-4, atol=1e-5)
+
+
+def plain_attention(module: nn.Module, x: torch.Tensor, heads: int) -> torch.Tensor:
+    """Attention head by head."""
+    width = x.shape[-1]
+    query, key, value = module.qkv(x).split(width, dim=-1)
+    parts = []
+    for one in torch.arange(width).chunk(heads):
+        scores = query[..., one] @ key[..., one].transpose(1, 2) / math.sqrt(len(one))
+        parts.append(scores.softmax(dim=-1) @ value[..., one])
+    return module.proj(torch.cat(parts, dim=-1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "vti"}, r"no image encoder 'vti' \(did you mean vit\?\)"),
+        ({"name": "cct:7/3x"}, r"cct has no variant '7/3x' \(did you mean 7/3x\d\?\)"),
+        (
+            {"name": "vit:B/16", "width": 768, "heads": 12, "patch_size": 16, "layers": 3},
+            r"layers is 3, but vit:B/16 has 12; remove it, or write name: vit",
+        ),
+        ({"image_size": 30}, r"image_size \(30\) must be a multiple of its patch_size \(8\)"),
+        ({"width": 33}, r"width \(33\) must be a multiple of heads"),
+    ],
+)
+def test_wrong_settings_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        make("vit", **changes)

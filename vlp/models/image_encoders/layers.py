@@ -1,0 +1,147 @@
+"""The layers that image encoders share: attention whose maps can be recorded, feed-forward, and pre-norm blocks."""
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from timm.layers import DropPath, QuickGELU
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from vlp.config import ImageEncoderConfig
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "quick_gelu": QuickGELU}
+
+
+class DotProduct(nn.Module):
+    """Scaled dot-product attention (Vaswani et al. 2017, equation 1). Every attention of an image encoder holds one.
+
+    Attributes:
+        recorded: the attention map of the last call, [batch, heads, queries, keys], while `recording` is on.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_recording = False
+        self.recorded: Tensor | None = None
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """[batch, heads, queries or keys, head_dim] -> [batch, heads, queries, head_dim]."""
+        if self.is_recording:
+            return self._record(query, key, value)
+        return F.scaled_dot_product_attention(query, key, value)
+
+    def _record(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        scores = query.float() @ key.float().transpose(-1, -2) / math.sqrt(query.shape[-1])
+        self.recorded = scores.softmax(dim=-1)  # [batch, heads, queries, keys]
+        return self.recorded.to(value.dtype) @ value
+
+
+@contextmanager
+def recording(tower: nn.Module) -> Iterator[list[DotProduct]]:
+    """Make every attention of a tower keep the map of its last call in `recorded`, in float32 and with its graph.
+
+    Yields:
+        The attentions in the order of the tower's layers.
+    """
+    products = [module for module in tower.modules() if isinstance(module, DotProduct)]
+    for product in products:
+        product.is_recording = True
+    try:
+        yield products
+    finally:
+        for product in products:
+            product.is_recording, product.recorded = False, None
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over all tokens."""
+
+    def __init__(self, width: int, heads: int, qkv_bias: bool = True):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.product = DotProduct()
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, tokens, width] -> the same shape."""
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # [batch, tokens, 3, heads, head_dim]
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [batch, heads, tokens, head_dim]
+        return self.proj(self.product(query, key, value).transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with an activation between."""
+
+    def __init__(self, width: int, hidden: int, activation: type[nn.Module] = nn.GELU):
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.act = activation()
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., width] -> the same shape."""
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block (Dosovitskiy et al. 2021, equations 2 and 3) with drop path."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        drop_path: float = 0.0,
+        norm_eps: float = 1e-6,
+        activation: type[nn.Module] = nn.GELU,
+        qkv_bias: bool = True,
+    ):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
+        self.attn = Attention(width, heads, qkv_bias)
+        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
+        self.mlp = FeedForward(width, hidden, activation)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, tokens, width] -> the same shape."""
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+def make_blocks(config: ImageEncoderConfig) -> nn.ModuleList:
+    """The stack of a config's `layers` blocks, whose drop path grows from zero in the first to the last."""
+    return nn.ModuleList(
+        Block(
+            config.width,
+            config.heads,
+            config.feed_forward or 4 * config.width,
+            rate,
+            config.norm_eps,
+            ACTIVATIONS[config.activation],
+        )
+        for rate in drop_path_rates(config.drop_path, config.layers)
+    )
+
+
+def drop_path_rates(largest: float, layers: int) -> list[float]:
+    """The rate of each layer, from zero in the first one to `largest` in the last (Huang et al. 2016)."""
+    return [largest * layer / max(layers - 1, 1) for layer in range(layers)]
+
+
+def run_blocks(blocks: Iterable[nn.Module], x: Tensor, checkpointing: bool) -> Tensor:
+    """Apply blocks in turn; with `checkpointing`, each is computed again in the backward pass."""
+    for block in blocks:
+        x = checkpoint(block, x, use_reentrant=False) if checkpointing and torch.is_grad_enabled() else block(x)
+    return x
+
+
+def sine_positions(rows: int, width: int) -> Tensor:
+    """Fixed position embeddings float32 [1, rows, width] (Vaswani et al. 2017, section 3.5)."""
+    wave = torch.arange(width // 2 + width % 2, dtype=torch.float64)
+    angles = torch.arange(rows, dtype=torch.float64)[:, None] / 10_000 ** (2 * wave / width)
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[None, :, :width].float()
