@@ -83,7 +83,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         weights: dict[str, Tensor] = {}
         for name in names:
             path = folder / Path(name).name  # only the file name: an index must not lead out of the folder
-            weights |= read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
+            weights |= read_checkpoint(path)
         return weights
     raise UserError(f"{folder} is not a model folder: it has no model.safetensors and no pytorch_model.bin.")
 
@@ -94,6 +94,15 @@ def _indexed_files(path: Path) -> list[str]:
     if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights.values()):
         raise UserError(f"{path} has no weight_map from tensors to files.")
     return sorted(set(weights.values()))
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a pickled one without running code.
+
+    Raises:
+        UserError: as in `read_safetensors` and `read_pickle`.
+    """
+    return read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from vlp.config import ImageEncoderConfig, ModelConfig, TextTowerConfig
 from vlp.convert.blip import Converted, vit_config
-from vlp.convert.files import find_folder, read_json, read_pickle, read_safetensors, read_weights
+from vlp.convert.compact import compact_from_published
+from vlp.convert.files import find_folder, read_checkpoint, read_json, read_weights
 from vlp.convert.tables import (
     Table,
     blip_image_table,
@@ -28,6 +29,8 @@ from vlp.models.image_encoders.timm_tower import create_trunk
 from vlp.models.image_encoders.vit import build_vit
 
 IMAGE_PREFIXES = ("timm:", "open_clip:")
+CHECKPOINTS = (".pth", ".pt", ".bin", ".safetensors")
+PUBLISHED = [compact_from_published]  # each returns None for the weights of something else
 WORDS = "embeddings.word_embeddings.weight"
 # Names of the head of a masked language model: in BERT, then in RoBERTa.
 MASKED_HEADS = (
@@ -99,8 +102,8 @@ def image_tower(source: str) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
     """The settings of an image encoder, and its weights under our names.
 
     Args:
-        source: "timm:NAME" or "timm:NAME,FILE", "open_clip:NAME,PRETRAINED" (a tag or a file), or the folder or hub
-            name of a `transformers` ViT.
+        source: "timm:NAME" or "timm:NAME,FILE", "open_clip:NAME,PRETRAINED" (a tag or a file), the folder or hub name
+            of a `transformers` ViT, or a checkpoint file that a paper published.
 
     Raises:
         UserError: the source is not available, or its architecture is not supported.
@@ -109,6 +112,8 @@ def image_tower(source: str) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
         return _from_timm(source.removeprefix("timm:"))
     if source.startswith("open_clip:"):
         return _from_open_clip(source.removeprefix("open_clip:"))
+    if source.endswith(CHECKPOINTS):
+        return _from_published(Path(source))
     folder = find_folder(source)
     facts, weights = read_json(folder / "config.json"), read_weights(folder)
     facts = facts.get("vision_config", facts)
@@ -128,14 +133,22 @@ def image_tower(source: str) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
     return _checked(vit_config(state, facts["num_attention_heads"], eps, activation), state, source)
 
 
+def _from_published(path: Path) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
+    """The settings and weights of a paper's own checkpoint, whose names say what it is."""
+    weights = read_checkpoint(path)
+    for read in PUBLISHED:
+        found = read(weights)
+        if found is not None:
+            return _checked(*found, str(path))
+    raise UserError(f"{path} holds no image encoder that `vlp convert` knows; docs/encoders.md lists them.")
+
+
 def _from_timm(name: str) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
     name, _, file = name.partition(",")
     trunk = create_trunk(name, pretrained=not file)
     state = trunk.state_dict()
     if file:
-        path = Path(file)
-        given = read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
-        state = {key: value for key, value in given.items() if key in state}
+        state = {key: value for key, value in read_checkpoint(Path(file)).items() if key in state}
     return _timm_config(name, trunk, state)
 
 
