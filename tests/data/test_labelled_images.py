@@ -1,16 +1,16 @@
 """Classes of images from folders, JSON and .cls members, and data sets that have none."""
 
-import tarfile
-
 import pytest
 
-from tests.data.importers.layouts import add, benchmark, photo
+from tests.data.importers.layouts import benchmark, photo
 from vlp.data import class_names
 from vlp.data.bad_samples import BadSampleError
 from vlp.data.importers.clip_benchmark import ClipBenchmark
 from vlp.data.importers.write import write_imported
 from vlp.data.labelled_images import open_labelled
-from vlp.data.shards import iterate_samples, members_with
+from vlp.data.shard_index import index_shard
+from vlp.data.shard_stream import read_shard
+from vlp.data.shards import iterate_samples
 from vlp.errors import UserError
 
 NAMES = ["a golden retriever", "tabby cat"]
@@ -45,19 +45,19 @@ def test_a_downloaded_data_set_and_its_import_are_the_same(tmp_path):
         assert classes_of(found) == {f"s000000{number}": number % 2 for number in range(4)}
 
 
-def test_classes_in_the_json_need_no_second_reading(tmp_path, monkeypatch):
-    importer = ClipBenchmark(str(wds(tmp_path / "wds")))
-    write_imported(importer, str(tmp_path / "imported"), files=importer.files)
-    monkeypatch.setattr("vlp.data.labelled_images.members_with", lambda *_: pytest.fail("read"))
-    assert open_labelled(str(tmp_path / "imported")).classes_by_key == {}
+def test_streamed_and_indexed_shards_have_the_same_classes(tmp_path):
+    labels = [b"3", b"", b"[1, 2]", b"1\n"]
+    path = str(wds(tmp_path / "wds", lambda number: {"cls": labels[number], "json": b"{}"}) / "test")
+    for shard in (f"{path}/0.tar", f"{path}/1.tar"):
+        indexed = {sample.key: sample.info for sample in iterate_samples(shard)}
+        assert {sample.key: sample.info for sample in read_shard(shard)} == indexed
+        assert all(index_shard(shard).members[:, 6].astype(bool) == ["cls" in info for info in indexed.values()])
+    assert [info.get("cls") for info in indexed.values()] == ["[1, 2]", "1"]
 
 
-def test_only_wanted_members_of_a_shard_are_read(tmp_path):
-    folder = wds(tmp_path / "wds")
-    found = list(members_with(str(folder / "test" / "1.tar"), ("cls",)))
-    assert found == [("s0000002", "cls", b"0"), ("s0000003", "cls", b"1")]
-    (tmp_path / "cut.tar").write_bytes((folder / "test" / "1.tar").read_bytes()[:1100])
-    assert list(members_with(str(tmp_path / "cut.tar"), ("cls",))) == found[:1]
+def test_the_json_goes_before_the_member(tmp_path):
+    folder = wds(tmp_path / "wds", lambda number: {"cls": b"1", "json": b'{"cls": 0}'})
+    assert {sample.info["cls"] for sample in iterate_samples(f"{folder}/test/*.tar")} == {0}
 
 
 def test_images_without_a_usable_class_have_a_reason(tmp_path):
@@ -68,15 +68,6 @@ def test_images_without_a_usable_class_have_a_reason(tmp_path):
         data.class_of("absent", {})
     with pytest.raises(BadSampleError, match="bad class"):
         data.class_of("any", {"cls": True})
-
-
-def test_one_key_with_two_classes_belongs_to_none(tmp_path):
-    folder = wds(tmp_path / "wds")
-    with tarfile.open(folder / "test" / "1.tar", "a") as archive:
-        add(archive, "s0000000.cls", b"1")
-        add(archive, "s0000000.jpg", photo(tmp_path / "p.jpg"))
-    with pytest.raises(BadSampleError, match="duplicate key"):
-        open_labelled(str(folder)).class_of("s0000000", {})
 
 
 def test_multi_label_data_sets_are_refused(tmp_path):

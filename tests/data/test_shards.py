@@ -50,7 +50,9 @@ def test_written_samples_are_read_back(tmp_path):
             extension = {"JPEG": "jpg"}.get(kind, kind.lower())
             writer.write(f"k{number}", picture(kind), extension, f"text {number}", {"n": number}, {"cls": b"7"})
     samples = list(iterate_samples(str(tmp_path / "{00000..00001}.tar")))
-    assert [(s.key, s.captions, s.info) for s in samples] == [(f"k{n}", [f"text {n}"], {"n": n}) for n in range(3)]
+    assert [(s.key, s.captions, s.info) for s in samples] == [
+        (f"k{n}", [f"text {n}"], {"n": n, "cls": "7"}) for n in range(3)
+    ]
     assert decode_image(samples[2].image).size == (8, 6)
     key, members = next(read_members(str(tmp_path / "00000.tar")))
     assert (key, members["cls"], sorted(members)) == ("k0", b"7", ["cls", "jpg", "json", "txt"])
@@ -196,7 +198,7 @@ def test_an_index_is_cached_until_the_shard_changes(tmp_path, monkeypatch):
         for content in (b"", b"broken", whole[: len(whole) // 2], whole[:-1], damaged, b"PK" + bytes(100)):
             entry.write_bytes(content)
             assert index_shard(path).keys == ["c"]
-            assert index_shard(path).members.shape == (1, 6)
+            assert index_shard(path).members.shape == (1, 7)
 
 
 def test_samples_are_read_in_any_order_from_paths_and_urls(tmp_path):

@@ -14,7 +14,7 @@ from PIL import Image
 from vlp.bench.timing import Measured
 from vlp.data.cache import file_stamp
 from vlp.data.index_writer import write_folder
-from vlp.data.shard_index import Keys, ShardIndex, scan_shard
+from vlp.data.shard_index import COLUMNS, Keys, ShardIndex, scan_shard
 from vlp.data.shard_writer import ShardWriter
 from vlp.errors import WorkError
 from vlp.log import Progress
@@ -53,7 +53,7 @@ print(json.dumps({"first_batch": first_batch, "rank": memory, "worker": max(priv
 def bench_index(samples: int) -> list[Measured]:
     """Start a rank with two workers on an index of `samples` samples in shards of 10,000.
 
-    The index takes 37 bytes a sample in the folder for temporary files (TMPDIR). All its shards are links to one small
+    The index takes 41 bytes a sample in the folder for temporary files (TMPDIR). All its shards are links to one small
     real shard.
 
     Raises:
@@ -87,7 +87,7 @@ def simulate_index(folder: Path, samples: int) -> None:
             Image.new("RGB", (32, 32), (row, row, row)).save(data, "JPEG")
             writer.write(f"{row:09d}", data.getvalue(), "jpg", "w5 w6 w7", {})
     real = scan_shard(str(folder / "real/00000.tar"))
-    members = np.resize(real.members, (SAMPLES_PER_SHARD, 6))
+    members = np.resize(real.members, (SAMPLES_PER_SHARD, COLUMNS))
     keys = Keys.of([f"{row:09d}" for row in range(SAMPLES_PER_SHARD)])
     stamp, shards = file_stamp(real.path) or "", -(-samples // SAMPLES_PER_SHARD)
     (folder / "shards").mkdir()

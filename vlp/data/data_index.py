@@ -5,7 +5,7 @@ cache that the processes of a machine share.
 
 The folder holds, in the order of the shards:
 
-    members.npy    uint32 [samples, 6]: see `ShardIndex.members`
+    members.npy    uint32 [samples, 7]: see `ShardIndex.members`
     key_ends.npy   uint32 [samples]: where each key ends in the text of its shard's keys
     keys.npy       uint8 [bytes]: the keys in UTF-8
     shards.parquet path, stamp, samples, key_bytes of each shard
@@ -30,7 +30,7 @@ from vlp.data.shard_index import Keys, ShardIndex
 from vlp.errors import UserError, WorkError
 from vlp.remote import is_remote
 
-FORMAT = "data-index-1"
+FORMAT = "data-index-2"
 ABOUT = "index.json"
 ARRAYS = ("members", "key_ends", "keys")
 SHARDS = pa.schema([("path", pa.string()), ("stamp", pa.string()), ("samples", pa.int64()), ("key_bytes", pa.int64())])

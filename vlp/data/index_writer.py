@@ -17,14 +17,14 @@ from torch.utils.data import Dataset
 
 from vlp.data.cache import cache_path, identity
 from vlp.data.data_index import ABOUT, ARRAYS, BAD, FORMAT, SHARDS, DataIndex, open_index, stamps_of
-from vlp.data.shard_index import ShardIndex, index_shard, is_indexed
+from vlp.data.shard_index import COLUMNS, ShardIndex, index_shard, is_indexed
 from vlp.data.workers import start_workers
 from vlp.distributed import gather_objects, is_main, rank, share_out, world_size
 from vlp.errors import UserError, WorkError
 from vlp.files import remove, scratch_folder
 from vlp.log import Progress, ReportProgress, no_progress
 
-ENTRIES = {"members": ("<u4", 6), "key_ends": ("<u4",), "keys": ("|u1",)}  # dtype, and shape of an entry
+ENTRIES = {"members": ("<u4", COLUMNS), "key_ends": ("<u4",), "keys": ("|u1",)}  # dtype, and shape of an entry
 SHARDS_PER_WORKER = 8  # fewer are not worth the start of a process
 
 log = logging.getLogger("vlp")

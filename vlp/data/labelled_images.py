@@ -20,13 +20,12 @@ from vlp.data.class_names import (
 from vlp.data.importers.clip_benchmark import split_shards
 from vlp.data.importers.folder import LoosePictures
 from vlp.data.shard_index import expand_shards
-from vlp.data.shards import iterate_samples, members_with
+from vlp.data.shards import iterate_samples, read_members
 from vlp.errors import UserError
 from vlp.files import read_text
 from vlp.remote import is_remote
 
 UNKNOWN_CLASS = "unknown class"  # the reason of an image in a folder that is not among the classes
-AMBIGUOUS_KEY = "duplicate key"  # the reason of images of several shards that have one key and different classes
 
 log = logging.getLogger("vlp")
 
@@ -40,22 +39,19 @@ class LabelledImages:
         names: of the classes, by number; empty where shards do not tell them.
         templates: the prompts that come with the data set, with {c} or {} for the name; empty where it has none.
         folders: of an image folder: the class of each subfolder.
-        classes_by_key: contents of .cls members, for shards whose JSON does not tell classes; None for a key that
-            images of different classes have.
     """
 
     source: list[str]
     names: list[str]
     templates: list[str] = field(default_factory=list)
     folders: dict[str, int] | None = None
-    classes_by_key: dict[str, bytes | None] = field(default_factory=dict)
 
     def class_of(self, key: str, info: dict) -> int:
         """The class of an image.
 
         Args:
             key: of its sample; of an image in a folder, its path within the folder.
-            info: the JSON of its sample.
+            info: the JSON of its sample, see `Sample`.
 
         Raises:
             BadSampleError: it has none, or one that does not exist.
@@ -68,13 +64,8 @@ class LabelledImages:
             if folder not in self.folders:
                 raise BadSampleError(UNKNOWN_CLASS)
             return self.folders[folder]
-        label = info.get("cls")
-        if label is None and key in self.classes_by_key:
-            label = self.classes_by_key[key]
-            if label is None:
-                raise BadSampleError(AMBIGUOUS_KEY)
         try:
-            return read_class(label, len(self.names) or None)
+            return read_class(info.get("cls"), len(self.names) or None)
         except BadSampleError as error:
             if error.reason == SEVERAL_CLASSES:
                 raise _multi_label(self.source[0]) from None
@@ -105,9 +96,8 @@ def open_labelled(
         raise UserError(f"{data} is a data set for retrieval, without classes; use `vlp evaluate retrieval`.")
     found = names or beside.get(NAMES_FILE)
     templates = read_templates(beside[TEMPLATES_FILE]) if TEMPLATES_FILE in beside else []
-    return LabelledImages(
-        shards, read_names(found) if found else [], templates, classes_by_key=_read_class_members(shards)
-    )
+    _check_first_sample(shards[0])
+    return LabelledImages(shards, read_names(found) if found else [], templates)
 
 
 def _find_shards(data: str, split: str) -> list[str] | None:
@@ -129,30 +119,22 @@ def _files_beside(shard: str) -> dict[str, Path]:
     return {name: place / name for place in places for name in names if (place / name).is_file()}
 
 
-def _read_class_members(shards: list[str]) -> dict[str, bytes | None]:
-    """The contents of the .cls members by key; none are read where the JSON of the first sample has a class.
+def _check_first_sample(shard: str) -> None:
+    """Make sure that the first sample of a shard has a class.
 
     Raises:
-        UserError: there are no classes, or images have several.
+        UserError: it has none, or the data set is multi-label.
     """
-    first = next(iterate_samples(shards), None)
+    first = next(iterate_samples(shard), None)
     if first is None:
-        raise UserError(f"{shards[0]} has no readable image.")
+        raise UserError(f"{shard} has no readable image.")
     if "cls" in first.info:
-        return {}
-    classes: dict[str, bytes | None] = {}
-    several = False
-    for shard in shards:
-        for key, extension, content in members_with(shard, ("cls", "npy")):
-            if extension == "npy":
-                several = True
-            elif classes.setdefault(key, content) != content:
-                classes[key] = None
-    if not classes:
-        if several:
-            raise _multi_label(shards[0])
-        raise UserError(f"{shards[0]} has no classes: neither `cls` in the JSON of its samples nor .cls members.")
-    return classes
+        return
+    _, members = next(read_members(shard), ("", {}))
+    if "npy" in members:
+        raise _multi_label(shard)
+    if "cls" not in members:  # one without content is a bad sample
+        raise UserError(f"{shard} has no classes: neither `cls` in the JSON of its samples nor .cls members.")
 
 
 def _multi_label(shard: str) -> UserError:

@@ -31,7 +31,8 @@ from vlp.remote import filesystem, is_remote, remote_errors
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT = "index-5"  # of cached indexes
+FORMAT = "index-6"  # of cached indexes
+COLUMNS, LABEL = 7, 6  # of `ShardIndex.members`; the column of the .cls member
 MOST = 2**32 - 1  # bytes of a member, and blocks before it
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 WILDCARDS = "*?["
@@ -94,8 +95,8 @@ class ShardIndex:
     """The samples of one shard.
 
     Attributes:
-        members: uint32 [samples, 6]: of the image, the text and the JSON the place in blocks of 512 bytes and the size
-            in bytes; place 0 if absent.
+        members: uint32 [samples, 7]: of the image, the text and the JSON the place in blocks of 512 bytes and the size
+            in bytes, then the place of the .cls member, a class, which is in one block; place 0 if absent.
         bad: samples that cannot be read; with an empty key, the shard itself.
         stamp: size and time of change of the shard before it was scanned, see `file_stamp`; empty where unknown.
     """
@@ -108,8 +109,12 @@ class ShardIndex:
 
     def places(self, row: int) -> list[tuple[int, int]]:
         """Offset and size in bytes of a sample's image, text and JSON; offset 0 if absent."""
-        image, image_size, text, text_size, info, info_size = self.members[row].tolist()
+        image, image_size, text, text_size, info, info_size, _ = self.members[row].tolist()
         return [(image * BLOCKSIZE, image_size), (text * BLOCKSIZE, text_size), (info * BLOCKSIZE, info_size)]
+
+    def label_offset(self, row: int) -> int:
+        """Offset in bytes of a sample's .cls member; 0 if absent or empty."""
+        return int(self.members[row, LABEL]) * BLOCKSIZE
 
     def subset(self, kept: np.ndarray) -> "ShardIndex":
         """The index with some of its samples; `kept` is bool [samples]."""
@@ -213,16 +218,17 @@ class _Scan:
         self.bad: list[BadSample] = []
         self.seen: set[str] = set()
         self.key: str | None = None
-        self.row = [0] * 6
+        self.row = [0] * COLUMNS
 
     def member(self, header: tarfile.TarInfo) -> None:
         key, extension = split_name(header.name)
-        column = 0 if extension in IMAGE_EXTENSIONS else {"txt": 2, "json": 4}.get(extension)
+        column = 0 if extension in IMAGE_EXTENSIONS else {"txt": 2, "json": 4, "cls": LABEL}.get(extension)
         if key != self.key or (column is not None and self.row[column]):
             self.close()
             self.key = key
         if column is not None:
-            self.row[column : column + 2] = [header.offset_data // BLOCKSIZE, header.size]
+            place = header.offset_data // BLOCKSIZE
+            self.row[column : column + 2] = [place if header.size else 0] if column == LABEL else [place, header.size]
 
     def close(self) -> None:
         """Finish the current sample."""
@@ -237,13 +243,13 @@ class _Scan:
                 self.keys.append(self.key)
                 self.rows.append(self.row)
             self.seen.add(self.key)
-        self.key, self.row = None, [0] * 6
+        self.key, self.row = None, [0] * COLUMNS
 
     def name_bad(self, reason: str) -> None:
         self.bad.append(BadSample(self.path, self.key or "", reason))
 
     def index(self) -> ShardIndex:
-        members = np.array(self.rows, dtype=np.uint32).reshape(-1, 6)
+        members = np.array(self.rows, dtype=np.uint32).reshape(-1, COLUMNS)
         return ShardIndex(self.path, Keys.of(self.keys), members, self.bad)
 
 

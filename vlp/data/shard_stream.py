@@ -17,6 +17,7 @@ PARTS = {
     **dict.fromkeys(IMAGE_EXTENSIONS, "image"),
     "txt": "text",
     "json": "info",
+    "cls": "label",
     **dict.fromkeys(RIGHT_EXTENSIONS, "right"),
 }
 
@@ -139,7 +140,9 @@ def _make(path: str, key: str, group: dict[str, Any], seen: set[str]) -> Sample 
     if "image" not in group:
         return BadSample(path, key, "no image")
     try:
-        return make_sample(key, path, group["image"], group.get("text"), group.get("info"), group.get("right"))
+        return make_sample(
+            key, path, group["image"], group.get("text"), group.get("info"), group.get("right"), group.get("label")
+        )
     except BadSampleError as error:
         return BadSample(path, key, error.reason)
 

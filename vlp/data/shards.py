@@ -4,7 +4,7 @@ import json
 import os
 import tarfile
 from collections import OrderedDict
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from tarfile import BLOCKSIZE
@@ -14,7 +14,7 @@ from vlp.data.bad_samples import BadSampleError, BadSamples
 from vlp.data.byte_stream import Access, open_stream
 from vlp.data.cache import status_stamp
 from vlp.data.pairs import is_pair, read_right
-from vlp.data.shard_index import DAMAGE, ShardIndex, expand_shards, index_shard, open_shard, split_name
+from vlp.data.shard_index import ShardIndex, expand_shards, index_shard, open_shard, split_name
 from vlp.remote import is_remote
 
 
@@ -28,7 +28,8 @@ class Sample:
         text: the content of the txt member, stripped; None where there is none.
         captions: `captions` of the JSON if it has any, else the text; each stripped and not empty. Empty for a sample
             without a text.
-        info: the JSON member, {} where there is none.
+        info: the JSON member, {} where there is none; with `cls`, the text of the .cls member, where there is one and
+            the JSON has no `cls` itself.
         sources: the source of each caption: "web" unless its entry in the JSON says "human" or "synthetic".
         right: the second encoded file, where the JSON says `"images": 2` and there is one.
     """
@@ -61,7 +62,7 @@ class ShardReader:
         key = index.keys[row]
         try:
             image, text, info = (self._part(index, *place) for place in index.places(row))
-            sample = make_sample(key, index.path, image or b"", text, info)
+            sample = make_sample(key, index.path, image or b"", text, info, label=self._label(index, row))
             if is_pair(sample.info):
                 sample.right = self._right(index, row)
             return sample
@@ -86,6 +87,10 @@ class ShardReader:
         if len(data) < size:
             raise EOFError
         return data
+
+    def _label(self, index: ShardIndex, row: int) -> bytes | None:
+        block = self._part(index, index.label_offset(row), BLOCKSIZE)
+        return None if block is None else block.rstrip(b"\0")  # tar fills the rest of the block with zeros
 
     def _right(self, index: ShardIndex, row: int) -> bytes | None:
         places = [place for place in index.places(row) if place[0]]
@@ -113,7 +118,13 @@ def _has_changed(file: IO[bytes], index: ShardIndex) -> bool:
 
 
 def make_sample(
-    key: str, shard: str, image: bytes, text: bytes | None, info: bytes | None, right: bytes | None = None
+    key: str,
+    shard: str,
+    image: bytes,
+    text: bytes | None,
+    info: bytes | None,
+    right: bytes | None = None,
+    label: bytes | None = None,
 ) -> Sample:
     """A sample from its members; `right` counts only where the JSON says that the sample is a pair.
 
@@ -134,6 +145,8 @@ def make_sample(
         "".join(text for text, _ in texts).encode()  # JSON can hold half of a surrogate pair
     except UnicodeError:
         raise BadSampleError("text not UTF-8") from None
+    if label:
+        facts.setdefault("cls", label.decode("ascii", "replace").strip())
     captions, sources = [text for text, _ in texts], [source for _, source in texts]
     return Sample(key, shard, image, words, captions, facts, sources, (right or None) if is_pair(facts) else None)
 
@@ -201,25 +214,6 @@ def read_members(path: str) -> Iterator[tuple[str, dict[str, bytes]]]:
         members = {}  # `index_shard` names the damage
     if members and key not in seen:
         yield key, members
-
-
-def members_with(path: str, extensions: Collection[str]) -> Iterator[tuple[str, str, bytes]]:
-    """Key, extension and content of the members with some extensions, in order; of a local shard only these are read.
-
-    They end where the shard is damaged.
-
-    Raises:
-        UserError, WorkError: a remote shard cannot be read.
-    """
-    try:
-        with _open_archive(path) as archive:
-            for member in archive:
-                key, extension = split_name(member.name)
-                if member.isfile() and extension in extensions:
-                    content = archive.extractfile(member)
-                    yield key, extension, content.read() if content else b""
-    except (*DAMAGE, OSError):
-        pass  # `index_shard` names the damage
 
 
 @contextmanager
