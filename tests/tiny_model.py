@@ -7,6 +7,7 @@ from vlp.config import ImageEncoderConfig, ModelConfig, TextTowerConfig
 from vlp.data.tokenizer import train_tokenizer
 from vlp.model import Model
 from vlp.models.blip import Blip
+from vlp.models.clip import Clip
 
 WORDS = "a red blue green circle square star above below left of right the large small shape on white and near"
 SIZE = 32
@@ -32,3 +33,19 @@ def make_model(precision="fp32", sharing="all_but_self_attention", seed=0, size=
 def make_images(count: int) -> torch.Tensor:
     """Random images: uint8 [count, 3, SIZE, SIZE], the same in every call."""
     return torch.randint(0, 256, (count, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+
+
+def make_clip(seed=0, size=SIZE, dropout=0.0, **text_settings) -> Model:
+    """A CLIP model of two text layers and one image layer; further arguments are settings of its text tower."""
+    tokenizer = train_tokenizer([WORDS] * 3, size=200)
+    torch.manual_seed(seed)
+    image = ImageEncoderConfig(image_size=size, patch_size=16, width=32, layers=1, heads=2)
+    text = TextTowerConfig(
+        len(tokenizer), width=24, layers=2, heads=2, feed_forward=64, positions=48, dropout=dropout, **text_settings
+    )
+    clip = Clip(ModelConfig(image, text, embed_dim=16, network="clip"))
+    with torch.no_grad():
+        for module in clip.text_tower.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                module.weight.mul_(4)
+    return Model(clip, tokenizer, "fp32")

@@ -20,9 +20,10 @@ from vlp.config_ranges import (
 from vlp.errors import UserError
 
 Sharing = Literal["all", "all_but_cross_attention", "all_but_self_attention", "nothing"]
+NetworkName = Literal["blip", "clip"]
 FinetunedFor = Literal["", "vqa", "nlvr2", "visdial"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
-TaskName = Literal["pretrain", "captioning", "retrieval", "self_critical", "vqa", "nlvr2", "visdial"]
+TaskName = Literal["pretrain", "captioning", "retrieval", "self_critical", "vqa", "nlvr2", "visdial", "contrastive"]
 ScoreName = Literal["itm", "itc", "clip"]
 Beams = Annotated[int, Range(0, 1_000)]
 Nucleus = Annotated[float, Range(above=0, most=1)]
@@ -83,21 +84,38 @@ class TextTowerConfig:
     dropout: DropShare = 0.1
     norm_eps: AboveZero = 1e-12
     sharing: Sharing = "all_but_self_attention"
+    causal: bool = False  # clip: each token attends only to those before it
+    pooling: Literal["class", "end"] = "class"  # clip: the token whose state stands for the text, the first or the last
 
 
 @dataclass
 class ModelConfig:
-    """A BLIP model: the two towers and the width of the contrastive embeddings."""
+    """A BLIP or CLIP model: the two towers and the width of the contrastive embeddings."""
 
     image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
     text_tower: TextTowerConfig = field(default_factory=TextTowerConfig)
     embed_dim: Width = 256
     untrained: list[str] = field(default_factory=list)  # parts with random weights, which a converted source lacked
     finetuned_for: FinetunedFor = ""  # the task whose finetuning added parts to the network; finetuning sets it
+    network: NetworkName = "blip"  # clip: two towers without matching and captions, for task contrastive
 
     def __post_init__(self) -> None:
         if self.finetuned_for == "vqa" and self.text_tower.sharing != "nothing":
             raise UserError("model.finetuned_for: vqa needs model.text_tower.sharing: nothing.")
+        text, default = self.text_tower, TextTowerConfig()
+        if self.network == "clip":
+            if self.finetuned_for:
+                raise UserError(f"model.network: clip cannot be finetuned for {self.finetuned_for}.")
+            if text.sharing != default.sharing:
+                raise UserError("model.network: clip has no decoder; leave model.text_tower.sharing out.")
+            if text.causal and text.pooling == "class":
+                raise UserError(
+                    "model.text_tower: with causal: true the class token reads no other token; set pooling: end."
+                )
+        else:
+            for name in ("causal", "pooling"):
+                if getattr(text, name) != getattr(default, name):
+                    raise UserError(f"model.text_tower.{name} needs model.network: clip.")
 
 
 @dataclass

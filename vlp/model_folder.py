@@ -13,7 +13,7 @@ from vlp.config_reader import from_dict, to_dict
 from vlp.data.tokenizer import CaptionTokenizer, load_tokenizer
 from vlp.errors import UserError
 from vlp.files import read_json, writing_folder
-from vlp.models.blip import Blip
+from vlp.models.network import Network, build_network
 
 FORMAT = "vlp-blip-1"
 DECODING_HEADING = "## Decoding defaults"
@@ -23,7 +23,7 @@ DECODING_HEADING = "## Decoding defaults"
 class SavedModel:
     """The content of a model folder: the network (on the CPU, in evaluation mode) and what belongs to it."""
 
-    blip: Blip
+    network: Network
     tokenizer: CaptionTokenizer
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     card: str = ""
@@ -48,10 +48,10 @@ def read_model(folder: str | Path) -> SavedModel:
             f"{folder} does not fit together: the tokenizer has {len(tokenizer)} words and config.json says "
             f"{config.text_tower.vocabulary}."
         )
-    blip = Blip(config)
+    network = build_network(config)
     try:
         weights = load_file(folder / "model.safetensors")
-        blip.load_state_dict(weights, strict=True)
+        network.load_state_dict(weights, strict=True)
     except SafetensorError as error:
         raise UserError(f"{folder}/model.safetensors cannot be read: {error}.") from None
     except RuntimeError as error:
@@ -61,7 +61,7 @@ def read_model(folder: str | Path) -> SavedModel:
     if broken:
         raise UserError(f"{folder}/model.safetensors has values that are not finite numbers, in {broken[0]}.")
     card = folder / "README.md"
-    return SavedModel(blip.eval(), tokenizer, decoding, card.read_text("utf-8", "replace") if card.is_file() else "")
+    return SavedModel(network.eval(), tokenizer, decoding, card.read_text("utf-8", "replace") if card.is_file() else "")
 
 
 def is_model_folder(folder: str | Path) -> bool:
@@ -73,7 +73,7 @@ def is_model_folder(folder: str | Path) -> bool:
 
 
 def save_model(
-    blip: Blip,
+    network: Network,
     tokenizer: CaptionTokenizer,
     folder: str | Path,
     card: str = "",
@@ -83,7 +83,7 @@ def save_model(
 
     Args:
         card: the text of README.md: what the model is, what it was trained on, how good it is. A section with the
-            decoding defaults is appended.
+            decoding defaults is appended for a BLIP model.
         decoding: how the model makes captions unless the caller says otherwise; None: the defaults.
 
     Raises:
@@ -91,13 +91,13 @@ def save_model(
         WorkError: the folder cannot be written.
     """
     with writing_folder(folder) as temporary:
-        config = {"format": FORMAT, "model": to_dict(blip.config), "decoding": to_dict(decoding or DecodingConfig())}
+        config = {"format": FORMAT, "model": to_dict(network.config), "decoding": to_dict(decoding or DecodingConfig())}
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        weights = {name: value.detach().cpu().contiguous() for name, value in blip.state_dict().items()}
+        weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
         save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
         tokenizer.write_files(temporary)
         card = card or f"# {Path(folder).name}\n\nA vision-language model made with vlp.\n"
-        (temporary / "README.md").write_text(card_with_decoding(card, decoding or DecodingConfig()), "utf-8")
+        (temporary / "README.md").write_text(card_with_decoding(card, network.config, decoding), "utf-8")
 
 
 def _read_config(folder: Path) -> tuple[ModelConfig, DecodingConfig]:
@@ -112,8 +112,11 @@ def _read_config(folder: Path) -> tuple[ModelConfig, DecodingConfig]:
         raise UserError(f"{folder}/config.json: {error}") from None
 
 
-def card_with_decoding(card: str, decoding: DecodingConfig) -> str:
-    """A model card with a section on the decoding defaults, in place of the one it may have."""
+def card_with_decoding(card: str, config: ModelConfig, decoding: DecodingConfig | None) -> str:
+    """A model card with a section on the decoding defaults, in place of the one it may have; for BLIP models only."""
     card = re.sub(rf"\n*^{DECODING_HEADING}\n.*?(?=^#|\Z)", "\n\n", card, flags=re.MULTILINE | re.DOTALL).rstrip()
-    settings = "\n".join(f"| {name} | {json.dumps(value)} |" for name, value in to_dict(decoding).items())
+    if config.network != "blip":
+        return f"{card}\n"
+    values = to_dict(decoding or DecodingConfig())
+    settings = "\n".join(f"| {name} | {json.dumps(value)} |" for name, value in values.items())
     return f"{card}\n\n{DECODING_HEADING}\n\n| setting | value |\n| --- | --- |\n{settings}\n"

@@ -25,7 +25,7 @@ from vlp.models.finetuned import extend
 def model() -> Model:
     """A tiny random network whose predictions are neither all true nor all false."""
     made = make_model()
-    made.blip = extend(made.blip, "nlvr2")
+    made.network = extend(made.blip, "nlvr2")
     made.config = made.blip.config
     with torch.no_grad():
         for weight in made.blip.pair_head.parameters():

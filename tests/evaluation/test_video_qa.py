@@ -25,7 +25,7 @@ def videos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def answering():
     model = make_model()
-    model.blip = extend(model.blip, "vqa")
+    model.network = extend(model.blip, "vqa")
     model.config = model.blip.config
     return model
 

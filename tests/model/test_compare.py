@@ -21,7 +21,7 @@ LEFT, RIGHT = list(IMAGES[:4]), list(IMAGES[4:])
 @pytest.fixture(scope="module")
 def model():
     made = make_model()
-    made.blip = extend(made.blip, "nlvr2")
+    made.network = extend(made.blip, "nlvr2")
     made.config = made.blip.config
     with torch.no_grad():
         for weight in made.blip.pair_head.parameters():

@@ -122,7 +122,7 @@ def test_compiled_layers_give_equal_gradients():
 
 def test_single_images_are_refused_where_pairs_are_needed():
     model = make_model()
-    model.blip = extend(model.blip, "nlvr2")
+    model.network = extend(model.blip, "nlvr2")
     with pytest.raises(UserError, match="takes pairs of images"):
         model.match(make_images(2), "a red circle")
     assert len(model.caption_texts(make_images(2))) == 2  # the decoder still reads single images

@@ -106,7 +106,7 @@ def test_two_processes_equal_one(dialog_config, tmp_path):
     folder = f"{one.output}/model"
     with open(f"{folder}/config.json") as file:
         assert json.load(file)["model"]["finetuned_for"] == "visdial"
-    assert read_model(folder).blip.config.finetuned_for == "visdial"
+    assert read_model(folder).network.config.finetuned_for == "visdial"
     ranked = load_model(folder).rank_dialog_answers(make_images(1)[0], "a red circle", [], "is it red", ["yes", "no"])
     assert len(ranked) == 2
 

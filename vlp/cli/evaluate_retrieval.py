@@ -8,11 +8,11 @@ from vlp.cli.evaluation_options import BatchSize, Dataset, Limit, Out, Workers, 
 from vlp.cli.options import Json, Precision
 
 Rerank = Annotated[
-    int,
+    int | None,
     typer.Option(
         min=0,
         help="Re-rank this many of the best candidates by ITM, or all where there are fewer; 0 disables. BLIP's paper "
-        "uses 256 for COCO and 128 for Flickr30k.",
+        "uses 256 for COCO and 128 for Flickr30k. Default: 256, or 0 for a CLIP model.",
     ),
 ]
 
@@ -20,7 +20,7 @@ Rerank = Annotated[
 def retrieval(
     model: str,
     shards: list[str],
-    rerank: Rerank = 256,
+    rerank: Rerank = None,
     limit: Limit = None,
     batch_size: BatchSize = 32,
     workers: Workers = 0,

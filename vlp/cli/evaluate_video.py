@@ -18,7 +18,10 @@ def video_retrieval(
     listed: Annotated[str, typer.Argument(metavar="LIST", help="JSON or JSON lines: clip_name or video, caption.")],
     videos: Videos,
     frames: Frames = 8,
-    rerank: Annotated[int, typer.Option(min=0, help="Re-rank this many of the best by ITM; 0 disables.")] = 128,
+    rerank: Annotated[
+        int | None,
+        typer.Option(min=0, help="Re-rank this many of the best by ITM; 0 disables; default: 128, for CLIP 0."),
+    ] = None,
     limit: Limit = None,
     batch_size: BatchSize = 8,
     workers: Workers = 0,

@@ -105,7 +105,10 @@ def search(
     images: Annotated[str, typer.Argument(help="A folder of images and videos, or shards.")],
     query: Annotated[str, typer.Option(help="The text to search for.")],
     top: Annotated[int, typer.Option(min=1, help="Number of results.")] = 10,
-    rerank: Annotated[int, typer.Option(min=0, help="Re-rank this many of the best images by ITM; 0 disables.")] = 32,
+    rerank: Annotated[
+        int | None,
+        typer.Option(min=0, help="Re-rank this many of the best images by ITM; 0 disables; default: 32, for CLIP 0."),
+    ] = None,
     frames: Frames = 8,
     precision: Precision = "auto",
     as_json: Json = False,

@@ -15,6 +15,7 @@ from vlp.files import prepare_output, writing_folder
 from vlp.model_folder import SavedModel
 from vlp.models.finetuned import require
 from vlp.models.image_encoders.encoder import DEVIATION, MEAN
+from vlp.models.network import as_blip
 
 Kind = Literal["captioning", "retrieval", "vqa"]
 CLASSES = {
@@ -38,11 +39,12 @@ def write_transformers(model: SavedModel, folder: str | Path, kind: Kind) -> lis
     import transformers
 
     prepare_output(folder)
-    _check_kind(model.blip.config, kind)
-    weights_of_ours = model.blip.state_dict()
-    config = _their_config(model.blip.config, model.tokenizer)
+    blip = as_blip(model.network, f"become transformers' {CLASSES[kind]}")
+    _check_kind(blip.config, kind)
+    weights_of_ours = blip.state_dict()
+    config = _their_config(blip.config, model.tokenizer)
     theirs = getattr(transformers, CLASSES[kind])(config).eval()
-    weights, used = to_their_names(transformers_table(kind, model.blip.config), weights_of_ours)
+    weights, used = to_their_names(transformers_table(kind, blip.config), weights_of_ours)
     missing, unexpected = theirs.load_state_dict(weights, strict=False)
     tied = ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias")
     missing = [name for name in missing if not name.endswith(tied)]

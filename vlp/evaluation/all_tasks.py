@@ -23,6 +23,7 @@ from vlp.evaluation.visdial import evaluate_visdial
 from vlp.evaluation.vqa import evaluate_vqa
 from vlp.files import read_json, remove, write_json
 from vlp.model import Model
+from vlp.models.network import KINDS
 from vlp.models.untrained import CAPTIONING, EMBEDDING, MATCHING
 from vlp.report.evaluation_page import write_evaluation_report
 
@@ -47,6 +48,8 @@ EVALUATIONS: dict[str, Evaluate] = {
 }
 # What a model has to be finetuned for, as in its config; a model that is finetuned for one of these does nothing else.
 NEEDS = {"vqa": "vqa", "video_qa": "vqa", "nlvr2": "nlvr2", "visdial": "visdial"}
+# What a model without matching and captions can do.
+BY_EMBEDDINGS = ("retrieval", "video_retrieval", "classification", "linear_probe")
 # What a converted model may lack.
 PARTS = {
     "retrieval": (*EMBEDDING, *MATCHING),
@@ -127,6 +130,8 @@ def _reason(model: Model, data: FoundData, tasks: list[str] | None) -> str:
         return "there is no evaluation for it"
     if untrained := [part for part in PARTS.get(data.task, ()) if part in model.config.untrained]:
         return f"the model was converted without {' and '.join(untrained)}"
+    if model.config.network != "blip" and data.task not in BY_EMBEDDINGS:
+        return f"{KINDS[model.config.network]} cannot do it"
     if has == needs:
         return ""
     return f"the model is finetuned for {has}" if has else f"needs a model that is finetuned for {needs}"

@@ -33,7 +33,7 @@ SHOWN = 10  # candidates of each query in the predictions
 def evaluate_retrieval(
     model: Model,
     shards: str | list[str],
-    rerank: int = RERANK,
+    rerank: int | None = None,
     settings: EvaluationSettings = DEFAULT_SETTINGS,
 ) -> Results:
     """Recall at 1, 5 and 10 (0 to 1) and ranks (from 1) of the best relevant candidate, in both directions.
@@ -43,7 +43,7 @@ def evaluate_retrieval(
 
     Args:
         rerank: re-rank this many of the best candidates by ITM, for every image and for every text; all of them where
-            there are fewer; 0 disables.
+            there are fewer; 0 disables. None: `RERANK`, or 0 for a model without ITM.
 
     Returns:
         `itc_i2t_r1` ... `itc_t2i_median_rank` by ITC alone, and `i2t_r1` ... `t2i_median_rank` after re-ranking by ITM
@@ -51,8 +51,9 @@ def evaluate_retrieval(
         and `captions`. The predictions hold the ten best candidates of each image and of each distinct text.
 
     Raises:
-        UserError: the shards contain no image with a caption.
+        UserError: the shards contain no image with a caption, or a model without ITM is to re-rank.
     """
+    rerank = model.rerank_count(rerank, RERANK)
 
     def source(make: Callable[[EncodedBatch], list[Row]], stage: str) -> Predictions:
         def encode(batch: EvaluationBatch) -> list[Row]:

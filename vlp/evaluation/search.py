@@ -21,6 +21,7 @@ from vlp.model import Model
 from vlp.model.video import FRAMES, encode_videos
 from vlp.models.cpu.linear import constant_weights
 
+RERANK = 32  # candidates
 _Readable = tuple[str, str, str, Callable[[], np.ndarray]]  # name, shard, key, and a function that decodes it
 
 
@@ -53,7 +54,7 @@ def search(
     images: str,
     query: str,
     top: int = 10,
-    rerank: int = 32,
+    rerank: int | None = None,
     batch_size: int = 64,
     frames: int = FRAMES,
 ) -> list[Hit]:
@@ -62,7 +63,8 @@ def search(
     Args:
         images: a folder of images and videos, searched with its subfolders, or shards.
         top: number of results.
-        rerank: re-rank this many of the best by ITM logit + cosine (BLIP's rule); 0 disables.
+        rerank: re-rank this many of the best by ITM logit + cosine (BLIP's rule); 0 disables. None: `RERANK`, or 0 for
+            a model without ITM.
         batch_size: images or frames encoded, and images matched, at once.
         frames: of each video.
 
@@ -71,6 +73,7 @@ def search(
     """
     if not clean_caption(query):
         raise UserError(f"The query {query!r} has no words to search for.")
+    rerank = model.rerank_count(rerank, RERANK)
     best: list[_Candidate] = []  # by descending cosine; equal cosines in the order of the images
     text = model.embed_texts(query)[0]  # [embed_dim]
     for count, group in groupby(_read_images(images, model.image_size, frames), lambda one: len(one[1])):

@@ -28,7 +28,7 @@ def evaluate_video_retrieval(
     listed: str,
     folder: str,
     frames: int = FRAMES,
-    rerank: int = RERANK,
+    rerank: int | None = None,
     settings: EvaluationSettings = DEFAULT_SETTINGS,
 ) -> Results:
     """Retrieval as `evaluate_retrieval` scores it, of videos whose frames are one memory (paper, section 5.6).
@@ -37,7 +37,7 @@ def evaluate_video_retrieval(
         listed: the list of videos with captions, and
         folder: the folder of the files; see `read_video_captions`.
         frames: of each video.
-        rerank: re-rank this many of the best candidates by ITM; 0 disables.
+        rerank: as in `evaluate_retrieval`; None: `RERANK`, or 0 for a model without ITM.
         settings: `batch_size` counts videos.
 
     Returns:
@@ -47,6 +47,7 @@ def evaluate_video_retrieval(
     Raises:
         UserError: the list or the folder cannot be used, or no video can be read.
     """
+    rerank = model.rerank_count(rerank, RERANK)
     videos, skipped_rows = read_video_captions(listed, folder)
 
     def source(make: Callable[[EncodedBatch], list[Row]], stage: str) -> Predictions:

@@ -113,8 +113,9 @@ def classify_tokens(model: "Model", image_tokens: Tensor, classes: ClassTexts, r
         image_tokens: [images, tokens, width].
         rerank: this many of the best classes by ITC; 0 disables. At the number of classes or above, ITM decides alone.
     """
+    rerank = model.rerank_count(rerank, 0)
     cosines = model.embed_tokens(image_tokens) @ classes.vectors.T  # [images, classes]
-    probabilities = (cosines / model.blip.temperature.detach().float().cpu()).softmax(dim=1)
+    probabilities = (cosines / model.network.temperature.detach().float().cpu()).softmax(dim=1)
     ranking = cosines.argsort(dim=1, descending=True, stable=True)
     k = min(rerank, ranking.shape[1])
     if k:

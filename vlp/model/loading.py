@@ -43,7 +43,7 @@ def load_model(
         log.info("%s is converted; it lacks %s", source, "; ".join(found.missing) or "nothing")
     else:
         saved = read_model(folder)
-    saved.blip.to(device=device or ("cuda" if torch.cuda.is_available() else "cpu"), dtype=dtype)
+    saved.network.to(device=device or ("cuda" if torch.cuda.is_available() else "cpu"), dtype=dtype)
     if compile:
-        compile_blocks(saved.blip)
-    return Model(saved.blip, saved.tokenizer, "fp32" if dtype else precision, saved.card, saved.decoding)
+        compile_blocks(saved.network)
+    return Model(saved.network, saved.tokenizer, "fp32" if dtype else precision, saved.card, saved.decoding)

@@ -23,24 +23,19 @@ from vlp.model.answers import answer_questions
 from vlp.model.classify import Classification, classify_images
 from vlp.model.dialog import RankedAnswer, rank_dialog_answers
 from vlp.model.hub import push_to_hub
+from vlp.model.matching import Match, match_images
 from vlp.model.pairs import compare_images
 from vlp.model.video import FRAMES, QUESTION_FRAMES, encode_all
 from vlp.model_folder import save_model
 from vlp.models.blip import Blip
 from vlp.models.cpu.linear import constant_weights
 from vlp.models.image_memory import ImageMemory
+from vlp.models.network import Network, as_blip, require_network
 from vlp.models.precision import compute_dtype
 from vlp.models.text_layers import Side
 from vlp.models.untrained import CAPTIONING, EMBEDDING, MATCHING, require_trained
 
 TEXT_TOKENS = 35  # BLIP's limit in retrieval; longer texts are cut
-
-
-class Match(NamedTuple):
-    """How well texts match images, float32 [texts] each: the cosine of the embeddings, and the ITM probability."""
-
-    itc: Tensor
-    itm: Tensor
 
 
 class Caption(NamedTuple):
@@ -52,7 +47,7 @@ class Caption(NamedTuple):
 
 
 class Model:
-    """A BLIP model with its tokenizer and decoding settings.
+    """A BLIP or CLIP model with its tokenizer and decoding settings. A CLIP model only embeds, searches and classifies.
 
     Images are paths, PIL images or tensors [3, size, size] (uint8, or float and already normalized) of the model's
     image size. Paths of videos (mp4, mkv, ...) are images too: `frames` of each are encoded, and their tokens form one
@@ -65,7 +60,7 @@ class Model:
 
     def __init__(
         self,
-        blip: Blip,
+        network: Network,
         tokenizer: CaptionTokenizer,
         precision: Precision = "auto",
         card: str = "",
@@ -79,16 +74,35 @@ class Model:
         """
         self.card = card
         self.decoding = decoding or DecodingConfig()
-        self.blip = blip
+        self.network = network
         self.tokenizer = tokenizer
-        self.config: ModelConfig = blip.config
+        self.config: ModelConfig = network.config
         self.compute_dtype = compute_dtype(precision, self.device)
-        self.text_tokens = min(TEXT_TOKENS, blip.config.text_tower.positions // 8 * 8)
+        self.text_tokens = min(TEXT_TOKENS, network.config.text_tower.positions // 8 * 8)
 
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
-        return next(self.blip.parameters()).device
+        return next(self.network.parameters()).device
+
+    @property
+    def blip(self) -> Blip:
+        """The network of a BLIP model.
+
+        Raises:
+            UserError: the model is of another kind, such as CLIP.
+        """
+        return as_blip(self.network)
+
+    def rerank_count(self, asked: int | None, usual: int) -> int:
+        """How many candidates to re-rank by ITM: what the caller asked for; None: `usual`, or 0 without ITM.
+
+        Raises:
+            UserError: the caller asked for re-ranking, and the model has no ITM.
+        """
+        if asked:
+            require_network(self.config, "blip", "re-rank by ITM")
+        return asked if asked is not None else usual if self.config.network == "blip" else 0
 
     @property
     def image_size(self) -> int:
@@ -226,10 +240,9 @@ class Model:
         for start in range(0, len(texts), batch_size):
             ids, mask = self.text_ids(texts[start : start + batch_size], "[CLS]")
             with self.inference():
-                vectors.append(self.blip.embed_texts(ids, mask).cpu())
+                vectors.append(self.network.embed_texts(ids, mask).cpu())
         return torch.cat(vectors)
 
-    @constant_weights()
     def match(
         self,
         images: ImageLike | Sequence[ImageLike],
@@ -246,22 +259,11 @@ class Model:
         Raises:
             UserError: the numbers of images and texts differ, or an image is unreadable.
         """
-        images = as_list(images)
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        if len(texts) == 1:
-            texts = texts * len(images)
-        if len(images) != len(texts) and (len(images) != 1 or not texts):
-            raise UserError(f"match needs as many images as texts, or one of them: {len(images)} and {len(texts)}.")
-        found = Match(torch.empty(len(texts)), torch.empty(len(texts)))
-        for one in encode_all(self, images, range(len(images)), frames, batch_size):
-            rows = range(len(texts)) if len(images) == 1 else one.rows
-            made = self.match_tokens(one.tokens, [texts[row] for row in rows], None, 4 * batch_size, one.frames)
-            found.itc[list(rows)], found.itm[list(rows)] = made
-        return found
+        return match_images(self, images, texts, batch_size, frames)
 
     def save(self, folder: str | Path, card: str = "") -> None:
         """Write the model folder; see `save_model`."""
-        save_model(self.blip, self.tokenizer, folder, card or self.card, self.decoding)
+        save_model(self.network, self.tokenizer, folder, card or self.card, self.decoding)
 
     def push_to_hub(self, name: str, private: bool = False) -> str:
         """Upload the model folder, including its card, to the Hugging Face hub as "owner/model"; returns its URL."""
@@ -283,13 +285,13 @@ class Model:
     def encode_images(self, images: Tensor) -> Tensor:
         """[images, 3, size, size] -> image tokens [images, tokens, width] on the model's device."""
         with self.inference():
-            return self.blip.encode_images(images.to(self.device))
+            return self.network.encode_images(images.to(self.device))
 
     def embed_tokens(self, image_tokens: Tensor, frames: int = 1) -> Tensor:
         """Tokens of images, or of videos with `frames` > 1, [images, tokens, width] -> float32 [images, embed_dim]."""
         require_trained(self.config, EMBEDDING, "embed images and texts")
         with self.inference():
-            return self.blip.embed_image_tokens(image_tokens, frames).cpu()
+            return self.network.embed_image_tokens(image_tokens, frames).cpu()
 
     def project(self, image_tokens: Tensor, side: Side = "encoder") -> ImageMemory:
         """The image memory for `match_logits` (side "encoder") or for captions (side "decoder")."""
@@ -385,11 +387,11 @@ class Model:
     @contextmanager
     def inference(self) -> Iterator[None]:
         """No gradients, no dropout, the model's precision; restores the mode of the network."""
-        training = self.blip.training
-        self.blip.eval()
+        training = self.network.training
+        self.network.eval()
         autocast = torch.autocast(self.device.type, self.compute_dtype, enabled=self.compute_dtype is not None)
         try:
             with torch.no_grad(), autocast:
                 yield
         finally:
-            self.blip.train(training)
+            self.network.train(training)

@@ -1,16 +1,15 @@
 """One BLIP model: an image encoder, the text tower and the heads. No losses, no tokenizer."""
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlp.config import ModelConfig
-from vlp.models.image_encoders.encoder import ImageEncoder, resize_positions
+from vlp.models.image_encoders.encoder import ImageEncoder
 from vlp.models.image_memory import ImageMemory, SelfAttentionCache
 from vlp.models.language_head import LanguageHead
 from vlp.models.text_tower import TextTower
+from vlp.models.two_towers import embed_summaries, resize_images
 
 
 class Blip(nn.Module):
@@ -54,8 +53,7 @@ class Blip(nn.Module):
             frames: of a video, whose tokens follow each other. Like BLIP, the projections of the frames' class tokens
                 are averaged before the vector is normalized.
         """
-        classes = image_tokens.unflatten(1, (frames, -1))[:, :, 0]  # [images, frames, width]
-        return F.normalize(self.image_projection(classes).float().mean(dim=1), dim=-1)
+        return embed_summaries(self.image_projection, image_tokens, frames)
 
     def embed_texts(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Texts [texts, tokens] -> float32 unit vectors [texts, embed_dim] for ITC."""
@@ -129,10 +127,7 @@ class Blip(nn.Module):
 
     def resize_images(self, image_size: int) -> None:
         """Change the size of the images that the model takes, in pixels; position embeddings are interpolated."""
-        image = replace(self.config.image_encoder, image_size=image_size)
-        device = self.log_temperature.device
-        self.image_encoder = resize_positions(self.image_encoder, image).to(device)
-        self.config = replace(self.config, image_encoder=image)
+        resize_images(self, image_size)
 
     def checkpoint_activations(self) -> None:
         """Recompute blocks in the backward pass, which saves memory for about a third more compute."""

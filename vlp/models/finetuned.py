@@ -4,9 +4,10 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 
-from vlp.config import FinetunedFor, ModelConfig, TaskName
+from vlp.config import FinetunedFor, ModelConfig, NetworkName, TaskName
 from vlp.errors import UserError
 from vlp.models.blip import Blip
+from vlp.models.network import KINDS, Network, as_blip, as_clip, require_network
 
 # The settings of each task's network, from those of a pretrained one.
 CHANGES: dict[FinetunedFor, Callable[[ModelConfig], ModelConfig]] = {
@@ -15,6 +16,7 @@ CHANGES: dict[FinetunedFor, Callable[[ModelConfig], ModelConfig]] = {
     "visdial": lambda config: config,
 }
 
+NETWORKS: dict[TaskName, NetworkName] = {"contrastive": "clip"}  # of tasks that do not train a BLIP
 ONE_OF_PAIR = re.compile(r"(cross_attention\.\w+\.(?:query|key_value|out))\.[01]")  # in NLVR2's cross-attention
 
 
@@ -24,6 +26,28 @@ def network_of(task: TaskName) -> FinetunedFor:
         if name == task:
             return name
     return ""
+
+
+def check_network(config: ModelConfig, task: TaskName) -> None:
+    """Check that the network of a new model is the one that a task trains.
+
+    Raises:
+        UserError: it is not.
+    """
+    wanted = NETWORKS.get(task, "blip")
+    if config.network != wanted:
+        raise UserError(f"task {task} trains {KINDS[wanted]}; set model.network: {wanted}.")
+
+
+def network_for(network: Network, task: TaskName) -> Network:
+    """The network that a task trains, from the one that a run starts from; see `as_clip` and `extend`.
+
+    Raises:
+        UserError: the task cannot train that network.
+    """
+    if task == "contrastive":
+        return as_clip(network)
+    return extend(as_blip(network, f"be trained by task {task}"), network_of(task))
 
 
 def extend(blip: Blip, task: FinetunedFor) -> Blip:
@@ -65,6 +89,7 @@ def require(config: ModelConfig, task: FinetunedFor, use: str) -> None:
     Raises:
         UserError: it was not.
     """
+    require_network(config, "blip", use)
     if config.finetuned_for != task:
         state = f"was finetuned for {config.finetuned_for}" if config.finetuned_for else f"was not finetuned for {task}"
         recipe = task.replace("_", "-")

@@ -253,9 +253,20 @@ class Shareable(nn.ModuleDict):
 class Layer(nn.Module):
     """One layer: self-attention, cross-attention where there is an image, feed-forward."""
 
-    def __init__(self, config: TextTowerConfig, image_width: int, finetuned_for: FinetunedFor = "", number: int = 0):
-        """`number` is that of the layer, from 0."""
+    def __init__(
+        self, config: TextTowerConfig, image_width: int | None, finetuned_for: FinetunedFor = "", number: int = 0
+    ):
+        """New weights.
+
+        Args:
+            image_width: of the tokens that cross-attention reads; None: no cross-attention, and no decoder.
+            number: that of the layer, from 0.
+        """
         super().__init__()
+        if image_width is None:
+            self.self_attention = Shareable(lambda: SelfAttention(config), True)
+            self.feed_forward = Shareable(lambda: FeedForward(config), True)
+            return
         shared = shared_parts(config.sharing)
         if finetuned_for == "nlvr2":  # only the encoder reads pairs
             shared = shared - {"cross_attention"}

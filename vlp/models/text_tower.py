@@ -24,13 +24,19 @@ from vlp.models.text_layers import Embeddings, Layer, Shareable, Side, shared_pa
 class TextTower(nn.Module):
     """The stack of layers behind ITC, ITM and LM; see the top of this file."""
 
-    def __init__(self, config: TextTowerConfig, image_width: int, finetuned_for: FinetunedFor = ""):
+    def __init__(self, config: TextTowerConfig, image_width: int | None, finetuned_for: FinetunedFor = ""):
+        """New weights.
+
+        Args:
+            image_width: of the image tokens; None: the tower only encodes text, as in CLIP.
+        """
         super().__init__()
         if config.width % config.heads:
             raise UserError(f"model.text_tower.width ({config.width}) must be a multiple of heads ({config.heads}).")
         self.config = config
         self.checkpointing = False
-        self.embeddings = Shareable(lambda: Embeddings(config), "embeddings" in shared_parts(config.sharing))
+        shared = image_width is None or "embeddings" in shared_parts(config.sharing)
+        self.embeddings = Shareable(lambda: Embeddings(config), shared)
         self.layers = nn.ModuleList(Layer(config, image_width, finetuned_for, n) for n in range(config.layers))
         self.finetuned_for = finetuned_for
         initialise(self, config.width)
@@ -55,7 +61,10 @@ class TextTower(nn.Module):
         return self.finetuned_for != "nlvr2" and "cross_attention" in shared_parts(self.config.sharing)
 
     def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Text alone, both directions: ids int64, mask bool (True: token) [texts, tokens] -> [texts, tokens, width]."""
+        """Text alone, in both directions unless the tower is causal.
+
+        ids int64, mask bool (True: token) [texts, tokens] -> [texts, tokens, width].
+        """
         return self._run(ids, mask, "encoder")
 
     def match(self, ids: Tensor, mask: Tensor, memory: ImageMemory, image_index: Tensor | None = None) -> Tensor:
@@ -109,7 +118,8 @@ class TextTower(nn.Module):
         """Embeddings [texts, tokens, width], and the bias of self-attention in the dtype of its products."""
         x = self.embeddings.side(side)(ids, start)
         bias = None if mask is None else _padding_bias(mask)
-        if side == "decoder" and ids.shape[1] > 1:  # a single new token may attend to all tokens before it
+        # A single new token may attend to all tokens before it.
+        if (side == "decoder" or self.config.causal) and ids.shape[1] > 1:
             causal = _causal_bias(start, ids.shape[1], ids.device)
             bias = causal if bias is None else bias + causal
         return x, None if bias is None else bias.to(product_dtype(x))

@@ -7,6 +7,7 @@ from torch import nn
 
 from vlp.config import ModelConfig
 from vlp.errors import UserError
+from vlp.models.network import require_network
 
 # The parts without which a use of the model means nothing, and the recipe that trains each.
 PARTS = {
@@ -41,8 +42,11 @@ def require_trained(config: ModelConfig, parts: Sequence[str], use: str) -> None
         use: what the caller asked for, such as "match images and texts".
 
     Raises:
-        UserError: some of them are random, because the model was converted from one without them.
+        UserError: some of them are random, because the model was converted from one without them; or the network has
+            no such parts.
     """
+    if set(parts) - set(EMBEDDING):
+        require_network(config, "blip", use)
     missing = [part for part in parts if part in config.untrained]
     if missing:
         raise UserError(

@@ -1,6 +1,7 @@
 """What a model learns: a file for each task, and the dicts that name them."""
 
 from collections.abc import Callable
+from typing import Any
 
 from vlp.config import RunConfig
 from vlp.data.examples import CaptionExamples, Examples
@@ -9,7 +10,7 @@ from vlp.data.examples_references import ReferenceExamples
 from vlp.data.examples_visdial import DialogExamples
 from vlp.data.examples_vqa import QuestionExamples
 from vlp.data.tokenizer import CaptionTokenizer
-from vlp.models.blip import Blip
+from vlp.models.network import Network
 from vlp.tasks.captioning import CaptioningTask
 from vlp.tasks.nlvr2 import Nlvr2Task
 from vlp.tasks.pretrain import PretrainTask
@@ -19,7 +20,7 @@ from vlp.tasks.task import Task
 from vlp.tasks.visdial import VisDialTask
 from vlp.tasks.vqa import VqaTask
 
-TASKS: dict[str, Callable[[RunConfig, Blip, CaptionTokenizer], Task]] = {
+TASKS: dict[str, Callable[[RunConfig, Any, CaptionTokenizer], Task]] = {
     "pretrain": PretrainTask,
     "captioning": CaptioningTask,
     "retrieval": RetrievalTask,
@@ -54,7 +55,7 @@ EXAMPLES: dict[str, Callable[[RunConfig, CaptionTokenizer], Examples]] = {
 }
 
 
-def build_task(config: RunConfig, model: Blip, tokenizer: CaptionTokenizer) -> Task:
+def build_task(config: RunConfig, model: Network, tokenizer: CaptionTokenizer) -> Task:
     """The module that a run trains, around `model`."""
     return TASKS[config.task](config, model, tokenizer)
 

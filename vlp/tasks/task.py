@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from vlp.config import ObjectiveConfig
-from vlp.models.blip import Blip
 
 # The losses of all tasks: a loss NAME is weighted by `objective.NAME_weight`.
 LOSSES = tuple(one.name.removesuffix("_weight") for one in fields(ObjectiveConfig) if one.name.endswith("_weight"))
@@ -29,9 +28,13 @@ class TaskOutput(NamedTuple):
 
 
 class Task(nn.Module):
-    """The module that a run trains: a model with what its losses need."""
+    """The module that a run trains: a model with what its losses need.
 
-    model: Blip
+    Attributes:
+        model: one of the networks of `vlp.models.network`, the one that the task trains.
+    """
+
+    model: Any
 
     def start_step(self, step: int, epoch: float) -> None:
         """Called once before each optimizer step; `epoch` counts passes over the data, with fractions."""

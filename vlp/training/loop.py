@@ -142,7 +142,7 @@ def finish(run: Run) -> dict:
 
     def write_results() -> None:
         card = model_card(run.config, results, run.loader.epoch_size)
-        write_text(folder / "README.md", card_with_decoding(card, run.decoding))
+        write_text(folder / "README.md", card_with_decoding(card, run.config.model, run.decoding))
         write_json(run.output / "results.json", results)
 
     run_on_main(write_results)

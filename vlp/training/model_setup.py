@@ -11,13 +11,13 @@ from vlp.data.streamed_loader import stream_count
 from vlp.data.tokenizer import CaptionTokenizer, load_tokenizer
 from vlp.errors import UserError
 from vlp.model import load_model
-from vlp.models.blip import Blip
-from vlp.models.finetuned import extend, network_of
+from vlp.models.finetuned import check_network, network_for
 from vlp.models.image_encoders.families import resolve
+from vlp.models.network import Network, build_network
 from vlp.training.decoding import trained_decoding
 
 
-def build_model(config: RunConfig) -> tuple[Blip, CaptionTokenizer, DecodingConfig]:
+def build_model(config: RunConfig) -> tuple[Network, CaptionTokenizer, DecodingConfig]:
     """The network, its tokenizer and decoding settings: those of `start_from`, or new ones. `config` is not changed.
 
     Raises:
@@ -26,15 +26,16 @@ def build_model(config: RunConfig) -> tuple[Blip, CaptionTokenizer, DecodingConf
     if config.start_from:
         started = load_model(config.start_from, device="cpu")
         if config.image_size:
-            started.blip.resize_images(config.image_size)
-        blip = extend(started.blip, network_of(config.task))
-        _refuse_contradictions(config, blip, started.tokenizer)
-        decoding = trained_decoding(config, started.decoding, started.tokenizer, blip.config)
-        return blip.train(), started.tokenizer, decoding
+            started.network.resize_images(config.image_size)
+        network = network_for(started.network, config.task)
+        _refuse_contradictions(config, network, started.tokenizer)
+        decoding = trained_decoding(config, started.decoding, started.tokenizer, network.config)
+        return network.train(), started.tokenizer, decoding
     if config.image_size:
         raise UserError(
             "image_size is for runs with start_from; set model.image_encoder.image_size for a new model instead."
         )
+    check_network(config.model, config.task)
     if not config.tokenizer:
         raise UserError("Set tokenizer to a tokenizer folder (`vlp tokenizer` makes one), or start_from to a model.")
     tokenizer = load_tokenizer(config.tokenizer)
@@ -49,19 +50,20 @@ def build_model(config: RunConfig) -> tuple[Blip, CaptionTokenizer, DecodingConf
         )
     model = dataclasses.replace(config.model, text_tower=dataclasses.replace(text, vocabulary=len(tokenizer)))
     decoding = trained_decoding(config, DecodingConfig(), tokenizer, model)
-    return extend(Blip(model, config.objective.temperature), network_of(config.task)), tokenizer, decoding
+    network = build_network(model, config.objective.temperature)
+    return network_for(network, config.task), tokenizer, decoding
 
 
-def resolved_config(config: RunConfig, blip: Blip) -> RunConfig:
+def resolved_config(config: RunConfig, network: Network) -> RunConfig:
     """A copy of `config` with the settings that hold in truth: the model's shape and temperature, the streams."""
     temperature = config.objective.temperature
     if config.start_from:
-        temperature = round(blip.temperature.item(), 6)
+        temperature = round(network.temperature.item(), 6)
     objective = dataclasses.replace(config.objective, temperature=temperature)
     data = config.data
     if is_streamed(data):
         data = dataclasses.replace(data, streams=stream_count(data, config.batch_size // config.accumulation))
-    return dataclasses.replace(config, model=blip.config, objective=objective, data=data)
+    return dataclasses.replace(config, model=network.config, objective=objective, data=data)
 
 
 def leaves(values: Any, name: str = "") -> dict[str, Any]:
@@ -75,22 +77,22 @@ def leaves(values: Any, name: str = "") -> dict[str, Any]:
     return {key: leaf for part, value in parts.items() for key, leaf in leaves(value, part).items()}
 
 
-def _refuse_contradictions(config: RunConfig, blip: Blip, tokenizer: CaptionTokenizer) -> None:
+def _refuse_contradictions(config: RunConfig, network: Network, tokenizer: CaptionTokenizer) -> None:
     """Compare what the config gives with the model it starts from; a value equal to its default counts as not given.
 
     Raises:
         UserError: they contradict each other.
     """
     stated = dataclasses.replace(config.model, image_encoder=resolve(config.model.image_encoder))
-    default, given, actual = (leaves(to_dict(one), "model") for one in (ModelConfig(), stated, blip.config))
+    default, given, actual = (leaves(to_dict(one), "model") for one in (ModelConfig(), stated, network.config))
     wrong = [
         f"{key} is {given[key]} (the model has {actual[key]})"
         for key in given
         if given[key] not in (default[key], actual[key])
     ]
     temperature, default_temperature = config.objective.temperature, RunConfig().objective.temperature
-    if temperature != default_temperature and not math.isclose(temperature, blip.temperature.item(), rel_tol=1e-3):
-        wrong.append(f"objective.temperature is {temperature:g} (the model has {blip.temperature.item():.4g})")
+    if temperature != default_temperature and not math.isclose(temperature, network.temperature.item(), rel_tol=1e-3):
+        wrong.append(f"objective.temperature is {temperature:g} (the model has {network.temperature.item():.4g})")
     if config.tokenizer and _vocabulary(load_tokenizer(config.tokenizer)) != _vocabulary(tokenizer):
         wrong.append(f"tokenizer is {config.tokenizer} (the model has another one)")
     if wrong:

@@ -20,7 +20,7 @@ from vlp.evaluation.settings import EvaluationSettings
 from vlp.evaluation.visdial import evaluate_visdial
 from vlp.evaluation.vqa import evaluate_vqa
 from vlp.model import Model
-from vlp.models.blip import Blip
+from vlp.models.network import Network
 from vlp.remote import is_remote
 from vlp.training.stop_signals import StopRequest
 
@@ -82,7 +82,7 @@ def _has_caption(reader: ShardReader, index: ShardIndex, row: int) -> bool:
 
 
 def validate(
-    config: RunConfig, blip: Blip, tokenizer: CaptionTokenizer, decoding: DecodingConfig, stop: StopRequest
+    config: RunConfig, network: Network, tokenizer: CaptionTokenizer, decoding: DecodingConfig, stop: StopRequest
 ) -> dict[str, float] | None:
     """Scores on the validation shards: {} where the config names none, None if a signal arrived meanwhile.
 
@@ -96,7 +96,7 @@ def validate(
             raise _Stopped
 
     def scores() -> dict[str, float] | None:
-        model = Model(blip, tokenizer, config.precision, decoding=decoding)
+        model = Model(network, tokenizer, config.precision, decoding=decoding)
         # Blocks are compiled for training. The caches and batch sizes of validation would compile further programs.
         stance = torch.compiler.set_stance("force_eager") if config.compile else nullcontext()
         # Training draws the same random numbers with and without a validation in between.

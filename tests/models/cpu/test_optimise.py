@@ -51,7 +51,7 @@ def test_a_model_keeps_its_names_objects_and_results(precision):
     assert sum(isinstance(module, nn.Linear) for module in fast.blip.modules()) == linears > 20
     near, compared = (1e-4, 5) if precision == "fp32" else (0.1, 4)  # rounding to bf16 may change a caption
     copied = copy.deepcopy(fast)
-    copied.blip = pickle.loads(pickle.dumps(fast.blip))
+    copied.network = pickle.loads(pickle.dumps(fast.blip))
     for model in (fast, copy.deepcopy(fast), copied):
         for ours, expected in list(zip(results_of(model), results_of(plain), strict=True))[:compared]:
             torch.testing.assert_close(ours, expected, rtol=near, atol=near)

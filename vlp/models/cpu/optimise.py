@@ -29,10 +29,10 @@ FASTER: dict[type[nn.Module], type[nn.Module]] = {
 
 
 class HoldsNetwork(Protocol):
-    """Anything with a network in `blip`, such as `vlp.Model`."""
+    """Anything with a network in `network`, such as `vlp.Model`."""
 
     @property
-    def blip(self) -> nn.Module:
+    def network(self) -> nn.Module:
         """The network."""
         ...
 
@@ -58,7 +58,7 @@ def optimise_for_cpu(model: Optimised) -> Optimised:
     Returns:
         The same object.
     """
-    network = model if isinstance(model, nn.Module) else model.blip
+    network = model if isinstance(model, nn.Module) else model.network
     first = next(network.parameters(), None)
     if first is not None and first.device.type != "cpu":
         return model
