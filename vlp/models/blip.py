@@ -1,5 +1,7 @@
 """One BLIP model: an image encoder, the text tower and the heads. No losses, no tokenizer."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -1,5 +1,7 @@
 """CLIP: an image encoder and a text tower that meet only in their embeddings (Radford et al. 2021)."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,8 +23,8 @@ class Clip(nn.Module):
 
     def __init__(self, config: ModelConfig, temperature: float = 0.07, bias: float = 0.0):
         super().__init__()
-        self.config = config
         text, self.image_encoder = config.text_tower, ImageEncoder(config.image_encoder)
+        self.config = replace(config, image_encoder=self.image_encoder.config)
         self.text_tower = TextTower(text, None)
         self.image_projection = nn.Linear(self.image_encoder.width, config.embed_dim, bias=False)
         self.text_projection = nn.Linear(text.width, config.embed_dim, bias=False)
