@@ -62,8 +62,8 @@ class ImageEncoderConfig:
     registers: Natural = 0  # vit: tokens that belong to no place and are dropped at the end
     pooling: Literal["class", "mean"] = "class"  # vit: the summary is a class token, or the mean of the image tokens
     positions: Literal["learned", "sine", "none"] = "learned"  # vit_lite, cvt_compact, cct
-    kernel: Positive = 3  # cct: side of its convolutions
-    convolutions: Positive = 1  # cct
+    convolutions: Natural = 0  # vit, cct: how many make the tokens, each with pooling; 0: patches are mapped linearly
+    kernel: Positive = 3  # vit, cct: side of these convolutions
     stem: list[Natural] = field(default_factory=list)  # hybrid: residual blocks in each stage of its ResNet
     performer: bool = False  # t2t: attention in linear time between its splits
     stages: list[StageConfig] = field(default_factory=list)  # pvt, pvt_v2, cvt

@@ -22,11 +22,12 @@ SMALL: dict[str, tuple[ImageEncoderConfig, int, int]] = {
     "vit": (ImageEncoderConfig("vit", 32, 8, **SIZES), 16, 48),
     "vit, registers": (ImageEncoderConfig("vit", 32, 8, registers=3, **SIZES), 16, 48),
     "vit, mean": (ImageEncoderConfig("vit", 32, 8, registers=2, pooling="mean", **SIZES), 16, 24),
+    "vit, convolutions": (ImageEncoderConfig("vit", 32, convolutions=2, kernel=7, **SIZES), 4, 64),
     "vit_lite": (ImageEncoderConfig("vit_lite", 32, 8, **SIZES), 16, 48),
     "vit_lite, sine": (ImageEncoderConfig("vit_lite", 32, 8, positions="sine", **SIZES), 16, 24),
     "cvt_compact": (ImageEncoderConfig("cvt_compact", 32, 8, **SIZES), 16, 48),
-    "cct": (ImageEncoderConfig("cct", 32, kernel=3, convolutions=2, **SIZES), 64, 40),
-    "cct, 7x2": (ImageEncoderConfig("cct", 32, kernel=7, convolutions=2, **SIZES), 4, 64),
+    "cct": (ImageEncoderConfig("cct", 32, convolutions=2, kernel=3, **SIZES), 64, 40),
+    "cct, 7x2": (ImageEncoderConfig("cct", 32, convolutions=2, kernel=7, **SIZES), 4, 64),
     "cct, no positions": (ImageEncoderConfig("cct", 32, convolutions=2, positions="none", **SIZES), 64, 36),
 }
 # The papers' counts in millions, with the classifier of so many classes, at an image size.
@@ -243,6 +244,7 @@ def plain_attention(module: nn.Module, x: torch.Tensor, heads: int) -> torch.Ten
             r"layers is 3, but vit:B/16 has 12; remove it, or write name: vit",
         ),
         ({"image_size": 30}, r"image_size \(30\) must be a multiple of its patch_size \(8\)"),
+        ({"name": "cct"}, "convolutions is 0; cct needs at least one"),
         ({"width": 33}, r"width \(33\) must be a multiple of heads"),
     ],
 )

@@ -60,7 +60,6 @@ class DemoSizes:
     warmup_steps: int
     batch_size: int
     image_size: int = 64
-    patch_size: int = 16
     width: int = 128
     layers: int = 4
     heads: int = 2
@@ -139,7 +138,9 @@ def demo_model(sizes: DemoSizes) -> ModelConfig:
     return ModelConfig(
         ImageEncoderConfig(
             image_size=sizes.image_size,
-            patch_size=sizes.patch_size,
+            # Shapes are learned from far fewer images than with patches (docs/encoders.md).
+            convolutions=2,
+            kernel=7,  # 16 tokens of a picture of 64 pixels
             width=sizes.width,
             layers=sizes.layers,
             heads=sizes.heads,

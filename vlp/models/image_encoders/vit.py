@@ -1,4 +1,4 @@
-"""The vision transformer (Dosovitskiy et al. 2021), BLIP's image encoder; with registers or mean pooling if wanted."""
+"""The vision transformer (Dosovitskiy et al. 2021), BLIP's image encoder; registers and convolutions if wanted."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from vlp.config import ImageEncoderConfig
 from vlp.errors import UserError
+from vlp.models.image_encoders.convolutional_tokenizer import ConvolutionalTokenizer, grid_side
 from vlp.models.image_encoders.layers import make_blocks, run_blocks
 from vlp.models.initialise import initialise
 
@@ -40,6 +41,9 @@ class PatchEmbedding(nn.Module):
 class VisionTransformer(nn.Module):
     """Patches, positions and pre-norm blocks.
 
+    With `convolutions`, these make the tokens instead of a linear map of patches, as in CCT; small models then learn
+    shapes from far fewer images.
+
     The summary is the class token, or with `pooling: mean` the mean of the image tokens. Registers (Darcet et al. 2024)
     are further learned tokens without a place, which take part in attention and are dropped at the end.
     """
@@ -48,8 +52,12 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.width = config.width
         self.checkpointing = False
-        self.patch_embed = PatchEmbedding(config.patch_size, config.width, bias=not config.pre_norm)
-        rows = (config.image_size // config.patch_size) ** 2
+        if config.convolutions:
+            self.patch_embed = ConvolutionalTokenizer(config.kernel, config.convolutions, config.width)
+            rows = grid_side(config) ** 2
+        else:
+            self.patch_embed = PatchEmbedding(config.patch_size, config.width, bias=not config.pre_norm)
+            rows = (config.image_size // config.patch_size) ** 2
         self.cls_token: nn.Parameter | None = None
         if config.pooling == "class":
             self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
@@ -96,7 +104,7 @@ def build_vit(config: ImageEncoderConfig) -> VisionTransformer:
     Raises:
         UserError: the sizes do not fit each other.
     """
-    check_sizes(config, config.patch_size)
+    check_sizes(config, 1 if config.convolutions else config.patch_size)
     tower = VisionTransformer(config)
     initialise(tower, config.width)
     if tower.reg_token is not None:
