@@ -24,5 +24,5 @@ def test_classes_are_those_of_the_objects(tmp_path):
 def test_scores(tmp_path):
     make_classification_scenes(tmp_path / "scenes", 6, 32, "two")
     scores = score_classification(make_model(), tmp_path / "scenes")
-    assert set(scores) == {"acc1", "shape_acc1", "itm_shape_acc1", "colour_acc1", "itm_colour_acc1"}
-    assert scores["acc1"] == min(scores["itm_shape_acc1"], scores["itm_colour_acc1"])
+    assert set(scores) == {"acc1", "shape_acc1", "itc_shape_acc1", "colour_acc1", "itc_colour_acc1"}
+    assert scores["acc1"] == min(scores["shape_acc1"], scores["colour_acc1"])

@@ -16,7 +16,7 @@ def classify(
     templates: Annotated[
         str | None, typer.Option(help="File of prompts, one a line, with {} for the label; default: the label alone.")
     ] = None,
-    rerank: Annotated[int, typer.Option(min=0, help="Rank this many of the best labels by ITM; 0 disables.")] = 0,
+    rerank: Annotated[int, typer.Option(min=0, help="Match this many texts with each image by ITM; 0 disables.")] = 0,
     top: Annotated[int, typer.Option(min=1, help="Number of labels to print for each image.")] = 5,
     precision: Precision = "auto",
     as_json: Json = False,

@@ -24,7 +24,7 @@ def classification(
     templates: Annotated[
         str | None, typer.Option(help="File of prompts, one a line, with {} for the name; default: beside the data.")
     ] = None,
-    rerank: Annotated[int, typer.Option(min=0, help="Rank this many of the best classes by ITM; 0 disables.")] = 0,
+    rerank: Annotated[int, typer.Option(min=0, help="Match this many texts with each image by ITM; 0 disables.")] = 0,
     split: Annotated[str, typer.Option(help="Split of a downloaded CLIP_benchmark data set.")] = "test",
     limit: Limit = None,
     batch_size: BatchSize = 32,
@@ -36,7 +36,7 @@ def classification(
 ) -> None:
     """Zero-shot acc1, acc5 and mean per class recall.
 
-    Example: vlp evaluate classification MODEL data/pets --rerank 5
+    Example: vlp evaluate classification MODEL data/pets --rerank 16
     """
     given = locals()
     from vlp.data.class_names import read_templates

@@ -38,7 +38,7 @@ def evaluate_classification(
 
     Args:
         templates: prompts with {} or {c} for the name; none: those of the data set, or `TEMPLATES`.
-        rerank: rank this many of the best classes by ITM (see `classify_tokens`); 0 disables.
+        rerank: match this many of the classes' texts with each image by ITM (see `classify_tokens`); 0 disables.
 
     Returns:
         The metrics of `accuracies`, and the counts of `class_counts`. A prediction holds the number (`cls`) and the

@@ -37,12 +37,13 @@ class ClassTexts:
     """The texts that stand for classes.
 
     Attributes:
-        texts: those of class 0, then those of class 1, and so on; `templates` of each class.
+        texts: those of class 0, then those of class 1, and so on; equally many of each class.
+        text_vectors: float32 [texts, embed_dim], of unit length.
         vectors: float32 [classes, embed_dim], of unit length: the normalized mean of the vectors of a class's texts.
     """
 
     texts: list[str]
-    templates: int
+    text_vectors: Tensor
     vectors: Tensor
 
 
@@ -98,58 +99,62 @@ def embed_classes(
     wordless = next((text for text in texts if not clean_caption(text)), None)
     if wordless is not None:
         raise UserError(f"The class text {wordless!r} has no words.")
-    vectors = model.embed_texts(texts, batch_size).view(len(names), len(patterns), -1)
-    return ClassTexts(texts, len(patterns), F.normalize(vectors.mean(dim=1), dim=-1))
+    vectors = model.embed_texts(texts, batch_size)
+    means = vectors.view(len(names), len(patterns), -1).mean(dim=1)  # [classes, embed_dim]
+    return ClassTexts(texts, vectors, F.normalize(means, dim=-1))
 
 
 def classify_tokens(model: "Model", image_tokens: Tensor, classes: ClassTexts, rerank: int = 0) -> Classification:
     """Rank classes for encoded images.
 
-    By ITC the probabilities are the softmax of cosine / temperature. With `rerank`, the best classes are ranked anew by
-    their match score + cosine, before all others. They divide the probability that they have by ITC among themselves,
-    by the softmax of this sum.
+    By ITC the probabilities are the softmax of cosine / temperature. `rerank` follows retrieval: the texts nearest to
+    an image are matched with it, and a class is scored by its best text: the ITM logit of "match" plus the cosine.
+    Classes with such a text come before all others. They divide the probability that they have by ITC among
+    themselves, by the softmax of their scores.
 
     Args:
         image_tokens: [images, tokens, width].
-        rerank: this many of the best classes by ITC; 0 disables. At the number of classes or above, ITM decides alone.
+        rerank: this many of the nearest texts of all classes are matched with each image; 0 disables.
     """
     rerank = model.rerank_count(rerank, 0)
-    cosines = model.embed_tokens(image_tokens) @ classes.vectors.T  # [images, classes]
+    vectors = model.embed_tokens(image_tokens)  # [images, embed_dim]
+    cosines = vectors @ classes.vectors.T  # [images, classes]
     probabilities = (cosines / model.network.temperature.detach().float().cpu()).softmax(dim=1)
     ranking = cosines.argsort(dim=1, descending=True, stable=True)
-    k = min(rerank, ranking.shape[1])
+    k = min(rerank, len(classes.texts))
     if k:
-        best = ranking[:, :k]
-        scores = match_classes(model, image_tokens, best, classes) + cosines.gather(1, best)
-        share = probabilities.gather(1, best).sum(dim=1, keepdim=True)
-        order = scores.argsort(dim=1, descending=True, stable=True)
-        probabilities = probabilities.scatter(1, best, scores.softmax(dim=1) * share)
-        ranking = torch.cat([best.gather(1, order), ranking[:, k:]], dim=1)
+        nearest = (vectors @ classes.text_vectors.T).topk(k, dim=1)  # [images, k]
+        found = match_texts(model, image_tokens, nearest.indices, classes.texts) + nearest.values
+        class_of_text = nearest.indices // (len(classes.texts) // len(classes.vectors))
+        scores = torch.full_like(cosines, float("-inf")).scatter_reduce(1, class_of_text, found, "amax")
+        # Classes without a matched text are equal in score and keep their order.
+        order = scores.gather(1, ranking).argsort(dim=1, descending=True, stable=True)
+        ranking = ranking.gather(1, order)
+        matched = scores.isfinite()
+        share = (probabilities * matched).sum(dim=1, keepdim=True)
+        probabilities = torch.where(matched, scores.softmax(dim=1) * share, probabilities)
     return Classification(ranking, probabilities)
 
 
-def match_classes(model: "Model", image_tokens: Tensor, candidates: Tensor, classes: ClassTexts) -> Tensor:
-    """The match scores of some classes for each image: the log-odds of the mean ITM probability of a class's texts.
+def match_texts(model: "Model", image_tokens: Tensor, candidates: Tensor, texts: Sequence[str]) -> Tensor:
+    """The ITM logits of "match", minus those of the other class, of some texts for each image.
 
-    Each image's memory is projected once. It meets `candidates` x templates texts.
+    Each image's memory is projected once.
 
     Args:
         image_tokens: [images, tokens, width].
-        candidates: int64 [images, candidates], numbers of classes.
+        candidates: int64 [images, candidates], numbers of texts.
 
     Returns:
         float32 [images, candidates].
     """
-    ids, mask = model.text_ids(classes.texts, "[ENC]")
-    images, count = candidates.shape
-    texts = candidates[:, :, None] * classes.templates + torch.arange(classes.templates)  # [images, count, templates]
-    at_once = max(1, TEXTS_AT_ONCE // texts[0].numel())  # images; their texts are then matched in one call
+    ids, mask = model.text_ids(texts, "[ENC]")
+    at_once = max(1, TEXTS_AT_ONCE // candidates.shape[1])  # images; their texts are then matched in one call
     logits = []
-    for start in range(0, images, at_once):
+    for start in range(0, len(candidates), at_once):
         memory = model.project(image_tokens[start : start + at_once].to(model.device))
-        for part in texts[start : start + at_once].flatten().to(ids.device).split(TEXTS_AT_ONCE):
+        for part in candidates[start : start + at_once].flatten().to(ids.device).split(TEXTS_AT_ONCE):
             length = int(mask[part].sum(dim=1).max())
             logits.append(model.match_logits(ids[part, :length], mask[part, :length], memory))
-    shares = torch.cat(logits).view(images, count, classes.templates, 2).log_softmax(dim=-1).logsumexp(dim=2)
-    # Both are larger by the logarithm of the number of templates than those of the mean, which cancels.
-    return shares[..., 1] - shares[..., 0]
+    pairs = torch.cat(logits).view(*candidates.shape, 2)
+    return pairs[..., 1] - pairs[..., 0]
