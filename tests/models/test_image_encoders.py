@@ -23,12 +23,16 @@ SMALL: dict[str, tuple[ImageEncoderConfig, int, int]] = {
     "vit, registers": (ImageEncoderConfig("vit", 32, 8, registers=3, **SIZES), 16, 48),
     "vit, mean": (ImageEncoderConfig("vit", 32, 8, registers=2, pooling="mean", **SIZES), 16, 24),
     "vit, convolutions": (ImageEncoderConfig("vit", 32, convolutions=2, kernel=7, **SIZES), 4, 64),
+    "hybrid": (ImageEncoderConfig("hybrid", 32, 8, stem=[1, 2], **SIZES), 16, 48),
+    "hybrid, patches": (ImageEncoderConfig("hybrid", 32, 8, **SIZES), 16, 24),
     "vit_lite": (ImageEncoderConfig("vit_lite", 32, 8, **SIZES), 16, 48),
     "vit_lite, sine": (ImageEncoderConfig("vit_lite", 32, 8, positions="sine", **SIZES), 16, 24),
     "cvt_compact": (ImageEncoderConfig("cvt_compact", 32, 8, **SIZES), 16, 48),
     "cct": (ImageEncoderConfig("cct", 32, convolutions=2, kernel=3, **SIZES), 64, 40),
     "cct, 7x2": (ImageEncoderConfig("cct", 32, convolutions=2, kernel=7, **SIZES), 4, 64),
     "cct, no positions": (ImageEncoderConfig("cct", 32, convolutions=2, positions="none", **SIZES), 64, 36),
+    "t2t": (ImageEncoderConfig("t2t", 32, **SIZES), 4, 64),
+    "t2t, performer": (ImageEncoderConfig("t2t", 32, performer=True, **SIZES), 4, 48),
 }
 # The papers' counts in millions, with the classifier of so many classes, at an image size.
 PARAMETERS = [
@@ -37,6 +41,10 @@ PARAMETERS = [
     ("vit:B/16", 224, 1000, 86.57),
     ("vit:L/16", 224, 1000, 304.33),
     ("vit:H/14", 224, 1000, 632.05),
+    ("hybrid:Ti/R", 224, 1000, 6.34),
+    ("hybrid:S/R26", 224, 1000, 36.43),
+    ("hybrid:B/R50", 384, 1000, 98.95),
+    ("hybrid:L/R50", 224, 1000, 328.99),
     ("vit_lite:6/4", 32, 10, 3.19),
     ("vit_lite:7/4", 32, 10, 3.72),
     ("cvt_compact:6/4", 32, 10, 3.19),
@@ -47,6 +55,15 @@ PARAMETERS = [
     ("cct:6/3x2", 32, 10, 3.33),
     ("cct:7/3x1", 32, 10, 3.76),
     ("cct:14/7x2", 224, 1000, 22.36),
+    ("t2t:7", 224, 1000, 4.3),
+    ("t2t:10", 224, 1000, 5.9),
+    ("t2t:12", 224, 1000, 6.9),
+    ("t2t:14", 224, 1000, 21.5),
+    ("t2t:19", 224, 1000, 39.2),
+    ("t2t:24", 224, 1000, 64.1),
+    ("t2t:t-14", 224, 1000, 21.5),
+    ("t2t:t-19", 224, 1000, 39.2),
+    ("t2t:t-24", 224, 1000, 64.1),
 ]
 
 

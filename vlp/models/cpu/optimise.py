@@ -7,9 +7,11 @@ from torch import nn
 
 from vlp.models.cpu.allocator import keep_freed_memory
 from vlp.models.cpu.attention import CpuAttention, CpuDotProduct, CpuTimmAttention
+from vlp.models.cpu.convolution import CpuStandardizedConv2d
 from vlp.models.cpu.dropout import CpuDropout
 from vlp.models.cpu.linear import CpuLanguageHead, CpuLinear
 from vlp.models.cpu.padding import UnpaddedLayer, UnpaddedTextTower
+from vlp.models.image_encoders.hybrid import StandardizedConv2d
 from vlp.models.image_encoders.layers import DotProduct
 from vlp.models.language_head import LanguageHead
 from vlp.models.text_layers import Attention, Layer
@@ -22,6 +24,7 @@ FASTER: dict[type[nn.Module], type[nn.Module]] = {
     Attention: CpuAttention,
     DotProduct: CpuDotProduct,
     TimmAttention: CpuTimmAttention,
+    StandardizedConv2d: CpuStandardizedConv2d,
     Layer: UnpaddedLayer,
     TextTower: UnpaddedTextTower,
     LanguageHead: CpuLanguageHead,

@@ -9,7 +9,7 @@ from torch import nn
 
 from vlp.config import ImageEncoderConfig
 from vlp.errors import UserError
-from vlp.models.image_encoders import cct, cvt_compact, timm_tower, vit, vit_lite
+from vlp.models.image_encoders import cct, cvt_compact, hybrid, t2t, timm_tower, vit, vit_lite
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,11 @@ class Family:
 
 FAMILIES: dict[str, Family] = {
     "vit": Family(vit.build_vit, vit.VARIANTS),
+    "hybrid": Family(hybrid.build_hybrid, hybrid.VARIANTS),
     "vit_lite": Family(vit_lite.build_vit_lite, vit_lite.VARIANTS),
     "cvt_compact": Family(cvt_compact.build_cvt_compact, cvt_compact.VARIANTS),
     "cct": Family(cct.build_cct, cct.VARIANTS),
+    "t2t": Family(t2t.build_t2t, t2t.VARIANTS),
 }
 
 

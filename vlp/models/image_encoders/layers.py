@@ -113,7 +113,7 @@ class Block(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
-def make_blocks(config: ImageEncoderConfig) -> nn.ModuleList:
+def make_blocks(config: ImageEncoderConfig, qkv_bias: bool = True) -> nn.ModuleList:
     """The stack of a config's `layers` blocks, whose drop path grows from zero in the first to the last."""
     return nn.ModuleList(
         Block(
@@ -123,6 +123,7 @@ def make_blocks(config: ImageEncoderConfig) -> nn.ModuleList:
             rate,
             config.norm_eps,
             ACTIVATIONS[config.activation],
+            qkv_bias,
         )
         for rate in drop_path_rates(config.drop_path, config.layers)
     )
