@@ -8,6 +8,7 @@ import pytest
 from task_data import write_task_data
 from typer.testing import CliRunner
 
+from vlp import load_model
 from vlp.cli.main import app
 from vlp.errors import UserError
 from vlp.evaluation import all_tasks
@@ -92,6 +93,29 @@ def test_an_interrupted_call_goes_on_with_the_missing_evaluations(models, data, 
     assert evaluate(models[0], data, part, *TASKS, "--batch-size", "2").exit_code == 0
     for path in whole.iterdir():
         assert (part / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_data_that_an_evaluation_refuses_are_named_and_the_others_go_on(models, data, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise UserError("its images have several classes")
+
+    monkeypatch.setitem(all_tasks.EVALUATIONS, "retrieval", refuse)
+    result = evaluate(models[0], data, tmp_path / "out", *TASKS)
+    assert result.exit_code == 0, result.output
+    summary = json.loads((tmp_path / "out/results.json").read_text())
+    assert {one["task"] for one in summary["results"]} == {"captioning"} and len(summary["results"]) == 2
+    assert {"task": "retrieval", "dataset": "scenes/test", "reason": "its images have several classes"} in summary[
+        "not_run"
+    ]
+
+
+@pytest.mark.parametrize(("dataset", "rerank"), [("flickr30k/test", 128), ("coco/test", None)])
+def test_retrieval_reranks_as_many_as_the_paper(models, monkeypatch, dataset, rerank):
+    asked = []
+    monkeypatch.setattr(all_tasks, "evaluate_retrieval", lambda model, shards, rerank, settings: asked.append(rerank))
+    data = all_tasks.FoundData("retrieval", dataset, ["x.tar"])
+    all_tasks.EVALUATIONS["retrieval"](load_model(models[0]), data, None)
+    assert asked == [rerank]
 
 
 def test_published_figures_need_the_whole_of_the_same_test_set():

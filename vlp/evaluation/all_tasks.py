@@ -30,7 +30,9 @@ from vlp.report.evaluation_page import write_evaluation_report
 Evaluate = Callable[[Model, FoundData, EvaluationSettings], Results]
 
 EVALUATIONS: dict[str, Evaluate] = {
-    "retrieval": lambda model, data, settings: evaluate_retrieval(model, data.shards, settings=settings),
+    "retrieval": lambda model, data, settings: evaluate_retrieval(
+        model, data.shards, _rerank(model, data.dataset), settings=settings
+    ),
     "captioning": lambda model, data, settings: evaluate_captioning(model, data.shards, settings=settings),
     "nlvr2": lambda model, data, settings: evaluate_nlvr2(model, data.shards, settings),
     "vqa": lambda model, data, settings: evaluate_vqa(model, data.shards, settings=settings),
@@ -50,6 +52,8 @@ EVALUATIONS: dict[str, Evaluate] = {
 NEEDS = {"vqa": "vqa", "video_qa": "vqa", "nlvr2": "nlvr2", "visdial": "visdial"}
 # What a model without matching and captions can do.
 BY_EMBEDDINGS = ("retrieval", "video_retrieval", "classification", "linear_probe")
+# How many candidates the paper re-ranks on a data set whose name has this word; the default is that of COCO.
+RERANKED = {"flickr30k": 128}
 # What a converted model may lack.
 PARTS = {
     "retrieval": (*EMBEDDING, *MATCHING),
@@ -85,12 +89,18 @@ def evaluate_all(
     found = find_data(data)
     reasons = [_reason(model, one, tasks) for one in found]
     finished: list[dict[str, Any]] = []
-    for one in (one for one, reason in zip(found, reasons, strict=True) if not reason):
+    for number, one in enumerate(found):
         path = Path(out) / f"{one.task}-{one.dataset.replace('/', '-')}.json"
+        if reasons[number]:
+            continue
         if not run_on_main(path.exists):
             about = {**settings.about, "task": one.task}
             here = replace(settings, partial=f"{path}.partial" if settings.partial else "", about=about)
-            results = replace(EVALUATIONS[one.task](model, one, here), dataset=one.dataset)
+            try:
+                results = replace(EVALUATIONS[one.task](model, one, here), dataset=one.dataset)
+            except UserError as error:  # of these data, such as images with several classes; the others go on
+                reasons[number] = str(error)
+                continue
             if is_main():
                 save_results(results, str(path), name)
                 remove(Path(f"{path}.partial"))
@@ -117,6 +127,12 @@ def _probe(model: Model, data: FoundData, settings: EvaluationSettings) -> Resul
     test = open_labelled(data.shards[0], folders=train.folders)
     folder = features_folder(train, test, "class_token", settings)
     return evaluate_linear_probe(model, train, test, folder, settings=settings)
+
+
+def _rerank(model: Model, dataset: str) -> int | None:
+    """How many candidates retrieval re-ranks; None for the default."""
+    counts = [count for word, count in RERANKED.items() if word in dataset.lower()]
+    return counts[0] if counts and model.config.network == "blip" else None
 
 
 def _reason(model: Model, data: FoundData, tasks: list[str] | None) -> str:
