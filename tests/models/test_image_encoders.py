@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vlp.config import ImageEncoderConfig
+from vlp.config import ImageEncoderConfig, StageConfig
 from vlp.errors import UserError
 from vlp.models.compiled import compile_blocks
 from vlp.models.cpu.optimise import optimise_for_cpu
@@ -17,6 +17,11 @@ from vlp.models.image_encoders.families import FAMILIES, build_tower, resolve
 from vlp.models.image_encoders.layers import recording
 
 SIZES = {"width": 32, "layers": 2, "heads": 2}
+STAGES = [
+    StageConfig(width=16, layers=1, heads=1, feed_forward=32, reduction=2),
+    StageConfig(width=32, layers=2, heads=2, reduction=1),
+]
+TWO = {"patch_size": 4, "width": 32, "stages": STAGES}
 # A small encoder of each family: its config for images of 32 pixels, the tokens it gives, and another image size.
 SMALL: dict[str, tuple[ImageEncoderConfig, int, int]] = {
     "vit": (ImageEncoderConfig("vit", 32, 8, **SIZES), 16, 48),
@@ -33,6 +38,12 @@ SMALL: dict[str, tuple[ImageEncoderConfig, int, int]] = {
     "cct, no positions": (ImageEncoderConfig("cct", 32, convolutions=2, positions="none", **SIZES), 64, 36),
     "t2t": (ImageEncoderConfig("t2t", 32, **SIZES), 4, 64),
     "t2t, performer": (ImageEncoderConfig("t2t", 32, performer=True, **SIZES), 4, 48),
+    "pvt": (ImageEncoderConfig("pvt", 32, **TWO), 16, 48),
+    "pvt, two stages": (ImageEncoderConfig("pvt", 32, last_stages=2, **TWO), 16 + 64, 48),
+    "pvt_v2": (ImageEncoderConfig("pvt_v2", 32, **TWO), 16, 40),
+    "pvt_v2, linear": (ImageEncoderConfig("pvt_v2", 32, linear_reduction=True, last_stages=2, **TWO), 80, 48),
+    "cvt": (ImageEncoderConfig("cvt", 32, **TWO), 16, 40),
+    "cvt, two stages": (ImageEncoderConfig("cvt", 32, last_stages=2, **TWO), 80, 24),
 }
 # The papers' counts in millions, with the classifier of so many classes, at an image size.
 PARAMETERS = [
@@ -64,6 +75,20 @@ PARAMETERS = [
     ("t2t:t-14", 224, 1000, 21.5),
     ("t2t:t-19", 224, 1000, 39.2),
     ("t2t:t-24", 224, 1000, 64.1),
+    ("pvt:tiny", 224, 1000, 13.2),
+    ("pvt:small", 224, 1000, 24.5),
+    ("pvt:medium", 224, 1000, 44.2),
+    ("pvt:large", 224, 1000, 61.4),
+    ("pvt_v2:b0", 224, 1000, 3.7),
+    ("pvt_v2:b1", 224, 1000, 14.0),
+    ("pvt_v2:b2", 224, 1000, 25.4),
+    ("pvt_v2:b2_li", 224, 1000, 22.6),
+    ("pvt_v2:b3", 224, 1000, 45.2),
+    ("pvt_v2:b4", 224, 1000, 62.6),
+    ("pvt_v2:b5", 224, 1000, 82.0),
+    ("cvt:13", 224, 1000, 20.0),
+    ("cvt:21", 224, 1000, 31.6),  # rounded to 32 in the paper's table
+    ("cvt:w24", 384, 1000, 277.0),
 ]
 
 

@@ -12,6 +12,13 @@ from vlp.config import ImageEncoderConfig, ModelConfig, TextTowerConfig
 from vlp.convert.blip import Converted, vit_config
 from vlp.convert.compact import compact_from_published
 from vlp.convert.files import find_folder, read_checkpoint, read_json, read_weights
+from vlp.convert.pyramids import (
+    KINDS,
+    TIMM_CLASS,
+    pyramid_from_published,
+    pyramid_from_timm,
+    pyramid_from_transformers,
+)
 from vlp.convert.tables import (
     Table,
     blip_image_table,
@@ -30,7 +37,7 @@ from vlp.models.image_encoders.vit import build_vit
 
 IMAGE_PREFIXES = ("timm:", "open_clip:")
 CHECKPOINTS = (".pth", ".pt", ".bin", ".safetensors")
-PUBLISHED = [compact_from_published]  # each returns None for the weights of something else
+PUBLISHED = [compact_from_published, pyramid_from_published]  # each returns None for the weights of something else
 WORDS = "embeddings.word_embeddings.weight"
 # Names of the head of a masked language model: in BERT, then in RoBERTa.
 MASKED_HEADS = (
@@ -103,7 +110,7 @@ def image_tower(source: str) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
 
     Args:
         source: "timm:NAME" or "timm:NAME,FILE", "open_clip:NAME,PRETRAINED" (a tag or a file), the folder or hub name
-            of a `transformers` ViT, or a checkpoint file that a paper published.
+            of an image encoder of `transformers`, or a checkpoint file that a paper published.
 
     Raises:
         UserError: the source is not available, or its architecture is not supported.
@@ -118,8 +125,10 @@ def image_tower(source: str) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
     facts, weights = read_json(folder / "config.json"), read_weights(folder)
     facts = facts.get("vision_config", facts)
     kind = str(facts.get("model_type"))
+    if kind in KINDS:
+        return _checked(*pyramid_from_transformers(facts, weights), source)
     if kind not in ("vit", "deit", "blip_vision_model"):
-        raise UserError(f"{source} is of the kind {kind!r}, not a ViT; for CLIP use open_clip:NAME,PRETRAINED.")
+        raise UserError(f"{source} is of the kind {kind!r}, no image encoder; for CLIP use open_clip:NAME,PRETRAINED.")
     make, layers, token = (
         (blip_image_table, "encoder.layers.", "class_embedding")
         if kind == "blip_vision_model"
@@ -159,6 +168,8 @@ def _timm_config(name: str, trunk: Any, state: dict[str, Tensor]) -> tuple[Image
         config = vit_config(state, block.attn.num_heads, block.norm1.eps, _activation(block.mlp.act))
         if _shapes(build_vit, config) == {key: value.shape for key, value in state.items()}:
             return config, state
+    if type(trunk).__name__ == TIMM_CLASS:
+        return _checked(*pyramid_from_timm(trunk, state), f"timm:{name}")
     pretrained: Any = trunk.pretrained_cfg
     size = pretrained["input_size"][-1]
     config = ImageEncoderConfig(name=f"timm:{name}", image_size=size, width=trunk.num_features)

@@ -9,7 +9,7 @@ from torch import nn
 
 from vlp.config import ImageEncoderConfig
 from vlp.errors import UserError
-from vlp.models.image_encoders import cct, cvt_compact, hybrid, t2t, timm_tower, vit, vit_lite
+from vlp.models.image_encoders import cct, cvt, cvt_compact, hybrid, pvt, pvt_v2, t2t, timm_tower, vit, vit_lite
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,9 @@ FAMILIES: dict[str, Family] = {
     "cvt_compact": Family(cvt_compact.build_cvt_compact, cvt_compact.VARIANTS),
     "cct": Family(cct.build_cct, cct.VARIANTS),
     "t2t": Family(t2t.build_t2t, t2t.VARIANTS),
+    "pvt": Family(pvt.build_pvt, pvt.VARIANTS),
+    "pvt_v2": Family(pvt_v2.build_pvt_v2, pvt_v2.VARIANTS),
+    "cvt": Family(cvt.build_cvt, cvt.VARIANTS),
 }
 
 
