@@ -118,7 +118,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_pickle(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .pth or .bin file, or of its entry "model" or "state_dict". No code is run.
+    """The tensors of a .pth or .bin file, or of its entry "model", "state_dict_ema" or "state_dict". No code is run.
 
     Raises:
         UserError: the file is missing or broken, contains no state dict, or could only be loaded by running code.
@@ -133,7 +133,7 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
         ) from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise UserError(f"{path} cannot be read as a checkpoint ({_first_line(error)}).") from None
-    for key in ("model", "state_dict"):
+    for key in ("model", "state_dict_ema", "state_dict"):
         if isinstance(values, dict) and isinstance(values.get(key), dict):
             values = values[key]
     if not isinstance(values, dict):

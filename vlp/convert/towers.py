@@ -12,6 +12,7 @@ from vlp.config import ImageEncoderConfig, ModelConfig, TextTowerConfig
 from vlp.convert.blip import Converted, vit_config
 from vlp.convert.compact import compact_from_published
 from vlp.convert.files import find_folder, read_checkpoint, read_json, read_weights
+from vlp.convert.hybrid import hybrid_from_timm
 from vlp.convert.pyramids import (
     KINDS,
     TIMM_CLASS,
@@ -19,6 +20,7 @@ from vlp.convert.pyramids import (
     pyramid_from_timm,
     pyramid_from_transformers,
 )
+from vlp.convert.t2t import t2t_from_published
 from vlp.convert.tables import (
     Table,
     blip_image_table,
@@ -36,8 +38,9 @@ from vlp.models.image_encoders.timm_tower import create_trunk
 from vlp.models.image_encoders.vit import build_vit
 
 IMAGE_PREFIXES = ("timm:", "open_clip:")
-CHECKPOINTS = (".pth", ".pt", ".bin", ".safetensors")
-PUBLISHED = [compact_from_published, pyramid_from_published]  # each returns None for the weights of something else
+CHECKPOINTS = (".pth", ".pt", ".bin", ".tar", ".safetensors")
+# Each returns None for the weights of something else.
+PUBLISHED = [compact_from_published, t2t_from_published, hybrid_from_timm, pyramid_from_published]
 WORDS = "embeddings.word_embeddings.weight"
 # Names of the head of a masked language model: in BERT, then in RoBERTa.
 MASKED_HEADS = (
@@ -162,7 +165,7 @@ def _from_timm(name: str) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
 
 
 def _timm_config(name: str, trunk: Any, state: dict[str, Tensor]) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
-    """A timm model as our ViT if it has the same architecture, else wrapped."""
+    """A timm model as our ViT or hybrid if it has the same architecture, else wrapped."""
     if type(trunk) is VisionTransformer and trunk.cls_token is not None and trunk.num_prefix_tokens == 1:
         block: Any = trunk.blocks[0]
         config = vit_config(state, block.attn.num_heads, block.norm1.eps, _activation(block.mlp.act))
@@ -170,6 +173,9 @@ def _timm_config(name: str, trunk: Any, state: dict[str, Tensor]) -> tuple[Image
             return config, state
     if type(trunk).__name__ == TIMM_CLASS:
         return _checked(*pyramid_from_timm(trunk, state), f"timm:{name}")
+    found = hybrid_from_timm(state)
+    if found is not None:
+        return _checked(*found, f"timm:{name}")
     pretrained: Any = trunk.pretrained_cfg
     size = pretrained["input_size"][-1]
     config = ImageEncoderConfig(name=f"timm:{name}", image_size=size, width=trunk.num_features)
