@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from vlp.cli.attention import attention
 from vlp.cli.bench import bench
 from vlp.cli.capfilt import capfilt_app
 from vlp.cli.classify import classify
@@ -41,6 +42,7 @@ for command in (
     match,
     classify,
     compare,
+    attention,
     bench,
 ):
     app.command()(command)

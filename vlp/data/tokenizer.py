@@ -77,6 +77,15 @@ class CaptionTokenizer:
         # One by one: `encode_batch` starts threads, which the forked workers of a loader do not survive.
         return [self.tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
 
+    def words(self, text: str) -> list[tuple[str, list[int]]]:
+        """The words of a text, separated by spaces, each with the positions of its pieces in `word_ids`."""
+        spans = self.tokenizer.encode(text, add_special_tokens=False).offsets
+        found: list[tuple[str, list[int]]] = []
+        for word in re.finditer(r"\S+", text):
+            pieces = [number for number, (start, _) in enumerate(spans) if word.start() <= start < word.end()]
+            found.append((word[0], pieces))
+        return found
+
     def pad(
         self, words: list[list[int]], max_tokens: int, first: FirstToken = "[CLS]", multiple: int = 8
     ) -> tuple[Tensor, Tensor]:
