@@ -13,14 +13,18 @@ from typer.testing import CliRunner
 
 from tests.tiny_model import make_images, make_model
 from vlp.cli.main import app
-from vlp.config import ImageEncoderConfig
+from vlp.config import ImageEncoderConfig, ModelConfig, StageConfig
 from vlp.errors import UserError
-from vlp.model.attention import layer_number, similarity_maps, word_maps
+from vlp.model.attention import layer_number, rollout_maps, similarity_maps, word_maps
 from vlp.models.blip import Blip
+from vlp.models.clip import Clip
 from vlp.models.compiled import compile_blocks
 from vlp.models.cpu.optimise import optimise_for_cpu
 from vlp.models.finetuned import extend
+from vlp.models.image_encoders.encoder import ImageEncoder
 from vlp.models.image_encoders.grid import token_grid
+from vlp.models.image_encoders.layers import Attention
+from vlp.models.image_encoders.rollout import attention_rollout
 
 TEXTS = ["a red circle", "a large blue square above the small green star on white", "star near a shape"]
 IMAGES = make_images(3)
@@ -34,6 +38,10 @@ class PlainAttention(nn.Module):
         self.weights = (scores if bias is None else scores + bias).softmax(-1)
         self.weights.retain_grad()
         return self.weights @ value
+
+
+def use(model, network):
+    model.network, model.config = network, network.config
 
 
 def plain_maps(model, image, text, layer):
@@ -116,12 +124,86 @@ def test_towers_of_timm_have_maps(name, width, side):
     config = model.config
     torch.manual_seed(0)
     image = ImageEncoderConfig(name=name, image_size=32, width=width)
-    model.blip = Blip(type(config)(image, config.text_tower, config.embed_dim))
-    model.config = model.blip.config
+    use(model, Blip(type(config)(image, config.text_tower, config.embed_dim)))
     (one,) = word_maps(model, IMAGES[0], TEXTS[0], layer=1)
     assert one.maps.shape == (3, side, side) and one.start.sum() > 0
     (similar,) = similarity_maps(model, IMAGES[0], TEXTS[0])
     assert similar.map.shape == (side, side)
+
+
+def test_a_clip_model_has_similarity_maps_only():
+    model = make_model()
+    config = model.config
+    use(model, Clip(ModelConfig(config.image_encoder, config.text_tower, 16, network="clip")))
+    found = similarity_maps(model, IMAGES, TEXTS)
+    tokens = model.network.eval().encode_images(IMAGES)
+    vectors = F.normalize(model.network.image_projection(tokens), dim=-1)
+    cosines = (vectors * model.embed_texts(TEXTS)[:, None]).sum(-1)
+    torch.testing.assert_close(torch.stack([one.map.flatten() for one in found]), cosines[:, 1:].detach())
+    with pytest.raises(UserError, match="The model is a CLIP model, which cannot show where words look"):
+        word_maps(model, IMAGES, TEXTS)
+
+
+SMALL = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 3, "heads": 2}
+
+
+def plain_rollout(encoder, images):
+    """Rollout from the inputs of the attention layers, image by image: [images, tokens, tokens]."""
+    seen = []
+    layers = [one for one in encoder.modules() if isinstance(one, Attention)]
+    hooks = [one.register_forward_hook(lambda layer, inputs, _: seen.append((layer, inputs[0]))) for one in layers]
+    encoder(images)
+    for hook in hooks:
+        hook.remove()
+    flows = []
+    for image in range(len(images)):
+        flow = None
+        for layer, x in seen:
+            query, key, _ = layer.qkv(x[image]).chunk(3, dim=-1)
+            heads = [
+                (q @ k.T / math.sqrt(q.shape[1])).softmax(-1)
+                for q, k in zip(query.chunk(layer.heads, -1), key.chunk(layer.heads, -1), strict=True)
+            ]
+            step = sum(heads) / layer.heads + torch.eye(len(x[image]))
+            step = step / step.sum(-1, keepdim=True)
+            flow = step if flow is None else step @ flow
+        flows.append(flow)
+    return torch.stack(flows)
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows", "places"),
+    [
+        ({}, [0], range(1, 5)),
+        ({"registers": 3}, [0], range(4, 8)),
+        ({"registers": 2, "pooling": "mean"}, range(2, 6), range(2, 6)),
+        ({"name": "cvt_compact"}, range(4), range(4)),
+        ({"name": "vit_lite"}, [0], range(1, 5)),
+    ],
+)
+def test_rollout_equals_a_plain_one(settings, rows, places):
+    torch.manual_seed(0)
+    encoder = ImageEncoder(ImageEncoderConfig(**{**SMALL, **settings})).eval()
+    with torch.no_grad():
+        for module in encoder.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.mul_(8)  # attention that is not uniform
+        flow = plain_rollout(encoder, IMAGES)[:, list(rows)].mean(1)[:, list(places)]
+    assert flow.std(dim=1).max() > 0.01
+    torch.testing.assert_close(attention_rollout(encoder, IMAGES).flatten(1), flow)
+    torch.testing.assert_close(attention_rollout(optimise_for_cpu(encoder), IMAGES).flatten(1), flow)
+
+
+def test_rollout_of_a_model_and_of_encoders_without_one():
+    model = make_model(precision="bf16")
+    maps = rollout_maps(model, make_images(11))
+    torch.testing.assert_close(maps, attention_rollout(model.network.image_encoder.eval(), make_images(11)))
+    for settings, message in (
+        ({"name": "timm:test_vit", "width": 64}, "image encoders of vlp itself, not for timm:test_vit"),
+        ({"stages": [StageConfig()]}, "needs full attention over one grid in all layers, which vit has not"),
+    ):
+        with pytest.raises(UserError, match=message):
+            attention_rollout(ImageEncoder(ImageEncoderConfig(**{**SMALL, **settings})).eval(), IMAGES)
 
 
 def test_the_default_layer_is_two_thirds_deep():
@@ -134,7 +216,7 @@ def test_the_default_layer_is_two_thirds_deep():
 def test_tokens_without_a_grid_are_refused():
     encoder = make_model().blip.image_encoder
     assert token_grid(encoder, torch.arange(10)).tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
-    with pytest.raises(UserError, match="The 5 tokens of the image encoder form no square grid"):
+    with pytest.raises(UserError, match="The 5 tokens of vit form no square grid"):
         token_grid(encoder, torch.arange(6))
 
 
@@ -157,8 +239,7 @@ def test_other_uses_are_refused():
         similarity_maps(model, IMAGES[0], "a star")
     for task in ("nlvr2", "vqa", "visdial"):
         model = make_model()
-        model.blip = extend(model.blip, task)
-        model.config = model.blip.config
+        use(model, extend(model.blip, task))
         with pytest.raises(UserError, match=f"finetuned for {task} and does not match an image with a text alone"):
             word_maps(model, IMAGES[0], "a star")
 
@@ -187,5 +268,9 @@ def test_the_command_writes_a_sheet_and_a_page(tmp_path):
         assert opened.width > opened.height  # one row, of more than one row of cells
     run(picture, TEXTS[0], "--kind", "similarity", "--out", page)
     assert page.read_text().count("<button") == 2
+    run(picture, "--kind", "rollout", "--out", page)
+    assert page.read_text().count("<button") == 2
+    assert "takes no text" in run(picture, TEXTS[0], "--kind", "rollout", "--out", page, code=1)
+    assert "Give a text to show its words" in run(picture, "--out", page, code=1)
     assert "must end with .png" in run(picture, TEXTS[0], "--out", tmp_path / "page.pdf", code=1)
     assert "cannot be read" in run(tmp_path / "none.png", TEXTS[0], "--out", sheet, code=1)

@@ -11,12 +11,16 @@ from vlp.cli.options import Json
 def attention(
     model: str,
     image: str,
-    texts: list[str],
+    texts: Annotated[list[str] | None, typer.Argument(help="One or several; none for --kind rollout.")] = None,
+    *,
     out: Annotated[str, typer.Option(help="The picture: .png for a sheet, .html for a page that opens from disk.")],
     kind: Annotated[
-        Literal["words", "similarity"],
-        typer.Option(help="words: Grad-CAM of each word; similarity: the cosine of patches and text."),
-    ] = "words",
+        Literal["words", "similarity", "rollout"] | None,
+        typer.Option(
+            help="words: Grad-CAM of each word (BLIP); similarity: the cosine of patches and text (default of CLIP); "
+            "rollout: attention of the image encoder over all layers, without a text."
+        ),
+    ] = None,
     layer: Annotated[int, typer.Option(min=0, help="Text layer of Grad-CAM, from 1; 0: layer 8 of 12, scaled.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -25,7 +29,7 @@ def attention(
     from vlp.model.attention_pictures import draw_attention
     from vlp.models.cpu.optimise import optimise_for_cpu
 
-    groups = draw_attention(optimise_for_cpu(load_model(model)), image, texts, out, kind, layer)
+    groups = draw_attention(optimise_for_cpu(load_model(model)), image, texts or [], out, kind, layer)
     if as_json:
         maps = [
             [{"label": one.label, "strength": one.strength, "map": one.values.tolist()} for one in group.maps()]

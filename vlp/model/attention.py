@@ -1,4 +1,4 @@
-"""Where a model looks: Grad-CAM of the words of a text, and the similarity of image patches to a text."""
+"""Where a model looks: Grad-CAM of words, similarity of patches to a text, attention rollout of its image encoder."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -7,19 +7,21 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from vlp.data.images import ImageLike, as_list, is_video_path
 from vlp.data.transforms import clean_caption
 from vlp.errors import UserError
 from vlp.models.attention_maps import match_gradcam
 from vlp.models.image_encoders.grid import token_grid
+from vlp.models.image_encoders.rollout import attention_rollout
+from vlp.models.network import require_network
 from vlp.models.untrained import EMBEDDING, MATCHING, require_trained
 
 if TYPE_CHECKING:
     from vlp.model.model import Model
 
 PAIRS_AT_ONCE = 32  # of an image and a text
+IMAGES_AT_ONCE = 8  # whose attention maps of all layers are in memory
 DEFAULT_DEPTH = 8 / 12  # BLIP's demo takes layer 8 of 12
 
 
@@ -79,14 +81,14 @@ def word_maps(
             an image is unreadable.
     """
     require_matching(model)
-    number = layer_number(model, layer)
+    number, blip = layer_number(model, layer), model.blip
     found = []
     for image_tokens, here in _pairs(model, images, texts):
         ids, mask = model.text_ids(here, "[ENC]")
         with exact(model):
-            memory = model.blip.text_tower.project_image(image_tokens)
-            logits, relevance = match_gradcam(model.blip, ids, mask, memory, [number])
-        maps = token_grid(model.blip.image_encoder, relevance[0].mean(dim=1)).cpu()  # [texts, tokens, rows, columns]
+            memory = blip.text_tower.project_image(image_tokens)
+            logits, relevance = match_gradcam(blip, ids, mask, memory, [number])
+        maps = token_grid(blip.image_encoder, relevance[0].mean(dim=1)).cpu()  # [texts, tokens, rows, columns]
         for text, row, length, logit in zip(here, maps, mask.sum(dim=1).tolist(), logits.float().cpu(), strict=True):
             found.append(_word_maps(model, text, row[:length], logit.softmax(dim=0)[1].item()))
     return found
@@ -106,19 +108,32 @@ def similarity_maps(
         UserError: the model's embeddings are untrained, the numbers differ, or an image is unreadable.
     """
     require_trained(model.config, EMBEDDING, "compare patches of images with texts")
-    found = []
+    found, network = [], model.network
     for image_tokens, here in _pairs(model, images, texts):
         with exact(model):
-            vectors = model.blip.embed_image_tokens(image_tokens.flatten(0, 1)[:, None])  # [images x tokens, embed_dim]
+            # Each token as an image of one token.
+            vectors = network.embed_image_tokens(image_tokens.flatten(0, 1)[:, None])  # [images x tokens, embed_dim]
             vectors = vectors.unflatten(0, image_tokens.shape[:2])  # [images, tokens, embed_dim]
-            itc = F.normalize(model.blip.embed_image_tokens(image_tokens), dim=-1)
-            ids, mask = model.text_ids(here, "[CLS]")
-            embedded = model.blip.embed_texts(ids, mask)  # [texts, embed_dim]
+            embedded = network.embed_texts(*model.text_ids(here, "[CLS]"))  # [texts, embed_dim]
         cosines = (vectors * embedded[:, None]).sum(dim=-1)  # [texts, tokens]
-        maps = token_grid(model.blip.image_encoder, cosines).float().cpu()
-        for text, row, cosine in zip(here, maps, (itc * embedded).sum(dim=-1).tolist(), strict=True):
-            found.append(SimilarityMap(clean_caption(text), cosine, row))
+        maps = token_grid(network.image_encoder, cosines).cpu()
+        for text, row, summary in zip(here, maps, cosines[:, 0].tolist(), strict=True):
+            found.append(SimilarityMap(clean_caption(text), summary, row))
     return found
+
+
+def rollout_maps(model: "Model", images: ImageLike | Sequence[ImageLike]) -> Tensor:
+    """The flow from each place of images to their summaries, float32 [images, rows, columns]; see `attention_rollout`.
+
+    Raises:
+        UserError: the image encoder's attention has no rollout, or an image is unreadable.
+    """
+    images, parts = _stills(images), []
+    for first in range(0, len(images), IMAGES_AT_ONCE):
+        pixels = model.load_images(images[first : first + IMAGES_AT_ONCE]).to(model.device)
+        with exact(model):
+            parts.append(attention_rollout(model.network.image_encoder, pixels).cpu())
+    return torch.cat(parts)
 
 
 def require_matching(model: "Model") -> None:
@@ -127,6 +142,7 @@ def require_matching(model: "Model") -> None:
     Raises:
         UserError: it does not.
     """
+    require_network(model.config, "blip", "show where words look")
     if model.config.finetuned_for:
         raise UserError(
             f"The model was finetuned for {model.config.finetuned_for} and does not match an image with a text alone; "
@@ -158,11 +174,8 @@ def _pairs(
     model: "Model", images: ImageLike | Sequence[ImageLike], texts: str | Sequence[str]
 ) -> Iterator[tuple[Tensor, list[str]]]:
     """Pairs of images and texts in batches: image tokens [images or 1, tokens, width] and texts."""
-    images = as_list(images)
+    images = _stills(images)
     texts = [texts] if isinstance(texts, str) else list(texts)
-    moving = next((image for image in images if is_video_path(image)), None)
-    if moving is not None:
-        raise UserError(f"{moving} is a video; attention is shown on images only.")
     if len(images) not in (1, len(texts)):
         raise UserError(f"Attention needs as many images as texts, or one image: {len(images)} and {len(texts)}.")
     wordless = next((text for text in texts if not clean_caption(text)), None)
@@ -174,9 +187,17 @@ def _pairs(
         yield _encode(model, images[here]) if alone is None else alone, texts[here]
 
 
+def _stills(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
+    images = as_list(images)
+    moving = next((image for image in images if is_video_path(image)), None)
+    if moving is not None:
+        raise UserError(f"{moving} is a video; attention is shown on images only.")
+    return images
+
+
 def _encode(model: "Model", images: Sequence[ImageLike]) -> Tensor:
     with exact(model):
-        return model.blip.encode_images(model.load_images(images).to(model.device))
+        return model.network.encode_images(model.load_images(images).to(model.device))
 
 
 def _word_maps(model: "Model", text: str, maps: Tensor, itm: float) -> WordMaps:

@@ -10,23 +10,29 @@ from vlp.data.bad_samples import BadSampleError
 from vlp.data.image_decoding import decode_image
 from vlp.errors import UserError
 from vlp.files import write_text, writing
-from vlp.model.attention import layer_number, similarity_maps, word_maps
+from vlp.model.attention import layer_number, rollout_maps, similarity_maps, word_maps
 from vlp.report.attention import LabelledMap, MapGroup, attention_page, attention_sheet
 
 if TYPE_CHECKING:
     from vlp.model.model import Model
 
-Kind = Literal["words", "similarity"]
-TITLES: dict[Kind, str] = {"words": "Where each word looks", "similarity": "What resembles the text"}
+Kind = Literal["words", "similarity", "rollout"]
+TITLES: dict[Kind, str] = {
+    "words": "Where each word looks",
+    "similarity": "What resembles the text",
+    "rollout": "What reaches the summary of the image",
+}
 
 
 def draw_attention(
-    model: "Model", image: str, texts: Sequence[str], out: str, kind: Kind = "words", layer: int = 0
+    model: "Model", image: str, texts: Sequence[str], out: str, kind: Kind | None = None, layer: int = 0
 ) -> list[MapGroup]:
     """Write maps over an image as a PNG sheet or as an HTML page, by the ending of `out`; returns what it shows.
 
     Args:
-        kind: "words" for `word_maps`, "similarity" for `similarity_maps`.
+        texts: none for "rollout".
+        kind: "words" for `word_maps`, "similarity" for `similarity_maps`, "rollout" for `rollout_maps`. None means
+            words for a BLIP model and similarity for others.
         layer: as in `word_maps`.
 
     Raises:
@@ -36,6 +42,10 @@ def draw_attention(
     ending = Path(out).suffix.lower()
     if ending not in (".png", ".html"):
         raise UserError(f"{out} must end with .png for a sheet or with .html for a page.")
+    if kind is None:
+        kind = "words" if model.config.network == "blip" else "similarity"
+    if bool(texts) == (kind == "rollout"):
+        raise UserError("Attention rollout takes no text." if texts else f"Give a text to show its {kind}.")
     groups = _groups(model, image, texts, kind, layer)
     try:
         picture = decode_image(Path(image).read_bytes())
@@ -50,6 +60,9 @@ def draw_attention(
 
 
 def _groups(model: "Model", image: str, texts: Sequence[str], kind: Kind, layer: int) -> list[MapGroup]:
+    if kind == "rollout":
+        (found,) = rollout_maps(model, image)
+        return [MapGroup("", "", [], [_labelled("rollout", found, found.sum().item())])]
     if kind == "similarity":
         found = similarity_maps(model, image, texts)
         return [MapGroup(one.text, "", [], [_labelled("cosine", one.map, one.itc)]) for one in found]
@@ -62,15 +75,20 @@ def _groups(model: "Model", image: str, texts: Sequence[str], kind: Kind, layer:
 
 
 def _about(model: "Model", kind: Kind, layer: int) -> str:
+    if kind == "rollout":
+        return (
+            "Attention rollout over all layers of the image encoder. The number is the share of the patches in the "
+            "summary; the rest is its own."
+        )
     if kind == "similarity":
         return (
-            "The cosine of each patch of the image and the text. Each map has its own scale; the number is the cosine "
+            "The cosine of each patch of the image and the text. Each map has its own scale. The number is the cosine "
             "of the whole image and the text."
         )
     return (
         f"Grad-CAM on the cross-attention of layer {layer_number(model, layer) + 1} of the text tower, for the match "
-        "of image and text. Each map has its own scale; the number is the sum of the map, by which the word's attention "
-        "to the image raises the score of the match."
+        "of image and text. Each map has its own scale. The number is the sum of the map: how much the word's "
+        "attention to the image raises the score of the match."
     )
 
 

@@ -16,16 +16,16 @@ def token_grid(encoder: ImageEncoder, tokens: Tensor) -> Tensor:
         tokens: [..., tokens], values of the encoder's tokens in their order; the summary is first.
 
     Returns:
-        [..., rows, columns]; the summary, class token and registers are left out.
+        [..., rows, columns], without the summary.
 
     Raises:
         UserError: the tokens form no square grid.
     """
     places = tokens[..., leading_tokens(encoder) :]
     side = math.isqrt(places.shape[-1])
-    if side * side != places.shape[-1] or not side:
+    if encoder.config.last_stages > 1 or side * side != places.shape[-1]:
         raise UserError(
-            f"The {places.shape[-1]} tokens of the image encoder form no square grid, so there is no map of the image."
+            f"The {places.shape[-1]} tokens of {encoder.config.name} form no square grid, so there is no map of them."
         )
     return places.unflatten(-1, (side, side))
 
