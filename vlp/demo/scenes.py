@@ -34,6 +34,14 @@ PAINT = {
 }
 BACKGROUNDS = {"grey": (150, 150, 150), "pink": (238, 180, 195), "sky": (165, 205, 235), "sand": (205, 185, 145)}
 RADIUS = {"large": 0.21, "small": 0.11}  # fraction of the image side
+# How far each shape reaches from its center to the left, up, right and down, in radii.
+REACH = {
+    "square": (0.85, 0.85, 0.85, 0.85),
+    "bar": (1, 0.35, 1, 0.35),
+    "diamond": (0.75, 1, 0.75, 1),
+    "triangle": (1, 1, 1, 0.8),
+    "star": (math.cos(math.pi / 10), 1, math.cos(math.pi / 10), math.cos(math.pi / 5)),
+}
 ONE_OBJECT = 0.15  # share of scenes with a single object
 
 
@@ -78,6 +86,14 @@ def draw_scene(scene: Scene, size: int) -> Image.Image:
     for thing, (x, y) in zip(scene.objects, scene.places, strict=True):
         _draw_shape(canvas, thing["shape"], x * size, y * size, RADIUS[thing["size"]] * size, PAINT[thing["colour"]])
     return image
+
+
+def object_box(scene: Scene, number: int) -> tuple[float, float, float, float]:
+    """The box around an object of a scene: left, top, right and bottom as fractions of the image side."""
+    thing, (x, y) = scene.objects[number], scene.places[number]
+    radius = RADIUS[thing["size"]]
+    left, up, right, down = (radius * reach for reach in REACH.get(thing["shape"], (1, 1, 1, 1)))
+    return x - left, y - up, x + right, y + down
 
 
 def make_sample(number: int, split: str, wrong: float, size: int, seed: int) -> tuple[bytes, str, dict]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vlp.config import RunConfig
 from vlp.demo import (
+    attention_scenes,
     classification_scenes,
     nlvr2_scenes,
     retrieval_scenes,
@@ -69,6 +70,15 @@ SCENE_TASKS = {
             classification_scenes.score_classification,
             metric="acc1",
             target=0.9,
+            train=0,
+            test=500,
+        ),
+        SceneTask(
+            "attention",
+            attention_scenes.make_attention_scenes,
+            attention_scenes.score_attention,
+            metric="ratio",
+            target=3.0,
             train=0,
             test=500,
         ),
