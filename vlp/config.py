@@ -24,6 +24,7 @@ NetworkName = Literal["blip", "clip"]
 FinetunedFor = Literal["", "vqa", "nlvr2", "visdial"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 TaskName = Literal["pretrain", "captioning", "retrieval", "self_critical", "vqa", "nlvr2", "visdial", "contrastive"]
+PRETRAINING: tuple[TaskName, ...] = ("pretrain", "contrastive")  # tasks of `vlp pretrain`
 ScoreName = Literal["itm", "itc", "clip"]
 Beams = Annotated[int, Range(0, 1_000)]
 Nucleus = Annotated[float, Range(above=0, most=1)]
@@ -193,7 +194,8 @@ class DataConfig:
     cache: str = ""  # streamed reading: local folder for shards; empty: none
     cache_gib: AboveZero = 100.0  # size limit of the cache
     max_tokens: Annotated[int, Range(3, 65_536)] = 30
-    texts_per_image: Positive = 1  # vqa: most questions of an image in a visit; visdial: rounds of a dialog
+    # Of a visit. vqa: most questions of an image; visdial: rounds of a dialog; contrastive: captions of an image
+    texts_per_image: Positive = 1
     false_answers: Positive = 3  # visdial: false answers beside the true one of each round
     max_bad_share: Share = 0.1  # a larger share of bad (damaged) samples stops the run
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -207,7 +209,7 @@ class ObjectiveConfig:
     momentum: Share = 0.995
     alpha: Share = 0.4  # weight of the momentum twin's soft targets
     alpha_ramp_epochs: NonNegative = 2.0
-    temperature: AboveZero = 0.07
+    temperature: AboveZero = 0.07  # at the start; the sigmoid loss starts with 0.1 and a bias of -10
     label_smoothing: DropShare = 0.1
     itc_weight: NonNegative = 1.0
     itm_weight: NonNegative = 1.0
@@ -216,6 +218,10 @@ class ObjectiveConfig:
     reward_weight: NonNegative = 1.0
     reward_samples: Annotated[int, Range(2, 1_000)] = 5  # self_critical: captions that are sampled for each image
     prompt: str = ""  # put before every caption and stored with the model; captioning leaves it out of the loss
+    contrastive: Literal["softmax", "sigmoid"] = "softmax"  # contrastive: CLIP's loss or SigLIP's
+    locked: Literal["", "image", "text"] = ""  # contrastive: the tower that is not trained (LiT)
+    patch_dropout: DropShare = 0.0  # contrastive: share of an image's patches that training leaves out (FLIP)
+    gradient_cache: Natural = 0  # contrastive: images whose activations are in memory at once; 0: those of a batch
 
 
 @dataclass

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from vlp.config import ImageEncoderConfig, ModelConfig, TextTowerConfig
 from vlp.losses.language import LOGITS_AT_ONCE
+from vlp.losses.parts import ROWS_AT_ONCE
 from vlp.models.text_layers import shared_parts
-from vlp.tasks.contrast import ROWS_AT_ONCE
 
 FULL, HALF = 4, 2  # bytes of a float32 and of a bfloat16
 CAPTION_TOKENS = 20  # of a new caption, including the first one

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from vlp.config import PRETRAINING
 from vlp.config_reader import save_config
 from vlp.demo.vqa_scenes import make_vqa_scenes
 from vlp.log import read_log
@@ -26,6 +27,8 @@ LOSSES = ("itc", "itm", "lm", "loss", "reward", "mean_reward")
         ("captioning", 2, []),
         ("self_critical", 2, ["objective.reward_samples=2", "data.max_tokens=8"]),
         ("vqa", 2, ["data.texts_per_image=3"]),
+        ("contrastive", 2, ["model.network=clip", "objective.gradient_cache=2"]),
+        ("contrastive", 3, ["model.network=clip", "objective.contrastive=sigmoid", "data.texts_per_image=2"]),
     ],
 )
 def test_several_processes_equal_one(run_config, tmp_path, task, processes, more):
@@ -46,7 +49,7 @@ def test_several_processes_equal_one(run_config, tmp_path, task, processes, more
         "-m",
         "vlp",
     ]
-    command += ["pretrain" if task == "pretrain" else "finetune", str(tmp_path / "two.yaml")]
+    command += ["pretrain" if task in PRETRAINING else "finetune", str(tmp_path / "two.yaml")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
+from vlp.losses import parts
 from vlp.losses.contrastive import contrastive_loss, contrastive_targets
 from vlp.losses.matching import draw_hard_negatives, matching_loss, uniform_noise
-from vlp.tasks import contrast as contrast_module
-from vlp.tasks.contrast import Columns, Rows
+from vlp.tasks.contrast import Columns, Rows, contrast
 
 
 def test_contrastive_loss_equals_a_plain_loop():
@@ -86,12 +86,12 @@ def test_rows_in_parts_equal_rows_at_once(same_image, monkeypatch):
     present = torch.arange(30) < 25
     results = []
     for at_once in (256, 4):
-        monkeypatch.setattr(contrast_module, "ROWS_AT_ONCE", at_once)
-        loss, drawn, found = contrast_module.contrast(
+        monkeypatch.setattr(parts, "ROWS_AT_ONCE", at_once)
+        loss, drawn, found = contrast(
             rows, Columns(columns, present, image_hashes, text_hashes), temperature, 0.4, same_image, 5
         )
         results.append((loss, drawn, found, *torch.autograd.grad(loss, (features, temperature))))
-    for once, parts in zip(*results, strict=True):
-        torch.testing.assert_close(once, parts)
+    for once, parted in zip(*results, strict=True):
+        torch.testing.assert_close(once, parted)
     _, drawn, found, *_ = results[0]
     assert (text_hashes[drawn] != text_hashes[3:14])[found].all()

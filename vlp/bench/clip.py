@@ -10,10 +10,12 @@ from vlp.bench.caption import Size
 from vlp.bench.peers import PeerProcess
 from vlp.bench.timing import Measured, Work, compare, device
 from vlp.bench.train import MAX_TOKENS, bench_captions, bench_tokenizer, optimizer_step
-from vlp.config import ModelConfig, OptimConfig, Precision
-from vlp.losses.contrastive import contrastive_loss
-from vlp.models.blip import Blip
+from vlp.config import ModelConfig, OptimConfig, Precision, RunConfig
+from vlp.data.examples_contrastive import ContrastiveBatch
+from vlp.models.clip import Clip
 from vlp.models.cpu.optimise import optimise_for_cpu
+from vlp.tasks.contrastive import ContrastiveTask
+from vlp.tasks.task import total_loss
 from vlp.training.optim import build_optimizer
 
 EMBED_DIM = 512
@@ -34,7 +36,7 @@ def bench_clip(size: Size, precision: Precision, batch: int, peers: bool, repeat
     ids, mask = bench_tokenizer(vocabulary).encode(bench_captions(vocabulary, batch), MAX_TOKENS)
     shape = size.config()
     text = replace(shape.text_tower, vocabulary=vocabulary, width=text_width, heads=heads, feed_forward=4 * text_width)
-    step = _training_step(ModelConfig(shape.image_encoder, text, EMBED_DIM), ids, mask, precision)
+    step = _training_step(ModelConfig(shape.image_encoder, text, EMBED_DIM, network="clip"), ids, mask, precision)
     shared = {"width": size.width, "layers": size.layers, "heads": size.heads, "image_size": size.image_size}
     shared |= {"text_width": text_width, "text_heads": heads, "vocabulary": vocabulary, "embed_dim": EMBED_DIM}
     shared |= {"precision": precision}
@@ -52,16 +54,17 @@ def bench_clip(size: Size, precision: Precision, batch: int, peers: bool, repeat
 
 def _training_step(config: ModelConfig, ids: torch.Tensor, mask: torch.Tensor, precision: Precision) -> Work:
     torch.manual_seed(0)
-    blip = Blip(config).to(device())
-    optimise_for_cpu(blip)
-    optimizer = build_optimizer(OptimConfig(learning_rate=1e-5), blip)  # parameters without a gradient are skipped
+    clip = Clip(config).to(device())
+    optimise_for_cpu(clip)
+    run = RunConfig(task="contrastive", model=config, optim=OptimConfig(learning_rate=1e-5))
+    task = ContrastiveTask(run, clip)
+    optimizer = build_optimizer(run.optim, task)
     size = config.image_encoder.image_size
-    images = torch.randint(0, 256, (len(ids), 3, size, size), dtype=torch.uint8, device=device())
-    ids, mask, targets = ids.to(device()), mask.to(device()), torch.eye(len(ids), device=device())
+    images = torch.randint(0, 256, (len(ids), 3, size, size), dtype=torch.uint8)
+    batch = ContrastiveBatch(images, [], ids, mask).to(device())
 
     def losses() -> torch.Tensor:
-        image_rows = blip.embed_image_tokens(blip.encode_images(images))
-        similarities = image_rows @ blip.embed_texts(ids, mask).T / blip.temperature
-        return (contrastive_loss(similarities, targets) + contrastive_loss(similarities.T, targets)) / 2
+        task.start_step(0, 0.0)
+        return total_loss(task(batch).losses, run.objective)
 
     return optimizer_step(losses, optimizer, precision)

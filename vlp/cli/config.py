@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from vlp.cli.options import Overrides
-from vlp.config import CapFiltConfig
+from vlp.config import PRETRAINING, CapFiltConfig
 from vlp.config_reader import as_yaml, load_any_config
 
 
@@ -22,4 +22,4 @@ def config(
 
 
 def _training_command(task: str) -> str:
-    return "pretrain" if task == "pretrain" else "finetune"
+    return "pretrain" if task in PRETRAINING else "finetune"

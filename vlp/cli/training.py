@@ -6,7 +6,7 @@ from typing import Annotated, get_args
 import typer
 
 from vlp.cli.options import Overrides, Resume
-from vlp.config import RunConfig, TaskName
+from vlp.config import PRETRAINING, RunConfig, TaskName
 from vlp.config_reader import load_config
 from vlp.errors import UserError
 
@@ -40,8 +40,8 @@ def tokenizer(
 
 
 def pretrain(config: str, overrides: Overrides = None, resume: Resume = False) -> None:
-    """Pretrain with ITC, ITM and LM. Example: vlp pretrain configs/pretrain-vit-b16.yaml batch_size=600"""
-    _run(config, overrides, resume, {"pretrain"})
+    """Pretrain with ITC, ITM and LM, or as CLIP. Example: vlp pretrain configs/pretrain-vit-b16.yaml batch_size=600"""
+    _run(config, overrides, resume, set(PRETRAINING))
 
 
 def finetune(config: str, overrides: Overrides = None, resume: Resume = False) -> None:

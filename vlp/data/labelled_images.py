@@ -100,6 +100,19 @@ def open_labelled(
     return LabelledImages(shards, read_names(found) if found else [], templates)
 
 
+def is_labelled(data: str) -> bool:
+    """Whether `open_labelled` would find classes with names, rather than `evaluate_retrieval` images with captions.
+
+    Args:
+        data: a folder, or shards.
+
+    Raises:
+        UserError: there are no such shards.
+    """
+    shards = _find_shards(data, "test")
+    return shards is None or NAMES_FILE in _files_beside(shards[0])
+
+
 def _find_shards(data: str, split: str) -> list[str] | None:
     """The shards that `data` means; None if it is an image folder."""
     if is_remote(data) or not Path(data).is_dir():

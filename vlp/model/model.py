@@ -78,7 +78,9 @@ class Model:
         self.tokenizer = tokenizer
         self.config: ModelConfig = network.config
         self.compute_dtype = compute_dtype(precision, self.device)
-        self.text_tokens = min(TEXT_TOKENS, network.config.text_tower.positions // 8 * 8)
+        longest = network.config.text_tower.positions // 8 * 8
+        # A CLIP is trained with as many tokens as it has positions.
+        self.text_tokens = longest if self.config.network == "clip" else min(TEXT_TOKENS, longest)
 
     @property
     def device(self) -> torch.device:

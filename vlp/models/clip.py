@@ -47,16 +47,18 @@ class Clip(nn.Module):
         return embed_summaries(self.image_projection, image_tokens, frames)
 
     def embed_texts(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Texts [texts, tokens] -> float32 unit vectors [texts, embed_dim]. The ids begin with [CLS].
+        """Texts [texts, tokens] -> float32 unit vectors [texts, embed_dim]. The ids begin with [CLS]."""
+        return self.embed_text_states(self.encode_texts(ids, mask))
 
-        The state that stands for a text is that of its first token, or of its last one with `pooling: end`.
-        """
+    def encode_texts(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Texts [texts, tokens] -> [texts, width], the state of the first token, or of the last with `pooling: end`."""
         states = self.text_tower.encode(ids, mask)  # [texts, tokens, width]
-        if self.config.text_tower.pooling == "end":
-            last = mask.sum(dim=1) - 1
-            states = states[torch.arange(len(states), device=states.device), last]
-        else:
-            states = states[:, 0]
+        if self.config.text_tower.pooling == "class":
+            return states[:, 0]
+        return states[torch.arange(len(states), device=states.device), mask.sum(dim=1) - 1]
+
+    def embed_text_states(self, states: Tensor) -> Tensor:
+        """States [texts, width] of `encode_texts` -> float32 unit vectors [texts, embed_dim]."""
         return F.normalize(self.text_projection(states).float(), dim=-1)
 
     def resize_images(self, image_size: int) -> None:

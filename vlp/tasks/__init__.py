@@ -5,6 +5,7 @@ from typing import Any
 
 from vlp.config import RunConfig
 from vlp.data.examples import CaptionExamples, Examples
+from vlp.data.examples_contrastive import ContrastiveExamples
 from vlp.data.examples_nlvr2 import Nlvr2Examples
 from vlp.data.examples_references import ReferenceExamples
 from vlp.data.examples_visdial import DialogExamples
@@ -12,6 +13,7 @@ from vlp.data.examples_vqa import QuestionExamples
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.models.network import Network
 from vlp.tasks.captioning import CaptioningTask
+from vlp.tasks.contrastive import ContrastiveTask
 from vlp.tasks.nlvr2 import Nlvr2Task
 from vlp.tasks.pretrain import PretrainTask
 from vlp.tasks.retrieval import RetrievalTask
@@ -28,6 +30,7 @@ TASKS: dict[str, Callable[[RunConfig, Any, CaptionTokenizer], Task]] = {
     "nlvr2": Nlvr2Task,
     "self_critical": SelfCriticalTask,
     "vqa": VqaTask,
+    "contrastive": ContrastiveTask,
 }
 
 
@@ -44,6 +47,10 @@ def _questions(config: RunConfig, tokenizer: CaptionTokenizer) -> QuestionExampl
     return QuestionExamples(tokenizer, config.data.max_tokens, config.data.texts_per_image)
 
 
+def _contrastive(config: RunConfig, tokenizer: CaptionTokenizer) -> ContrastiveExamples:
+    return ContrastiveExamples(tokenizer, config.data.max_tokens, config.data.texts_per_image)
+
+
 EXAMPLES: dict[str, Callable[[RunConfig, CaptionTokenizer], Examples]] = {
     "pretrain": _captions,
     "captioning": _captions,
@@ -52,6 +59,7 @@ EXAMPLES: dict[str, Callable[[RunConfig, CaptionTokenizer], Examples]] = {
     "nlvr2": lambda config, tokenizer: Nlvr2Examples(tokenizer, config.data.max_tokens),
     "self_critical": lambda config, tokenizer: ReferenceExamples(),
     "vqa": _questions,
+    "contrastive": _contrastive,
 }
 
 

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from vlp.losses.contrastive import contrastive_loss, contrastive_targets
 from vlp.losses.matching import draw_hard_negatives, uniform_noise
-
-ROWS_AT_ONCE = 256  # against a queue of 57,600, a matrix of 256 rows takes 60 MB
+from vlp.losses.parts import in_parts
 
 
 @dataclass
@@ -69,17 +67,12 @@ def contrast(
         The mean loss over rows; negatives int64 [rows], columns of the batch; bool [rows], False where there is none.
     """
     count = len(rows.own)
-    if count <= ROWS_AT_ONCE:
-        return _contrast(rows, columns, temperature, alpha, same_image, seed)
-    losses, negatives, found = [], [], []
-    for start in range(0, count, ROWS_AT_ONCE):
-        part = rows.part(start, start + ROWS_AT_ONCE)
-        loss, drawn, has = checkpoint(
-            _contrast, part, columns, temperature, alpha, same_image, seed, use_reentrant=False
-        )
-        losses.append(loss * (len(part.own) / count))
-        negatives.append(drawn)
-        found.append(has)
+
+    def part(start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
+        loss, drawn, has = _contrast(rows.part(start, stop), columns, temperature, alpha, same_image, seed)
+        return loss * ((stop - start) / count), drawn, has
+
+    losses, negatives, found = zip(*in_parts(part, count), strict=True)
     return torch.stack(losses).sum(), torch.cat(negatives), torch.cat(found)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vlp.config import RunConfig
+from vlp.config import ObjectiveConfig, RunConfig
 from vlp.data.loader import is_streamed
 from vlp.data.shard_index import expand_shards
 from vlp.data.streamed_loader import check_streams, stream_count
@@ -20,7 +20,7 @@ from vlp.files import prepare_output, write_errors
 from vlp.training.resume_settings import check_resumed_settings
 from vlp.training.validation import check_validation
 
-CAPTION_TASKS = ("pretrain", "captioning", "retrieval")  # tasks that score tables can give texts to
+CAPTION_TASKS = ("pretrain", "captioning", "retrieval", "contrastive")  # tasks that score tables can give texts to
 APPEARS_WITHIN = 3.0  # seconds
 
 
@@ -51,9 +51,40 @@ def check_config(config: RunConfig) -> None:
         check_streams(stream_count(config.data, micro_batch), micro_batch, world_size())
     if config.task not in CAPTION_TASKS and any(source.texts for source in config.data.sources):
         raise UserError(f"data.sources: texts names captions, which task {config.task} does not use; remove texts.")
+    check_contrastive(config)
     if config.tokenizer:
         load_tokenizer(config.tokenizer)
     check_validation(config)
+
+
+def check_contrastive(config: RunConfig) -> None:
+    """Check the settings of contrastive training.
+
+    Raises:
+        UserError: they contradict each other, or belong to a run of another task.
+    """
+    given, default = config.objective, ObjectiveConfig()
+    if config.task != "contrastive":
+        for name in ("contrastive", "locked", "patch_dropout", "gradient_cache"):
+            if getattr(given, name) != getattr(default, name):
+                raise UserError(f"objective.{name} is for task contrastive; leave it out for task {config.task}.")
+        return
+    if given.locked and not config.start_from:
+        raise UserError(
+            f"objective.locked: {given.locked} would keep the {given.locked} tower at random weights; set start_from "
+            "to a model with a trained one."
+        )
+    if given.locked == "image" and given.patch_dropout:
+        raise UserError("objective.patch_dropout would change the features of the locked image tower; set one of both.")
+    if given.contrastive == "sigmoid" and not config.start_from and given.temperature != default.temperature:
+        raise UserError(
+            "objective.temperature is for the softmax loss; the sigmoid loss starts with 0.1, so leave it out."
+        )
+    if config.data.texts_per_image > 1 and any(source.texts for source in config.data.sources):
+        raise UserError(
+            "data.texts_per_image above 1 draws several of a sample's own captions, and texts draws one from a score "
+            "table; leave one of them out."
+        )
 
 
 def open_run_folder(config: RunConfig, resume: bool) -> bool:

@@ -14,8 +14,8 @@ def trained_decoding(
     """The decoding settings of the model that a run trains: those of the model it starts from, with `config.decoding`.
 
     Captioning, self-critical training and pretraining put `objective.prompt` before every caption, so it becomes the
-    model's prompt. Retrieval and NLVR2 do not train the decoder and keep the prompt. A model for VQA
-    decodes answers: by beam search, without a prompt.
+    model's prompt. Retrieval, NLVR2 and contrastive training do not train a decoder and keep the prompt. A model for
+    VQA decodes answers: by beam search, without a prompt.
 
     Args:
         decoding: the settings of the model that the run starts from; the defaults for a new model.
@@ -26,7 +26,7 @@ def trained_decoding(
     if config.decoding.prompt is not None:
         raise UserError("A model's prompt is the one it is trained with; set objective.prompt, not decoding.prompt.")
     decoding = resolve_decoding(ANSWER_DECODING if config.task == "vqa" else decoding, config.decoding)
-    if config.task in ("retrieval", "nlvr2"):
+    if config.task in ("retrieval", "nlvr2", "contrastive"):
         return decoding
     decoding = replace(decoding, prompt="" if config.task == "vqa" else config.objective.prompt)
     if config.task in ("captioning", "self_critical", "vqa"):

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from vlp.config import RunConfig
+from vlp.config import PRETRAINING, RunConfig
 from vlp.config_reader import as_yaml
+from vlp.models.network import KINDS
 
 
 def model_card(config: RunConfig, results: dict[str, float], epoch_size: int) -> str:
@@ -19,9 +20,10 @@ def model_card(config: RunConfig, results: dict[str, float], epoch_size: int) ->
     )
     numbers = "\n".join(f"| {name} | {value:.4g} |" for name, value in results.items())
     origin = f"starting from `{config.start_from}`" if config.start_from else "from random weights"
-    command = "pretrain" if config.task == "pretrain" else "finetune"
+    command = "pretrain" if config.task in PRETRAINING else "finetune"
+    kind = KINDS[config.model.network]
     return (
-        f"# {Path(config.output).name}\n\nA BLIP-style vision-language model, trained with `vlp` ({config.task}), "
+        f"# {Path(config.output).name}\n\n{kind[0].upper() + kind[1:]}, trained with `vlp` ({config.task}), "
         f"{origin}, on {epoch_size} samples per epoch:\n\n{sources}\n\n"
         f"| measure | at the end |\n| --- | --- |\n{numbers}\n\n"
         f"`vlp {command} config.yaml` repeats the training with this config.yaml:\n\n```yaml\n{as_yaml(config)}```\n"

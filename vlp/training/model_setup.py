@@ -4,13 +4,17 @@ import dataclasses
 import math
 from typing import Any
 
+import torch
+
 from vlp.config import DecodingConfig, ModelConfig, RunConfig
 from vlp.config_reader import to_dict
 from vlp.data.loader import is_streamed
 from vlp.data.streamed_loader import stream_count
 from vlp.data.tokenizer import CaptionTokenizer, load_tokenizer
 from vlp.errors import UserError
+from vlp.losses.sigmoid import START_BIAS, START_TEMPERATURE
 from vlp.model import load_model
+from vlp.models.clip import Clip
 from vlp.models.finetuned import check_network, network_for
 from vlp.models.image_encoders.families import resolve
 from vlp.models.network import Network, build_network
@@ -28,6 +32,8 @@ def build_model(config: RunConfig) -> tuple[Network, CaptionTokenizer, DecodingC
         if config.image_size:
             started.network.resize_images(config.image_size)
         network = network_for(started.network, config.task)
+        _start_sigmoid(config, network)
+        _check_text_length(config, network.config.text_tower.positions)
         _refuse_contradictions(config, network, started.tokenizer)
         decoding = trained_decoding(config, started.decoding, started.tokenizer, network.config)
         return network.train(), started.tokenizer, decoding
@@ -44,14 +50,33 @@ def build_model(config: RunConfig) -> tuple[Network, CaptionTokenizer, DecodingC
         raise UserError(
             f"model.text_tower.vocabulary is {text.vocabulary}, but the tokenizer has {len(tokenizer)} words; set 0."
         )
-    if config.data.max_tokens > text.positions:
-        raise UserError(
-            f"data.max_tokens ({config.data.max_tokens}) must not exceed model.text_tower.positions ({text.positions})."
-        )
+    _check_text_length(config, text.positions)
     model = dataclasses.replace(config.model, text_tower=dataclasses.replace(text, vocabulary=len(tokenizer)))
     decoding = trained_decoding(config, DecodingConfig(), tokenizer, model)
-    network = build_network(model, config.objective.temperature)
-    return network_for(network, config.task), tokenizer, decoding
+    network = network_for(build_network(model, config.objective.temperature), config.task)
+    _start_sigmoid(config, network)
+    return network, tokenizer, decoding
+
+
+def _check_text_length(config: RunConfig, positions: int) -> None:
+    """Check that the longest text of a batch, which is padded to a multiple of 8, has a position for each token.
+
+    Raises:
+        UserError: it has not.
+    """
+    if config.data.max_tokens > positions // 8 * 8:
+        raise UserError(
+            f"data.max_tokens ({config.data.max_tokens}) must not exceed model.text_tower.positions ({positions}) "
+            "rounded down to a multiple of 8."
+        )
+
+
+def _start_sigmoid(config: RunConfig, network: Network) -> None:
+    """Give a network that the sigmoid loss has not trained yet the temperature and bias that SigLIP starts with."""
+    if isinstance(network, Clip) and config.objective.contrastive == "sigmoid" and network.logit_bias == 0:
+        with torch.no_grad():
+            network.log_temperature.fill_(math.log(START_TEMPERATURE))
+            network.logit_bias.fill_(START_BIAS)
 
 
 def resolved_config(config: RunConfig, network: Network) -> RunConfig:

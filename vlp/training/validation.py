@@ -6,6 +6,8 @@ import torch
 
 from vlp.config import DecodingConfig, RunConfig
 from vlp.data.bad_samples import BadSampleError
+from vlp.data.class_names import NAMES_FILE
+from vlp.data.labelled_images import is_labelled, open_labelled
 from vlp.data.shard_index import ShardIndex, expand_shards, index_shard
 from vlp.data.shard_stream import read_shard
 from vlp.data.shards import Sample, ShardReader
@@ -13,6 +15,7 @@ from vlp.data.tokenizer import CaptionTokenizer
 from vlp.distributed import run_on_main
 from vlp.errors import UserError
 from vlp.evaluation.captioning import evaluate_captioning
+from vlp.evaluation.classification import evaluate_classification
 from vlp.evaluation.nlvr2 import evaluate_nlvr2
 from vlp.evaluation.results import Results
 from vlp.evaluation.retrieval import evaluate_retrieval
@@ -46,6 +49,10 @@ def check_validation(config: RunConfig) -> None:
             raise UserError("evaluate_every is set but validation is empty; name the validation shards, or set 0.")
         return
     try:
+        if config.task == "contrastive" and is_labelled(config.validation):
+            if not open_labelled(config.validation).names:
+                raise UserError(f"{config.validation} has no {NAMES_FILE} beside it.")
+            return
         paths = expand_shards(config.validation)
         if config.task in ANNOTATIONS or any(map(is_remote, paths)):
             _check_first_sample(paths[0], ANNOTATIONS.get(config.task, ""))
@@ -104,7 +111,8 @@ def validate(
         with stance, torch.random.fork_rng(devices):
             try:
                 settings = EvaluationSettings(progress=stop_between_batches)
-                return _evaluate(config, model, settings).metrics
+                metrics = _evaluate(config, model, settings).metrics
+                return {name: value for name, value in metrics.items() if value is not None}
             except _Stopped:
                 return None
 
@@ -123,5 +131,9 @@ def _evaluate(config: RunConfig, model: Model, settings: EvaluationSettings) -> 
             return evaluate_nlvr2(model, shards, settings)
         case "visdial":
             return evaluate_visdial(model, shards, settings)
+        case "contrastive" if is_labelled(shards):
+            return evaluate_classification(model, open_labelled(shards), settings=settings)
+        case "contrastive":
+            return evaluate_retrieval(model, shards, settings=settings)
         case "pretrain" | "retrieval":
             return evaluate_retrieval(model, shards, rerank=RERANK, settings=settings)

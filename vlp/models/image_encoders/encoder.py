@@ -37,18 +37,31 @@ class ImageEncoder(nn.Module):
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(DEVIATION).view(3, 1, 1), persistent=False)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, keep: float = 1.0) -> Tensor:
         """Image tokens, the summary first: the class token, or the pooled feature of a tower without one.
 
         Args:
             images: [batch, 3, image_size, image_size]; uint8 in 0..255, or normalized float.
+            keep: the share of patches that are encoded, a random subset of each image's (FLIP, Li et al. 2023); only
+                towers with `drops_patches` take less than 1.
 
         Returns:
             [batch, tokens, width].
         """
         if images.dtype == torch.uint8:
             images = (images.to(self.mean.dtype) / 255 - self.mean) / self.deviation
-        return self.tower(images)  # [batch, tokens, width]
+        return self.tower(images) if keep == 1 else self.tower(images, keep)  # [batch, tokens, width]
+
+    def check_keep(self, keep: float) -> None:
+        """Check that the tower can encode this share of the patches.
+
+        Raises:
+            UserError: it cannot.
+        """
+        if keep < 1 and not getattr(self.tower, "drops_patches", False):
+            raise UserError(
+                f"objective.patch_dropout: the image encoder {self.config.name} cannot drop patches; set 0 or use vit."
+            )
 
     def checkpoint_activations(self) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""

@@ -48,6 +48,8 @@ class VisionTransformer(nn.Module):
     are further learned tokens without a place, which take part in attention and are dropped at the end.
     """
 
+    drops_patches = True
+
     def __init__(self, config: ImageEncoderConfig):
         super().__init__()
         self.width = config.width
@@ -71,23 +73,28 @@ class VisionTransformer(nn.Module):
         self.blocks = make_blocks(config)
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Float images [batch, 3, size, size] -> [batch, 1 + patches, width], the summary first."""
-        x = self.norm(run_blocks(self.blocks, self.norm_pre(self._embed(images)), self.checkpointing))
-        if self.reg_token is not None:
-            leading = x.shape[1] - self.pos_embed.shape[1]  # registers stand after the class token
+    def forward(self, images: Tensor, keep: float = 1.0) -> Tensor:
+        """Float images [batch, 3, size, size] -> [batch, 1 + patches, width], the summary first.
+
+        Args:
+            keep: the share of patches that are encoded, see `keep_patches`.
+        """
+        x = self.norm(run_blocks(self.blocks, self.norm_pre(self._embed(images, keep)), self.checkpointing))
+        if self.reg_token is not None:  # registers stand after the class token
             first = int(self.cls_token is not None)
-            x = torch.cat([x[:, :first], x[:, first + leading :]], dim=1)
+            x = torch.cat([x[:, :first], x[:, first + self.reg_token.shape[1] :]], dim=1)
         if self.cls_token is None:
             x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1)
         return x
 
-    def _embed(self, images: Tensor) -> Tensor:
+    def _embed(self, images: Tensor, keep: float) -> Tensor:
         """[batch, 3, size, size] -> [batch, class token, registers and patches, width]."""
         x = self.patch_embed(images)  # [batch, patches, width]
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
         x = x + self.pos_embed
+        if keep < 1:
+            x = keep_patches(x, keep, int(self.cls_token is not None))
         if self.reg_token is not None:
             first = int(self.cls_token is not None)
             x = torch.cat([x[:, :first], self.reg_token.expand(len(x), -1, -1), x[:, first:]], dim=1)
@@ -96,6 +103,26 @@ class VisionTransformer(nn.Module):
     def set_grad_checkpointing(self, enable: bool) -> None:
         """Recompute blocks in the backward pass."""
         self.checkpointing = enable
+
+
+def keep_patches(tokens: Tensor, share: float, leading: int) -> Tensor:
+    """A random subset of each image's patches, with their positions (FLIP, Li et al. 2023, section 3.1).
+
+    Args:
+        tokens: [batch, leading + patches, width].
+        share: of the patches that stay, rounded, at least one.
+        leading: tokens that always stay, such as the class token.
+
+    Returns:
+        [batch, leading + kept patches, width]; the patches keep their order.
+    """
+    batch, patches = len(tokens), tokens.shape[1] - leading
+    count = max(1, round(share * patches))
+    noise = torch.rand(batch, patches, device=tokens.device)
+    kept = noise.topk(count, dim=1).indices.sort(dim=1).values + leading  # [batch, count]
+    first = torch.arange(leading, device=tokens.device).expand(batch, -1)
+    rows = torch.cat([first, kept], dim=1)
+    return tokens.gather(1, rows[:, :, None].expand(-1, -1, tokens.shape[2]))
 
 
 def build_vit(config: ImageEncoderConfig) -> VisionTransformer:

@@ -1,0 +1,62 @@
+"""What CLIP learns from: images with one or several captions each."""
+
+import random
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from vlp.data.bad_samples import NO_TEXT, FilteredSampleError
+from vlp.data.batch import DeviceBatch
+from vlp.data.chunk import Chunk
+from vlp.data.shards import Sample
+from vlp.data.tokenizer import CaptionTokenizer
+from vlp.data.transforms import clean_caption
+
+
+@dataclass
+class ContrastiveBatch(DeviceBatch):
+    """Images with equally many captions each.
+
+    Attributes:
+        text_ids, text_mask: int64 and bool [images * captions, tokens]; ids begin with [CLS], and the captions of an
+            image are adjacent.
+    """
+
+    text_ids: Tensor
+    text_mask: Tensor
+
+
+class ContrastiveExamples:
+    """Captions of each image, whose encoding they share."""
+
+    images = 1
+
+    def __init__(self, tokenizer: CaptionTokenizer, max_tokens: int, texts_per_image: int = 1):
+        """Nothing is read yet.
+
+        Args:
+            max_tokens: longer captions are cut.
+            texts_per_image: captions that are drawn for an image in a visit. Where it has fewer, some are repeated, so
+                that all processes have as many texts.
+        """
+        self.tokenizer, self.max_tokens, self.texts_per_image = tokenizer, max_tokens, texts_per_image
+
+    def draw(self, sample: Sample, rng: random.Random) -> list[str]:
+        """Some of the sample's own captions.
+
+        Raises:
+            FilteredSampleError: it has none.
+        """
+        usable = list(dict.fromkeys(caption for caption in sample.captions if clean_caption(caption)))
+        if not usable:
+            raise FilteredSampleError(NO_TEXT)
+        return rng.sample(usable, min(len(usable), self.texts_per_image))
+
+    def batch(self, chunk: Chunk) -> ContrastiveBatch:
+        """The batch of a chunk; see `ContrastiveBatch`."""
+        texts = []
+        for drawn in chunk.drawn:
+            of_image = [drawn] if isinstance(drawn, str) else drawn  # a score table gives one text
+            texts += [clean_caption(of_image[number % len(of_image)]) for number in range(self.texts_per_image)]
+        ids, mask = self.tokenizer.encode(texts, self.max_tokens)
+        return ContrastiveBatch(chunk.images, chunk.keys, ids, mask)
