@@ -6,7 +6,6 @@ import torch
 
 from vlp.config import DecodingConfig, RunConfig
 from vlp.data.bad_samples import BadSampleError
-from vlp.data.class_names import NAMES_FILE
 from vlp.data.labelled_images import is_labelled, open_labelled
 from vlp.data.shard_index import ShardIndex, expand_shards, index_shard
 from vlp.data.shard_stream import read_shard
@@ -50,8 +49,7 @@ def check_validation(config: RunConfig) -> None:
         return
     try:
         if config.task == "contrastive" and is_labelled(config.validation):
-            if not open_labelled(config.validation).names:
-                raise UserError(f"{config.validation} has no {NAMES_FILE} beside it.")
+            open_labelled(config.validation)
             return
         paths = expand_shards(config.validation)
         if config.task in ANNOTATIONS or any(map(is_remote, paths)):
