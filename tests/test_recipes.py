@@ -10,7 +10,7 @@ from scale_tables import STEPS
 from typer.testing import CliRunner
 
 from vlp.cli.main import app
-from vlp.config import CapFiltConfig, RunConfig, SourceConfig
+from vlp.config import PRETRAINING, CapFiltConfig, RunConfig, SourceConfig
 from vlp.config_reader import load_any_config, load_config, to_dict
 
 RECIPES = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
@@ -60,7 +60,7 @@ def test_vlp_config_prints_the_whole_recipe(path, tmp_path):
     (tmp_path / "whole.yaml").write_text(printed.stdout)
     assert load_config(type(config), tmp_path / "whole.yaml") == config
     command = "capfilt run" if isinstance(config, CapFiltConfig) else None
-    command = command or ("pretrain" if config.task == "pretrain" else "finetune")
+    command = command or ("pretrain" if config.task in PRETRAINING else "finetune")
     assert printed.stdout.startswith(f"# for vlp {command}\n")
 
 
