@@ -26,6 +26,8 @@ Precision = Literal["auto", "bf16", "fp16", "fp32"]
 TaskName = Literal["pretrain", "captioning", "retrieval", "self_critical", "vqa", "nlvr2", "visdial", "contrastive"]
 PRETRAINING: tuple[TaskName, ...] = ("pretrain", "contrastive")  # tasks of `vlp pretrain`
 ScoreName = Literal["itm", "itc", "clip"]
+Resize = Literal["squash", "shortest"]
+Interpolation = Literal["bicubic", "bilinear"]
 Beams = Annotated[int, Range(0, 1_000)]
 Nucleus = Annotated[float, Range(above=0, most=1)]
 LengthPenalty = Annotated[float, Range(-100, 100)]
@@ -70,6 +72,17 @@ class ImageEncoderConfig:
     stages: list[StageConfig] = field(default_factory=list)  # pvt, pvt_v2, cvt
     linear_reduction: bool = False  # pvt_v2: keys and values come from a grid of 7 x 7
     last_stages: Annotated[int, Range(1, 2)] = 1  # pvt, pvt_v2, cvt: how many stages give image tokens
+    # How images become the tower's input: the mean and standard deviation of each color, in units of full brightness
+    # (the defaults are CLIP's), and what evaluation does with images of other shapes: squash changes the aspect ratio;
+    # shortest gives the shorter side the size and cuts the rest.
+    mean: list[float] = field(default_factory=lambda: [0.48145466, 0.4578275, 0.40821073])
+    deviation: list[float] = field(default_factory=lambda: [0.26862954, 0.26130258, 0.27577711])
+    resize: Resize = "squash"
+    interpolation: Interpolation = "bicubic"
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != 3 or len(self.deviation) != 3 or min(self.deviation) <= 0:
+            raise UserError("model.image_encoder: mean and deviation need three numbers, and deviations above 0.")
 
 
 @dataclass
@@ -87,6 +100,8 @@ class TextTowerConfig:
     sharing: Sharing = "all_but_self_attention"
     causal: bool = False  # clip: each token attends only to those before it
     pooling: Literal["class", "end"] = "class"  # clip: the token whose state stands for the text, the first or the last
+    name: Literal["bert", "clip"] = "bert"  # clip: CLIP's pre-norm transformer, only for model.network: clip
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"  # of name: clip
 
 
 @dataclass
@@ -99,6 +114,8 @@ class ModelConfig:
     untrained: list[str] = field(default_factory=list)  # parts with random weights, which a converted source lacked
     finetuned_for: FinetunedFor = ""  # the task whose finetuning added parts to the network; finetuning sets it
     network: NetworkName = "blip"  # clip: two towers without matching and captions, for task contrastive
+    image_projection_bias: bool = False  # clip: whether the projection of images has a bias, as in some CLIP models
+    text_projection_bias: bool = False  # clip: as in SigLIP
 
     def __post_init__(self) -> None:
         if self.finetuned_for == "vqa" and self.text_tower.sharing != "nothing":
@@ -114,7 +131,7 @@ class ModelConfig:
                     "model.text_tower: with causal: true the class token reads no other token; set pooling: end."
                 )
         else:
-            for name in ("causal", "pooling"):
+            for name in ("causal", "pooling", "name", "activation"):
                 if getattr(text, name) != getattr(default, name):
                     raise UserError(f"model.text_tower.{name} needs model.network: clip.")
 

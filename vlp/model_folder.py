@@ -43,10 +43,10 @@ def read_model(folder: str | Path) -> SavedModel:
             raise UserError(f"{folder} is not a model folder: it has no {name}.")
     config, decoding = _read_config(folder)
     tokenizer = load_tokenizer(str(folder))
-    if len(tokenizer) != config.text_tower.vocabulary:
+    vocabulary, words = config.text_tower.vocabulary, len(tokenizer)
+    if words > vocabulary or (words < vocabulary and tokenizer.form.cleaning == "caption"):
         raise UserError(
-            f"{folder} does not fit together: the tokenizer has {len(tokenizer)} words and config.json says "
-            f"{config.text_tower.vocabulary}."
+            f"{folder} does not fit together: the tokenizer has {words} words and config.json says {vocabulary}."
         )
     network = build_network(config)
     try:

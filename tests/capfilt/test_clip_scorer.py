@@ -1,4 +1,4 @@
-"""open_clip models as scorers: their cosines equal open_clip's."""
+"""CLIP models of open_clip and of ours as scorers: their cosines equal open_clip's."""
 
 import json
 import logging
@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 from tests.capfilt.test_score import DECODING, rows_of, write_shard
 from tests.scoring import score_shards
 from tests.tiny_model import make_model
-from vlp.capfilt.clip_scorer import ClipScorer
+from vlp.capfilt.clip_scorer import clip_of_open_clip
 from vlp.capfilt.score import ScoreSettings, score_shard
 from vlp.capfilt.scorers import load_scorers
+from vlp.convert.command import to_ours
 from vlp.data.image_decoding import decode_image
 from vlp.data.score_tables import read_settings, table_path
 from vlp.data.shards import iterate_samples
@@ -89,14 +90,31 @@ def test_without_blip_models_the_other_columns_are_null(clips, tmp_path):
     assert read_settings(shard)["filter"] not in same, "other weights, another table"
 
 
+def test_a_converted_model_gives_the_scores_of_open_clips(clips, tmp_path):
+    shard = write_shard(tmp_path / "shards")
+    to_ours(clips[0], str(tmp_path / "clip"))
+    settings = {"decoding": DECODING, "precision": "fp32"}
+    for name, filters in (
+        ("theirs", clips[0]),
+        ("ours", str(tmp_path / "clip")),
+        ("both", [clips[0], str(tmp_path / "clip")]),
+    ):
+        score_shards(shard, "", filters, name=name, **settings)
+    for theirs, ours, both in zip(*(rows_of(shard, name) for name in ("theirs", "ours", "both")), strict=True):
+        assert ours["clip"] == pytest.approx(theirs["clip"], abs=1e-3), "images differ by one level of 256"
+        assert both["clip"] == pytest.approx((theirs["clip"] + ours["clip"]) / 2, abs=1e-6)
+        assert (ours["itm"], ours["itc"]) == (None, None)
+    assert read_settings(shard, "theirs")["filter"] != read_settings(shard, "ours")["filter"]
+    with pytest.raises(UserError, match="clip is a CLIP model, which cannot caption; give it as a filter"):
+        load_scorers(str(tmp_path / "clip"), clips[0])
+
+
 def test_an_image_is_encoded_once(clips, tmp_path, monkeypatch):
     shard = write_shard(tmp_path / "shards")
     make_model(seed=1).save(tmp_path / "model")
     scorers = load_scorers(str(tmp_path / "model"), clips[0], "fp32")
-    encoded, real = [], scorers.clips[0].model.encode_image
-    monkeypatch.setattr(
-        scorers.clips[0].model, "encode_image", lambda images: encoded.append(len(images)) or real(images)
-    )
+    encoded, real = [], scorers.clips[0].encode_images
+    monkeypatch.setattr(scorers.clips[0], "encode_images", lambda images: encoded.append(len(images)) or real(images))
     counts = score_shard(shard, scorers, ScoreSettings(DECODING, num_captions=3, batch_size=2))
     assert counts.texts > 20 and encoded == [2, 2, 1]
 
@@ -104,17 +122,19 @@ def test_an_image_is_encoded_once(clips, tmp_path, monkeypatch):
 def test_bf16_is_close_to_fp32(clips):
     images = torch.randn(3, 3, 32, 32)
     texts = ["a red star", "two dogs", "the moon"]
-    exact, rough = (ClipScorer(clips[0].partition(":")[2], precision=precision) for precision in ("fp32", "bf16"))
+    exact, rough = (clip_of_open_clip(clips[0], precision=precision)[0] for precision in ("fp32", "bf16"))
     cosines = [scorer.score(scorer.encode_images(images), texts, [0, 1, 2]) for scorer in (exact, rough)]
     torch.testing.assert_close(*cosines, atol=0.01, rtol=0)
-    assert rough.model.visual.conv1.weight.dtype == torch.bfloat16
+    assert not torch.equal(*cosines)
 
 
 def test_wrong_names_are_refused(clips, tmp_path):
     with pytest.raises(UserError, match="open_clip has no model 'ViT-Z'"):
         load_scorers("", "open_clip:ViT-Z,openai")
     for weights in ("weights.pt", "nosuchtag", ""):
-        with pytest.raises(UserError, match=r"needs a \.safetensors file \(other formats can run code\) or one"):
+        with pytest.raises(
+            UserError, match=r"needs a file of weights \(\.safetensors, .*\) or one of open_clip's tags"
+        ):
             load_scorers("", f"open_clip:{NAME},{tmp_path / weights if weights.endswith('.pt') else weights}")
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"no tensors here")

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
-from vlp.capfilt.clip_scorer import ClipScorer
+from vlp.capfilt.clip_scorer import ClipScorer, clip_of_open_clip, clip_of_ours
 from vlp.capfilt.transformers_captioner import READ, TransformersCaptioner
 from vlp.config import Precision
 from vlp.convert.files import find_folder
+from vlp.convert.open_clip_models import OPEN_CLIP
 from vlp.data.score_tables import files_hash, folder_hash
 from vlp.errors import UserError
 from vlp.model import Model, load_model
@@ -17,7 +18,7 @@ from vlp.model_folder import is_model_folder
 from vlp.models.cpu.optimise import optimise_for_cpu
 from vlp.models.precision import compute_dtype
 
-TRANSFORMERS, OPEN_CLIP = "hf:", "open_clip:"
+TRANSFORMERS = "hf:"
 
 
 @dataclass
@@ -27,7 +28,7 @@ class Scorers:
     Attributes:
         captioners: their captions are pooled; `nll` is the mean over the BLIP models among them.
         filters: BLIP models; `itm` and `itc` are their means, null without any.
-        clips: open_clip models; `clip` is their mean.
+        clips: CLIP models of ours and of open_clip; `clip` is their mean.
         identity: what a table's rows depend on: hashes of the models, and the precision.
         names: the names given for the captioners and filters.
     """
@@ -56,7 +57,7 @@ def load_scorers(
 
     Args:
         captioner: model folders, or hf:NAME_OR_FOLDER for image-to-text models of `transformers`; "" or []: none.
-        filter: model folders, or open_clip:NAME,PRETRAINED.
+        filter: model folders of BLIP or CLIP, or open_clip:NAME,PRETRAINED.
         compile: compile the models from model folders, see `load_model`.
 
     Raises:
@@ -75,6 +76,9 @@ def load_scorers(
         if _real_name(name) not in loaded:
             loaded[_real_name(name)] = _load(name, device, precision, compile)
     captioning, filtering = ([loaded[_real_name(name)] for name in names] for names in (captioners, filters))
+    for name, (model, _) in zip(captioners, captioning, strict=True):
+        if isinstance(model, ClipScorer):
+            raise UserError(f"{name} is a CLIP model, which cannot caption; give it as a filter.")
     return Scorers(
         [model for model, _ in captioning if not isinstance(model, ClipScorer)],
         [model for model, _ in filtering if isinstance(model, Model)],
@@ -106,10 +110,10 @@ def _load(
         captioner = TransformersCaptioner(name.removeprefix(TRANSFORMERS), device, precision)
         return captioner, captioner.identity
     if name.startswith(OPEN_CLIP):
-        scorer = ClipScorer(name.removeprefix(OPEN_CLIP), device, precision)
-        return scorer, scorer.identity
+        return clip_of_open_clip(name, device, precision)
     # Store bf16 weights if they would be converted at every call anyway.
     dtype = torch.bfloat16 if compute_dtype(precision, device) == torch.bfloat16 else None
     model, folder = optimise_for_cpu(load_model(name, device, precision, dtype, compile)), find_folder(name)
     converted = sorted(file for file in folder.iterdir() if file.suffix in READ)
-    return model, folder_hash(folder) if is_model_folder(folder) else files_hash(converted)
+    content_hash = folder_hash(folder) if is_model_folder(folder) else files_hash(converted)
+    return clip_of_ours(model) if model.config.network == "clip" else model, content_hash

@@ -14,10 +14,14 @@ Frames = Annotated[int, typer.Option(min=1, help="Frames of a video, sampled uni
 
 def convert(
     source: Annotated[
-        str, typer.Argument(help="A transformers folder or hub name, an original .pth, or a model folder.")
+        str,
+        typer.Argument(help="A transformers folder or hub name, a .pth, open_clip:NAME,TAG, or a model folder."),
     ],
     output: str,
-    to: Annotated[Literal["vlp", "hf"], typer.Option(help="vlp: a model folder; hf: a transformers folder.")] = "vlp",
+    to: Annotated[
+        Literal["vlp", "hf", "open_clip"],
+        typer.Option(help="vlp: a model folder; hf: a transformers folder; open_clip: its folder of a CLIP model."),
+    ] = "vlp",
     kind: Annotated[
         Literal["captioning", "retrieval", "vqa"],
         typer.Option(help="With --to hf: the task of the transformers class."),
@@ -28,10 +32,16 @@ def convert(
         int, typer.Option(min=0, max=16_384, help="Resize to this many pixels; 0 keeps the size.")
     ] = 0,
 ) -> None:
-    """Convert BLIP, BERT or ViT weights to a model, or back. Example: vlp convert Salesforce/blip-itm-base-coco out"""
-    from vlp.convert.command import from_ours, to_ours
+    """Convert BLIP, CLIP, BERT or ViT weights to a model, or back.
 
-    lines = from_ours(source, output, kind) if to == "hf" else to_ours(source, output, image, tokenizer, image_size)
+    Example: vlp convert open_clip:ViT-B-32,laion2b_s34b_b79k out
+    """
+    from vlp.convert.command import from_ours, to_open_clip, to_ours
+
+    if to == "vlp":
+        lines = to_ours(source, output, image, tokenizer, image_size)
+    else:
+        lines = from_ours(source, output, kind) if to == "hf" else to_open_clip(source, output)
     print("\n".join([*lines, f"{output} is complete"]))
 
 

@@ -1,6 +1,7 @@
 """Converting text towers of the BERT family and image encoders of timm, transformers and open_clip."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from vlp.convert.blip import Converted, vit_config
 from vlp.convert.compact import compact_from_published
 from vlp.convert.files import find_folder, read_checkpoint, read_json, read_weights
 from vlp.convert.hybrid import hybrid_from_timm
+from vlp.convert.open_clip_models import OpenClipModel, create_open_clip
 from vlp.convert.pyramids import (
     KINDS,
     TIMM_CLASS,
@@ -121,7 +123,7 @@ def image_tower(source: str) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
     if source.startswith("timm:"):
         return _from_timm(source.removeprefix("timm:"))
     if source.startswith("open_clip:"):
-        return _from_open_clip(source.removeprefix("open_clip:"))
+        return open_clip_image_tower(create_open_clip(source))
     if source.endswith(CHECKPOINTS):
         return _from_published(Path(source))
     folder = find_folder(source)
@@ -182,33 +184,42 @@ def _timm_config(name: str, trunk: Any, state: dict[str, Tensor]) -> tuple[Image
     return _checked(config, {f"trunk.{key}": value for key, value in state.items()}, f"timm:{name}")
 
 
-def _from_open_clip(name: str) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
-    import open_clip  # slow
+def open_clip_image_tower(found: OpenClipModel) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
+    """The settings and weights of the image tower of an open_clip model, without its projection.
+
+    Raises:
+        UserError: our image encoders have no such architecture.
+    """
+    config, state = _open_clip_tower(found)
+    images = found.preprocessing
+    return replace(config, mean=list(images["mean"]), deviation=list(images["std"])), state
+
+
+def _open_clip_tower(found: OpenClipModel) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
     from open_clip.transformer import VisionTransformer as ClipVisionTransformer
 
-    name, _, pretrained = name.partition(",")
-    try:
-        tower: Any = open_clip.create_model(name, pretrained=pretrained or None).visual
-    except (RuntimeError, OSError, ValueError) as error:
-        raise UserError(f"open_clip cannot create {name}: {str(error).splitlines()[0]}.") from None
+    tower = found.model.visual
     if hasattr(tower, "trunk"):  # a timm model
-        settings: Any = open_clip.get_model_config(name)
-        inner = settings["vision_cfg"]["timm_model_name"]
-        trunk = create_trunk(inner)
-        known = trunk.state_dict()
-        return _timm_config(inner, trunk, {k: v for k, v in tower.trunk.state_dict().items() if k in known})
+        inner = found.settings["vision_cfg"]["timm_model_name"]
+        known = create_trunk(inner).state_dict()
+        return _timm_config(inner, tower.trunk, {k: v for k, v in tower.trunk.state_dict().items() if k in known})
     if not isinstance(tower, ClipVisionTransformer):
-        raise UserError(f"open_clip's {name} has a {type(tower).__name__}; ViTs and timm models are supported.")
+        raise UserError(f"open_clip's {found.name} has a {type(tower).__name__}; ViTs and timm models are supported.")
     weights = tower.state_dict()
     weights["class_embedding"] = weights["class_embedding"].view(1, 1, -1)
     weights["positional_embedding"] = weights["positional_embedding"][None]
-    state, _ = to_our_names(clip_image_table(count_layers(weights, "transformer.resblocks.")), weights)
+    state, used = to_our_names(clip_image_table(count_layers(weights, "transformer.resblocks.")), weights)
+    rest = group_names(weights.keys() - used - {"proj"})
+    if rest:
+        raise UserError(
+            f"open_clip's {found.name} has parts that our ViT does not have: {', '.join(sorted(rest)[:5])}."
+        )
     if "norm_pre.weight" not in state:  # CLIP's patch embedding has no bias
         state["patch_embed.proj.bias"] = torch.zeros_like(state["norm.bias"])
     transformer: Any = tower.transformer
     block = transformer.resblocks[0]
     config = vit_config(state, block.attn.num_heads, block.ln_1.eps, _activation(block.mlp.gelu))
-    return _checked(config, state, f"open_clip:{name}")
+    return _checked(config, state, f"open_clip:{found.name}")
 
 
 def _activation(module: nn.Module) -> str:

@@ -14,7 +14,6 @@ from vlp.errors import UserError
 from vlp.files import prepare_output, writing_folder
 from vlp.model_folder import SavedModel
 from vlp.models.finetuned import require
-from vlp.models.image_encoders.encoder import DEVIATION, MEAN
 from vlp.models.network import as_blip
 
 Kind = Literal["captioning", "retrieval", "vqa"]
@@ -56,7 +55,8 @@ def write_transformers(model: SavedModel, folder: str | Path, kind: Kind) -> lis
         setattr(config, OURS, to_dict(model.decoding))
         theirs.generation_config.update(**generation_settings(model.decoding))
     size = {"height": config.vision_config.image_size, "width": config.vision_config.image_size}
-    images = transformers.BlipImageProcessor(size=size, image_mean=list(MEAN), image_std=list(DEVIATION))
+    encoder = blip.config.image_encoder
+    images = transformers.BlipImageProcessor(size=size, image_mean=encoder.mean, image_std=encoder.deviation)
     with writing_folder(folder) as temporary:
         model.tokenizer.write_files(temporary)
         words = transformers.AutoTokenizer.from_pretrained(str(temporary))

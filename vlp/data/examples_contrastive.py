@@ -57,6 +57,6 @@ class ContrastiveExamples:
         texts = []
         for drawn in chunk.drawn:
             of_image = [drawn] if isinstance(drawn, str) else drawn  # a score table gives one text
-            texts += [clean_caption(of_image[number % len(of_image)]) for number in range(self.texts_per_image)]
-        ids, mask = self.tokenizer.encode(texts, self.max_tokens)
+            texts += [of_image[number % len(of_image)] for number in range(self.texts_per_image)]
+        ids, mask = self.tokenizer.encode(list(map(self.tokenizer.form.clean, texts)), self.max_tokens)
         return ContrastiveBatch(chunk.images, chunk.keys, ids, mask)

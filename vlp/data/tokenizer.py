@@ -1,9 +1,10 @@
-"""BERT WordPiece with BLIP's [DEC] and [ENC]: load one, or train one on captions."""
+"""Texts to ids: load a tokenizer, or train BERT's WordPiece with BLIP's [DEC] and [ENC] on captions."""
 
 import json
 import re
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 
+from vlp.data.text_form import CLEANINGS, TextForm
 from vlp.data.transforms import clean_caption, prompted_caption
 from vlp.errors import UserError
 from vlp.files import read_json, writing_folder
@@ -29,20 +31,23 @@ class CaptionTokenizer:
     """Texts to ids and back. A sequence is the first token, the words, and [SEP].
 
     Attributes:
-        pad_id, cls_id, sep_id, enc_id, dec_id: ids of the special tokens.
+        form: how texts are cleaned and padded. Only BLIP's form has [DEC] and [ENC].
+        pad_id, cls_id, sep_id, enc_id, dec_id: ids of the special tokens; -1 for those that the form does not have.
     """
 
-    def __init__(self, tokenizer: Tokenizer, roles: dict[str, str] | None = None):
+    def __init__(self, tokenizer: Tokenizer, roles: dict[str, str] | None = None, form: TextForm | None = None):
         """Wrap a tokenizer.
 
         Args:
             roles: the tokens for pad, unk, cls, sep and mask; None means BERT's.
+            form: None means BLIP's.
 
         Raises:
             UserError: a special token is missing.
         """
-        self.roles = roles or BERT_ROLES
-        found = {token: tokenizer.token_to_id(token) for token in [*self.roles.values(), *BLIP_SPECIALS]}
+        self.roles, self.form = roles or BERT_ROLES, form or TextForm()
+        specials = BLIP_SPECIALS if self.form.cleaning == "caption" else []
+        found = {token: tokenizer.token_to_id(token) for token in [*self.roles.values(), *specials]}
         ids = {token: number for token, number in found.items() if number is not None}
         missing = [token for token in found if token not in ids]
         if missing:
@@ -50,11 +55,17 @@ class CaptionTokenizer:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self.tokenizer = tokenizer
-        self.pad_id, self.cls_id, self.sep_id = (ids[self.roles[role]] for role in ("pad", "cls", "sep"))
-        self.dec_id, self.enc_id = (ids[token] for token in BLIP_SPECIALS)
+        self.pad_id, self.cls_id, self.sep_id = (
+            ids.get(self.roles.get(role, ""), -1) for role in ("pad", "cls", "sep")
+        )
+        self.dec_id, self.enc_id = (ids.get(token, -1) for token in BLIP_SPECIALS)
 
     def __len__(self) -> int:
         return self.tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def longest(self, positions: int) -> int:
+        """The most tokens of a text that a tower with `positions` reads."""
+        return self.form.longest or positions // 8 * 8
 
     def encode(
         self, texts: list[str], max_tokens: int, first: FirstToken = "[CLS]", multiple: int = 8
@@ -62,13 +73,13 @@ class CaptionTokenizer:
         """Texts as padded ids.
 
         Args:
-            max_tokens: longer texts are cut; [SEP] stays.
+            max_tokens: longer texts are cut; [SEP] stays. A form that reads padding ignores it.
             first: [CLS] for text features, [ENC] for matching, [DEC] for decoding.
             multiple: the length is that of the longest text, rounded up to a multiple of this, which keeps the number
                 of different shapes small.
 
         Returns:
-            ids int64 and mask bool (True: a token), both [texts, tokens].
+            ids int64 and mask bool (True: a token that the text tower reads), both [texts, tokens].
         """
         return self.pad(self.word_ids(texts), max_tokens, first, multiple)
 
@@ -91,11 +102,16 @@ class CaptionTokenizer:
     ) -> tuple[Tensor, Tensor]:
         """`encode` for texts whose words are ids already."""
         first_id = {"[CLS]": self.cls_id, "[ENC]": self.enc_id, "[DEC]": self.dec_id}[first]
-        rows = [[first_id, *ids[: max_tokens - 2], self.sep_id] for ids in words]
+        begin = [first_id] if self.form.begins else []
+        longest, reads_padding = self.form.longest, self.form.reads_padding
+        most = longest if reads_padding else min(max_tokens, longest or max_tokens)
+        rows = [[*begin, *ids[: most - len(begin) - 1], self.sep_id] for ids in words]
         length = -(-max(map(len, rows), default=1) // multiple) * multiple
+        if longest:
+            length = longest if reads_padding else min(length, longest)
         padded = [row + [self.pad_id] * (length - len(row)) for row in rows]
         ids = torch.tensor(padded, dtype=torch.int64).reshape(-1, length)
-        lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
+        lengths = torch.tensor([length if reads_padding else len(row) for row in rows], dtype=torch.int64)
         return ids, torch.arange(length) < lengths[:, None]
 
     def prompt_ids(self, prompt: str) -> list[int]:
@@ -124,15 +140,17 @@ class CaptionTokenizer:
     def write_files(self, folder: Path) -> None:
         """Write the tokenizer's files into an existing folder, such as that of a model."""
         self.tokenizer.save(str(folder / "tokenizer.json"))
-        words = sorted(self.tokenizer.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
-        (folder / "vocab.txt").write_text("".join(f"{word}\n" for word, _ in words), "utf-8")
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             **{f"{role}_token": token for role, token in self.roles.items()},
-            "bos_token": "[DEC]",
-            "extra_special_tokens": ["[ENC]"],
             "clean_up_tokenization_spaces": False,
         }
+        if self.form.cleaning == "caption":
+            words = sorted(self.tokenizer.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
+            (folder / "vocab.txt").write_text("".join(f"{word}\n" for word, _ in words), "utf-8")
+            config |= {"bos_token": "[DEC]", "extra_special_tokens": ["[ENC]"]}
+        else:
+            config["text_form"] = asdict(self.form)
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
@@ -149,17 +167,26 @@ def load_tokenizer(folder: str) -> CaptionTokenizer:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises this class itself
         raise UserError(f"{path} is not readable as a tokenizer: {error}.") from None
-    return CaptionTokenizer(tokenizer, _read_roles(path.with_name("tokenizer_config.json")))
+    return CaptionTokenizer(tokenizer, *_read_config(path.with_name("tokenizer_config.json")))
 
 
-def _read_roles(path: Path) -> dict[str, str]:
-    """The token of each role; BERT's if the file does not name one."""
+def _read_config(path: Path) -> tuple[dict[str, str], TextForm]:
+    """The token of each role and the form of texts; BERT's and BLIP's if the file names none."""
     try:
         config = read_json(path)
     except UserError:
         config = {}
     tokens = {role: config.get(f"{role}_token") for role in BERT_ROLES}
-    return {**BERT_ROLES, **{role: token for role, token in tokens.items() if isinstance(token, str)}}
+    roles = {role: token for role, token in tokens.items() if isinstance(token, str)}
+    if "text_form" not in config:
+        return {**BERT_ROLES, **roles}, TextForm()
+    try:
+        form = TextForm(**config["text_form"])
+    except TypeError:
+        form = None
+    if form is None or form.cleaning not in CLEANINGS or not {"pad", "sep"} <= roles.keys():
+        raise UserError(f"{path} has a text_form that this version of vlp does not know.")
+    return roles, form
 
 
 def train_tokenizer(captions: Iterable[str], size: int, min_frequency: int = 2) -> CaptionTokenizer:

@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 from torch.nn import functional
 
-from vlp.config import AugmentConfig
+from vlp.config import AugmentConfig, ImageEncoderConfig, Interpolation, Resize
 from vlp.data.image_decoding import EncodedImage, shrink_for
 
 ASPECT = (3 / 4, 4 / 3)
@@ -36,7 +36,7 @@ def training_image(image: EncodedImage, size: int, augment: AugmentConfig, rng: 
     left, top, right, bottom = _crop_box(image.width, image.height, augment, rng)
     shrink = shrink_for(right - left, bottom - top, size)
     part = slice(round(top / shrink), round(bottom / shrink)), slice(round(left / shrink), round(right / shrink))
-    pixels = _resize(image.pixels(shrink)[part], size)
+    pixels = _resize(image.pixels(shrink)[part], size, size)
     if augment.flip and rng.random() < 0.5:
         pixels = pixels.flip(1)
     for _ in range(augment.operations):
@@ -46,15 +46,49 @@ def training_image(image: EncodedImage, size: int, augment: AugmentConfig, rng: 
     return _planes(pixels)
 
 
+class ImageSize(int):
+    """The height and width in pixels of a model's images, and how `evaluation_image` makes them of other images.
+
+    Attributes:
+        resize: "squash" does not keep the aspect ratio, like BLIP; "shortest" gives the shorter side the size and cuts
+            the longer one on both ends, like CLIP.
+        interpolation: "bicubic" or "bilinear".
+    """
+
+    resize: Resize
+    interpolation: Interpolation
+
+    def __new__(cls, size: int, resize: Resize = "squash", interpolation: Interpolation = "bicubic") -> "ImageSize":
+        self = super().__new__(cls, size)
+        self.resize, self.interpolation = resize, interpolation
+        return self
+
+    @classmethod
+    def of(cls, config: ImageEncoderConfig) -> "ImageSize":
+        """The size of the images that an image encoder takes."""
+        return cls(config.image_size, config.resize, config.interpolation)
+
+    def __getnewargs__(self) -> tuple[int, Resize, Interpolation]:
+        return int(self), self.resize, self.interpolation
+
+
 def evaluation_image(image: Image.Image | np.ndarray, size: int) -> np.ndarray:
-    """The whole image at the model's size, as uint8 [3, size, size]. Like BLIP, it does not keep the aspect ratio.
+    """An image at the model's size, as uint8 [3, size, size].
 
     Args:
         image: a PIL image, or RGB pixels, uint8 [height, width, 3].
+        size: an `ImageSize`, or a number of pixels, for which the aspect ratio is not kept.
     """
     if isinstance(image, Image.Image):
         image = np.array(image.convert("RGB"))
-    return _planes(_resize(image, size))
+    if not isinstance(size, ImageSize):
+        return _planes(_resize(image, size, size))
+    if size.resize == "squash":
+        return _planes(_resize(image, size, size, size.interpolation))
+    height, width = image.shape[:2]
+    high, wide = (int(size * side / min(height, width)) for side in (height, width))
+    top, left = round((high - size) / 2), round((wide - size) / 2)
+    return _planes(_resize(image, high, wide, size.interpolation)[top : top + size, left : left + size])
 
 
 def clean_caption(text: str, max_words: int = 50) -> str:
@@ -69,13 +103,13 @@ def prompted_caption(prompt: str, caption: str) -> str:
     return clean_caption(f"{prompt} {caption}")
 
 
-def _resize(pixels: np.ndarray, size: int) -> Tensor:
-    """[height, width, 3] to [size, size, 3], bicubic and antialiased; uint8 in and out, as Pillow rounds."""
+def _resize(pixels: np.ndarray, height: int, width: int, mode: Interpolation = "bicubic") -> Tensor:
+    """uint8 [any, any, 3] to [height, width, 3], antialiased; uint8 in and out, as Pillow rounds."""
     image = torch.from_numpy(np.ascontiguousarray(pixels))  # the fast kernel needs contiguous pixels
-    if image.shape[:2] == (size, size):
+    if image.shape[:2] == (height, width):
         return image
     planes = image[None].permute(0, 3, 1, 2)
-    return functional.interpolate(planes, (size, size), mode="bicubic", antialias=True)[0].permute(1, 2, 0).contiguous()
+    return functional.interpolate(planes, (height, width), mode=mode, antialias=True)[0].permute(1, 2, 0).contiguous()
 
 
 def _planes(pixels: Tensor) -> np.ndarray:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlp.data.transforms import clean_caption
 from vlp.errors import UserError, WorkError
 from vlp.evaluation.predict import Predictions, predict_items
 from vlp.evaluation.ranking import Ranking, queries_at_once, rank_candidates
@@ -80,7 +79,7 @@ def collect_gallery(model: Model, source: Source, settings: EvaluationSettings) 
     """
 
     def encode(batch: EncodedBatch) -> list[Row]:
-        captions = [[text for text in map(clean_caption, texts) if text] for texts in batch.captions]
+        captions = [[text for text in map(model.tokenizer.form.clean, texts) if text] for texts in batch.captions]
         rows = zip(batch.ids, batch.keys, captions, batch.vectors, strict=True)
         return [{"id": one, "key": key, "captions": texts, "vector": pack(vector)} for one, key, texts, vector in rows]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from vlp.config import DecodingConfig, ModelConfig, Precision
 from vlp.data.images import ImageLike, as_list, load_image
 from vlp.data.tokenizer import CaptionTokenizer, FirstToken
-from vlp.data.transforms import clean_caption
+from vlp.data.transforms import ImageSize
 from vlp.errors import UserError
 from vlp.generation.caption_step import CaptionStepper
 from vlp.generation.decode import generate
@@ -35,7 +35,7 @@ from vlp.models.precision import compute_dtype
 from vlp.models.text_layers import Side
 from vlp.models.untrained import CAPTIONING, EMBEDDING, MATCHING, require_trained
 
-TEXT_TOKENS = 35  # BLIP's limit in retrieval; longer texts are cut
+TEXT_TOKENS = 35  # BLIP's limit in retrieval; longer texts are cut. A CLIP reads as many as it has positions.
 
 
 class Caption(NamedTuple):
@@ -78,8 +78,7 @@ class Model:
         self.tokenizer = tokenizer
         self.config: ModelConfig = network.config
         self.compute_dtype = compute_dtype(precision, self.device)
-        longest = network.config.text_tower.positions // 8 * 8
-        # A CLIP is trained with as many tokens as it has positions.
+        longest = tokenizer.longest(network.config.text_tower.positions)
         self.text_tokens = longest if self.config.network == "clip" else min(TEXT_TOKENS, longest)
 
     @property
@@ -107,9 +106,9 @@ class Model:
         return asked if asked is not None else usual if self.config.network == "blip" else 0
 
     @property
-    def image_size(self) -> int:
-        """Height and width of the model's images, in pixels."""
-        return self.config.image_encoder.image_size
+    def image_size(self) -> ImageSize:
+        """Height and width of the model's images, in pixels, and how other images are resized to them."""
+        return ImageSize.of(self.config.image_encoder)
 
     @constant_weights()
     def caption(
@@ -383,7 +382,7 @@ class Model:
 
     def text_ids(self, texts: Sequence[str], first: FirstToken) -> tuple[Tensor, Tensor]:
         """Clean and tokenize texts: ids int64 and mask bool [texts, tokens]; every row starts with `first`."""
-        ids, mask = self.tokenizer.encode([clean_caption(text) for text in texts], self.text_tokens, first=first)
+        ids, mask = self.tokenizer.encode(list(map(self.tokenizer.form.clean, texts)), self.text_tokens, first)
         return ids.to(self.device), mask.to(self.device)
 
     @contextmanager

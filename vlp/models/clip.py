@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlp.config import ModelConfig
+from vlp.models.clip_text import ClipTextTower
 from vlp.models.image_encoders.encoder import ImageEncoder
 from vlp.models.text_tower import TextTower
 from vlp.models.two_towers import embed_summaries, resize_images
@@ -25,11 +26,14 @@ class Clip(nn.Module):
         super().__init__()
         text, self.image_encoder = config.text_tower, ImageEncoder(config.image_encoder)
         self.config = replace(config, image_encoder=self.image_encoder.config)
-        self.text_tower = TextTower(text, None)
-        self.image_projection = nn.Linear(self.image_encoder.width, config.embed_dim, bias=False)
-        self.text_projection = nn.Linear(text.width, config.embed_dim, bias=False)
+        self.text_tower = ClipTextTower(text) if text.name == "clip" else TextTower(text, None)
+        biases = config.image_projection_bias, config.text_projection_bias
+        self.image_projection = nn.Linear(self.image_encoder.width, config.embed_dim, bias=biases[0])
+        self.text_projection = nn.Linear(text.width, config.embed_dim, bias=biases[1])
         for projection in (self.image_projection, self.text_projection):
             nn.init.normal_(projection.weight, std=projection.in_features**-0.5)  # as in CLIP
+            if projection.bias is not None:
+                nn.init.zeros_(projection.bias)
         self.log_temperature = nn.Parameter(torch.tensor(temperature).log())
         self.logit_bias = nn.Parameter(torch.tensor(bias))
 

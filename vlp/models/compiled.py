@@ -3,6 +3,7 @@
 from torch import nn
 
 from vlp.errors import UserError
+from vlp.models.clip_text import ClipTextTower
 from vlp.models.image_encoders.encoder import ImageEncoder
 from vlp.models.text_tower import TextTower
 
@@ -25,7 +26,7 @@ def compile_blocks(module: nn.Module, backend: str = "inductor") -> None:
         if isinstance(part, ImageEncoder):
             for block in _image_blocks(part):
                 block.compile(recompile_limit=VARIANTS, backend=backend)
-        elif isinstance(part, TextTower):
+        elif isinstance(part, (TextTower, ClipTextTower)):
             for layer in part.layers:
                 layer.compile(dynamic=True, recompile_limit=VARIANTS, backend=backend)
 

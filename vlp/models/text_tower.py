@@ -117,10 +117,10 @@ class TextTower(nn.Module):
     def _embed(self, ids: Tensor, mask: Tensor | None, side: Side, start: int = 0) -> tuple[Tensor, Tensor | None]:
         """Embeddings [texts, tokens, width], and the bias of self-attention in the dtype of its products."""
         x = self.embeddings.side(side)(ids, start)
-        bias = None if mask is None else _padding_bias(mask)
+        bias = None if mask is None else padding_bias(mask)
         # A single new token may attend to all tokens before it.
         if (side == "decoder" or self.config.causal) and ids.shape[1] > 1:
-            causal = _causal_bias(start, ids.shape[1], ids.device)
+            causal = causal_bias(start, ids.shape[1], ids.device)
             bias = causal if bias is None else bias + causal
         return x, None if bias is None else bias.to(product_dtype(x))
 
@@ -137,7 +137,7 @@ class TextTower(nn.Module):
         """[texts, tokens, width] -> the same shape; `more` are further arguments of each layer."""
         memory_bias = None
         if memory is not None and memory.mask is not None:
-            memory_bias = _padding_bias(memory.mask).to(product_dtype(x))
+            memory_bias = padding_bias(memory.mask).to(product_dtype(x))
         for number, layer in enumerate(self.layers):
             key = memory.keys[number] if memory is not None else None
             value = memory.values[number] if memory is not None else None
@@ -150,12 +150,12 @@ class TextTower(nn.Module):
         return x
 
 
-def _padding_bias(mask: Tensor) -> Tensor:
+def padding_bias(mask: Tensor) -> Tensor:
     """bool [texts, keys] -> float [texts, 1, 1, keys]: 0 at tokens, -inf at padding."""
     return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, float("-inf"))[:, None, None, :]
 
 
-def _causal_bias(start: int, tokens: int, device: torch.device) -> Tensor:
+def causal_bias(start: int, tokens: int, device: torch.device) -> Tensor:
     """float [1, 1, tokens, start + tokens]: -inf where a key comes after its query."""
     bias = torch.full((tokens, start + tokens), float("-inf"), device=device)
     return bias.triu(start + 1)[None, None]

@@ -33,7 +33,7 @@ def build_model(config: RunConfig) -> tuple[Network, CaptionTokenizer, DecodingC
             started.network.resize_images(config.image_size)
         network = network_for(started.network, config.task)
         _start_sigmoid(config, network)
-        _check_text_length(config, network.config.text_tower.positions)
+        _check_text_length(config, started.tokenizer, network.config.text_tower.positions)
         _refuse_contradictions(config, network, started.tokenizer)
         decoding = trained_decoding(config, started.decoding, started.tokenizer, network.config)
         return network.train(), started.tokenizer, decoding
@@ -50,7 +50,7 @@ def build_model(config: RunConfig) -> tuple[Network, CaptionTokenizer, DecodingC
         raise UserError(
             f"model.text_tower.vocabulary is {text.vocabulary}, but the tokenizer has {len(tokenizer)} words; set 0."
         )
-    _check_text_length(config, text.positions)
+    _check_text_length(config, tokenizer, text.positions)
     model = dataclasses.replace(config.model, text_tower=dataclasses.replace(text, vocabulary=len(tokenizer)))
     decoding = trained_decoding(config, DecodingConfig(), tokenizer, model)
     network = network_for(build_network(model, config.objective.temperature), config.task)
@@ -58,13 +58,13 @@ def build_model(config: RunConfig) -> tuple[Network, CaptionTokenizer, DecodingC
     return network, tokenizer, decoding
 
 
-def _check_text_length(config: RunConfig, positions: int) -> None:
+def _check_text_length(config: RunConfig, tokenizer: CaptionTokenizer, positions: int) -> None:
     """Check that the longest text of a batch, which is padded to a multiple of 8, has a position for each token.
 
     Raises:
         UserError: it has not.
     """
-    if config.data.max_tokens > positions // 8 * 8:
+    if config.data.max_tokens > tokenizer.longest(positions):
         raise UserError(
             f"data.max_tokens ({config.data.max_tokens}) must not exceed model.text_tower.positions ({positions}) "
             "rounded down to a multiple of 8."

@@ -5,12 +5,13 @@ from typing import Protocol, TypeVar
 from timm.layers.attention import Attention as TimmAttention
 from torch import nn
 
+from vlp.models.clip_text import ClipTextLayer, ClipTextTower
 from vlp.models.cpu.allocator import keep_freed_memory
 from vlp.models.cpu.attention import CpuAttention, CpuDotProduct, CpuTimmAttention
 from vlp.models.cpu.convolution import CpuStandardizedConv2d
 from vlp.models.cpu.dropout import CpuDropout
 from vlp.models.cpu.linear import CpuLanguageHead, CpuLinear
-from vlp.models.cpu.padding import UnpaddedLayer, UnpaddedTextTower
+from vlp.models.cpu.padding import UnpaddedClipTextLayer, UnpaddedClipTextTower, UnpaddedLayer, UnpaddedTextTower
 from vlp.models.image_encoders.hybrid import StandardizedConv2d
 from vlp.models.image_encoders.layers import DotProduct
 from vlp.models.language_head import LanguageHead
@@ -27,6 +28,8 @@ FASTER: dict[type[nn.Module], type[nn.Module]] = {
     StandardizedConv2d: CpuStandardizedConv2d,
     Layer: UnpaddedLayer,
     TextTower: UnpaddedTextTower,
+    ClipTextLayer: UnpaddedClipTextLayer,
+    ClipTextTower: UnpaddedClipTextTower,
     LanguageHead: CpuLanguageHead,
 }
 

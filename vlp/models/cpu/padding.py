@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlp.models.clip_text import ClipTextLayer, ClipTextTower
 from vlp.models.image_memory import ImageMemory, LayerCache, SelfAttentionCache
 from vlp.models.text_layers import Layer, Side
 from vlp.models.text_tower import TextTower
@@ -105,6 +106,30 @@ class UnpaddedLayer(Layer):
             y = attention.attend(unpadded.put_back(attention.ask(x)), key, value, image_index, memory_bias)
             x = attention.add(x, unpadded.remove(y))
         return self.feed_forward.side(side)(x)
+
+
+class UnpaddedClipTextTower(ClipTextTower):
+    """CLIP's text tower without padding, as `UnpaddedTextTower`."""
+
+    def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """As in `ClipTextTower`; the states of padding are zero."""
+        unpadded = find_padding(mask)
+        if unpadded is None:
+            return super().encode(ids, mask)
+        x = self.embed(ids)
+        bias = self.bias(x, mask)
+        return unpadded.put_back(self.norm(self.run_layers(unpadded.remove(x), bias, unpadded)))
+
+
+class UnpaddedClipTextLayer(ClipTextLayer):
+    """A layer that can take rows without padding; only attention sees the padded texts."""
+
+    def forward(self, x: Tensor, bias: Tensor | None, unpadded: Unpadded | None = None) -> Tensor:
+        """As in `ClipTextLayer`, with x [kept, width] where `unpadded` is given."""
+        if unpadded is None:
+            return super().forward(x, bias)
+        y = self.attend(unpadded.put_back(self.project(x)), bias)
+        return self.feed_forward(self.add(x, unpadded.remove(y)))
 
 
 class _Remove(torch.autograd.Function):

@@ -11,10 +11,6 @@ from vlp.config import ImageEncoderConfig
 from vlp.errors import UserError
 from vlp.models.image_encoders.families import build_tower, resolve
 
-# CLIP's mean and standard deviation of each color channel, in units of full brightness (Radford et al. 2021).
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-DEVIATION = (0.26862954, 0.26130258, 0.27577711)
-
 
 class ImageEncoder(nn.Module):
     """A tower that turns images into tokens and normalizes uint8 images on their device.
@@ -34,8 +30,8 @@ class ImageEncoder(nn.Module):
         self.image_size = config.image_size
         self.tower: Any = build_tower(self.config)
         self.width: int = self.tower.width
-        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("deviation", torch.tensor(DEVIATION).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("deviation", torch.tensor(config.deviation).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor, keep: float = 1.0) -> Tensor:
         """Image tokens, the summary first: the class token, or the pooled feature of a tower without one.

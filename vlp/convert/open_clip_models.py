@@ -1,0 +1,91 @@
+"""Creates models of open_clip with pretrained weights, without running code that a file contains."""
+
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vlp.errors import UserError
+
+OPEN_CLIP = "open_clip:"
+SCHEMES = ("local-dir:", "hf-hub:")  # open_clip's names of folders and of models on the hub
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+
+
+@dataclass
+class OpenClipModel:
+    """A model of open_clip, in evaluation mode.
+
+    Attributes:
+        name: of the architecture, as open_clip's functions take it.
+        weights: the file with its weights, or the pretrained tag; "" for a folder and the hub.
+        prepare_image: an image to the model's input, float32 [3, size, size].
+        settings: `model_cfg` of the architecture.
+    """
+
+    name: str
+    weights: str
+    model: Any
+    prepare_image: Callable[[Image.Image], Tensor]
+    settings: dict[str, Any]
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """open_clip's settings of images: mean, std, interpolation, resize_mode and size."""
+        return self.model.visual.preprocess_cfg
+
+
+def create_open_clip(source: str, precision: str = "fp32", device: torch.device | None = None) -> OpenClipModel:
+    """Create the model that a source names.
+
+    Args:
+        source: NAME,PRETRAINED with a pretrained tag of open_clip or a file of weights; or the folder of a model that
+            open_clip can load, or hf-hub:NAME. The prefix open_clip: may be left out.
+        precision: one of open_clip's, such as "bf16".
+
+    Raises:
+        UserError: open_clip has no such model or tag, or the file does not fit the model.
+    """
+    import open_clip  # takes seconds
+
+    name, _, pretrained = source.removeprefix(OPEN_CLIP).partition(",")
+    if (Path(name) / "open_clip_config.json").is_file():
+        name = f"local-dir:{name}"
+    if not name.startswith(SCHEMES):
+        _check_names(name, pretrained)
+    try:
+        created: Any = open_clip.create_model_from_pretrained(
+            name, pretrained or None, precision, device=device or "cpu"
+        )
+    except pickle.UnpicklingError:
+        raise UserError(f"{pretrained} contains more than tensors, and loading it would run code.") from None
+    except Exception as error:  # each format and each library has exceptions of its own
+        problem = " ".join(str(error).split())[:200].rstrip(".")
+        raise UserError(f"{OPEN_CLIP}{name},{pretrained} cannot be loaded: {problem}.") from None
+    settings: Any = open_clip.get_model_config(name)
+    model, prepare_image = created
+    return OpenClipModel(name, pretrained, model.eval(), prepare_image, settings)
+
+
+def _check_names(name: str, pretrained: str) -> None:
+    """Check that open_clip has the architecture, and that its weights are a tag or a file.
+
+    Raises:
+        UserError: it has not, or they are neither.
+    """
+    import open_clip
+
+    if name not in open_clip.list_models():
+        raise UserError(f"open_clip has no model {name!r}; choose a name from `open_clip.list_models()`.")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    is_file = pretrained.endswith(WEIGHTS) and Path(pretrained).is_file()
+    if pretrained not in tags and not is_file:
+        raise UserError(
+            f"{OPEN_CLIP}{name},{pretrained} needs a file of weights ({', '.join(WEIGHTS)}) or one of open_clip's tags "
+            f"for {name}: {', '.join(tags) or 'none'}."
+        )
