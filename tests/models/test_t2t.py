@@ -124,6 +124,12 @@ def test_performers_compute_in_float32_under_autocast():
     torch.testing.assert_close(mixed.float(), expected, rtol=1e-2, atol=1e-3)
 
 
+def test_performers_run_on_the_meta_device():
+    with torch.device("meta"):
+        tower = build_t2t(ImageEncoderConfig("t2t", performer=True, **SMALL))
+        assert tower(torch.empty(1, 3, 32, 32)).shape == (1, 5, 32)
+
+
 def test_projections_and_positions_are_saved_but_never_trained():
     tower = build_t2t(ImageEncoderConfig("t2t", performer=True, **SMALL))
     fixed = {name for name, weight in tower.named_parameters() if not weight.requires_grad}

@@ -1,5 +1,6 @@
 """The number format of matrix products on a device."""
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 
@@ -25,6 +26,12 @@ def product_dtype(x: Tensor) -> torch.dtype:
     """The dtype of a matrix product with `x`: autocast's where it is on, else that of `x`."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """A block whose products keep the dtype of their inputs; also for devices without autocast, such as meta."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 @cache

@@ -12,6 +12,7 @@ from vlp.errors import UserError
 from vlp.models.image_encoders.layers import DotProduct, FeedForward, make_blocks, run_blocks, sine_positions
 from vlp.models.image_encoders.vit import check_sizes
 from vlp.models.initialise import initialise
+from vlp.models.precision import without_autocast
 
 PATCH = 16  # the strides of the three soft splits: 4 x 2 x 2
 TOKEN_WIDTH = 64  # of the tokens between the splits
@@ -110,7 +111,7 @@ class TokenPerformer(nn.Module):
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """[batch, tokens, narrow] each -> the same shape. Its exponentials need float32, whatever autocast says."""
-        with torch.autocast(query.device.type, enabled=False):
+        with without_autocast(query):
             query, key = self._features(query.float()), self._features(key.float())  # [batch, tokens, features]
             sums = query @ key.sum(dim=1).unsqueeze(2)  # [batch, tokens, 1]
             attended = query @ (key.transpose(1, 2) @ value.float())  # [batch, tokens, narrow]
