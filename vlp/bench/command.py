@@ -8,6 +8,7 @@ from vlp.bench.caption import BASE, SMALL, bench_caption
 from vlp.bench.clip import bench_clip
 from vlp.bench.data import bench_data
 from vlp.bench.duplicates import bench_duplicates
+from vlp.bench.encoders import bench_encoders
 from vlp.bench.index import bench_index
 from vlp.bench.rerank import bench_rerank
 from vlp.bench.selection import bench_select
@@ -15,7 +16,19 @@ from vlp.bench.timing import Measured
 from vlp.bench.train import bench_train
 from vlp.config import Precision
 
-What = Literal["attention", "capfilt", "caption", "clip", "data", "duplicates", "index", "rerank", "select", "train"]
+What = Literal[
+    "attention",
+    "capfilt",
+    "caption",
+    "clip",
+    "data",
+    "duplicates",
+    "encoders",
+    "index",
+    "rerank",
+    "select",
+    "train",
+]
 PARTS = {
     "attention": bench_attention,
     "capfilt": bench_capfilt,
@@ -44,7 +57,7 @@ def bench(
         precision: "fp32" or "bf16", of weights and computation; in training, of autocast.
         batch: images per batch.
         peers: also measure the peer, in turns with ours.
-        repeats: measurements of `clip`, `data` and `train`, of which the median counts.
+        repeats: measurements of `clip`, `data`, `encoders` and `train`, of which the median counts.
         shards: shards that `data` reads; generated images if empty.
         rows: texts that `select` selects from; it ignores all other settings.
         images: embeddings that `duplicates` compares; it ignores all other settings.
@@ -64,6 +77,8 @@ def bench(
         return bench_data(SIZES[size], batch, peers, repeats, shards)
     if what == "clip":
         return bench_clip(SIZES[size], precision, batch, peers, repeats)
+    if what == "encoders":
+        return bench_encoders(size, precision, batch, peers, repeats)
     if what == "train":
         return bench_train(SIZES[size], precision, batch, peers, repeats, compiled)
     if what == "caption":
@@ -71,15 +86,22 @@ def bench(
     return PARTS[what](SIZES[size], precision, batch, peers)
 
 
-def as_table(lines: list[Measured]) -> str:
-    """The lines as a table for people."""
-    rows = [("", "ours", "peer", "ratio", "unit", "precision", "peak GiB", "peer's", "of matmul rate")]
+def as_table(lines: list[Measured], markdown: bool = False) -> str:
+    """The lines as a table for people, or in Markdown; parameters and FLOPs are shown where their size is the point."""
+    sized = any(line.parameters for line in lines)
+    head = ("", "ours", "peer", "ratio", "unit", "precision", "peak GiB", "peer's", "of matmul rate")
+    rows = [(*head, *(("parameters", "GFLOPs") if sized else ()))]
     for line in lines:
         peer, ratio, memory = (
             "-" if value is None else f"{value:.2f}" for value in (line.peer, line.ratio, line.peer_peak_memory_gib)
         )
         ours, share = f"{line.ours:.2f}", f"{line.share_of_matmul_rate:.0%}"
         own_memory = f"{line.peak_memory_gib:.2f}"
-        rows.append((line.what, ours, peer, ratio, line.unit, line.precision, own_memory, memory, share))
+        row = (line.what, ours, peer, ratio, line.unit, line.precision, own_memory, memory, share)
+        size = (f"{(line.parameters or 0) / 1e6:.2f}M", f"{line.flops / 1e9:.2f}") if sized else ()
+        rows.append((*row, *size))
+    if markdown:
+        rows.insert(1, ("---",) * len(rows[0]))
+        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)

@@ -24,6 +24,8 @@ class Measured:
         peak_memory_gib: peak memory of the process (on GPUs, of the device) before the peer was built.
         share_of_matmul_rate: FLOP/s of ours as a fraction of what matrix products reach at this precision.
         peer_peak_memory_gib: peak memory of a peer that runs in a separate process.
+        parameters: of the network that is measured, where its size is the point; else None.
+        flops: of ours for one item.
     """
 
     what: str
@@ -35,6 +37,8 @@ class Measured:
     peak_memory_gib: float
     share_of_matmul_rate: float
     peer_peak_memory_gib: float | None = None
+    parameters: int | None = None
+    flops: float = 0.0
 
 
 Work = Callable[[], object]
@@ -108,6 +112,7 @@ def compare(
         precision,
         memory,
         counter.get_total_flops() / our_seconds / rate,
+        flops=counter.get_total_flops() / count,
     )
 
 

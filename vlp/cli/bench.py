@@ -9,22 +9,37 @@ from vlp.cli.options import Json
 
 PEERS = "Also measure the peer, in turns with vlp. LAVIS and open_clip need scripts/bench/install_peers.sh."
 
+SIZE = "ViT-B/16 and BERT-base, or 192 wide; encoders: the papers' smallest at 224 pixels, or small ones at 64."
+
 
 def bench(
     what: Annotated[
-        Literal["attention", "capfilt", "caption", "clip", "data", "duplicates", "index", "rerank", "select", "train"],
+        Literal[
+            "attention",
+            "capfilt",
+            "caption",
+            "clip",
+            "data",
+            "duplicates",
+            "encoders",
+            "index",
+            "rerank",
+            "select",
+            "train",
+        ],
         typer.Argument(help="What to measure."),
     ],
-    size: Annotated[Literal["base", "small"], typer.Option(help="ViT-B/16 and BERT-base, or 192 wide.")] = "base",
+    size: Annotated[Literal["base", "small"], typer.Option(help=SIZE)] = "base",
     precision: Annotated[Literal["bf16", "fp32"], typer.Option(help="Precision of weights and computation.")] = "bf16",
     batch: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 8,
     peers: Annotated[bool, typer.Option(help=PEERS)] = False,
-    repeats: Annotated[int, typer.Option(min=1, help="How often to measure clip, data and train.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="How often to measure clip, data, encoders and train.")] = 5,
     shards: Annotated[str, typer.Option(help="Shards that data reads; generated images if empty.")] = "",
     rows: Annotated[int, typer.Option(min=1, help="Rows of the score tables that select reads.")] = 10_000_000,
     images: Annotated[int, typer.Option(min=1, help="Embeddings that duplicates compares.")] = 1_000_000,
     samples: Annotated[int, typer.Option(min=1, help="Samples of the index that index simulates.")] = 100_000_000,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile vlp's blocks, in train and caption.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
     as_json: Json = False,
 ) -> None:
     """Measure how fast vlp is on this machine. Example: vlp bench caption --peers --precision fp32"""
@@ -32,4 +47,4 @@ def bench(
     from vlp.bench.command import bench as run
 
     lines = run(what, size, precision, batch, peers, repeats, shards, rows, compiled, images, samples)
-    print(json.dumps([vars(line) for line in lines]) if as_json else as_table(lines))
+    print(json.dumps([vars(line) for line in lines]) if as_json else as_table(lines, markdown))
