@@ -11,7 +11,6 @@ import argparse
 import fcntl
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -21,7 +20,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO
 
-import torch
 from ablations_page import collect, write_page
 
 from vlp.capfilt.run import score_shards
@@ -43,6 +41,7 @@ from vlp.demo.stages import (
 from vlp.demo.truth import filter_quality
 from vlp.errors import UserError, WorkError
 from vlp.files import write_json
+from vlp.report.tables import machine
 
 PAPER_RULES = "itm >= 0.5"
 BEAM = SamplingOverrides(beams=3, repetition_penalty=1.0)
@@ -296,17 +295,6 @@ def _cpu_seconds() -> float:
     """Processor seconds of this process and of its finished loader workers."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
-
-
-def machine() -> str:
-    """The processor and the software, for the page."""
-    names = [line for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")]
-    name = names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
-    return f"{os.cpu_count()} cores of {name}, {torch.get_num_threads()} thread a process, torch {torch.__version__}"
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.exists() else []
 
 
 def main(arguments: list[str]) -> None:

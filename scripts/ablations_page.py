@@ -13,6 +13,7 @@ from matplotlib import pyplot
 
 from vlp.errors import UserError
 from vlp.files import write_text
+from vlp.report.tables import markdown_table, mean_and_deviation
 
 INK = "#7a8190"  # readable on light and dark pages
 MEASURES = {
@@ -192,12 +193,12 @@ def _table(results: dict, table: Table) -> str:
     lines = []
     for row in table.rows:
         cells = [row.title, str(len(values(results, row.stage, "t2i_r1")) or "not run yet")]
-        cells += [_spread(values(results, row.stage, measure)) for measure in MEASURES]
-        cells += [_spread(values(results, row.texts, DROPPED))] if dropped else []
+        cells += [mean_and_deviation(values(results, row.stage, measure).values()) for measure in MEASURES]
+        cells += [mean_and_deviation(values(results, row.texts, DROPPED).values())] if dropped else []
         cells += [f"{number:.1f}" for number in row.paper]
         cells += [f"{row.paper_dropped}%" if row.texts else "–"] if dropped else []
         lines.append(cells)
-    return _markdown(heads, lines)
+    return markdown_table(heads, lines)
 
 
 def _claims(results: dict, table: Table) -> str:
@@ -206,29 +207,17 @@ def _claims(results: dict, table: Table) -> str:
         found = _differences(results, claim)
         cells = [claim.text, *(f"{text} ({verdict})" if text != "–" else text for text, verdict in found.values())]
         (extra if DROPPED in found else lines).append(cells)
-    parts = [_markdown(["claim of the paper", *MEASURES.values()], lines)]
-    parts += [_markdown(["claim of the paper", DROPPED_TITLE], extra)] if extra else []
+    parts = [markdown_table(["claim of the paper", *MEASURES.values()], lines)]
+    parts += [markdown_table(["claim of the paper", DROPPED_TITLE], extra)] if extra else []
     return "\n\n".join(parts)
 
 
 def _quality(results: dict) -> str:
     lines = [
-        [title, *(_spread(values(results, stage, measure)) for measure in QUALITY)] for stage, title in MODELS.items()
+        [title, *(mean_and_deviation(values(results, stage, measure).values()) for measure in QUALITY)]
+        for stage, title in MODELS.items()
     ]
-    return _markdown(["captioner and filter", *QUALITY.values()], lines)
-
-
-def _spread(by_seed: dict[str, float]) -> str:
-    """Mean ± standard deviation in percent."""
-    numbers = [100 * value for value in by_seed.values() if value == value]
-    if not numbers:
-        return "–"
-    return f"{mean(numbers):.1f}" + (f" ± {stdev(numbers):.1f}" if len(numbers) > 1 else "")
-
-
-def _markdown(heads: list[str], lines: list[list[str]]) -> str:
-    rows = [heads, ["---"] * len(heads), *lines]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+    return markdown_table(["captioner and filter", *QUALITY.values()], lines)
 
 
 def plot(results: dict) -> str:

@@ -18,7 +18,7 @@ def test_small_shapes_have_equal_flops():
     assert {name: one for name, one in flops.items() if abs(one / wanted - 1) > 0.05} == {}
 
 
-@pytest.mark.parametrize("name", ["vit", "pvt", "pvt_v2", "cvt"])
+@pytest.mark.parametrize("name", ["vit", "hybrid", "pvt", "pvt_v2", "cvt"])
 def test_peers_have_our_features(name):
     config = resolve(small_encoder(name))
     ours = build_tower(config).eval()

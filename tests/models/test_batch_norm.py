@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
 from vlp.config import RunConfig
-from vlp.models.batch_norm import average_running_statistics
+from vlp.models.batch_norm import average_running_statistics, statistics_kept
 from vlp.training import loop, run
 
 
@@ -29,9 +29,15 @@ def _run(rank: int, config: RunConfig, port: int, results: str) -> None:
     torch.save(tasks[0].state_dict(), f"{results}-{rank}.pt")
 
 
-@pytest.mark.parametrize("task", ["pretrain", "captioning"])
-def test_two_processes_keep_one_statistic(run_config, tmp_path, task):
-    image = "model.image_encoder={name: timm:resnet10t, image_size: 32, width: 512}"
+RESNET = "model.image_encoder={name: timm:resnet10t, image_size: 32, width: 512}"
+CVT = (
+    "model.image_encoder={name: cvt, image_size: 32, patch_size: 4, width: 24, stages: "
+    "[{width: 16, layers: 2}, {width: 24, layers: 2, heads: 2, reduction: 2}]}"
+)
+
+
+@pytest.mark.parametrize(("task", "image"), [("pretrain", RESNET), ("captioning", RESNET), ("pretrain", CVT)])
+def test_two_processes_keep_one_statistic(run_config, tmp_path, task, image):
     config = run_config("run", image, "steps=3", f"task={task}")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -68,3 +74,30 @@ def test_means_over_processes_leave_other_buffers_alone(tmp_path: Path):
         assert found["0.running_mean"].tolist() == [1.5] * 3 and found["0.running_var"].tolist() == [5, 6, 7]
         assert found["1.running_mean"].tolist() == [1.5] * 2 and found["1.running_var"].tolist() == [5, 6]
         assert found["queue"].tolist() == [rank]
+
+
+@pytest.mark.parametrize("checkpointing", ["true", "false"])
+def test_every_micro_batch_counts_once_and_validation_never(run_config, monkeypatch, checkpointing):
+    """With accumulation, and with activation checkpointing, which computes every block twice."""
+    tasks, build_task = [], run.build_task
+    monkeypatch.setattr(run, "build_task", lambda *given: tasks.append(build_task(*given)) or tasks[-1])
+    settings = ("steps=2", "accumulation=2", f"activation_checkpointing={checkpointing}", "log_every=1")
+    loop.train(run_config("run", CVT, *settings))
+    (task,) = tasks
+    counts = [one for name, one in task.model.named_buffers() if name.endswith("num_batches_tracked")]
+    assert len(counts) == 3 * 4 and {int(one) for one in counts} == {2 * 2}
+    twin = dict(task.twin.named_buffers())
+    for name, one in task.model.image_encoder.named_buffers():
+        assert torch.equal(twin[f"image_encoder.{name}"], one), name
+
+
+def test_a_repeated_pass_normalizes_by_its_batch_and_keeps_the_statistics():
+    norm = torch.nn.BatchNorm2d(3).train()
+    images = torch.randn(4, 3, 5, 5)
+    first = norm(images)
+    before = {name: one.clone() for name, one in norm.state_dict().items()}
+    with statistics_kept(norm):
+        assert torch.equal(norm(images), first)
+    torch.testing.assert_close(norm.state_dict(), before, rtol=0, atol=0)
+    norm(images)
+    assert int(norm.num_batches_tracked) == 2 and not torch.equal(norm.running_mean, before["running_mean"])

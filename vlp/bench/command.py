@@ -15,6 +15,7 @@ from vlp.bench.selection import bench_select
 from vlp.bench.timing import Measured
 from vlp.bench.train import bench_train
 from vlp.config import Precision
+from vlp.report.tables import markdown_table
 
 What = Literal[
     "attention",
@@ -101,7 +102,6 @@ def as_table(lines: list[Measured], markdown: bool = False) -> str:
         size = (f"{(line.parameters or 0) / 1e6:.2f}M", f"{line.flops / 1e9:.2f}") if sized else ()
         rows.append((*row, *size))
     if markdown:
-        rows.insert(1, ("---",) * len(rows[0]))
-        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        return markdown_table(rows[0], rows[1:])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)

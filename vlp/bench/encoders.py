@@ -16,10 +16,12 @@ from vlp.bench.encoder_shapes import SHAPES, small_encoder
 from vlp.bench.timing import Measured, Work, compare, device
 from vlp.bench.train import optimizer_step
 from vlp.config import ImageEncoderConfig, Precision
+from vlp.convert.hybrid import hybrid_from_timm
 from vlp.convert.pyramids import pyramid_from_timm, pyramid_from_transformers
 from vlp.models.cpu.linear import constant_weights
 from vlp.models.cpu.optimise import optimise_for_cpu
 from vlp.models.image_encoders.families import build_tower, resolve
+from vlp.models.image_encoders.hybrid import stem_stride
 
 # The smallest variant of each paper that its family has for images of 224 pixels.
 SMALLEST = (
@@ -50,13 +52,17 @@ def bench_encoders(size: str, precision: Precision, batch: int, peers: bool, rep
         configs = {name: resolve(ImageEncoderConfig(name, 224)) for name in SMALLEST}
     else:
         configs = {name: small_encoder(name) for name in SHAPES}
-    return [line for name, config in configs.items() for line in _lines(name, config, precision, batch, peers, repeats)]
+    return [
+        line
+        for name, config in configs.items()
+        for line in encoder_lines(name, config, precision, batch, peers, repeats)
+    ]
 
 
-def _lines(
+def encoder_lines(
     name: str, config: ImageEncoderConfig, precision: Precision, batch: int, peers: bool, repeats: int
 ) -> list[Measured]:
-    """The two lines of one encoder."""
+    """The lines of one encoder: forward pass and training step, as in `bench_encoders`."""
     torch.manual_seed(0)
     ours = build_tower(config)
     peer = make_peer(config, ours) if peers else None
@@ -106,6 +112,8 @@ def make_peer(config: ImageEncoderConfig, ours: nn.Module) -> tuple[nn.Module, F
     """
     if config.name == "vit" and not config.convolutions:
         return _timm_vit(config, ours)
+    if config.name == "hybrid" and not config.stem:
+        return _timm_hybrid(config, ours)
     if config.name in ("pvt", "cvt"):
         return _of_transformers(config, ours)
     return _timm_pvt_v2(config, ours) if config.name == "pvt_v2" else None
@@ -124,6 +132,24 @@ def _timm_vit(config: ImageEncoderConfig, ours: nn.Module) -> tuple[nn.Module, F
         num_classes=0,
     )
     peer.load_state_dict(ours.state_dict())
+    return peer, peer.forward_features
+
+
+def _timm_hybrid(config: ImageEncoderConfig, ours: nn.Module) -> tuple[nn.Module, Forward]:
+    import timm
+
+    peer: Any = timm.create_model(
+        "vit_tiny_r_s16_p8_224",  # a stem without residual blocks
+        img_size=config.image_size,
+        patch_size=config.patch_size // stem_stride(0),
+        embed_dim=config.width,
+        depth=config.layers,
+        num_heads=config.heads,
+        num_classes=0,
+    )
+    found = hybrid_from_timm(peer.state_dict())
+    assert found is not None
+    ours.load_state_dict(found[1])
     return peer, peer.forward_features
 
 
@@ -171,7 +197,7 @@ def _of_transformers(config: ImageEncoderConfig, ours: nn.Module) -> tuple[nn.Mo
             depth=depths,
             embed_dim=widths,
             num_heads=heads,
-            mlp_ratio=ratios,
+            mlp_ratio=[float(ratio) for ratio in ratios],
             stride_kv=[stage.reduction for stage in stages],
             drop_path_rate=[0.0] * len(stages),
             num_labels=0,

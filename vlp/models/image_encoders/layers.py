@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
 import torch
 from timm.layers import DropPath, QuickGELU
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from vlp.config import ImageEncoderConfig
+from vlp.models.batch_norm import statistics_kept
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "quick_gelu": QuickGELU}
 
@@ -137,8 +139,17 @@ def drop_path_rates(largest: float, layers: int) -> list[float]:
 def run_blocks(blocks: Iterable[nn.Module], x: Tensor, checkpointing: bool) -> Tensor:
     """Apply blocks in turn; with `checkpointing`, each is computed again in the backward pass."""
     for block in blocks:
-        x = checkpoint(block, x, use_reentrant=False) if checkpointing and torch.is_grad_enabled() else block(x)
+        if checkpointing and torch.is_grad_enabled():
+            contexts = partial(_recomputing, block)
+            x = checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+        else:
+            x = block(x)
     return x
+
+
+def _recomputing(block: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
+    """The contexts of a block's forward pass and of its repetition."""
+    return nullcontext(), statistics_kept(block)
 
 
 def sine_positions(rows: int, width: int) -> Tensor:
