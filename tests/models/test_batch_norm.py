@@ -11,6 +11,7 @@ import torch.multiprocessing as multiprocessing
 
 from vlp.config import RunConfig
 from vlp.models.batch_norm import average_running_statistics, statistics_kept
+from vlp.tasks.contrastive import in_chunks
 from vlp.training import loop, run
 
 
@@ -101,3 +102,9 @@ def test_a_repeated_pass_normalizes_by_its_batch_and_keeps_the_statistics():
     torch.testing.assert_close(norm.state_dict(), before, rtol=0, atol=0)
     norm(images)
     assert int(norm.num_batches_tracked) == 2 and not torch.equal(norm.running_mean, before["running_mean"])
+
+
+def test_gradient_caching_counts_every_chunk_once():
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4), torch.nn.Flatten())
+    in_chunks(network, network, 2, torch.randn(6, 3, 2, 2)).sum().backward()
+    assert int(network[1].num_batches_tracked) == 3

@@ -1,7 +1,7 @@
 """Batch normalization where its running statistics need care: in several processes, and where a pass is repeated."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -45,3 +45,8 @@ def statistics_kept(module: nn.Module) -> Iterator[None]:
     finally:
         for norm, (momentum, batches) in zip(norms, before, strict=True):
             norm.momentum, norm.num_batches_tracked = momentum, batches
+
+
+def checkpoint_contexts(module: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
+    """For `context_fn` of `torch.utils.checkpoint`: the second pass through the module keeps its statistics."""
+    return nullcontext(), statistics_kept(module)

@@ -6,6 +6,7 @@ Several ways to make it cheaper are settings of `objective`: a locked tower (LiT
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from vlp.data.examples_contrastive import ContrastiveBatch
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.losses.info_nce import info_nce
 from vlp.losses.sigmoid import sigmoid_loss
+from vlp.models.batch_norm import checkpoint_contexts
 from vlp.models.clip import Clip
 from vlp.tasks.task import Task, TaskOutput
 
@@ -52,8 +54,8 @@ class ContrastiveTask(Task):
         if self.locked is not None:
             self.locked.eval()  # here, because validation between steps sets the mode of the whole model
         texts_per_image = len(batch.text_ids) // len(batch.images)
-        images = in_chunks(self._embed_images, chunk, batch.images)
-        texts = in_chunks(self._embed_texts, chunk * texts_per_image, batch.text_ids, batch.text_mask)
+        images = in_chunks(model, self._embed_images, chunk, batch.images)
+        texts = in_chunks(model, self._embed_texts, chunk * texts_per_image, batch.text_ids, batch.text_mask)
         metrics = {"temperature": model.temperature.detach()}
         with torch.autocast(images.device.type, enabled=False):
             if self.objective.contrastive == "softmax":
@@ -76,7 +78,7 @@ class ContrastiveTask(Task):
         return self.model.embed_text_states(states)
 
 
-def in_chunks(encode: Callable[..., Tensor], chunk: int, *inputs: Tensor) -> Tensor:
+def in_chunks(network: nn.Module, encode: Callable[..., Tensor], chunk: int, *inputs: Tensor) -> Tensor:
     """Encode a batch, with gradient caching if it has several chunks.
 
     Gradient caching encodes all chunks without keeping activations. Once the loss has given the gradients of the
@@ -84,10 +86,12 @@ def in_chunks(encode: Callable[..., Tensor], chunk: int, *inputs: Tensor) -> Ten
     gradients of each before it comes to the next. So memory holds the activations of one chunk.
 
     Args:
+        network: what encodes; its batch normalization counts every chunk once.
         encode: rows of the inputs -> vectors [rows, embed_dim].
         chunk: rows of a chunk; 0: all.
     """
     if not chunk or len(inputs[0]) <= chunk:
         return encode(*inputs)
     parts = zip(*(one.split(chunk) for one in inputs), strict=True)
-    return torch.cat([checkpoint(encode, *part, use_reentrant=False) for part in parts])
+    contexts = partial(checkpoint_contexts, network)
+    return torch.cat([checkpoint(encode, *part, use_reentrant=False, context_fn=contexts) for part in parts])

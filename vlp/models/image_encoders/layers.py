@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from vlp.config import ImageEncoderConfig
-from vlp.models.batch_norm import statistics_kept
+from vlp.models.batch_norm import checkpoint_contexts
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "quick_gelu": QuickGELU}
 
@@ -140,16 +140,10 @@ def run_blocks(blocks: Iterable[nn.Module], x: Tensor, checkpointing: bool) -> T
     """Apply blocks in turn; with `checkpointing`, each is computed again in the backward pass."""
     for block in blocks:
         if checkpointing and torch.is_grad_enabled():
-            contexts = partial(_recomputing, block)
-            x = checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+            x = checkpoint(block, x, use_reentrant=False, context_fn=partial(checkpoint_contexts, block))
         else:
             x = block(x)
     return x
-
-
-def _recomputing(block: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
-    """The contexts of a block's forward pass and of its repetition."""
-    return nullcontext(), statistics_kept(block)
 
 
 def sine_positions(rows: int, width: int) -> Tensor:
