@@ -25,6 +25,7 @@ from vlp.training.loop import train
 from vlp.training.model_setup import build_model
 
 CLIP = ("task=contrastive", "model.network=clip")
+CCT = "model.image_encoder={name: cct, convolutions: 1, kernel: 3, image_size: 32, width: 32, layers: 1, heads: 2}"
 RANDOM = ("model.text_tower.dropout=0.2", "model.image_encoder.drop_path=0.2", "objective.patch_dropout=0.5")
 
 
@@ -115,6 +116,17 @@ def test_gradient_caching_encodes_again_one_chunk_at_a_time():
     events.clear()
     vectors.sum().backward()
     assert events == [(what, number) for number in (6, 4, 2, 0) for what in ("encode", "done")]
+
+
+def test_gradient_caching_updates_running_statistics_once():
+    images = torch.randn(8, 3)
+    plain, cached = torch.nn.BatchNorm1d(3), torch.nn.BatchNorm1d(3)
+    torch.cat([plain(part) for part in images.split(2)]).square().sum().backward()
+    in_chunks(cached, cached, 2, images).square().sum().backward()
+    torch.testing.assert_close(cached.running_mean, plain.running_mean)
+    torch.testing.assert_close(cached.running_var, plain.running_var)
+    torch.testing.assert_close(cached.weight.grad, plain.weight.grad)
+    assert cached.momentum == plain.momentum
 
 
 @pytest.mark.parametrize("registers", [0, 2])
@@ -223,7 +235,11 @@ def test_validation_on_labelled_images_is_zero_shot_accuracy(run_config, tmp_pat
         (("objective.gradient_cache=8",), "objective.gradient_cache is for task contrastive"),
         ((*CLIP, "objective.contrastive=sigmoid", "objective.temperature=0.2"), "objective.temperature"),
         (
-            (*CLIP, "objective.patch_dropout=0.5", "model.image_encoder.name=cct:7/3x1"),
+            (
+                *CLIP,
+                "objective.patch_dropout=0.5",
+                CCT,
+            ),
             "the image encoder cct cannot drop patches; set 0 or use vit",
         ),
     ],
