@@ -76,6 +76,24 @@ def test_a_clip_of_a_blip_has_its_embeddings_but_for_the_biases():
     assert not [name for name in clip.network.state_dict() if "cross_attention" in name or "decoder" in name]
 
 
+def test_a_clip_of_a_converted_blip_keeps_what_is_untrained_of_its_parts():
+    blip = make_model().network
+    blip.config = replace(blip.config, untrained=["image_projection", "itm_head", "cross_attention"])
+    assert as_clip(blip).config.untrained == ["image_projection"]
+    blip.config = replace(blip.config, finetuned_for="visdial")
+    with pytest.raises(UserError, match="was finetuned for visdial and cannot become a CLIP model"):
+        as_clip(blip)
+
+
+def test_a_clip_takes_larger_images():
+    model = make_clip()
+    before = model.network.image_projection.weight.clone()
+    model.network.resize_images(48)
+    tokens = model.network.encode_images(torch.rand(2, 3, 48, 48))
+    assert tokens.shape == (2, 1 + 9, 32) and model.network.config.image_encoder.image_size == 48
+    assert torch.equal(before, model.network.image_projection.weight)
+
+
 def test_a_clip_searches_and_classifies_without_re_ranking(scenes, models, tmp_path):
     blip = load_model(models[1], device="cpu", precision="fp32")
     clip = type(blip)(as_clip(blip.network), blip.tokenizer, "fp32")
