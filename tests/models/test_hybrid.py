@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from vlp.config import ImageEncoderConfig
 from vlp.errors import UserError
+from vlp.models.cpu import linear
 from vlp.models.cpu.linear import constant_weights
 from vlp.models.cpu.optimise import optimise_for_cpu
 from vlp.models.image_encoders.hybrid import Bottleneck, ResNet, StandardizedConv2d, build_hybrid, same_padding
@@ -50,6 +51,20 @@ def test_gradients_of_the_cpu_path_equal_the_plain_ones():
         network(images).square().mean().backward()
     for one, other in zip(plain.parameters(), fast.parameters(), strict=True):
         torch.testing.assert_close(other.grad, one.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_constant_weights_are_standardized_and_packed_once():
+    network = optimise_for_cpu(ResNet([1, 2]))
+    images = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        with constant_weights():
+            first = network(images)
+            kept = len(linear._packed.get())
+            assert torch.equal(network(images), first) and len(linear._packed.get()) == kept
+        for weight in network.parameters():
+            weight.add_(torch.randn(weight.shape))
+        with constant_weights():
+            assert not torch.allclose(network(images), first)
 
 
 def test_new_residual_blocks_start_as_their_shortcuts():

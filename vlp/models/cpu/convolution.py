@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlp.models.cpu.linear import linear
-from vlp.models.image_encoders.hybrid import StandardizedConv2d
+from vlp.models.cpu.linear import derived, linear
+from vlp.models.image_encoders.hybrid import StandardizedConv2d, standardize
 
 
 class CpuStandardizedConv2d(StandardizedConv2d):
@@ -13,7 +13,7 @@ class CpuStandardizedConv2d(StandardizedConv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """As in `StandardizedConv2d`."""
-        weight = self.standardized()
+        weight = derived(self.weight, standardize)
         if self.kernel_size == (1, 1):
             stride = self.stride[0]
             rows = input.permute(0, 2, 3, 1)[:, ::stride, ::stride]  # [batch, height / stride, width / stride, inputs]

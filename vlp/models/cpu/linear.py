@@ -6,7 +6,7 @@ A packed weight is a copy. PyTorch does not count every change of a weight (`p.d
 its version as it was), so no packed weight outlives the `constant_weights` block in which it was made.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -21,6 +21,7 @@ from vlp.models.cpu.padding import rounded_up
 from vlp.models.language_head import LanguageHead
 
 # Packed weights by what they were made of: (weight, packed). The weight is held so that no other can take its place.
+# The weights of `derived` are there, too.
 Packed = dict[tuple, tuple[Tensor, Tensor]]
 _packed: ContextVar[Packed | None] = ContextVar("packed", default=None)
 
@@ -78,6 +79,23 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if not x.dtype == weight.dtype == dtype == torch.float32:
         return F.linear(x, weight, bias)  # for bf16, PyTorch uses oneDNN by itself
     return _Product.apply(x, weight, bias) if torch.is_grad_enabled() else _product(x, weight, bias)
+
+
+def derived(weight: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
+    """`make(weight)`, made once within `constant_weights` where no gradients are needed.
+
+    Without it, a weight that is made anew for each product would be packed anew each time, and every packed copy kept.
+
+    Args:
+        make: a function of a module, which stands for what it makes.
+    """
+    packed = None if torch.is_grad_enabled() or torch.compiler.is_compiling() else _packed.get()
+    if packed is None or not _is_plain(weight):
+        return make(weight)
+    made_of = (weight.data_ptr(), weight._version, weight.shape, weight.stride(), weight.dtype, make)
+    if made_of not in packed:
+        packed[made_of] = (weight, make(weight.detach()))
+    return packed[made_of][1]
 
 
 def _is_plain(weight: Tensor) -> bool:

@@ -37,15 +37,16 @@ class StandardizedConv2d(nn.Conv2d):
         super().__init__(inputs, outputs, side, stride, padding=before if before == after else 0, bias=False)
         self.margin = () if before == after else (before, after, before, after)
 
-    def standardized(self) -> Tensor:
-        """Filters with mean 0 and variance 1: [outputs, inputs, side, side]."""
-        return F.layer_norm(self.weight, self.weight.shape[1:], eps=1e-8)
-
     def forward(self, input: Tensor) -> Tensor:
         """[batch, inputs, height, width] -> [batch, outputs, height / stride, width / stride]."""
         if self.margin:
             input = F.pad(input, self.margin)
-        return F.conv2d(input, self.standardized(), None, self.stride, self.padding)
+        return F.conv2d(input, standardize(self.weight), None, self.stride, self.padding)
+
+
+def standardize(weight: Tensor) -> Tensor:
+    """Filters [outputs, inputs, side, side] with mean 0 and variance 1 each."""
+    return F.layer_norm(weight, weight.shape[1:], eps=1e-8)
 
 
 def same_padding(side: int, stride: int) -> tuple[int, int]:
