@@ -22,7 +22,7 @@ class Clip(nn.Module):
             models that are trained by softmax.
     """
 
-    def __init__(self, config: ModelConfig, temperature: float = 0.07, bias: float = 0.0):
+    def __init__(self, config: ModelConfig, temperature: float = 0.07):
         super().__init__()
         text, self.image_encoder = config.text_tower, ImageEncoder(config.image_encoder)
         self.config = replace(config, image_encoder=self.image_encoder.config)
@@ -35,7 +35,7 @@ class Clip(nn.Module):
             if projection.bias is not None:
                 nn.init.zeros_(projection.bias)
         self.log_temperature = nn.Parameter(torch.tensor(temperature).log())
-        self.logit_bias = nn.Parameter(torch.tensor(bias))
+        self.logit_bias = nn.Parameter(torch.zeros(()))
 
     @property
     def temperature(self) -> Tensor:

@@ -9,17 +9,16 @@ Network = Blip | Clip
 KINDS = {"blip": "a BLIP model", "clip": "a CLIP model"}
 
 
-def build_network(config: ModelConfig, temperature: float = 0.07, bias: float = 0.0) -> Network:
+def build_network(config: ModelConfig, temperature: float = 0.07) -> Network:
     """The network of a config, with new weights.
 
     Args:
         temperature: that divides the cosines.
-        bias: of a CLIP's sigmoid loss; see `Clip`.
 
     Raises:
         UserError: the config is wrong.
     """
-    return Clip(config, temperature, bias) if config.network == "clip" else Blip(config, temperature)
+    return Clip(config, temperature) if config.network == "clip" else Blip(config, temperature)
 
 
 def require_network(config: ModelConfig, network: str, use: str) -> None:
