@@ -17,6 +17,7 @@ from vlp.demo.classification_scenes import make_classification_scenes
 from vlp.errors import UserError
 from vlp.log import read_log
 from vlp.model import load_model
+from vlp.model_folder import save_model
 from vlp.models.image_encoders.encoder import ImageEncoder
 from vlp.models.image_encoders.vit import keep_patches
 from vlp.tasks import build_examples, build_task
@@ -256,3 +257,26 @@ def test_a_clip_cannot_start_a_task_that_needs_matching(run_config):
     second.model = type(second.model)()
     with pytest.raises(UserError, match="is a CLIP model, which cannot be trained by task retrieval"):
         train(second)
+
+
+def test_the_sigmoid_loss_starts_from_siglips_values_only_once(run_config, models, tmp_path):
+    def started(folder: str):
+        config = run_config("run", *CLIP, f"start_from={folder}", "objective.contrastive=sigmoid", "tokenizer=''")
+        config.model = type(config.model)(network="clip")
+        return build_model(config)
+
+    network, tokenizer, _ = started(models[1])
+    assert network.temperature.item() == pytest.approx(0.1) and network.logit_bias.item() == -10
+    with torch.no_grad():
+        network.logit_bias.fill_(-9)
+        network.log_temperature.fill_(-3)
+    save_model(network, tokenizer, tmp_path / "trained")
+    network, *_ = started(str(tmp_path / "trained"))
+    assert (network.log_temperature.item(), network.logit_bias.item()) == (-3, -9)
+
+
+def test_texts_longer_than_the_positions_of_the_model_are_refused(run_config, models):
+    config = run_config("run", *CLIP, f"start_from={models[1]}", "tokenizer=''", "data.max_tokens=41")
+    config.model = type(config.model)(network="clip")
+    with pytest.raises(UserError, match=r"data.max_tokens \(41\) must not exceed model.text_tower.positions \(40\)"):
+        build_model(config)
