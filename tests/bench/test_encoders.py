@@ -8,6 +8,7 @@ import torch
 from vlp.bench import encoders
 from vlp.bench.command import as_table
 from vlp.bench.encoder_shapes import SHAPES, count, small_encoder
+from vlp.config import ImageEncoderConfig
 from vlp.models.image_encoders.families import FAMILIES, build_tower, resolve
 
 
@@ -18,9 +19,12 @@ def test_small_shapes_have_equal_flops():
     assert {name: one for name, one in flops.items() if abs(one / wanted - 1) > 0.05} == {}
 
 
-@pytest.mark.parametrize("name", ["vit", "hybrid", "pvt", "pvt_v2", "cvt"])
-def test_peers_have_our_features(name):
-    config = resolve(small_encoder(name))
+DEEP_STEM = ImageEncoderConfig("hybrid", 64, 32, width=64, layers=1, heads=2, stem=[2, 2, 2, 2])
+
+
+@pytest.mark.parametrize("config", [*map(small_encoder, ("vit", "hybrid", "pvt", "pvt_v2", "cvt")), DEEP_STEM])
+def test_peers_have_our_features(config):
+    config = resolve(config)
     ours = build_tower(config).eval()
     peer, forward = encoders.make_peer(config, ours)
     images = torch.randn(2, 3, 64, 64)

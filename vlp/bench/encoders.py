@@ -23,10 +23,12 @@ from vlp.models.cpu.optimise import optimise_for_cpu
 from vlp.models.image_encoders.families import build_tower, resolve
 from vlp.models.image_encoders.hybrid import stem_stride
 
-# The smallest variant of each paper that its family has for images of 224 pixels.
+# The smallest variant of each paper that its family has for images of 224 pixels; of the hybrid also one with residual
+# blocks.
 SMALLEST = (
     "vit:Ti/16",
     "hybrid:Ti/R",
+    "hybrid:S/R26",
     "vit_lite:6/16",
     "cvt_compact:7/8",
     "cct:14/7x2",
@@ -36,6 +38,13 @@ SMALLEST = (
     "pvt_v2:b2_li",
     "cvt:13",
 )
+# timm's hybrids, by the residual blocks of the stages of their stems.
+TIMM_HYBRIDS = {
+    (): "vit_tiny_r_s16_p8_224",
+    (2, 2, 2, 2): "vit_small_r26_s32_224",
+    (3, 4, 9): "vit_base_r50_s16_384",
+    (3, 4, 6, 3): "vit_large_r50_s32_224",
+}
 Forward = Callable[[Tensor], Any]
 
 
@@ -112,7 +121,7 @@ def make_peer(config: ImageEncoderConfig, ours: nn.Module) -> tuple[nn.Module, F
     """
     if config.name == "vit" and not config.convolutions:
         return _timm_vit(config, ours)
-    if config.name == "hybrid" and not config.stem:
+    if config.name == "hybrid" and tuple(config.stem) in TIMM_HYBRIDS:
         return _timm_hybrid(config, ours)
     if config.name in ("pvt", "cvt"):
         return _of_transformers(config, ours)
@@ -139,9 +148,9 @@ def _timm_hybrid(config: ImageEncoderConfig, ours: nn.Module) -> tuple[nn.Module
     import timm
 
     peer: Any = timm.create_model(
-        "vit_tiny_r_s16_p8_224",  # a stem without residual blocks
+        TIMM_HYBRIDS[tuple(config.stem)],
         img_size=config.image_size,
-        patch_size=config.patch_size // stem_stride(0),
+        patch_size=config.patch_size // stem_stride(len(config.stem)),
         embed_dim=config.width,
         depth=config.layers,
         num_heads=config.heads,
