@@ -47,7 +47,7 @@ def test_shares_of_even_full_and_empty_maps():
     words = WordMaps("a red red crimson", 0.5, ["red", "red", "crimson", "a"], maps, *maps[:3])
     objects = [{"colour": "blue", "shape": "star", "box": (0, 0, 1, 1)}, {"colour": "red", "shape": "bar", "box": box}]
     found = torch.tensor(named_shares(words, objects, "colour"))
-    assert found.tolist() == [[0.125, 0.125, 1], [1, 0.125, 1], [0, 0.125, 1]]
+    assert found.tolist() == [[0.125, 0.125, 1, 16], [1, 0.125, 1, 2], [0, 0.125, 1, 0]]
     assert named_shares(words, objects, "shape") == []
 
 
@@ -67,5 +67,5 @@ def test_scores_of_written_scenes(tmp_path):
     shares = []
     for sample in samples:
         (one,) = word_maps(model, decode_image(sample.image), sample.captions[0], layer=1)
-        shares += [share for share, _, _ in named_shares(one, sample.info["truth"]["objects"], "shape")]
+        shares += [found.share for found in named_shares(one, sample.info["truth"]["objects"], "shape")]
     assert scores["shape_share"] == pytest.approx(sum(shares) / len(shares), rel=1e-3)

@@ -3,6 +3,7 @@
 import random
 from collections import defaultdict
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,15 @@ from vlp.model.attention import WordMaps, word_maps
 
 KINDS = {"colour": COLOUR_OF, "shape": SHAPE_OF}
 Box = tuple[float, float, float, float]  # left, top, right and bottom, as fractions of the image side
+
+
+class NamedShare(NamedTuple):
+    """The map of a word and the box of its object."""
+
+    share: float  # of the map that lies in the box
+    chance: float  # the share of the image that the box fills
+    most: float  # the largest possible share, that of a map on a single cell
+    strength: float  # the sum of the map
 
 
 def make_attention_scenes(folder: Path, count: int, image_size: int, seed: str) -> None:
@@ -40,27 +50,30 @@ def score_attention(model: Model, folder: Path, layer: int = 0) -> dict[str, flo
     Returns:
         For words of colors and of shapes: `KIND_share`, the mean share of a word's map that lies in the box of its
         object; `KIND_chance`, the mean share of the image that the box fills, which is what an even map reaches;
-        `KIND_ratio`, the first divided by the second. `ratio` is the lower of both. `most` is the ratio of maps that
-        lie in the one cell that suits best. `itm` is the mean probability of "match".
+        `KIND_ratio`, the first divided by the second; `KIND_strength`, the mean sum of a map; `KIND_weighted_ratio`,
+        the ratio where each word counts by its strength. `ratio` is the lower `KIND_ratio`. `most` is the ratio of
+        maps that lie in the one cell that suits best. `itm` is the mean probability of "match".
     """
     samples = list(iterate_samples(str(folder / "*.tar")))
     texts = [sample.captions[0] for sample in samples]
     found = word_maps(model, [decode_image(sample.image) for sample in samples], texts, layer)
-    rows: dict[str, list[tuple[float, float, float]]] = defaultdict(list)  # share, chance, most
+    rows: dict[str, list[NamedShare]] = defaultdict(list)
     for one, sample in zip(found, samples, strict=True):
         for kind in KINDS:
             rows[kind] += named_shares(one, sample.info["truth"]["objects"], kind)
     scores: dict[str, float] = {}
     for kind, values in rows.items():
-        share, chance, most = torch.tensor(values).mean(dim=0).tolist()
-        scores |= {f"{kind}_ratio": share / chance, f"{kind}_share": share, f"{kind}_chance": chance}
-        scores["most"] = most / chance
+        share, chance, most, strength = torch.tensor(values).T.double()
+        scores |= {f"{kind}_share": share.mean().item(), f"{kind}_chance": chance.mean().item()}
+        scores |= {f"{kind}_ratio": (share.mean() / chance.mean()).item(), f"{kind}_strength": strength.mean().item()}
+        scores[f"{kind}_weighted_ratio"] = ((share * strength).sum() / (chance * strength).sum()).item()
+        scores["most"] = (most.mean() / chance.mean()).item()
     itm = sum(one.itm for one in found) / len(found)
     return {"ratio": min(scores["colour_ratio"], scores["shape_ratio"]), **scores, "itm": itm, "images": len(found)}
 
 
-def named_shares(maps: WordMaps, objects: list[dict], kind: str) -> list[tuple[float, float, float]]:
-    """Share, chance and best possible share for each word of a kind; see `score_attention`.
+def named_shares(maps: WordMaps, objects: list[dict], kind: str) -> list[NamedShare]:
+    """How much of the map of each word of a kind lies in the box of the object that it names.
 
     Args:
         objects: each with its `box`, its color and its shape.
@@ -72,7 +85,7 @@ def named_shares(maps: WordMaps, objects: list[dict], kind: str) -> list[tuple[f
             (thing,) = (one for one in objects if one[kind] == KINDS[kind][word])
             cover = box_cover(thing["box"], *values.shape)
             share = (values * cover).sum() / values.sum().clamp(min=1e-30)  # 0 if the map is empty
-            found.append((share.item(), cover.mean().item(), cover.max().item()))
+            found.append(NamedShare(share.item(), cover.mean().item(), cover.max().item(), values.sum().item()))
     return found
 
 
