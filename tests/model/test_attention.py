@@ -144,6 +144,7 @@ def test_a_clip_model_has_similarity_maps_only():
         word_maps(model, IMAGES, TEXTS)
 
 
+STAGES = [StageConfig(16, 1, 1, 32, 2), StageConfig(32, 1, 2, 32)]
 SMALL = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 3, "heads": 2}
 
 
@@ -179,6 +180,8 @@ def plain_rollout(encoder, images):
         ({"registers": 2, "pooling": "mean"}, range(2, 6), range(2, 6)),
         ({"name": "cvt_compact"}, range(4), range(4)),
         ({"name": "vit_lite"}, [0], range(1, 5)),
+        ({"name": "t2t"}, [0], range(1, 5)),  # without the layers between its splits
+        ({"convolutions": 2, "kernel": 7}, [0], range(1, 5)),
     ],
 )
 def test_rollout_equals_a_plain_one(settings, rows, places):
@@ -200,10 +203,18 @@ def test_rollout_of_a_model_and_of_encoders_without_one():
     torch.testing.assert_close(maps, attention_rollout(model.network.image_encoder.eval(), make_images(11)))
     for settings, message in (
         ({"name": "timm:test_vit", "width": 64}, "image encoders of vlp itself, not for timm:test_vit"),
-        ({"stages": [StageConfig()]}, "needs full attention over one grid in all layers, which vit has not"),
+        ({"name": "pvt", "stages": STAGES}, "needs full attention over one grid in all layers, which pvt has not"),
     ):
         with pytest.raises(UserError, match=message):
             attention_rollout(ImageEncoder(ImageEncoderConfig(**{**SMALL, **settings})).eval(), IMAGES)
+
+
+def test_pyramids_have_grad_cam():
+    model = make_model()
+    image = ImageEncoderConfig("pvt", 32, 4, 32, stages=STAGES)
+    use(model, Blip(ModelConfig(image, model.config.text_tower, 16)))
+    (one,) = word_maps(model, IMAGES[0], TEXTS[0], layer=1)
+    assert one.maps.shape == (3, 4, 4) and one.start.sum() > 0
 
 
 def test_the_default_layer_is_two_thirds_deep():
@@ -216,6 +227,9 @@ def test_the_default_layer_is_two_thirds_deep():
 def test_tokens_without_a_grid_are_refused():
     encoder = make_model().blip.image_encoder
     assert token_grid(encoder, torch.arange(10)).tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    two = ImageEncoder(ImageEncoderConfig("pvt", 32, 4, 32, stages=STAGES, last_stages=2)).eval()
+    with pytest.raises(UserError, match="The 80 tokens of pvt form no square grid"):
+        token_grid(two, two(IMAGES)[..., 0])
     with pytest.raises(UserError, match="The 5 tokens of vit form no square grid"):
         token_grid(encoder, torch.arange(6))
 
