@@ -20,10 +20,11 @@ from vlp.config_ranges import (
 from vlp.errors import UserError
 
 Sharing = Literal["all", "all_but_cross_attention", "all_but_self_attention", "nothing"]
-NetworkName = Literal["blip", "clip"]
+NetworkName = Literal["blip", "clip", "classifier"]
 FinetunedFor = Literal["", "vqa", "nlvr2", "visdial"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
-TaskName = Literal["pretrain", "captioning", "retrieval", "self_critical", "vqa", "nlvr2", "visdial", "contrastive"]
+Finetuning = Literal["captioning", "retrieval", "self_critical", "vqa", "nlvr2", "visdial", "classification"]
+TaskName = Literal["pretrain", "contrastive", Finetuning]
 PRETRAINING: tuple[TaskName, ...] = ("pretrain", "contrastive")  # tasks of `vlp pretrain`
 ScoreName = Literal["itm", "itc", "clip"]
 Resize = Literal["squash", "shortest"]
@@ -106,20 +107,25 @@ class TextTowerConfig:
 
 @dataclass
 class ModelConfig:
-    """A BLIP or CLIP model: the two towers and the width of the contrastive embeddings."""
+    """A BLIP or CLIP model, with two towers and the width of the contrastive embeddings, or a classifier."""
 
     image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
     text_tower: TextTowerConfig = field(default_factory=TextTowerConfig)
     embed_dim: Width = 256
     untrained: list[str] = field(default_factory=list)  # parts with random weights, which a converted source lacked
     finetuned_for: FinetunedFor = ""  # the task whose finetuning added parts to the network; finetuning sets it
-    network: NetworkName = "blip"  # clip: two towers without matching and captions, for task contrastive
+    # clip: two towers without matching and captions, for task contrastive. classifier: an image encoder with a linear
+    # head, for task classification; of the settings here it uses only `image_encoder`.
+    network: NetworkName = "blip"
     image_projection_bias: bool = False  # clip: whether the projection of images has a bias, as in some CLIP models
     text_projection_bias: bool = False  # clip: as in SigLIP
+    classes: list[str] = field(default_factory=list)  # of a classifier, their names by number; training sets it
 
     def __post_init__(self) -> None:
         if self.finetuned_for == "vqa" and self.text_tower.sharing != "nothing":
             raise UserError("model.finetuned_for: vqa needs model.text_tower.sharing: nothing.")
+        if self.classes and self.network != "classifier":
+            raise UserError("model.classes needs model.network: classifier.")
         text, default = self.text_tower, TextTowerConfig()
         if self.network == "clip":
             if self.finetuned_for:
@@ -194,6 +200,12 @@ class AugmentConfig:
     operations: Annotated[int, Range(0, 100)] = 2  # RandAugment: operations per image
     magnitude: Annotated[int, Range(0, 10)] = 5  # RandAugment: 0 to 10
     probability: Share = 0.5  # RandAugment: probability that an operation is applied
+    policy: str = ""  # a RandAugment of timm, such as rand-m9-mstd0.5-inc1, instead of BLIP's; operations must be 0
+    erase: Share = 0.0  # probability that a random rectangle is replaced by noise
+
+    def __post_init__(self) -> None:
+        if self.policy and self.operations:
+            raise UserError("data.augment: policy replaces BLIP's RandAugment; set operations to 0.")
 
 
 @dataclass
@@ -214,6 +226,7 @@ class DataConfig:
     # Of a visit. vqa: most questions of an image; visdial: rounds of a dialog; contrastive: captions of an image
     texts_per_image: Positive = 1
     false_answers: Positive = 3  # visdial: false answers beside the true one of each round
+    label: str = ""  # classification: column of datasets, or key in the JSON of samples; empty: guessed, or cls
     max_bad_share: Share = 0.1  # a larger share of bad (damaged) samples stops the run
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
@@ -239,6 +252,19 @@ class ObjectiveConfig:
     locked: Literal["", "image", "text"] = ""  # contrastive: the tower that is not trained (LiT)
     patch_dropout: DropShare = 0.0  # contrastive: share of an image's patches that training leaves out (FLIP)
     gradient_cache: Natural = 0  # contrastive: images whose activations are in memory at once; 0: those of a batch
+
+
+@dataclass
+class ClassificationConfig:
+    """Supervised classification: the classes, and how images of a batch are mixed in pairs."""
+
+    classes: Natural = 0  # their number; 0: as many as have names, else one more than the largest label
+    names: str = ""  # file with the names of the classes, one a line; empty: those that come with the data
+    mixup: NonNegative = 0.0  # alpha of the Beta distribution of the weights of two images; 0: no mixup
+    cutmix: NonNegative = 0.0  # the same for the area of the rectangle that an image takes from another; 0: no cutmix
+    mixed: Share = 1.0  # share of the batches that are mixed
+    cutmix_share: Share = 0.5  # of the mixed batches, where mixup and cutmix are both on
+    mixed_epochs: NonNegative = 0.0  # later epochs are not mixed; 0: all are
 
 
 @dataclass
@@ -316,6 +342,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    classification: ClassificationConfig = field(default_factory=ClassificationConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     decoding: DecodingOverrides = field(default_factory=DecodingOverrides)  # stored in the model's folder
     batch_size: Positive = 600  # samples per optimizer step, over all processes and accumulation steps

@@ -24,7 +24,7 @@ class SavedModel:
     """The content of a model folder: the network (on the CPU, in evaluation mode) and what belongs to it."""
 
     network: Network
-    tokenizer: CaptionTokenizer
+    tokenizer: CaptionTokenizer | None  # a classifier has none
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     card: str = ""
 
@@ -42,9 +42,9 @@ def read_model(folder: str | Path) -> SavedModel:
         if not (folder / name).is_file():
             raise UserError(f"{folder} is not a model folder: it has no {name}.")
     config, decoding = _read_config(folder)
-    tokenizer = load_tokenizer(str(folder))
-    vocabulary, words = config.text_tower.vocabulary, len(tokenizer)
-    if words > vocabulary or (words < vocabulary and tokenizer.form.cleaning == "caption"):
+    tokenizer = None if config.network == "classifier" else load_tokenizer(str(folder))
+    vocabulary, words = config.text_tower.vocabulary, len(tokenizer) if tokenizer else 0
+    if tokenizer and (words > vocabulary or (words < vocabulary and tokenizer.form.cleaning == "caption")):
         raise UserError(
             f"{folder} does not fit together: the tokenizer has {words} words and config.json says {vocabulary}."
         )
@@ -74,7 +74,7 @@ def is_model_folder(folder: str | Path) -> bool:
 
 def save_model(
     network: Network,
-    tokenizer: CaptionTokenizer,
+    tokenizer: CaptionTokenizer | None,
     folder: str | Path,
     card: str = "",
     decoding: DecodingConfig | None = None,
@@ -95,7 +95,8 @@ def save_model(
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
         save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
-        tokenizer.write_files(temporary)
+        if tokenizer:
+            tokenizer.write_files(temporary)
         card = card or f"# {Path(folder).name}\n\nA vision-language model made with vlp.\n"
         (temporary / "README.md").write_text(card_with_decoding(card, network.config, decoding), "utf-8")
 

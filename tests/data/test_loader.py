@@ -341,6 +341,7 @@ class Pairs:
     """Examples that need both images of a sample."""
 
     images = 2
+    label = None
 
     def draw(self, sample, rng):
         return sample.key

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.labelled_data import write_shards
 from vlp.config import PRETRAINING
 from vlp.config_reader import save_config
 from vlp.demo.vqa_scenes import make_vqa_scenes
@@ -15,7 +16,7 @@ from vlp.log import read_log
 from vlp.training.checkpoint import checkpoints
 from vlp.training.loop import train
 
-LOSSES = ("itc", "itm", "lm", "loss", "reward", "mean_reward")
+LOSSES = ("itc", "itm", "lm", "loss", "reward", "mean_reward", "classification", "accuracy")
 
 
 @pytest.mark.parametrize(
@@ -29,12 +30,17 @@ LOSSES = ("itc", "itm", "lm", "loss", "reward", "mean_reward")
         ("vqa", 2, ["data.texts_per_image=3"]),
         ("contrastive", 2, ["model.network=clip", "objective.gradient_cache=2"]),
         ("contrastive", 3, ["model.network=clip", "objective.contrastive=sigmoid", "data.texts_per_image=2"]),
+        ("classification", 2, ["batch_size=8", "accumulation=2", "classification={mixup: 0.8, cutmix: 1.0}"]),
     ],
 )
 def test_several_processes_equal_one(run_config, tmp_path, task, processes, more):
     if task == "vqa":
         make_vqa_scenes(tmp_path / "vqa", 87, 32, "test")
         more = [*more, f"data.sources=[{{shards: '{tmp_path}/vqa/*.tar'}}]"]
+    if task == "classification":
+        shards = write_shards(tmp_path / "shards", 24)
+        more = [*more, f"data.sources=[{{shards: '{shards}'}}]", "tokenizer=''", "model={network: classifier}"]
+        more += ["model.image_encoder={image_size: 16, patch_size: 8, width: 32, layers: 2, heads: 2}"]
     common = f"task={task}", "objective.queue_size=20", "batch_size=6", *more
     one = run_config("one", *common)
     train(one)

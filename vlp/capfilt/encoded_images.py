@@ -103,7 +103,7 @@ class EncodedImages:
 
     def _embed(self, ids: Tensor, mask: Tensor) -> Tensor:
         with self.model.inference():
-            return self.model.network.embed_texts(self._beginning_with(self.model.tokenizer.cls_id, ids), mask).cpu()
+            return self.model.two_towers.embed_texts(self._beginning_with(self.model.tokenizer.cls_id, ids), mask).cpu()
 
     def _negative_log_likelihood(self, ids: Tensor, mask: Tensor, index: Tensor | None, prompt: str) -> Tensor:
         """Mean over each text's tokens after the prompt and its end token; [texts]."""

@@ -1,4 +1,4 @@
-"""`vlp classify`: the label that describes an image best."""
+"""`vlp classify`: the label that describes an image best, or its class by a classifier."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,9 @@ from vlp.cli.options import Json, Precision
 def classify(
     model: str,
     images: list[str],
-    labels: Annotated[str, typer.Option(help="Labels, separated by commas, or a file with one a line.")],
+    labels: Annotated[
+        str, typer.Option(help="Labels, separated by commas, or a file with one a line; a classifier has its own.")
+    ] = "",
     templates: Annotated[
         str | None, typer.Option(help="File of prompts, one a line, with {} for the label; default: the label alone.")
     ] = None,
@@ -21,7 +23,7 @@ def classify(
     precision: Precision = "auto",
     as_json: Json = False,
 ) -> None:
-    """Choose among labels without training for them.
+    """Choose among labels without training for them, or by a classifier among the classes of its training.
 
     Example: vlp classify MODEL photo.jpg --labels "a dog,a cat,two people"
     """
@@ -29,9 +31,11 @@ def classify(
     from vlp.model import load_model
     from vlp.models.cpu.optimise import optimise_for_cpu
 
+    loaded = optimise_for_cpu(load_model(model, precision=precision))
     names = read_names(labels) if Path(labels).is_file() else [one.strip() for one in labels.split(",") if one.strip()]
     prompts = read_templates(templates) if templates else []
-    found = optimise_for_cpu(load_model(model, precision=precision)).classify(images, names, prompts, rerank)
+    found = loaded.classify(images, names, prompts, rerank)
+    names = names or loaded.config.classes
     best = {
         image: [{"label": names[number], "probability": shares[number].item()} for number in ranking[:top].tolist()]
         for image, ranking, shares in zip(images, found.ranking, found.probabilities, strict=True)

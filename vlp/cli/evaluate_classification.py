@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from vlp.evaluation.settings import EvaluationSettings
     from vlp.model import Model
 
-DATA = "An image folder with a subfolder per class, a folder of shards, or shards."
+DATA = "An image folder with a subfolder per class, a folder of shards or of parquet files, or shards."
 
 
 def classification(
@@ -25,7 +25,8 @@ def classification(
         str | None, typer.Option(help="File of prompts, one a line, with {} for the name; default: beside the data.")
     ] = None,
     rerank: Annotated[int, typer.Option(min=0, help="Match this many texts with each image by ITM; 0 disables.")] = 0,
-    split: Annotated[str, typer.Option(help="Split of a downloaded CLIP_benchmark data set.")] = "test",
+    split: Annotated[str, typer.Option(help="Split of a downloaded CLIP_benchmark data set, or of parquet.")] = "test",
+    label: Annotated[str, typer.Option(help="Key of the class in the JSON of samples, or column of parquet.")] = "",
     limit: Limit = None,
     batch_size: BatchSize = 32,
     workers: Workers = 0,
@@ -34,7 +35,7 @@ def classification(
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Zero-shot acc1, acc5 and mean per class recall.
+    """acc1, acc5 and mean per class recall: zero-shot, or of a classifier.
 
     Example: vlp evaluate classification MODEL data/pets --rerank 16
     """
@@ -44,7 +45,7 @@ def classification(
     from vlp.evaluation.classification import evaluate_classification
 
     def evaluate(loaded: "Model", settings: "EvaluationSettings") -> "Results":
-        images = open_labelled(data, classnames, split)
+        images = open_labelled(data, classnames, split, label=label)
         prompts = read_templates(templates) if templates else []
         return evaluate_classification(loaded, images, prompts, rerank, settings)
 

@@ -13,6 +13,7 @@ NAMES_FILE = "classnames.txt"
 TEMPLATES_FILE = "zeroshot_classification_templates.txt"
 TYPE_FILE = "dataset_type.txt"
 COUNT_FILE = "nshards.txt"  # of a split
+CLASS_KEY = "cls"  # of a class in the JSON of samples, unless another is named
 PLACE = re.compile(r"\{c?\}")  # of the name in a template
 LONGEST_NUMBER = 9  # digits of a class, or of a number of shards
 BAD_CLASS, NO_CLASS, SEVERAL_CLASSES = "bad class", "no class", "several classes"  # reasons of skipped images

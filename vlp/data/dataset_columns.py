@@ -12,6 +12,7 @@ TEXTS = (
 )
 FIELDS = ("raw", "caption", "captions", "text", "sentence", "answer", "value")  # of a struct that holds a text
 GROUPS = ("cocoid", "image_id", "img_id", "imgid", "image_open_images_id")  # equal for the rows of one image
+LABELS = ("label", "labels", "fine_label", "cls", "class", "target")
 KEYS = ("__key__", "key", "uid", *GROUPS, "image_file_name", "file_name", "filename", "id", "identifier", "question_id")
 
 
@@ -22,16 +23,19 @@ class DatasetColumns:
     Attributes:
         text: "" for images without texts.
         key: "" for row numbers.
+        label: the class of the image; "" where classes are not asked for.
     """
 
     image: str
     text: str
     key: str = ""
+    label: str = ""
 
     @property
     def read(self) -> list[str]:
         """The columns to read."""
-        return list(dict.fromkeys(name for name in (self.image, self.text.partition(".")[0], self.key) if name))
+        names = (self.image, self.text.partition(".")[0], self.key, self.label)
+        return list(dict.fromkeys(name for name in names if name))
 
 
 def guess_columns(features: dict[str, Any], name: str, image: str, text: str, need_text: bool = True) -> DatasetColumns:
@@ -71,6 +75,37 @@ def guess_columns(features: dict[str, Any], name: str, image: str, text: str, ne
         text = found[0]
     keys = [column for column in _by_name(features, KEYS) if _is_scalar(features[column])]
     return DatasetColumns(image, text, keys[0] if keys else "")
+
+
+def guess_label(features: dict[str, Any], name: str, label: str) -> str:
+    """Choose the column of classes by its type and name.
+
+    Args:
+        features, name: as in `guess_columns`.
+        label: the column as the user names it; empty: guessed.
+
+    Raises:
+        UserError: it cannot be guessed, or the given one is missing or does not hold whole numbers.
+    """
+    listed = ", ".join(features)
+    if label:
+        if label not in features:
+            raise UserError(f"{name} has no column {label!r} for label; its columns are {listed}.")
+        if not _is_label(features[label]):
+            raise UserError(f"The column {label!r} of {name} does not hold whole numbers; its columns are {listed}.")
+        return label
+    named = [column for column in _by_name(features, LABELS) if _is_label(features[column])]
+    certain = [column for column, kind in features.items() if type(kind).__name__ == "ClassLabel"]
+    if not named and len(certain) != 1:
+        raise UserError(
+            f"Which column of {name} holds the classes cannot be guessed (columns: {listed}); set label to its name."
+        )
+    return named[0] if named else certain[0]
+
+
+def class_names_of(kind: Any) -> list[str]:
+    """The names of the classes of a column, with spaces for underscores; [] where it has numbers alone."""
+    return [str(name).replace("_", " ") for name in getattr(kind, "names", None) or ()]
 
 
 def texts_of(row: dict[str, Any], column: str) -> list[str]:
@@ -116,6 +151,10 @@ def _may_be_image(kind: Any) -> bool:
 
 def _is_scalar(kind: Any) -> bool:
     return getattr(kind, "dtype", "") in ("string", "large_string", "int64", "int32", "uint64", "uint32")
+
+
+def _is_label(kind: Any) -> bool:
+    return "int" in getattr(kind, "dtype", "")  # a ClassLabel is int64
 
 
 def _holds_text(kind: Any) -> bool:

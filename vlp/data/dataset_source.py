@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import fsspec
 
 from vlp.config import SourceConfig
 from vlp.data.bad_samples import BadSample, BadSampleError
-from vlp.data.dataset_columns import DatasetColumns, guess_columns, texts_of
+from vlp.data.dataset_columns import DatasetColumns, guess_columns, guess_label, texts_of
 from vlp.data.open_dataset import SPLIT_COLUMN, OpenedDataset, is_inside, open_dataset
 from vlp.data.shards import Sample
 from vlp.errors import UserError
@@ -84,16 +85,24 @@ class DatasetSource:
             yield from unbatched(batch)
 
 
-def open_dataset_source(source: SourceConfig, streams: int) -> DatasetSource:
+def open_dataset_source(source: SourceConfig, streams: int, label: str | None = None) -> DatasetSource:
     """The data set of a source, with its columns guessed where they are not given; the log says which.
+
+    Args:
+        label: None for samples with texts; else samples have a class from the column of this name, or if it is empty
+            from one that is guessed. Their `info` has it under the name of the column, and as `cls`.
 
     Raises:
         UserError: there is no such data set or split, or a column cannot be guessed.
         WorkError: the hub cannot be reached.
     """
     opened = open_dataset(source.dataset, source.split)
-    columns = guess_columns(opened.features, source.dataset, source.image, source.text)
-    log.info("%s: image: %s, text: %s", source.dataset, columns.image, columns.text)
+    columns = guess_columns(opened.features, source.dataset, source.image, source.text, need_text=label is None)
+    if label is None:
+        log.info("%s: image: %s, text: %s", source.dataset, columns.image, columns.text)
+    else:
+        columns = replace(columns, text="", label=guess_label(opened.features, source.dataset, label))
+        log.info("%s: image: %s, label: %s", source.dataset, columns.image, columns.label)
     result = DatasetSource(opened, columns, streams)
     if not result.units():
         raise UserError(f"{source.dataset} has no rows in the split {source.split!r}; set split to another.")
@@ -126,7 +135,8 @@ def read_row(row: dict[str, Any], number: str, opened: OpenedDataset, columns: D
     except BadSampleError as error:
         return BadSample(opened.name, name, error.reason)
     texts = texts_of(row, columns.text)
-    return Sample(name, opened.name, image, None, texts, {}, ["web"] * len(texts))
+    info = dict.fromkeys((columns.label, "cls"), row.get(columns.label)) if columns.label else {}
+    return Sample(name, opened.name, image, None, texts, info, ["web"] * len(texts))
 
 
 def image_bytes(value: Any, opened: OpenedDataset) -> bytes:

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from vlp.data.bad_samples import BadSample, BadSampleError, BadSamples, FilteredSampleError
 from vlp.data.batch import EvaluationBatch
 from vlp.data.chunk import Chunk, Skipped
+from vlp.data.dataset_source import DatasetSource
 from vlp.data.index_writer import cached_index
 from vlp.data.sample_dataset import SampleDataset, read_chunks, whole_images
 from vlp.data.shard_index import expand_shards
@@ -49,7 +50,8 @@ def evaluation_batches(
     mine = islice((number for number in count() if number not in finished), rank, None, world)
     if any(map(is_remote, paths)):
         mine, wanted = tee(mine)
-        streamed = _streamed_parts(paths, batch_size, wanted, limit, bad if rank == 0 else BadSamples(1.0))
+        counted = bad if rank == 0 else BadSamples(1.0)
+        streamed = _streamed_parts(iterate_samples(paths, counted), batch_size, wanted, limit, counted)
         yield from _batches(_read(_Decoder(image_size, need_text, images_per_sample), streamed, workers), mine, bad)
         return
     index = cached_index(paths)
@@ -65,6 +67,38 @@ def evaluation_batches(
     yield from _batches(read_chunks(dataset, ((part, part, part) for part in parts), workers), numbered, bad)
 
 
+def row_batches(
+    rows: DatasetSource,
+    image_size: int,
+    batch_size: int,
+    workers: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    limit: int | None = None,
+    bad: BadSamples | None = None,
+    finished: frozenset[int] = frozenset(),
+) -> Iterator[EvaluationBatch]:
+    """Every good row of a data set once, in order; arguments as in `evaluation_batches`.
+
+    Each process reads all rows in sequence, and decodes its own batches.
+    """
+    bad = bad or BadSamples(max_share=1.0)
+    mine, wanted = tee(islice((number for number in count() if number not in finished), rank, None, world))
+    counted = bad if rank == 0 else BadSamples(1.0)
+    streamed = _streamed_parts(_good_rows(rows, counted), batch_size, wanted, limit, counted)
+    yield from _batches(_read(_Decoder(image_size, False, 1), streamed, workers), mine, bad)
+
+
+def _good_rows(rows: DatasetSource, bad: BadSamples) -> Iterator[Sample]:
+    for unit in range(rows.units()):
+        for sample in rows.read(unit):
+            if isinstance(sample, BadSample):
+                bad.add(sample)
+            else:
+                bad.seen()
+                yield sample
+
+
 def _batches(chunks: Iterator[Chunk], numbers: Iterator[int], bad: BadSamples) -> Iterator[EvaluationBatch]:
     """The batches of chunks and their numbers; skipped samples are counted in `bad`."""
     for chunk in chunks:
@@ -78,10 +112,10 @@ def _batches(chunks: Iterator[Chunk], numbers: Iterator[int], bad: BadSamples) -
 
 
 def _streamed_parts(
-    paths: list[str], batch_size: int, wanted: Iterator[int], limit: int | None, bad: BadSamples
+    samples: Iterator[Sample], batch_size: int, wanted: Iterator[int], limit: int | None, bad: BadSamples
 ) -> Iterator[list[Sample]]:
-    """The wanted batches of samples, read in sequence and not decoded yet. Unreadable samples are counted in `bad`."""
-    samples = islice(iterate_samples(paths, bad), limit)
+    """The wanted batches of samples that are read in sequence and counted in `bad`, and are not decoded yet."""
+    samples = islice(samples, limit)
     next_wanted = next(wanted)
     for number in count():
         part = list(islice(samples, batch_size))

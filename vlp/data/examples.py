@@ -18,9 +18,12 @@ class Examples(Protocol):
 
     Attributes:
         images: how many images of a sample are decoded: 1, or 2 where samples are pairs.
+        label: None where samples have texts; where they have a class, the column of a data set that holds it, or "" for
+            one that is guessed.
     """
 
     images: int
+    label: str | None
 
     def draw(self, sample: Sample, rng: random.Random) -> Any:
         """What this visit of a sample teaches; called in a worker. All that is random comes from `rng`.
@@ -40,6 +43,7 @@ class CaptionExamples:
     """A caption for each image: the examples of pretraining, captioning and retrieval."""
 
     images = 1
+    label = None
 
     def __init__(self, tokenizer: CaptionTokenizer, max_tokens: int = 30, prompt: str = ""):
         """`prompt` is put before every caption; longer captions are cut at `max_tokens`."""

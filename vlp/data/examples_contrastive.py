@@ -30,6 +30,7 @@ class ContrastiveExamples:
     """Captions of each image, whose encoding they share."""
 
     images = 1
+    label = None
 
     def __init__(self, tokenizer: CaptionTokenizer, max_tokens: int, texts_per_image: int = 1):
         """Nothing is read yet.

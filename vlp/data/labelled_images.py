@@ -2,11 +2,13 @@
 
 import logging
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from vlp.config import SourceConfig
 from vlp.data.bad_samples import BadSampleError
 from vlp.data.class_names import (
+    CLASS_KEY,
     COUNT_FILE,
     NAMES_FILE,
     NO_CLASS,
@@ -17,6 +19,8 @@ from vlp.data.class_names import (
     read_names,
     read_templates,
 )
+from vlp.data.dataset_columns import class_names_of
+from vlp.data.dataset_source import DatasetSource, open_dataset_source
 from vlp.data.importers.clip_benchmark import split_shards
 from vlp.data.importers.folder import LoosePictures
 from vlp.data.shard_index import expand_shards
@@ -39,12 +43,18 @@ class LabelledImages:
         names: of the classes, by number; empty where shards do not tell them.
         templates: the prompts that come with the data set, with {c} or {} for the name; empty where it has none.
         folders: of an image folder: the class of each subfolder.
+        rows: of a data set of `datasets`, whose name is `source`; it is read in sequence.
+        label: the key of the class in the JSON of samples.
+        numbers: the class of each number that the data have, None for one that is not among `names`; None: the same.
     """
 
     source: list[str]
     names: list[str]
     templates: list[str] = field(default_factory=list)
     folders: dict[str, int] | None = None
+    rows: DatasetSource | None = None
+    label: str = CLASS_KEY
+    numbers: list[int | None] | None = None
 
     def class_of(self, key: str, info: dict) -> int:
         """The class of an image.
@@ -65,7 +75,11 @@ class LabelledImages:
                 raise BadSampleError(UNKNOWN_CLASS)
             return self.folders[folder]
         try:
-            return read_class(info.get("cls"), len(self.names) or None)
+            number = read_class(info.get(self.label), len(self.numbers or self.names) or None)
+            known = number if self.numbers is None else self.numbers[number]
+            if known is None:
+                raise BadSampleError(UNKNOWN_CLASS)
+            return known
         except BadSampleError as error:
             if error.reason == SEVERAL_CLASSES:
                 raise _multi_label(self.source[0]) from None
@@ -73,31 +87,79 @@ class LabelledImages:
 
 
 def open_labelled(
-    data: str, names: str | None = None, split: str = "test", folders: dict[str, int] | None = None
+    data: str, names: str | None = None, split: str = "test", folders: dict[str, int] | None = None, label: str = ""
 ) -> LabelledImages:
     """The images of a data set and their classes. Nothing but names and classes is read.
 
     Args:
         data: an image folder with a subfolder per class; a folder of shards, as `vlp data import clip-benchmark`
-            writes them or as CLIP_benchmark's webdatasets are downloaded; or shards as paths, patterns or addresses.
+            writes them or as CLIP_benchmark's webdatasets are downloaded; shards as paths, patterns or addresses; or a
+            folder or file of parquet, or one that `datasets` saved.
         names: a file of class names: one a line in the order of the classes, or for an image folder also
             FOLDER<tab>NAME. None means the names beside the shards, or those of the subfolders.
-        split: of a downloaded data set.
+        split: of a downloaded data set, or of one that `datasets` reads.
         folders: the class of each subfolder of an image folder, for a second folder with the classes of a first.
+        label: the key of the class in the JSON of samples, or the column of a data set; empty: `cls`, or guessed.
 
     Raises:
         UserError: there are no images or classes, the names do not fit, or the data set is for another task.
     """
+    if _is_dataset(data):
+        return _open_dataset(data, names, split, label)
     shards = _find_shards(data, split)
     if shards is None:
         return _open_folder(data, names, folders)
-    beside = _files_beside(shards[0])
+    beside = files_beside(shards[0])
     if TYPE_FILE in beside and "retrieval" in read_text(beside[TYPE_FILE]):
         raise UserError(f"{data} is a data set for retrieval, without classes; use `vlp evaluate retrieval`.")
     found = names or beside.get(NAMES_FILE)
     templates = read_templates(beside[TEMPLATES_FILE]) if TEMPLATES_FILE in beside else []
-    _check_first_sample(shards[0])
-    return LabelledImages(shards, read_names(found) if found else [], templates)
+    _check_first_sample(shards[0], label or CLASS_KEY)
+    return LabelledImages(shards, read_names(found) if found else [], templates, label=label or CLASS_KEY)
+
+
+def use_classes(data: LabelledImages, classes: list[str]) -> LabelledImages:
+    """The same images with the numbers that a model gives to the classes of these names; others are skipped.
+
+    Names are compared without regard to case, and underscores are spaces. Where the data name no classes, their numbers
+    are those of the model.
+
+    Raises:
+        UserError: none of the names is a class of the model.
+    """
+    if not data.names:
+        return replace(data, names=classes)
+    known = {_plain(name): number for number, name in enumerate(classes)}
+    numbers = [known.get(_plain(name)) for name in data.names]
+    if all(number is None for number in numbers):
+        raise UserError(
+            f"None of the classes of {data.source[0]} ({', '.join(data.names[:3])}, ...) is one of the model's "
+            f"({', '.join(classes[:3])}, ...)."
+        )
+    if data.folders is None:
+        return replace(data, names=classes, numbers=numbers)
+    folders = {folder: numbers[number] for folder, number in data.folders.items()}
+    return replace(data, names=classes, folders={one: number for one, number in folders.items() if number is not None})
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", " ").casefold().strip()
+
+
+def _is_dataset(data: str) -> bool:
+    """Whether a path is that of a data set that `datasets` reads, other than a folder of images or shards."""
+    path = Path(data)
+    if is_remote(data) or not path.is_dir():
+        return path.suffix == ".parquet" and path.is_file()
+    saved = any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    return saved or any(path.glob("*.parquet")) or any(path.glob("*/*.parquet"))
+
+
+def _open_dataset(data: str, names: str | None, split: str, label: str) -> LabelledImages:
+    split = "train" if Path(data).is_file() else split  # `datasets` names the only split of a file so
+    rows = open_dataset_source(SourceConfig(dataset=data, split=split), 1, label)
+    found = read_names(names) if names else class_names_of(rows.opened.features[rows.columns.label])
+    return LabelledImages([data], found, rows=rows)
 
 
 def is_labelled(data: str) -> bool:
@@ -109,8 +171,10 @@ def is_labelled(data: str) -> bool:
     Raises:
         UserError: there are no such shards.
     """
+    if _is_dataset(data):
+        return True
     shards = _find_shards(data, "test")
-    return shards is None or NAMES_FILE in _files_beside(shards[0])
+    return shards is None or NAMES_FILE in files_beside(shards[0])
 
 
 def _find_shards(data: str, split: str) -> list[str] | None:
@@ -122,7 +186,7 @@ def _find_shards(data: str, split: str) -> list[str] | None:
     return sorted(map(str, Path(data).glob("*.tar"))) or None
 
 
-def _files_beside(shard: str) -> dict[str, Path]:
+def files_beside(shard: str) -> dict[str, Path]:
     """The files with class names, templates and the kind of data set: beside a shard, or beside its split's folder."""
     if is_remote(shard):
         return {}
@@ -132,8 +196,8 @@ def _files_beside(shard: str) -> dict[str, Path]:
     return {name: place / name for place in places for name in names if (place / name).is_file()}
 
 
-def _check_first_sample(shard: str) -> None:
-    """Make sure that the first sample of a shard has a class.
+def _check_first_sample(shard: str, key: str) -> None:
+    """Make sure that the first sample of a shard has a class, in its JSON under `key`.
 
     Raises:
         UserError: it has none, or the data set is multi-label.
@@ -141,8 +205,10 @@ def _check_first_sample(shard: str) -> None:
     first = next(iterate_samples(shard), None)
     if first is None:
         raise UserError(f"{shard} has no readable image.")
-    if "cls" in first.info:
+    if key in first.info:
         return
+    if key != CLASS_KEY:
+        raise UserError(f"{shard} has no {key!r} in the JSON of its samples; name another label.")
     _, members = next(read_members(shard), ("", {}))
     if "npy" in members:
         raise _multi_label(shard)

@@ -27,6 +27,7 @@ class OpenedDataset:
         folder: that images may be read from by their paths; "" for data sets of the hub.
         wanted: the values of the column `split` to take; empty: all rows.
         examples: number of rows; 0 if unknown.
+        files: local parquet files that hold the rows.
     """
 
     name: str
@@ -34,6 +35,7 @@ class OpenedDataset:
     folder: str
     wanted: frozenset[str] = frozenset()
     examples: int = 0
+    files: tuple[str, ...] = ()
 
     @property
     def random_access(self) -> bool:
@@ -69,29 +71,30 @@ def open_dataset(name: str, split: str) -> OpenedDataset:
         WorkError: the hub cannot be reached.
     """
     with dataset_errors(name), _quiet():
-        splits, folder, counts = _open_splits(name)
+        splits, folder, counts, files = _open_splits(name)
     parts = [part.strip() for part in split.split("+")]
     if set(parts) <= set(splits):
         with dataset_errors(name):
             known = [counts.get(part, 0) for part in parts]
             rows = _join([splits[part] for part in parts])
-            return OpenedDataset(name, rows, folder, examples=sum(known) if all(known) else 0)
+            paths = tuple(path for part in parts for path in files.get(part, ()))
+            return OpenedDataset(name, rows, folder, examples=sum(known) if all(known) else 0, files=paths)
     (first, rows), *more = splits.items()
     if not more and SPLIT_COLUMN in (rows.column_names or []):
         log.info("%s has only the split %s; its rows with %s in the column split are taken", name, first, split)
-        return OpenedDataset(name, rows, folder, frozenset(parts))
+        return OpenedDataset(name, rows, folder, frozenset(parts), files=tuple(files.get(first, ())))
     raise UserError(f"{name} has no split {split!r}; set split to one of {', '.join(map(str, splits))}.")
 
 
-def _open_splits(name: str) -> tuple[dict[str, Any], str, dict[str, int]]:
-    """The splits of a data set by name, its folder, and the numbers of rows that are known."""
+def _open_splits(name: str) -> tuple[dict[str, Any], str, dict[str, int], dict[str, list[str]]]:
+    """The splits of a data set by name, its folder, the numbers of rows that are known, and local parquet files."""
     import datasets.config
 
     folder = Path(name)
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         saved = datasets.load_from_disk(name)
         splits = {"train": saved} if isinstance(saved, datasets.Dataset) else saved
-        return {str(split): rows for split, rows in splits.items()}, name, {}
+        return {str(split): rows for split, rows in splits.items()}, name, {}, {}
     if folder.is_dir():
         builder, place = datasets.load_dataset_builder(name), name
         copy = builder.name in COPIED
@@ -108,17 +111,17 @@ def _open_splits(name: str) -> tuple[dict[str, Any], str, dict[str, int]]:
     if copy:  # in the cache of `datasets`
         builder.download_and_prepare()
     opened = cast(dict, builder.as_dataset() if copy else builder.as_streaming_dataset())
-    return {str(split): rows for split, rows in opened.items()}, place, _count_rows(builder, local=bool(place))
+    files: dict[str, list[str]] = {}
+    if builder.name == "parquet" and place:
+        files = {str(split): list(map(str, paths)) for split, paths in builder.config.data_files.items()}
+    return {str(split): rows for split, rows in opened.items()}, place, _count_rows(builder, files), files
 
 
-def _count_rows(builder: Any, local: bool) -> dict[str, int]:
+def _count_rows(builder: Any, files: dict[str, list[str]]) -> dict[str, int]:
     """The number of rows of each split, from what the data set records about itself, or from local parquet files."""
     if builder.info.splits:
         return {str(split): info.num_examples or 0 for split, info in builder.info.splits.items()}
-    if builder.name != "parquet" or not local:
-        return {}
-    files = builder.config.data_files
-    return {str(split): sum(pq.read_metadata(path).num_rows for path in files[split]) for split in files}
+    return {split: sum(pq.read_metadata(path).num_rows for path in paths) for split, paths in files.items()}
 
 
 def _join(parts: list[Any]) -> Any:

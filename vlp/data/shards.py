@@ -73,6 +73,18 @@ class ShardReader:
         except OSError:
             raise BadSampleError("unreadable shard", index.path, key) from None
 
+    def read_info(self, index: ShardIndex, row: int) -> dict:
+        """The `info` of the sample in a row, read without its image and text; raises as `read` does."""
+        try:
+            info = self._part(index, *index.places(row)[2])
+            return make_sample(index.keys[row], index.path, b"-", None, info, label=self._label(index, row)).info
+        except BadSampleError as error:
+            raise BadSampleError(error.reason, index.path, index.keys[row]) from None
+        except EOFError:
+            raise BadSampleError("truncated", index.path, index.keys[row]) from None
+        except OSError:
+            raise BadSampleError("unreadable shard", index.path, index.keys[row]) from None
+
     def close(self) -> None:
         """Close the files."""
         while self.files:

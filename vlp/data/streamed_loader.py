@@ -98,7 +98,10 @@ class StreamedLoader:
         self.data, self.examples = data, examples
         self.rank, self.world = rank, world
         access = Access(data.retries, cache=data.cache, cache_gib=data.cache_gib)
-        sources = [open_source(number, source, self.streams, access) for number, source in enumerate(data.sources)]
+        sources = [
+            open_source(number, source, self.streams, access, examples.label)
+            for number, source in enumerate(data.sources)
+        ]
         counts = share_out(lambda number: sources[number][1](), range(len(sources)))
         if not all(counts):
             raise UserError(f"data.sources[{counts.index(0)}]: the first shard holds no sample.")
@@ -217,15 +220,17 @@ def check_streams(streams: int, batch_size: int, world: int) -> None:
     )
 
 
-def open_source(number: int, source: SourceConfig, streams: int, access: Access) -> tuple[Source, Any]:
-    """A source, and a function that counts its samples.
+def open_source(
+    number: int, source: SourceConfig, streams: int, access: Access, label: str | None
+) -> tuple[Source, Any]:
+    """A source, and a function that counts its samples; `label` as in `open_dataset_source`.
 
     Raises:
         UserError: no shard matches, one lacks the score table that the source draws from, or a data set cannot be read.
         WorkError: the hub cannot be reached.
     """
     if source.dataset:
-        rows = open_dataset_source(source, streams)
+        rows = open_dataset_source(source, streams, label)
         return rows, lambda: source.samples or rows.count()
     paths = expand_shards(source.shards)
     if source.texts is not None:

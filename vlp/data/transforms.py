@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from vlp.config import AugmentConfig, ImageEncoderConfig, Interpolation, Resize
 from vlp.data.image_decoding import EncodedImage, shrink_for
+from vlp.data.policy_augment import erase, rand_augment
 
 ASPECT = (3 / 4, 4 / 3)
 GRAY = 128  # fills the area that a moved image leaves empty
@@ -43,6 +44,10 @@ def training_image(image: EncodedImage, size: int, augment: AugmentConfig, rng: 
         operation = rng.choice(OPERATIONS)
         if rng.random() < augment.probability:
             pixels = operation(pixels, augment.magnitude / 10, rng)
+    if augment.policy:
+        pixels = rand_augment(pixels, augment.policy, rng)
+    if augment.erase and rng.random() < augment.erase:
+        pixels = erase(pixels, rng)
     return _planes(pixels)
 
 

@@ -50,8 +50,11 @@ EVALUATIONS: dict[str, Evaluate] = {
 }
 # What a model has to be finetuned for, as in its config; a model that is finetuned for one of these does nothing else.
 NEEDS = {"vqa": "vqa", "video_qa": "vqa", "nlvr2": "nlvr2", "visdial": "visdial"}
-# What a model without matching and captions can do.
-BY_EMBEDDINGS = ("retrieval", "video_retrieval", "classification", "linear_probe")
+# What a model without matching and captions can do, and one without texts.
+DOES = {
+    "clip": ("retrieval", "video_retrieval", "classification", "linear_probe"),
+    "classifier": ("classification", "linear_probe"),
+}
 # How many candidates the paper re-ranks on a data set whose name has this word; the default is that of COCO.
 RERANKED = {"flickr30k": 128}
 # What a converted model may lack.
@@ -146,7 +149,7 @@ def _reason(model: Model, data: FoundData, tasks: list[str] | None) -> str:
         return "there is no evaluation for it"
     if untrained := [part for part in PARTS.get(data.task, ()) if part in model.config.untrained]:
         return f"the model was converted without {' and '.join(untrained)}"
-    if model.config.network != "blip" and data.task not in BY_EMBEDDINGS:
+    if model.config.network != "blip" and data.task not in DOES[model.config.network]:
         return f"{KINDS[model.config.network]} cannot do it"
     if has == needs:
         return ""

@@ -1,4 +1,4 @@
-"""Zero-shot classification, scored as CLIP_benchmark scores it."""
+"""Classification, zero-shot or by a classifier, scored as CLIP_benchmark scores it."""
 
 import logging
 from collections import Counter
@@ -9,16 +9,18 @@ from typing import Any
 from torch import Tensor
 
 from vlp.data.class_names import repeated
-from vlp.data.labelled_images import LabelledImages
+from vlp.data.labelled_images import LabelledImages, use_classes
 from vlp.errors import UserError
 from vlp.evaluation.labelled import predict_labelled
 from vlp.evaluation.results import Results, dataset_name
 from vlp.evaluation.settings import EvaluationSettings
 from vlp.model import Model
-from vlp.model.classify import classify_tokens, embed_classes
+from vlp.model.classify import image_classifier
+from vlp.models.classifier import Classifier
 from vlp.models.cpu.linear import constant_weights
 
 TASK = "zeroshot_classification"  # CLIP_benchmark's name
+SUPERVISED = "classification"  # the task of a classifier
 TEMPLATES = ("a photo of a {}",)  # for data sets that bring none
 NAMED = 5  # classes that a log line lists
 BEST = 5  # classes that a row lists, as many as acc5 needs
@@ -34,9 +36,10 @@ def evaluate_classification(
     rerank: int = 0,
     settings: EvaluationSettings | None = None,
 ) -> Results:
-    """Classify every image by the names of the classes alone.
+    """Classify every image by the names of the classes alone, or by the head of a classifier.
 
     Args:
+        data: for a classifier, its classes go by the names or numbers of the model's (see `use_classes`).
         templates: prompts with {} or {c} for the name; none: those of the data set, or `TEMPLATES`.
         rerank: match this many of the classes' texts with each image by ITM (see `classify_tokens`); 0 disables.
 
@@ -46,17 +49,22 @@ def evaluate_classification(
         best classes.
 
     Raises:
-        UserError: class names are missing, or there is no image with a class.
+        UserError: class names are missing, or none of them is a class of the classifier; there is no image with a
+            class; or a classifier gets templates or re-ranking.
     """
     settings = settings or EvaluationSettings()
-    if not data.names:
-        raise UserError(f"{data.source[0]} has no classnames.txt beside it; name a file with --classnames.")
-    prompts = list(templates) or data.templates or list(TEMPLATES)
-    classes = embed_classes(model, data.names, prompts, 4 * settings.batch_size)
-    settings = replace(settings, about={**settings.about, "templates": prompts})
+    if supervised := isinstance(model.network, Classifier):
+        data = use_classes(data, model.config.classes)
+        classify, _ = image_classifier(model, (), templates, rerank)
+    else:
+        if not data.names:
+            raise UserError(f"{data.source[0]} has no names of its classes; name a file with --classnames.")
+        prompts = list(templates) or data.templates or list(TEMPLATES)
+        classify, _ = image_classifier(model, data.names, prompts, rerank, 4 * settings.batch_size)
+        settings = replace(settings, about={**settings.about, "templates": prompts})
 
     def make(images: Tensor, keys: list[str], labels: list[int]) -> list[dict[str, Any]]:
-        found = classify_tokens(model, model.encode_images(images), classes, rerank)
+        found = classify(model.encode_images(images))
         best = found.ranking[:, :BEST].tolist()
         shares = found.probabilities.gather(1, found.ranking[:, :1])[:, 0].tolist()
         return [
@@ -75,7 +83,9 @@ def evaluate_classification(
 
     predictions = predict_labelled(data, model.image_size, settings, make, "classify")
     metrics = accuracies(predictions.rows, len(data.names)) | class_counts(predictions.rows, data)
-    return Results(TASK, data_name(data), metrics | predictions.counts(), predictions.rows)
+    return Results(
+        SUPERVISED if supervised else TASK, data_name(data), metrics | predictions.counts(), predictions.rows
+    )
 
 
 def accuracies(rows: Sequence[dict[str, Any]], classes: int) -> dict[str, float | None]:

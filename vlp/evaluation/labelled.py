@@ -18,7 +18,7 @@ from vlp.data.image_decoding import decode_pixels
 from vlp.data.importers.folder import LoosePictures
 from vlp.data.labelled_images import LabelledImages
 from vlp.data.transforms import evaluation_image
-from vlp.evaluation.predict import Predictions, predict, predict_items
+from vlp.evaluation.predict import Predictions, predict, predict_items, predict_rows
 from vlp.evaluation.settings import EvaluationSettings
 
 # Images uint8 [images, 3, size, size], the keys of their samples and their classes, to one row an image.
@@ -64,6 +64,8 @@ def predict_labelled(
         images = [image for image in found if not isinstance(image, str)]
         return (label(torch.from_numpy(np.stack(images)), keys, [{}] * len(keys)) if images else []) + skipped
 
+    if data.rows:
+        return predict_rows(data.rows, image_size, settings, label_batch, stage)
     if data.folders is None:
         return predict(data.source, image_size, settings, label_batch, stage)
     names = LoosePictures(data.source[0]).names

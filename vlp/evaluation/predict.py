@@ -15,7 +15,8 @@ from vlp.data.bad_samples import BadSamples
 from vlp.data.batch import EvaluationBatch
 from vlp.data.cache import identity
 from vlp.data.data_index import stamps_of
-from vlp.data.evaluation_loader import evaluation_batches
+from vlp.data.dataset_source import DatasetSource
+from vlp.data.evaluation_loader import evaluation_batches, row_batches
 from vlp.data.index_writer import cached_index
 from vlp.data.shard_index import expand_shards
 from vlp.data.workers import start_workers
@@ -95,6 +96,29 @@ def predict(
         settings.expect(min(total, settings.limit or total))
     facts = {"shards": list(map(identity, paths)), "sizes and times": stamps_of(paths), "image size": image_size}
     return _collect(read, settings, make, stage, facts, bad)
+
+
+def predict_rows(
+    rows: DatasetSource,
+    image_size: int,
+    settings: EvaluationSettings,
+    make: Callable[[EvaluationBatch], list[Row]],
+    stage: str,
+) -> Predictions:
+    """Run `make` over every good row of a data set; as `predict` does over the samples of shards."""
+    bad = BadSamples(max_share=1.0)
+
+    def read(finished: frozenset[int], process: int, processes: int) -> Numbered:
+        size, workers, limit = settings.batch_size, settings.workers, settings.limit
+        for batch in row_batches(rows, image_size, size, workers, process, processes, limit, bad, finished):
+            yield batch.number, batch, len(batch.keys) + sum(batch.skipped.values()), batch.skipped
+
+    total = rows.count()
+    if settings.expect:
+        settings.expect(min(total, settings.limit or total))
+    stamps = stamps_of(list(rows.opened.files))
+    facts = {"data set": identity(rows.opened.name), "split": str(rows.opened.rows.split), "rows": total}
+    return _collect(read, settings, make, stage, facts | {"times": stamps, "image size": image_size}, bad)
 
 
 def predict_items(

@@ -1,6 +1,6 @@
-"""Zero-shot classification: texts of classes from names and templates, ranked by ITC and re-ranked by ITM."""
+"""Classification: zero-shot by texts of classes, ranked by ITC and re-ranked by ITM, or by a classifier's head."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,6 +12,7 @@ from vlp.data.class_names import check_template, fill_template
 from vlp.data.images import ImageLike, as_list
 from vlp.data.transforms import clean_caption
 from vlp.errors import UserError
+from vlp.models.classifier import Classifier
 from vlp.models.cpu.linear import constant_weights
 
 if TYPE_CHECKING:
@@ -60,18 +61,48 @@ def classify_images(
 
     Args:
         images: one or several.
-        labels: texts, such as "a dog", or class names that `templates` make texts of.
-        templates, rerank: see `embed_classes` and `classify_tokens`.
+        labels: texts, such as "a dog", or class names that `templates` make texts of; none for a classifier.
+        templates, rerank: see `embed_classes` and `classify_tokens`; not for a classifier.
 
     Raises:
-        UserError: there are no labels, a template has no place for them, or an image is unreadable.
+        UserError: there are no labels, a template has no place for them, or an image is unreadable; or a classifier
+            gets labels.
     """
-    classes, images = embed_classes(model, labels, templates), as_list(images)
-    parts = [Classification(torch.empty(0, len(labels), dtype=torch.int64), torch.empty(0, len(labels)))]
+    classify, count = image_classifier(model, labels, templates, rerank)
+    images = as_list(images)
+    parts = [Classification(torch.empty(0, count, dtype=torch.int64), torch.empty(0, count))]
     for start in range(0, len(images), batch_size):
-        tokens = model.encode_images(model.load_images(images[start : start + batch_size]))
-        parts.append(classify_tokens(model, tokens, classes, rerank))
+        parts.append(classify(model.encode_images(model.load_images(images[start : start + batch_size]))))
     return Classification(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def image_classifier(
+    model: "Model", labels: Sequence[str], templates: Sequence[str] = (), rerank: int = 0, batch_size: int = 128
+) -> tuple[Callable[[Tensor], Classification], int]:
+    """What classifies image tokens, [images, tokens, width], and the number of classes: a head, or texts of classes.
+
+    Args:
+        labels, templates, rerank: as in `classify_images`.
+
+    Raises:
+        UserError: as in `classify_images`.
+    """
+    if isinstance(model.network, Classifier):
+        if labels or templates or rerank:
+            raise UserError(
+                "The model is a classifier and has its own classes; leave labels, templates and rerank out."
+            )
+        return lambda tokens: classify_by_head(model, tokens), len(model.config.classes)
+    classes = embed_classes(model, labels, templates, batch_size)
+    return lambda tokens: classify_tokens(model, tokens, classes, rerank), len(labels)
+
+
+def classify_by_head(model: "Model", image_tokens: Tensor) -> Classification:
+    """Rank a classifier's own classes for encoded images, [images, tokens, width]."""
+    assert isinstance(model.network, Classifier)
+    with model.inference():
+        logits = model.network.class_logits(image_tokens).float().cpu()  # [images, classes]
+    return Classification(logits.argsort(dim=1, descending=True, stable=True), logits.softmax(dim=1))
 
 
 def embed_classes(
@@ -95,7 +126,7 @@ def embed_classes(
     patterns = [check_template(template) for template in templates] or ["{}"]
     texts = [fill_template(pattern, name) for name in names for pattern in patterns]
     if not texts:
-        raise UserError("Classification needs at least one class name.")
+        raise UserError("Classification needs at least one class name; only a classifier has its own.")
     wordless = next((text for text in texts if not clean_caption(text)), None)
     if wordless is not None:
         raise UserError(f"The class text {wordless!r} has no words.")
@@ -119,7 +150,7 @@ def classify_tokens(model: "Model", image_tokens: Tensor, classes: ClassTexts, r
     rerank = model.rerank_count(rerank, 0)
     vectors = model.embed_tokens(image_tokens)  # [images, embed_dim]
     cosines = vectors @ classes.vectors.T  # [images, classes]
-    probabilities = (cosines / model.network.temperature.detach().float().cpu()).softmax(dim=1)
+    probabilities = (cosines / model.two_towers.temperature.detach().float().cpu()).softmax(dim=1)
     ranking = cosines.argsort(dim=1, descending=True, stable=True)
     k = min(rerank, len(classes.texts))
     if k:

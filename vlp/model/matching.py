@@ -43,3 +43,35 @@ def match_images(
         made = model.match_tokens(one.tokens, [texts[row] for row in rows], None, 4 * batch_size, one.frames)
         found.itc[list(rows)], found.itm[list(rows)] = made
     return found
+
+
+@constant_weights()
+def match_tokens(
+    model: "Model", image_tokens: Tensor, texts: Sequence[str], image_index: Tensor | None, batch_size: int, frames: int
+) -> Match:
+    """How well texts match encoded images; each image's memory is projected once.
+
+    Args:
+        image_tokens: [images, tokens, width].
+        image_index: int64 [texts], the image of each text; None if all images have equally many texts, and the
+            texts are in the order of the images.
+        frames: of each item, if the tokens are those of videos.
+
+    Raises:
+        UserError: the number of texts is not a multiple of the number of images, and there is no `image_index`.
+    """
+    images = len(image_tokens)
+    # In a single batch, texts in the order of their images need no index, which would copy the memory per text.
+    in_order = images == 1 or (image_index is None and len(texts) <= batch_size)
+    if image_index is None:
+        image_index = torch.arange(images).repeat_interleave(len(texts) // max(images, 1))
+    if len(image_index) != len(texts):
+        raise UserError(f"{len(texts)} texts cannot be divided evenly among {images} images.")
+    memory = model.project(image_tokens)
+    itm = [torch.empty(0)]
+    for start in range(0, len(texts), batch_size):
+        ids, mask = model.text_ids(texts[start : start + batch_size], "[ENC]")
+        here = None if in_order else image_index[start : start + batch_size].to(model.device)
+        itm.append(model.match_logits(ids, mask, memory, here).softmax(dim=-1)[:, 1])
+    vectors = model.embed_tokens(image_tokens, frames)[image_index.cpu()]  # [texts, embed_dim]
+    return Match((vectors * model.embed_texts(texts)).sum(dim=-1), torch.cat(itm))

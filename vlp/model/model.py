@@ -23,14 +23,15 @@ from vlp.model.answers import answer_questions
 from vlp.model.classify import Classification, classify_images
 from vlp.model.dialog import RankedAnswer, rank_dialog_answers
 from vlp.model.hub import push_to_hub
-from vlp.model.matching import Match, match_images
+from vlp.model.matching import Match, match_images, match_tokens
 from vlp.model.pairs import compare_images
 from vlp.model.video import FRAMES, QUESTION_FRAMES, encode_all
 from vlp.model_folder import save_model
 from vlp.models.blip import Blip
+from vlp.models.clip import Clip
 from vlp.models.cpu.linear import constant_weights
 from vlp.models.image_memory import ImageMemory
-from vlp.models.network import Network, as_blip, require_network
+from vlp.models.network import Network, as_blip, as_two_towers, require_network
 from vlp.models.precision import compute_dtype
 from vlp.models.text_layers import Side
 from vlp.models.untrained import CAPTIONING, EMBEDDING, MATCHING, require_trained
@@ -47,7 +48,9 @@ class Caption(NamedTuple):
 
 
 class Model:
-    """A BLIP or CLIP model with its tokenizer and decoding settings. A CLIP model only embeds, searches and classifies.
+    """A BLIP or CLIP model with its tokenizer and decoding settings, or a classifier.
+
+    A CLIP model only embeds, searches and classifies; a classifier only classifies, by the classes of its training.
 
     Images are paths, PIL images or tensors [3, size, size] (uint8, or float and already normalized) of the model's
     image size. Paths of videos (mp4, mkv, ...) are images too: `frames` of each are encoded, and their tokens form one
@@ -61,7 +64,7 @@ class Model:
     def __init__(
         self,
         network: Network,
-        tokenizer: CaptionTokenizer,
+        tokenizer: CaptionTokenizer | None,
         precision: Precision = "auto",
         card: str = "",
         decoding: DecodingConfig | None = None,
@@ -69,22 +72,39 @@ class Model:
         """Wrap a network. It stays on its device, and is in evaluation mode only during calls.
 
         Args:
+            tokenizer: None for a classifier.
             card: the text of its model card.
             decoding: None means the defaults of `DecodingConfig`.
         """
         self.card = card
         self.decoding = decoding or DecodingConfig()
         self.network = network
-        self.tokenizer = tokenizer
+        self._tokenizer = tokenizer
         self.config: ModelConfig = network.config
         self.compute_dtype = compute_dtype(precision, self.device)
-        longest = tokenizer.longest(network.config.text_tower.positions)
-        self.text_tokens = longest if self.config.network == "clip" else min(TEXT_TOKENS, longest)
 
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
         return next(self.network.parameters()).device
+
+    @property
+    def tokenizer(self) -> CaptionTokenizer:
+        """The tokenizer; raises UserError for a classifier, which has none."""
+        as_two_towers(self.network, "read texts")
+        assert self._tokenizer is not None
+        return self._tokenizer
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of a text that are read; longer texts are cut."""
+        longest = self.tokenizer.longest(self.config.text_tower.positions)
+        return longest if self.config.network == "clip" else min(TEXT_TOKENS, longest)
+
+    @property
+    def two_towers(self) -> Blip | Clip:
+        """The network of a model that embeds images and texts; raises UserError for a classifier."""
+        return as_two_towers(self.network)
 
     @property
     def blip(self) -> Blip:
@@ -201,12 +221,15 @@ class Model:
     def classify(
         self,
         images: ImageLike | Sequence[ImageLike],
-        labels: Sequence[str],
+        labels: Sequence[str] = (),
         templates: Sequence[str] = (),
         rerank: int = 0,
         batch_size: int = 32,
     ) -> Classification:
-        """The ranking and the probabilities of labels for each image, without training; see `vlp.model.classify`."""
+        """The ranking and the probabilities of labels for each image; see `vlp.model.classify`.
+
+        A classifier ranks its own classes (`config.classes`); other models take any labels, without training for them.
+        """
         return classify_images(self, images, labels, templates, rerank, batch_size)
 
     def rank_answers(
@@ -241,7 +264,7 @@ class Model:
         for start in range(0, len(texts), batch_size):
             ids, mask = self.text_ids(texts[start : start + batch_size], "[CLS]")
             with self.inference():
-                vectors.append(self.network.embed_texts(ids, mask).cpu())
+                vectors.append(self.two_towers.embed_texts(ids, mask).cpu())
         return torch.cat(vectors)
 
     def match(
@@ -264,7 +287,7 @@ class Model:
 
     def save(self, folder: str | Path, card: str = "") -> None:
         """Write the model folder; see `save_model`."""
-        save_model(self.network, self.tokenizer, folder, card or self.card, self.decoding)
+        save_model(self.network, self._tokenizer, folder, card or self.card, self.decoding)
 
     def push_to_hub(self, name: str, private: bool = False) -> str:
         """Upload the model folder, including its card, to the Hugging Face hub as "owner/model"; returns its URL."""
@@ -292,7 +315,7 @@ class Model:
         """Tokens of images, or of videos with `frames` > 1, [images, tokens, width] -> float32 [images, embed_dim]."""
         require_trained(self.config, EMBEDDING, "embed images and texts")
         with self.inference():
-            return self.network.embed_image_tokens(image_tokens, frames).cpu()
+            return self.two_towers.embed_image_tokens(image_tokens, frames).cpu()
 
     def project(self, image_tokens: Tensor, side: Side = "encoder") -> ImageMemory:
         """The image memory for `match_logits` (side "encoder") or for captions (side "decoder")."""
@@ -305,7 +328,6 @@ class Model:
         with self.inference():
             return self.blip.match_logits(ids, mask, memory, image_index).float().cpu()
 
-    @constant_weights()
     def match_tokens(
         self,
         image_tokens: Tensor,
@@ -314,32 +336,8 @@ class Model:
         batch_size: int = 128,
         frames: int = 1,
     ) -> Match:
-        """How well texts match encoded images; each image's memory is projected once.
-
-        Args:
-            image_tokens: [images, tokens, width].
-            image_index: int64 [texts], the image of each text; None if all images have equally many texts, and the
-                texts are in the order of the images.
-            frames: of each item, if the tokens are those of videos.
-
-        Raises:
-            UserError: the number of texts is not a multiple of the number of images, and there is no `image_index`.
-        """
-        images = len(image_tokens)
-        # In a single batch, texts in the order of their images need no index, which would copy the memory per text.
-        in_order = images == 1 or (image_index is None and len(texts) <= batch_size)
-        if image_index is None:
-            image_index = torch.arange(images).repeat_interleave(len(texts) // max(images, 1))
-        if len(image_index) != len(texts):
-            raise UserError(f"{len(texts)} texts cannot be divided evenly among {images} images.")
-        memory = self.project(image_tokens)
-        itm = [torch.empty(0)]
-        for start in range(0, len(texts), batch_size):
-            ids, mask = self.text_ids(texts[start : start + batch_size], "[ENC]")
-            here = None if in_order else image_index[start : start + batch_size].to(self.device)
-            itm.append(self.match_logits(ids, mask, memory, here).softmax(dim=-1)[:, 1])
-        vectors = self.embed_tokens(image_tokens, frames)[image_index.cpu()]  # [texts, embed_dim]
-        return Match((vectors * self.embed_texts(texts)).sum(dim=-1), torch.cat(itm))
+        """How well texts match encoded images; see `vlp.model.matching.match_tokens`."""
+        return match_tokens(self, image_tokens, texts, image_index, batch_size, frames)
 
     @constant_weights()
     def caption_tokens(

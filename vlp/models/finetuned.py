@@ -16,7 +16,8 @@ CHANGES: dict[FinetunedFor, Callable[[ModelConfig], ModelConfig]] = {
     "visdial": lambda config: config,
 }
 
-NETWORKS: dict[TaskName, NetworkName] = {"contrastive": "clip"}  # of tasks that do not train a BLIP
+# Of tasks that do not train a BLIP.
+NETWORKS: dict[TaskName, NetworkName] = {"contrastive": "clip", "classification": "classifier"}
 ONE_OF_PAIR = re.compile(r"(cross_attention\.\w+\.(?:query|key_value|out))\.[01]")  # in NLVR2's cross-attention
 
 

@@ -3,10 +3,11 @@
 from vlp.config import ModelConfig, TextTowerConfig
 from vlp.errors import UserError
 from vlp.models.blip import Blip
+from vlp.models.classifier import Classifier
 from vlp.models.clip import Clip
 
-Network = Blip | Clip
-KINDS = {"blip": "a BLIP model", "clip": "a CLIP model"}
+Network = Blip | Clip | Classifier
+KINDS = {"blip": "a BLIP model", "clip": "a CLIP model", "classifier": "a classifier"}
 
 
 def build_network(config: ModelConfig, temperature: float = 0.07) -> Network:
@@ -18,6 +19,8 @@ def build_network(config: ModelConfig, temperature: float = 0.07) -> Network:
     Raises:
         UserError: the config is wrong.
     """
+    if config.network == "classifier":
+        return Classifier(config)
     return Clip(config, temperature) if config.network == "clip" else Blip(config, temperature)
 
 
@@ -46,6 +49,19 @@ def as_blip(network: Network, use: str = "match images and texts, generate capti
     return network
 
 
+def as_two_towers(network: Network, use: str = "embed images and texts") -> Blip | Clip:
+    """The network, if it is a BLIP or a CLIP.
+
+    Raises:
+        UserError: it is a classifier, which cannot do what `use` says.
+    """
+    if isinstance(network, Classifier):
+        raise UserError(
+            f"The model is a classifier, which has no text tower and cannot {use}; use a BLIP or CLIP model."
+        )
+    return network
+
+
 def as_clip(network: Network) -> Clip:
     """A CLIP with the two towers, the projections and the temperature of a network; a CLIP is returned itself.
 
@@ -56,6 +72,7 @@ def as_clip(network: Network) -> Clip:
     """
     if isinstance(network, Clip):
         return network
+    network = as_blip(network, "become a CLIP model")
     config = network.config
     if config.finetuned_for:
         raise UserError(

@@ -1,4 +1,4 @@
-"""What BLIP and CLIP have in common: an image encoder with a projection, whose image size can change."""
+"""What networks have in common: an image encoder, whose image size can change, and a projection of its summary."""
 
 from dataclasses import replace
 from typing import Protocol
@@ -15,7 +15,6 @@ class HasImageEncoder(Protocol):
 
     config: ModelConfig
     image_encoder: ImageEncoder
-    log_temperature: nn.Parameter
 
 
 def embed_summaries(projection: nn.Module, image_tokens: Tensor, frames: int = 1) -> Tensor:
@@ -32,6 +31,6 @@ def embed_summaries(projection: nn.Module, image_tokens: Tensor, frames: int = 1
 def resize_images(network: HasImageEncoder, image_size: int) -> None:
     """Change the size of the images that a network takes, in pixels; position embeddings are interpolated."""
     image = replace(network.config.image_encoder, image_size=image_size)
-    device = network.log_temperature.device
+    device = next(network.image_encoder.parameters()).device
     network.image_encoder = resize_positions(network.image_encoder, image).to(device)
     network.config = replace(network.config, image_encoder=image)

@@ -5,6 +5,7 @@ from typing import Any
 
 from vlp.config import RunConfig
 from vlp.data.examples import CaptionExamples, Examples
+from vlp.data.examples_classification import LabelExamples
 from vlp.data.examples_contrastive import ContrastiveExamples
 from vlp.data.examples_nlvr2 import Nlvr2Examples
 from vlp.data.examples_references import ReferenceExamples
@@ -13,6 +14,7 @@ from vlp.data.examples_vqa import QuestionExamples
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.models.network import Network
 from vlp.tasks.captioning import CaptioningTask
+from vlp.tasks.classification import ClassificationTask
 from vlp.tasks.contrastive import ContrastiveTask
 from vlp.tasks.nlvr2 import Nlvr2Task
 from vlp.tasks.pretrain import PretrainTask
@@ -22,7 +24,7 @@ from vlp.tasks.task import Task
 from vlp.tasks.visdial import VisDialTask
 from vlp.tasks.vqa import VqaTask
 
-TASKS: dict[str, Callable[[RunConfig, Any, CaptionTokenizer], Task]] = {
+TASKS: dict[str, Callable[[RunConfig, Any, Any], Task]] = {
     "pretrain": PretrainTask,
     "captioning": CaptioningTask,
     "retrieval": RetrievalTask,
@@ -31,6 +33,7 @@ TASKS: dict[str, Callable[[RunConfig, Any, CaptionTokenizer], Task]] = {
     "self_critical": SelfCriticalTask,
     "vqa": VqaTask,
     "contrastive": ContrastiveTask,
+    "classification": ClassificationTask,
 }
 
 
@@ -51,7 +54,7 @@ def _contrastive(config: RunConfig, tokenizer: CaptionTokenizer) -> ContrastiveE
     return ContrastiveExamples(tokenizer, config.data.max_tokens, config.data.texts_per_image)
 
 
-EXAMPLES: dict[str, Callable[[RunConfig, CaptionTokenizer], Examples]] = {
+EXAMPLES: dict[str, Callable[[RunConfig, Any], Examples]] = {
     "pretrain": _captions,
     "captioning": _captions,
     "retrieval": _captions,
@@ -60,14 +63,15 @@ EXAMPLES: dict[str, Callable[[RunConfig, CaptionTokenizer], Examples]] = {
     "self_critical": lambda config, tokenizer: ReferenceExamples(),
     "vqa": _questions,
     "contrastive": _contrastive,
+    "classification": lambda config, _: LabelExamples(len(config.model.classes), config.data.label),
 }
 
 
-def build_task(config: RunConfig, model: Network, tokenizer: CaptionTokenizer) -> Task:
-    """The module that a run trains, around `model`."""
+def build_task(config: RunConfig, model: Network, tokenizer: CaptionTokenizer | None) -> Task:
+    """The module that a run trains, around `model`; only a classifier has no tokenizer."""
     return TASKS[config.task](config, model, tokenizer)
 
 
-def build_examples(config: RunConfig, tokenizer: CaptionTokenizer) -> Examples:
-    """What the task of a run learns from each sample."""
+def build_examples(config: RunConfig, tokenizer: CaptionTokenizer | None) -> Examples:
+    """What the task of a run, whose config is resolved, learns from each sample."""
     return EXAMPLES[config.task](config, tokenizer)

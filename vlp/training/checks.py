@@ -11,12 +11,14 @@ from torch import nn
 
 from vlp.config import ObjectiveConfig, RunConfig
 from vlp.data.loader import is_streamed
+from vlp.data.policy_augment import read_policy
 from vlp.data.shard_index import expand_shards
 from vlp.data.streamed_loader import check_streams, stream_count
 from vlp.data.tokenizer import load_tokenizer
 from vlp.distributed import barrier, gather_objects, is_main, run_on_main, world_size
 from vlp.errors import FullDiskError, UserError, WorkError
 from vlp.files import prepare_output, write_errors
+from vlp.training.classifier_setup import check_classification
 from vlp.training.resume_settings import check_resumed_settings
 from vlp.training.validation import check_validation
 
@@ -52,6 +54,14 @@ def check_config(config: RunConfig) -> None:
     if config.task not in CAPTION_TASKS and any(source.texts for source in config.data.sources):
         raise UserError(f"data.sources: texts names captions, which task {config.task} does not use; remove texts.")
     check_contrastive(config)
+    if config.image_size and not config.start_from:
+        raise UserError(
+            "image_size is for runs with start_from; set model.image_encoder.image_size for a new model instead."
+        )
+    if config.data.augment.policy:
+        read_policy(config.data.augment.policy)
+    if config.task == "classification":
+        check_classification(config)
     if config.tokenizer:
         load_tokenizer(config.tokenizer)
     check_validation(config)

@@ -2,45 +2,56 @@
 
 import dataclasses
 import math
-from typing import Any
 
 import torch
 
-from vlp.config import DecodingConfig, ModelConfig, RunConfig
-from vlp.config_reader import to_dict
+from vlp.config import DecodingConfig, RunConfig
 from vlp.data.loader import is_streamed
 from vlp.data.streamed_loader import stream_count
 from vlp.data.tokenizer import CaptionTokenizer, load_tokenizer
 from vlp.errors import UserError
 from vlp.losses.sigmoid import START_BIAS, START_TEMPERATURE
 from vlp.model import load_model
+from vlp.models.classifier import Classifier
 from vlp.models.clip import Clip
 from vlp.models.finetuned import check_network, network_for
 from vlp.models.image_encoders.families import resolve
 from vlp.models.network import Network, build_network
+from vlp.training.classifier_setup import build_classifier, take_encoder, with_encoder_of
 from vlp.training.decoding import trained_decoding
+from vlp.training.settings import contradictions
 
 
-def build_model(config: RunConfig) -> tuple[Network, CaptionTokenizer, DecodingConfig]:
+def build_model(config: RunConfig) -> tuple[Network, CaptionTokenizer | None, DecodingConfig]:
     """The network, its tokenizer and decoding settings: those of `start_from`, or new ones. `config` is not changed.
+
+    A run that starts from a classifier takes its image encoder alone. A classifier has no tokenizer. All processes
+    call it.
 
     Raises:
         UserError: a setting is missing or out of range, or contradicts the model of `start_from`.
     """
+    if config.task == "classification":
+        return build_classifier(config), None, DecodingConfig()
     if config.start_from:
         started = load_model(config.start_from, device="cpu")
         if config.image_size:
             started.network.resize_images(config.image_size)
+        if isinstance(started.network, Classifier):
+            made = _new_model(with_encoder_of(config, started.network))
+            take_encoder(made[0], started.network, config.start_from)
+            return made
         network = network_for(started.network, config.task)
         _start_sigmoid(config, network)
         _check_text_length(config, started.tokenizer, network.config.text_tower.positions)
         _refuse_contradictions(config, network, started.tokenizer)
         decoding = trained_decoding(config, started.decoding, started.tokenizer, network.config)
         return network.train(), started.tokenizer, decoding
-    if config.image_size:
-        raise UserError(
-            "image_size is for runs with start_from; set model.image_encoder.image_size for a new model instead."
-        )
+    return _new_model(config)
+
+
+def _new_model(config: RunConfig) -> tuple[Network, CaptionTokenizer, DecodingConfig]:
+    """A network with new weights, its tokenizer and decoding settings; raises UserError as `build_model` does."""
     check_network(config.model, config.task)
     if not config.tokenizer:
         raise UserError("Set tokenizer to a tokenizer folder (`vlp tokenizer` makes one), or start_from to a model.")
@@ -82,24 +93,13 @@ def _start_sigmoid(config: RunConfig, network: Network) -> None:
 def resolved_config(config: RunConfig, network: Network) -> RunConfig:
     """A copy of `config` with the settings that hold in truth: the model's shape and temperature, the streams."""
     temperature = config.objective.temperature
-    if config.start_from:
+    if config.start_from and not isinstance(network, Classifier):
         temperature = round(network.temperature.item(), 6)
     objective = dataclasses.replace(config.objective, temperature=temperature)
     data = config.data
     if is_streamed(data):
         data = dataclasses.replace(data, streams=stream_count(data, config.batch_size // config.accumulation))
     return dataclasses.replace(config, model=network.config, objective=objective, data=data)
-
-
-def leaves(values: Any, name: str = "") -> dict[str, Any]:
-    """Nested dicts and lists of dicts as one dict from dotted keys to values."""
-    if isinstance(values, dict) and values:
-        parts = {f"{name}.{key}" if name else str(key): value for key, value in values.items()}
-    elif isinstance(values, list) and any(isinstance(value, dict) for value in values):
-        parts = {f"{name}[{number}]": value for number, value in enumerate(values)}
-    else:
-        return {name: values}
-    return {key: leaf for part, value in parts.items() for key, leaf in leaves(value, part).items()}
 
 
 def _refuse_contradictions(config: RunConfig, network: Network, tokenizer: CaptionTokenizer) -> None:
@@ -109,12 +109,7 @@ def _refuse_contradictions(config: RunConfig, network: Network, tokenizer: Capti
         UserError: they contradict each other.
     """
     stated = dataclasses.replace(config.model, image_encoder=resolve(config.model.image_encoder))
-    default, given, actual = (leaves(to_dict(one), "model") for one in (ModelConfig(), stated, network.config))
-    wrong = [
-        f"{key} is {given[key]} (the model has {actual[key]})"
-        for key in given
-        if given[key] not in (default[key], actual[key])
-    ]
+    wrong = contradictions(stated, network.config, "model")
     temperature, default_temperature = config.objective.temperature, RunConfig().objective.temperature
     if temperature != default_temperature and not math.isclose(temperature, network.temperature.item(), rel_tol=1e-3):
         wrong.append(f"objective.temperature is {temperature:g} (the model has {network.temperature.item():.4g})")

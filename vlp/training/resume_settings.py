@@ -9,7 +9,7 @@ import yaml
 from vlp.config import DecodingOverrides, RunConfig
 from vlp.config_reader import to_dict
 from vlp.errors import UserError
-from vlp.training.model_setup import leaves
+from vlp.training.settings import leaves
 
 # These change neither what the remaining steps compute nor which data they see.
 MAY_CHANGE = {
@@ -77,6 +77,6 @@ def _differences(output: Path, config: RunConfig) -> dict[str, tuple[Any, Any]]:
 
 def _is_taken_from_model(key: str, starts_from_model: bool) -> bool:
     """Whether the resolved config holds a computed value, or the model's, where the given config has the default."""
-    if key in ("model.text_tower.vocabulary", "data.streams"):
+    if key in ("model.text_tower.vocabulary", "model.network", "model.classes", "data.streams"):
         return True
     return starts_from_model and (key.startswith("model.") or key == "objective.temperature")

@@ -68,7 +68,7 @@ class Run:
     config: RunConfig
     output: Path
     accelerator: Accelerator
-    tokenizer: CaptionTokenizer
+    tokenizer: CaptionTokenizer | None
     decoding: DecodingConfig
     task: Task
     prepared: nn.Module

@@ -48,8 +48,8 @@ def check_validation(config: RunConfig) -> None:
             raise UserError("evaluate_every is set but validation is empty; name the validation shards, or set 0.")
         return
     try:
-        if config.task == "contrastive" and is_labelled(config.validation):
-            open_labelled(config.validation)
+        if config.task == "classification" or (config.task == "contrastive" and is_labelled(config.validation)):
+            open_labelled(config.validation, label=config.data.label)
             return
         paths = expand_shards(config.validation)
         if config.task in ANNOTATIONS or any(map(is_remote, paths)):
@@ -87,7 +87,7 @@ def _has_caption(reader: ShardReader, index: ShardIndex, row: int) -> bool:
 
 
 def validate(
-    config: RunConfig, network: Network, tokenizer: CaptionTokenizer, decoding: DecodingConfig, stop: StopRequest
+    config: RunConfig, network: Network, tokenizer: CaptionTokenizer | None, decoding: DecodingConfig, stop: StopRequest
 ) -> dict[str, float] | None:
     """Scores on the validation shards: {} where the config names none, None if a signal arrived meanwhile.
 
@@ -121,6 +121,8 @@ def _evaluate(config: RunConfig, model: Model, settings: EvaluationSettings) -> 
     """Score a model on the validation shards by the evaluation of the run's task."""
     shards = config.validation
     match config.task:
+        case "classification":
+            return evaluate_classification(model, open_labelled(shards, label=config.data.label), settings=settings)
         case "captioning" | "self_critical":
             return evaluate_captioning(model, shards, settings=settings)
         case "vqa":

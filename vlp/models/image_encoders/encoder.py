@@ -45,7 +45,7 @@ class ImageEncoder(nn.Module):
             [batch, tokens, width].
         """
         if images.dtype == torch.uint8:
-            images = (images.to(self.mean.dtype) / 255 - self.mean) / self.deviation
+            images = self.normalize(images)
         return self.tower(images) if keep == 1 else self.tower(images, keep)  # [batch, tokens, width]
 
     def check_keep(self, keep: float) -> None:
@@ -58,6 +58,10 @@ class ImageEncoder(nn.Module):
             raise UserError(
                 f"objective.patch_dropout: the image encoder {self.config.name} cannot drop patches; set 0 or use vit."
             )
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """Pixels in 0..255, uint8 or float, [batch, 3, size, size] -> what the tower takes."""
+        return (pixels.to(self.mean.dtype) / 255 - self.mean) / self.deviation
 
     def checkpoint_activations(self) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
