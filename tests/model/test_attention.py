@@ -256,6 +256,8 @@ def test_other_uses_are_refused():
         use(model, extend(model.blip, task))
         with pytest.raises(UserError, match=f"finetuned for {task} and does not match an image with a text alone"):
             word_maps(model, IMAGES[0], "a star")
+        with pytest.raises(UserError, match=f"finetuned for {task}, which leaves its embeddings untrained"):
+            similarity_maps(model, IMAGES[0], "a star")
 
 
 def test_the_command_writes_a_sheet_and_a_page(tmp_path):
@@ -285,6 +287,7 @@ def test_the_command_writes_a_sheet_and_a_page(tmp_path):
     run(picture, "--kind", "rollout", "--out", page)
     assert page.read_text().count("<button") == 2
     assert "takes no text" in run(picture, TEXTS[0], "--kind", "rollout", "--out", page, code=1)
+    assert "Only the maps of words" in run(picture, "--kind", "rollout", "--layer", 1, "--out", page, code=1)
     assert "Give a text to show its words" in run(picture, "--out", page, code=1)
     assert "must end with .png" in run(picture, TEXTS[0], "--out", tmp_path / "page.pdf", code=1)
     assert "cannot be read" in run(tmp_path / "none.png", TEXTS[0], "--out", sheet, code=1)

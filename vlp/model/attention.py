@@ -107,6 +107,11 @@ def similarity_maps(
     Raises:
         UserError: the model's embeddings are untrained, the numbers differ, or an image is unreadable.
     """
+    if model.config.finetuned_for:
+        raise UserError(
+            f"The model was finetuned for {model.config.finetuned_for}, which leaves its embeddings untrained; "
+            "use a pretrained model or one that was finetuned for retrieval."
+        )
     require_trained(model.config, EMBEDDING, "compare patches of images with texts")
     found, network = [], model.network
     for image_tokens, here in _pairs(model, images, texts):

@@ -46,6 +46,8 @@ def draw_attention(
         kind = "words" if model.config.network == "blip" else "similarity"
     if bool(texts) == (kind == "rollout"):
         raise UserError("Attention rollout takes no text." if texts else f"Give a text to show its {kind}.")
+    if layer and kind != "words":
+        raise UserError(f"Only the maps of words take a layer, not {kind}.")
     groups = _groups(model, image, texts, kind, layer)
     try:
         picture = decode_image(Path(image).read_bytes())
