@@ -6,6 +6,7 @@ A peer has the same shape and the same weights; it runs in the same process, in 
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -86,7 +87,9 @@ def encoder_lines(
         if peer:
             network, forward = peer[0].to(device=device(), dtype=dtype), peer[1]
             make_work = lambda: make(network, forward, images.to(dtype), precision)  # noqa: E731, B023
-        line = compare(f"{name}, {what}", "images/s", batch, precision, work, make_work, repeats)
+        # As over the batches of an evaluation, packed weights last.
+        with constant_weights() if make is _forward else nullcontext():
+            line = compare(f"{name}, {what}", "images/s", batch, precision, work, make_work, repeats)
         if lines:
             # A step costs three forward passes. FlopCounterMode counts more: the gradient of a depthwise kernel like
             # that of a dense one.
@@ -101,7 +104,7 @@ def _forward(network: nn.Module, forward: Forward, images: Tensor, _: Precision)
 
     def work() -> None:
         network.eval()
-        with torch.no_grad(), constant_weights():
+        with torch.no_grad():
             forward(images)
 
     return work
