@@ -114,6 +114,10 @@ class Stage(nn.Module):
             Bottleneck(outputs if n else inputs, outputs, 1 if n else stride) for n in range(blocks)
         )
 
+    def forward(self, x: Tensor, checkpointing: bool = False) -> Tensor:
+        """[batch, inputs, height, width] -> [batch, outputs, height / stride, width / stride]."""
+        return run_blocks(self.blocks, x, checkpointing)
+
 
 class ResNet(nn.Module):
     """A ResNet v2 without its head: the stem, then stages that double the width and, but for the first, halve the grid.
@@ -137,7 +141,7 @@ class ResNet(nn.Module):
         """[batch, 3, size, size] -> [batch, width, size / stride, size / stride]."""
         x = self.stem(images)
         for stage in self.stages:
-            x = run_blocks(stage.blocks, x, checkpointing)
+            x = stage(x, checkpointing)
         return x
 
 
