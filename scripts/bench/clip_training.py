@@ -149,7 +149,7 @@ def train_open_clip(options: argparse.Namespace, out: Path, precision: str, seed
         "name": out.name,
         "save-frequency": 0,
     }
-    command = [sys.executable, "-m", "open_clip_train.main", "--dataset-resampled"]
+    command = [sys.executable, str(Path(__file__).with_name("open_clip_trainer.py"))]
     command += [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     _run(command, out)
     found = RECORD.findall((out / "out.log").read_text())
@@ -198,12 +198,12 @@ def table(turns: list[Turn]) -> str:
 def _run(command: list[str], out: Path) -> None:
     """Run a training to its end; what it prints goes to OUT.txt."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    if "open_clip_train.main" in command:
+    if "-m" not in command:
         environment |= KEEP_FREED_MEMORY  # vlp sets its allocator by itself
     with out.with_suffix(".txt").open("w") as log:
         done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False)
     if done.returncode:
-        raise SystemExit(f"{command[2]} failed; see {log.name}")
+        raise SystemExit(f"The training failed; see {log.name}")
 
 
 def main() -> None:

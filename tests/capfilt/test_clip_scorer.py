@@ -11,8 +11,10 @@ from safetensors.torch import save_file
 
 from tests.capfilt.test_score import DECODING, rows_of, write_shard
 from tests.scoring import score_shards
-from tests.tiny_model import make_model
+from tests.tiny_model import make_clip, make_model
 from vlp.capfilt.clip_scorer import clip_of_open_clip
+from vlp.capfilt.image_tables import EMBEDDINGS, write_image_tables
+from vlp.capfilt.rounds import _next
 from vlp.capfilt.score import ScoreSettings, score_shard
 from vlp.capfilt.scorers import load_scorers
 from vlp.convert.command import to_ours
@@ -107,6 +109,21 @@ def test_a_converted_model_gives_the_scores_of_open_clips(clips, tmp_path):
     assert read_settings(shard, "theirs")["filter"] != read_settings(shard, "ours")["filter"]
     with pytest.raises(UserError, match="clip is a CLIP model, which cannot caption; give it as a filter"):
         load_scorers(str(tmp_path / "clip"), clips[0])
+
+
+def test_a_clip_folder_embeds_images_and_stays_a_filter_in_all_rounds(tmp_path):
+    shard = write_shard(tmp_path / "shards")
+    clip, blip = make_clip(seed=1), make_model(seed=1)
+    clip.save(tmp_path / "clip")
+    blip.save(tmp_path / "blip")
+    write_image_tables([shard], str(tmp_path / "clip"), precision="fp32", quiet=True)
+    table = pq.read_table(table_path(shard, EMBEDDINGS))
+    images = {sample.key: clip.load_images([decode_image(sample.image)]) for sample in iterate_samples(shard)}
+    for key, vector in zip(table["key"].to_pylist(), table["embedding"].to_pylist(), strict=True):
+        expected = clip.embed_tokens(clip.encode_images(images[key]))[0]
+        torch.testing.assert_close(torch.tensor(vector), expected, atol=2e-3, rtol=0)  # float16
+    given = [str(tmp_path / "blip"), str(tmp_path / "clip"), "open_clip:ViT-B-32,openai"]
+    assert _next(given, tmp_path / "filter") == [str(tmp_path / "filter/model"), *given[1:]]
 
 
 def test_an_image_is_encoded_once(clips, tmp_path, monkeypatch):

@@ -29,12 +29,14 @@ class ClipScorer:
         prepare: preprocesses an image for the model, to [3, size, size].
         encode_images: preprocessed images [images, 3, size, size] -> unit vectors float32 [images, width].
         encode_texts: texts -> unit vectors float32 [texts, width].
+        model: the model, if it is one of ours.
     """
 
     image_size: int
     prepare: Callable[[Image.Image], Tensor]
     encode_images: Callable[[Tensor], Tensor]
     encode_texts: Callable[[list[str]], Tensor]
+    model: Model | None = None
 
     def score(self, vectors: Tensor, texts: list[str], rows: list[int]) -> Tensor:
         """The cosine of each text, unchanged, and its image.
@@ -61,6 +63,7 @@ def clip_of_ours(model: Model) -> ClipScorer:
         lambda image: torch.as_tensor(evaluation_image(image, model.image_size)),
         lambda images: model.embed_tokens(model.encode_images(images)),
         model.embed_texts,
+        model,
     )
 
 

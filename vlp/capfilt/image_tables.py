@@ -119,18 +119,19 @@ def write_image_tables(
     """Write the image table of each shard, unless it is finished; bad samples are skipped and counted.
 
     Args:
-        model: a BLIP model for the embeddings; "" for tables without them.
+        model: a folder of a BLIP or CLIP model for the embeddings; "" for tables without them.
 
     Raises:
-        UserError: `model` is not a BLIP model.
+        UserError: `model` is not such a folder.
         WorkError: a table cannot be written.
     """
     scorers = load_scorers([], model, precision) if model else None
-    if scorers and not scorers.filters:
-        raise UserError(f"{model} has no image embeddings; give the folder of a BLIP model.")
+    embedder = next(iter([*scorers.filters, *(clip.model for clip in scorers.clips)]), None) if scorers else None
+    if scorers and embedder is None:
+        raise UserError(f"{model} has no image embeddings; give the folder of a BLIP or CLIP model.")
     identity = {**scorers.identity, "batch_size": batch_size} if scorers else {}
     name, settings = (EMBEDDINGS if scorers else IMAGES), {**identity, "format": FORMAT}
-    tables = ImageTables(name, settings, scorers.filters[0] if scorers else None)
+    tables = ImageTables(name, settings, embedder)
     bad = BadSamples(max_share=1.0)
     remote = any(is_remote(shard) for shard in shards)  # counting their samples would read them twice
     total = None if remote else sum(len(index_shard(shard).keys) for shard in shards)
@@ -140,8 +141,8 @@ def write_image_tables(
                 progress.add("read", tables.count([shard]))
                 continue
             state = shard_state(shard)
-            if scorers:
-                table = _embedded(read_batches(shard, scorers, batch_size, bad), scorers.filters[0], progress)
+            if scorers and embedder:
+                table = _embedded(read_batches(shard, scorers, batch_size, bad), embedder, progress)
             else:
                 table = _listed(shard, bad, progress)
             write_beside(shard, table, settings, state, name)
@@ -169,7 +170,8 @@ def _embedded(batches: Iterator[ScoringBatch], model: Model, progress: Progress)
     width = model.config.embed_dim
     rows, vectors = [], [np.empty((0, width), np.float16)]
     for batch in batches:
-        embedded = model.embed_tokens(model.encode_images(batch.uint8[model.image_size]))
+        images = batch.uint8[model.image_size] if batch.uint8 else batch.clip[0]  # of the only model
+        embedded = model.embed_tokens(model.encode_images(images))
         vectors.append(embedded.float().numpy().astype(np.float16))
         rows += [_row(sample, size) for sample, size in zip(batch.samples, batch.sizes, strict=True)]
         progress.add("embed", len(batch.samples))

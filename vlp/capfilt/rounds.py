@@ -12,7 +12,8 @@ from vlp.config import CapFiltConfig, RoundsConfig, RunConfig, SourceConfig
 from vlp.config_reader import as_yaml, load_config
 from vlp.distributed import is_main, join_processes, run_on_main
 from vlp.errors import UserError
-from vlp.files import write_json, write_text
+from vlp.files import read_json, write_json, write_text
+from vlp.model_folder import is_model_folder
 from vlp.remote import is_remote
 from vlp.training.loop import train
 
@@ -25,7 +26,7 @@ def run_rounds(config: CapFiltConfig) -> list[dict[str, Any]]:
     Each round writes OUTPUT/round-N, with the new shards in `selected`, the run folders `pretrain`, `captioner` and
     `filter`, and the resolved config of each of these four stages. Its score tables, NAME-round-N, are next to the
     original shards. The captioner and filter of a round replace the model folders of the round before; captioners of
-    `transformers` and open_clip filters stay.
+    `transformers` and CLIP filters stay.
 
     Returns:
         The content of OUTPUT/rounds.json: each round's models, counts of what was selected, and results of every run.
@@ -130,6 +131,11 @@ def _start_stage(config: CapFiltConfig | RunConfig, folder: Path, stage: str, st
 
 
 def _next(scorers: list[str], trained: Path) -> list[str]:
-    """The captioners or filters of the next round: the newly trained model, and those that are not model folders."""
-    others = [name for name in scorers if name.startswith((TRANSFORMERS, OPEN_CLIP))]
+    """The captioners or filters of the next round: the newly trained model, and those of other kinds than BLIP."""
+    others = [name for name in scorers if name.startswith((TRANSFORMERS, OPEN_CLIP)) or _is_clip(name)]
     return [str(trained / "model"), *others]
+
+
+def _is_clip(name: str) -> bool:
+    """Whether a name is the folder of a CLIP model."""
+    return is_model_folder(name) and read_json(Path(name) / "config.json")["model"].get("network") == "clip"
