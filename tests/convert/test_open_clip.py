@@ -22,6 +22,7 @@ from vlp.convert.clip_tokenizers import clip_bpe
 from vlp.convert.command import to_open_clip, to_ours
 from vlp.errors import UserError
 from vlp.model import Model, load_model
+from vlp.models.clip import Clip
 from vlp.training.loop import train
 
 VISION = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16}
@@ -263,4 +264,14 @@ def test_models_that_open_clip_does_not_have_are_refused(tmp_path):
     make_model(seed=1).save(tmp_path / "blip")
     with pytest.raises(UserError, match="is a BLIP model, which cannot be converted to open_clip"):
         to_open_clip(str(tmp_path / "blip"), str(tmp_path / "out"))
+    make_clip(causal=True, pooling="end").save(tmp_path / "causal")
+    with pytest.raises(UserError, match="no text tower of the BERT family that is causal"):
+        to_open_clip(str(tmp_path / "causal"), str(tmp_path / "out"))
+    plain = make_clip()
+    for change in ({"name": "cct", "convolutions": 1}, {"registers": 2}, {"pooling": "mean"}, {"convolutions": 1}):
+        image = replace(plain.config.image_encoder, **change)
+        model = Model(Clip(replace(plain.config, image_encoder=image)), plain.tokenizer, "fp32")
+        model.save(tmp_path / str(change))
+        with pytest.raises(UserError, match="open_clip has no image tower like"):
+            to_open_clip(str(tmp_path / str(change)), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()

@@ -25,6 +25,7 @@ from vlp.models.network import require_network
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 NORM_EPS = 1e-5  # of open_clip's norms
+PATCH_BIAS = "tower.patch_embed.proj.bias"
 State = dict[str, Tensor]
 
 
@@ -78,16 +79,17 @@ def _image_side(clip: Clip) -> tuple[dict[str, Any], State]:
             return {**vision, "timm_pool": pool, "timm_proj": "none"}, weights
         weights |= {f"visual.head.proj.{name}": value for name, value in projection.state_dict().items()}
         return {**vision, "timm_proj": "linear", "timm_proj_bias": projection.bias is not None}, weights
-    if config.name != "vit" or config.pooling != "class" or config.registers or projection.bias is not None:
+    weights, used = to_their_names(open_clip_image_table(config.layers), _with_prefix(state, "image_encoder."))
+    rest = {name.removeprefix("image_encoder.") for name in _with_prefix(state, "image_encoder.").keys() - used}
+    if config.name != "vit" or config.pooling != "class" or rest - {PATCH_BIAS} or projection.bias is not None:
         raise UserError(
             f"open_clip has no image tower like {config.name} with these settings; a vit with a class token and timm "
             "models can be converted."
         )
-    weights, _ = to_their_names(open_clip_image_table(config.layers), _with_prefix(state, "image_encoder."))
     weights["visual.class_embedding"] = weights["visual.class_embedding"].view(-1)
     positions = weights["visual.positional_embedding"][0].clone()
     if not config.pre_norm:  # open_clip's patches have no bias
-        positions[1:] += state["tower.patch_embed.proj.bias"]
+        positions[1:] += state[PATCH_BIAS]
     weights["visual.positional_embedding"] = positions
     weights["visual.proj"] = projection.weight.detach().T
     vision = {
