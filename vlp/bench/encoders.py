@@ -212,8 +212,8 @@ def _of_transformers(config: ImageEncoderConfig, ours: nn.Module) -> tuple[nn.Mo
             mlp_ratio=[float(ratio) for ratio in ratios],
             stride_kv=[stage.reduction for stage in stages],
             drop_path_rate=[0.0] * len(stages),
-            num_labels=0,
         )
+        settings.num_labels = 0
         peer = CvtForImageClassification(settings)
         forward = lambda images: peer.layernorm(_cvt_tokens(peer.cvt(images)))  # noqa: E731
     ours.load_state_dict(pyramid_from_transformers(settings.to_dict(), peer.state_dict())[1])
