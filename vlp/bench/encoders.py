@@ -52,8 +52,8 @@ Forward = Callable[[Tensor], Any]
 def bench_encoders(size: str, precision: Precision, batch: int, peers: bool, repeats: int) -> list[Measured]:
     """Run a forward pass and a training step of each family on random images.
 
-    In the training step the loss is the mean square of all tokens, and fused AdamW updates the weights. In bf16 the
-    forward pass has bf16 weights, and the training step runs under autocast. FLOPs are those of a forward pass.
+    In the training step the loss is the mean absolute value of all tokens, and fused AdamW updates the weights. In bf16
+    the forward pass has bf16 weights, and the training step runs under autocast. FLOPs are those of a forward pass.
 
     Args:
         size: "base": the papers' smallest variants at 224 pixels; "small": `SHAPES` at 64 pixels.
@@ -113,7 +113,7 @@ def _forward(network: nn.Module, forward: Forward, images: Tensor, _: Precision)
 def _training_step(network: nn.Module, forward: Forward, images: Tensor, precision: Precision) -> Work:
     network.train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, fused=True)
-    return optimizer_step(lambda: forward(images).float().square().mean(), optimizer, precision)
+    return optimizer_step(lambda: forward(images).float().abs().mean(), optimizer, precision)
 
 
 def make_peer(config: ImageEncoderConfig, ours: nn.Module) -> tuple[nn.Module, Forward] | None:
