@@ -34,7 +34,7 @@ def write_digits(folder: Path, train_images: int, seed: int = 0) -> None:
     """Write scikit-learn's digits as FOLDER/train and FOLDER/test: `train_images` random images, and all others."""
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
+    digits: Any = load_digits()
     order = np.random.default_rng(seed).permutation(len(digits.images))
     for name, rows in (("train", order[:train_images]), ("test", order[train_images:])):
         with ShardWriter(str(folder / name), 1000) as writer:

@@ -18,12 +18,14 @@ class Examples(Protocol):
 
     Attributes:
         images: how many images of a sample are decoded: 1, or 2 where samples are pairs.
-        label: None where samples have texts; where they have a class, the column of a data set that holds it, or "" for
-            one that is guessed.
     """
 
     images: int
-    label: str | None
+
+    @property
+    def label(self) -> str | None:
+        """None where samples have texts; where they have a class, its column in a data set, or "" for a guess."""
+        ...
 
     def draw(self, sample: Sample, rng: random.Random) -> Any:
         """What this visit of a sample teaches; called in a worker. All that is random comes from `rng`.

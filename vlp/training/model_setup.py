@@ -16,7 +16,7 @@ from vlp.models.classifier import Classifier
 from vlp.models.clip import Clip
 from vlp.models.finetuned import check_network, network_for
 from vlp.models.image_encoders.families import resolve
-from vlp.models.network import Network, build_network
+from vlp.models.network import Network, as_two_towers, build_network
 from vlp.training.classifier_setup import build_classifier, take_encoder, with_encoder_of
 from vlp.training.decoding import trained_decoding
 from vlp.training.settings import contradictions
@@ -110,9 +110,9 @@ def _refuse_contradictions(config: RunConfig, network: Network, tokenizer: Capti
     """
     stated = dataclasses.replace(config.model, image_encoder=resolve(config.model.image_encoder))
     wrong = contradictions(stated, network.config, "model")
-    temperature, default_temperature = config.objective.temperature, RunConfig().objective.temperature
-    if temperature != default_temperature and not math.isclose(temperature, network.temperature.item(), rel_tol=1e-3):
-        wrong.append(f"objective.temperature is {temperature:g} (the model has {network.temperature.item():.4g})")
+    given, held = config.objective.temperature, as_two_towers(network).temperature.item()
+    if given != RunConfig().objective.temperature and not math.isclose(given, held, rel_tol=1e-3):
+        wrong.append(f"objective.temperature is {given:g} (the model has {held:.4g})")
     if config.tokenizer and _vocabulary(load_tokenizer(config.tokenizer)) != _vocabulary(tokenizer):
         wrong.append(f"tokenizer is {config.tokenizer} (the model has another one)")
     if wrong:
