@@ -299,5 +299,5 @@ def gpu_hours(items: float, flops: float, rate: float) -> float:
 
 
 def index_bytes(samples: int, key_bytes: int = 9) -> int:
-    """Bytes of the index of shards: per sample seven uint32 for its members, a uint32 for the end of its key, the key."""
+    """Bytes of the index of shards: per sample seven uint32 for members, one for the end of its key, and the key."""
     return samples * (7 * 4 + 4 + key_bytes)
