@@ -56,10 +56,11 @@ class DepthwiseConvolution(nn.Module):
         if self.bn.training:
             return to_tokens(self.bn(self._convolve(grid)))
         # With fixed statistics, normalization is a factor of the kernel and a bias.
-        dtype = self.conv.weight.dtype
-        scale = self.bn.weight.float() * torch.rsqrt(self.bn.running_var.float() + self.bn.eps)
+        mean, variance, dtype = self.bn.running_mean, self.bn.running_var, self.conv.weight.dtype
+        assert mean is not None and variance is not None
+        scale = self.bn.weight.float() * torch.rsqrt(variance.float() + self.bn.eps)
         kernel = (self.conv.weight.float() * scale.view(-1, 1, 1, 1)).to(dtype)
-        bias = (self.bn.bias.float() - self.bn.running_mean.float() * scale).to(dtype)
+        bias = (self.bn.bias.float() - mean.float() * scale).to(dtype)
         return to_tokens(F.conv2d(grid, kernel, bias, self.conv.stride, self.conv.padding, groups=self.conv.groups))
 
     def _convolve(self, grid: Tensor) -> Tensor:

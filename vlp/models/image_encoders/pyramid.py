@@ -5,6 +5,7 @@ the grid [batch, width, side, side] of a convolution are views of the same memor
 """
 
 import math
+from typing import Any
 
 import torch
 from timm.layers import DropPath
@@ -177,7 +178,7 @@ class Pyramid(nn.Module):
     def __init__(self, stages: list[Stage], config: ImageEncoderConfig):
         super().__init__()
         self.width = config.width
-        self.stages = nn.ModuleList(stages)
+        self.stages: Any = nn.ModuleList(stages)
         self.lateral: nn.Module | None = None
         if config.last_stages == 2:
             below = stages[-2].width
