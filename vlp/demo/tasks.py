@@ -40,8 +40,6 @@ class SceneTask:
         train, test: numbers of samples.
         config: changes the config of the finetuning; None: the pretrained model is evaluated as it is.
         start: the model to start from, relative to the demo's folder.
-        image_scale: side of the task's images, relative to the demo's. BLIP, too, finetunes with larger images than it
-            pretrains with.
         compare: whether the model to start from is evaluated too. `before_NAME` is its metric NAME, and `NAME_gain` is
             what finetuning added.
         make_training_data: writes the scenes of training, if `make_data` does not.
@@ -57,7 +55,6 @@ class SceneTask:
     config: Callable[[RunConfig], RunConfig] | None = None
     start: str = "bootstrapped/model"
     compare: bool = False
-    image_scale: int = 1
     make_training_data: Callable[[Path, int, int, str], None] | None = None
 
 
@@ -111,10 +108,9 @@ SCENE_TASKS = {
             nlvr2_scenes.score_nlvr2,
             metric="accuracy",
             target=0.85,
-            train=40000,
+            train=100_000,
             test=1000,
             config=nlvr2_scenes.nlvr2_config,
-            image_scale=2,
         ),
         SceneTask(
             "visdial",
@@ -125,7 +121,6 @@ SCENE_TASKS = {
             train=5000,
             test=300,
             config=visdial_scenes.visdial_config,
-            image_scale=2,
             make_training_data=visdial_scenes.make_training_scenes,
         ),
         SceneTask(
@@ -137,7 +132,6 @@ SCENE_TASKS = {
             train=5000,
             test=500,
             config=vqa_scenes.finetuning,
-            image_scale=2,
         ),
         SceneTask(
             "video_retrieval",
@@ -216,7 +210,7 @@ def _measure(root: Path, task: SceneTask, sizes: DemoSizes, quick: bool, seed: i
             print(f"{task.name}: make {split} scenes", flush=True)
             count = min(count, QUICK_SAMPLES) if quick else count
             make = task.make_training_data if split == "train" and task.make_training_data else task.make_data
-            make(folder, count, task.image_scale * sizes.image_size, f"{task.name} {split} {seed}")
+            make(folder, count, sizes.image_size, f"{task.name} {split} {seed}")
     if task.config is None:
         return _evaluate(root, task, root / task.start)
     config = finetuning_config(root, task, task.config, sizes, seed)
@@ -234,8 +228,7 @@ def finetuning_config(
 ) -> RunConfig:
     """The config of a task's finetuning in ROOT/TASK-run on the scenes of ROOT/data/TASK-train."""
     config = finetune_config(root, task.name, "retrieval", sizes, seed, task.start, f"{task.name}-train")
-    size = task.image_scale * sizes.image_size if task.image_scale > 1 else 0  # 0: that of the model
-    return replace(change(config), image_size=size)
+    return change(config)
 
 
 def _evaluate(root: Path, task: SceneTask, model: Path) -> dict[str, float]:
