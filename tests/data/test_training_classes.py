@@ -6,6 +6,7 @@ import pytest
 
 from tests.labelled_data import CLASSES, write_folder, write_parquet, write_shards
 from vlp.config import ClassificationConfig, DataConfig, SourceConfig
+from vlp.data.evaluation_loader import row_batches
 from vlp.data.examples_classification import LabelExamples
 from vlp.data.labelled_images import open_labelled, use_classes
 from vlp.data.loader import training_loader
@@ -100,3 +101,19 @@ def test_a_column_that_holds_no_classes_is_refused(tmp_path):
         classes_of(data_of("cls", dataset=path))
     with pytest.raises(UserError, match="does not hold whole numbers"):
         classes_of(data_of("img", dataset=path))
+
+
+def test_processes_share_the_batches_of_a_data_set(tmp_path):
+    rows = open_labelled(write_parquet(tmp_path / "parquet", 11, "test")).rows
+
+    def batches(**options):
+        return {
+            one.number: (one.keys, [info["cls"] for info in one.infos]) for one in row_batches(rows, 16, 3, **options)
+        }
+
+    whole = batches()
+    assert [label for _, labels in whole.values() for label in labels] == [number % 3 for number in range(11)]
+    first, second = (batches(rank=rank, world=2) for rank in range(2))
+    assert list(first) == [0, 2] and list(second) == [1, 3] and whole == first | second
+    assert batches(finished=frozenset([0, 2])) == second
+    assert sum(len(keys) for keys, _ in batches(limit=7).values()) == 7
