@@ -91,7 +91,7 @@ def as_table(lines: list[Measured], markdown: bool = False) -> str:
     """The lines as a table for people, or in Markdown; parameters and FLOPs are shown where their size is the point."""
     sized = any(line.parameters for line in lines)
     head = ("", "ours", "peer", "ratio", "unit", "precision", "peak GiB", "peer's", "of matmul rate")
-    rows = [(*head, *(("parameters", "GFLOPs") if sized else ()))]
+    rows: list[tuple[str, ...]] = [(*head, *(("parameters", "GFLOPs") if sized else ()))]
     for line in lines:
         peer, ratio, memory = (
             "-" if value is None else f"{value:.2f}" for value in (line.peer, line.ratio, line.peer_peak_memory_gib)

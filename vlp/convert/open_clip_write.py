@@ -40,12 +40,12 @@ def write_open_clip(saved: SavedModel, folder: str | Path) -> None:
     """
     prepare_output(folder)
     require_network(saved.network.config, "clip", "be converted to open_clip")
-    clip = saved.network
-    assert isinstance(clip, Clip)
+    clip, tokenizer = saved.network, saved.tokenizer
+    assert isinstance(clip, Clip) and tokenizer is not None  # only classifiers have none
     config = clip.config
     vision, image_state = _image_side(clip)
     bert = config.text_tower.name == "bert"
-    text, text_state = (_bert_side if bert else _clip_side)(clip, saved.tokenizer)
+    text, text_state = (_bert_side if bert else _clip_side)(clip, tokenizer)
     state = {**image_state, **text_state, "logit_scale": -clip.log_temperature.detach()}
     settings: dict[str, Any] = {"embed_dim": config.embed_dim, "vision_cfg": vision, "text_cfg": text}
     if "quick_gelu" in (config.image_encoder.activation, config.text_tower.activation):
@@ -58,11 +58,11 @@ def write_open_clip(saved: SavedModel, folder: str | Path) -> None:
     with writing_folder(folder) as temporary:
         save_file({name: value.contiguous().clone() for name, value in state.items()}, temporary / WEIGHTS)
         if bert:
-            _write_bert(temporary, config.text_tower, saved.tokenizer)
+            _write_bert(temporary, config.text_tower, tokenizer)
         if "hf_tokenizer_name" in text:
-            _write_tokenizer(temporary, saved.tokenizer)
+            _write_tokenizer(temporary, tokenizer)
         _write_config(temporary, settings, config.image_encoder, temporary)
-        check_features(_load(temporary), clip, saved.tokenizer, "The model")
+        check_features(_load(temporary), clip, tokenizer, "The model")
         _write_config(temporary, settings, config.image_encoder, absolute(folder))
 
 

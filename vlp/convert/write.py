@@ -39,9 +39,11 @@ def write_transformers(model: SavedModel, folder: str | Path, kind: Kind) -> lis
 
     prepare_output(folder)
     blip = as_blip(model.network, f"become transformers' {CLASSES[kind]}")
+    tokenizer = model.tokenizer
+    assert tokenizer is not None  # only classifiers have none
     _check_kind(blip.config, kind)
     weights_of_ours = blip.state_dict()
-    config = _their_config(blip.config, model.tokenizer)
+    config = _their_config(blip.config, tokenizer)
     theirs = getattr(transformers, CLASSES[kind])(config).eval()
     weights, used = to_their_names(transformers_table(kind, blip.config), weights_of_ours)
     missing, unexpected = theirs.load_state_dict(weights, strict=False)
@@ -58,7 +60,7 @@ def write_transformers(model: SavedModel, folder: str | Path, kind: Kind) -> lis
     encoder = blip.config.image_encoder
     images = transformers.BlipImageProcessor(size=size, image_mean=encoder.mean, image_std=encoder.deviation)
     with writing_folder(folder) as temporary:
-        model.tokenizer.write_files(temporary)
+        tokenizer.write_files(temporary)
         words = transformers.AutoTokenizer.from_pretrained(str(temporary))
         with no_progress_bars():
             theirs.save_pretrained(temporary)

@@ -113,7 +113,7 @@ def _open_splits(name: str) -> tuple[dict[str, Any], str, dict[str, int], dict[s
     opened = cast(dict, builder.as_dataset() if copy else builder.as_streaming_dataset())
     files: dict[str, list[str]] = {}
     if builder.name == "parquet" and place:
-        files = {str(split): list(map(str, paths)) for split, paths in builder.config.data_files.items()}
+        files = {str(split): list(map(str, paths)) for split, paths in (builder.config.data_files or {}).items()}
     return {str(split): rows for split, rows in opened.items()}, place, _count_rows(builder, files), files
 
 

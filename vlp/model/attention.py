@@ -14,7 +14,7 @@ from vlp.errors import UserError
 from vlp.models.attention_maps import match_gradcam
 from vlp.models.image_encoders.grid import token_grid
 from vlp.models.image_encoders.rollout import attention_rollout
-from vlp.models.network import require_network
+from vlp.models.network import as_two_towers, require_network
 from vlp.models.untrained import EMBEDDING, MATCHING, require_trained
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def similarity_maps(
             "use a pretrained model or one that was finetuned for retrieval."
         )
     require_trained(model.config, EMBEDDING, "compare patches of images with texts")
-    found, network = [], model.network
+    found, network = [], as_two_towers(model.network, "compare patches of images with texts")
     for image_tokens, here in _pairs(model, images, texts):
         with exact(model):
             # Each token as an image of one token.

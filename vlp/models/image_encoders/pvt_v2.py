@@ -58,7 +58,8 @@ class ConvolutionalFeedForward(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
         # The gain of a convolution with 9 inputs for each output (He et al. 2015), as in the published code.
         nn.init.normal_(self.dwconv.weight, std=(2 / 9) ** 0.5)
-        nn.init.zeros_(self.dwconv.bias)
+        if self.dwconv.bias is not None:
+            nn.init.zeros_(self.dwconv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, places, width] -> the same shape."""
