@@ -40,7 +40,7 @@ def test_a_contact_sheet_shows_every_picture():
 
 
 def test_the_demo_page_is_whole_and_loads_nothing(tmp_path):
-    scores = {"i2t_r1": 0.5, "t2i_r1": 0.25, "caption_exact": 0.125}
+    scores = {"itc_t2i_r1": 0.2, "i2t_r1": 0.5, "t2i_r1": 0.25, "caption_exact": 0.125}
     quality = dict.fromkeys(
         ("filter_auc", "web_texts_kept_right", "web_texts_kept_wrong", "synthetic_kept", "synthetic_exact"), 0.75
     )

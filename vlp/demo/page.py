@@ -15,8 +15,10 @@ from vlp.report.page import data_uri, render
 
 EXAMPLES = 12
 ROWS = (  # (name on the page, key in report.json)
-    ("image → text R@1", "i2t_r1"),
-    ("text → image R@1", "t2i_r1"),
+    ("image → text R@1 by ITC", "itc_i2t_r1"),
+    ("text → image R@1 by ITC", "itc_t2i_r1"),
+    ("image → text R@1, re-ranked", "i2t_r1"),
+    ("text → image R@1, re-ranked", "t2i_r1"),
     ("exact captions", "caption_exact"),
     ("CIDEr", "CIDEr"),
 )
