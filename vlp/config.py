@@ -76,14 +76,12 @@ class ImageEncoderConfig:
     # How images become the tower's input: the mean and standard deviation of each color, in units of full brightness
     # (the defaults are CLIP's), and what evaluation does with images of other shapes: squash changes the aspect ratio;
     # shortest gives the shorter side the size and cuts the rest.
-    mean: list[float] = field(default_factory=lambda: [0.48145466, 0.4578275, 0.40821073])
-    deviation: list[float] = field(default_factory=lambda: [0.26862954, 0.26130258, 0.27577711])
+    mean: Annotated[list[Share], Length(3)] = field(default_factory=lambda: [0.48145466, 0.4578275, 0.40821073])
+    deviation: Annotated[list[AboveZero], Length(3)] = field(
+        default_factory=lambda: [0.26862954, 0.26130258, 0.27577711]
+    )
     resize: Resize = "squash"
     interpolation: Interpolation = "bicubic"
-
-    def __post_init__(self) -> None:
-        if len(self.mean) != 3 or len(self.deviation) != 3 or min(self.deviation) <= 0:
-            raise UserError("model.image_encoder: mean and deviation need three numbers, and deviations above 0.")
 
 
 @dataclass

@@ -130,7 +130,7 @@ def test_half_precision_makes_few_ties(model, shards):
     different = sum(len(set(row["scores"])) for row in evaluate_visdial(model, shards[0]).predictions)
     assert sum(len(set(row["scores"])) for row in half) > 0.9 * different
     rounded = [set(torch.tensor(row["scores"]).bfloat16().tolist()) for row in half]
-    assert sum(map(len, rounded)) < 0.8 * different  # as logits in bf16 would be
+    assert sum(map(len, rounded)) < 0.85 * different  # as logits in bf16 would be
 
 
 def test_samples_that_cannot_be_ranked_are_counted(model, shards):

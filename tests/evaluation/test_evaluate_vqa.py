@@ -46,7 +46,7 @@ def test_ranking_equals_a_plain_one(k):
         scores = plain_scores(model, image, question)
         assert len(found) == min(k, 7) and found == sorted(found, key=lambda one: -one.log_probability)
         for one in found:
-            assert one.log_probability == pytest.approx(scores[one.text], abs=1e-4)
+            assert one.log_probability == pytest.approx(scores[one.text], rel=1e-4)
         if k == 100:
             assert found[0].text == max(scores, key=lambda answer: scores[answer])
 
