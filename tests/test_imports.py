@@ -73,3 +73,9 @@ for command in ([], ["pretrain"], ["capfilt", "score"]):
 print(*sorted({name.split(".")[0] for name in sys.modules}))
 """
     assert not set(run_python(code).split()) & {"accelerate", "duckdb", "timm", "torch", "transformers"}
+
+
+def test_training_starts_without_timm_and_torchvision():
+    """They take half of the time to start, and only timm's towers need them."""
+    loaded = run_python("import sys, vlp.training.loop; print(*sys.modules)").split()
+    assert "torch" in loaded and not {"timm", "torchvision"} & set(loaded)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vlp.config import ImageEncoderConfig, ModelConfig, TextTowerConfig
@@ -168,6 +167,8 @@ def _from_timm(name: str) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
 
 def _timm_config(name: str, trunk: Any, state: dict[str, Tensor]) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
     """A timm model as our ViT or hybrid if it has the same architecture, else wrapped."""
+    from timm.models.vision_transformer import VisionTransformer
+
     if type(trunk) is VisionTransformer and trunk.cls_token is not None and trunk.num_prefix_tokens == 1:
         block: Any = trunk.blocks[0]
         config = vit_config(state, block.attn.num_heads, block.norm1.eps, _activation(block.mlp.act))

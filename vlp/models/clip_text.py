@@ -1,18 +1,16 @@
 """The text tower of CLIP: a pre-norm transformer (Radford et al. 2021, section 2.4), causal or not."""
 
 import torch
-from timm.layers import QuickGELU
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vlp.config import TextTowerConfig
 from vlp.errors import UserError
+from vlp.models.activations import ACTIVATIONS
 from vlp.models.initialise import initialise
 from vlp.models.precision import product_dtype
 from vlp.models.text_layers import Attention
 from vlp.models.text_tower import causal_bias, padding_bias
-
-ACTIVATIONS = {"gelu": nn.GELU, "gelu_tanh": lambda: nn.GELU(approximate="tanh"), "quick_gelu": QuickGELU}
 
 
 class ClipTextLayer(nn.Module):

@@ -1,7 +1,6 @@
 """Mixup and CutMix of timm (Zhang et al. 2018, Yun et al. 2019), independent of the number of processes."""
 
 import torch
-from timm.data.mixup import Mixup
 from torch import Tensor
 
 from vlp.config import ClassificationConfig
@@ -19,6 +18,8 @@ class BatchMixing:
 
     def __init__(self, config: ClassificationConfig, classes: int, smoothing: float, seed: int):
         """`smoothing` is that of the labels: the share of the target that all classes divide equally."""
+        from timm.data.mixup import Mixup  # timm takes a second to import
+
         self.seed, self.step, self.part = seed, 0, 0
         self.mixed_epochs = config.mixed_epochs
         self.on = config.mixup > 0 or config.cutmix > 0

@@ -7,8 +7,9 @@ import torch
 
 from vlp.config import ImageEncoderConfig
 from vlp.models.cpu import attention
-from vlp.models.cpu.attention import CpuDotProduct, CpuTimmAttention, fused_attention, plain_attention
+from vlp.models.cpu.attention import CpuDotProduct, fused_attention, plain_attention
 from vlp.models.cpu.optimise import optimise_for_cpu
+from vlp.models.cpu.timm_attention import CpuTimmAttention
 from vlp.models.image_encoders.timm_tower import create_trunk
 from vlp.models.image_encoders.vit import build_vit
 

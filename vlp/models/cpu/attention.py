@@ -3,13 +3,11 @@
 import math
 
 import torch
-from timm.layers.attention import Attention as TimmAttention
 from torch import Tensor
 from torch.nn import functional as F
 
 from vlp.models.cpu.dropout import dropout
 from vlp.models.image_encoders.layers import DotProduct
-from vlp.models.precision import product_dtype
 from vlp.models.text_layers import Attention
 
 MAX_PAIRS = 2**20  # of a query and a key; a larger matrix of scores would take too much memory
@@ -72,20 +70,3 @@ class CpuDotProduct(DotProduct):
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """As in `DotProduct`."""
         return super().forward(query, key, value) if self.is_recording else attend(query, key, value)
-
-
-class CpuTimmAttention(TimmAttention):
-    """timm's attention by `attend`."""
-
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """[batch, tokens, width] -> the same shape."""
-        batch, tokens, _ = x.shape
-        special = attn_mask is not None or is_causal or self.gate is not None
-        if special or use_fused_kernel(x.device, product_dtype(x), tokens, tokens):
-            return super().forward(x, attn_mask, is_causal)
-        qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, self.head_dim)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [batch, heads, tokens, head_dim]
-        query, key = self.q_norm(query), self.k_norm(key)
-        y = plain_attention(query, key, value, None, self.attn_drop.p if self.training else 0.0)
-        y = y.transpose(1, 2).flatten(2)  # [batch, tokens, width]
-        return self.proj_drop(self.proj(self.norm(y)))

@@ -1,13 +1,13 @@
 """One call that makes a model fast on a CPU: each module gets a faster class with the same parameters."""
 
+import sys
 from typing import Protocol, TypeVar
 
-from timm.layers.attention import Attention as TimmAttention
 from torch import nn
 
 from vlp.models.clip_text import ClipTextLayer, ClipTextTower
 from vlp.models.cpu.allocator import keep_freed_memory
-from vlp.models.cpu.attention import CpuAttention, CpuDotProduct, CpuTimmAttention
+from vlp.models.cpu.attention import CpuAttention, CpuDotProduct
 from vlp.models.cpu.convolution import CpuStandardizedConv2d
 from vlp.models.cpu.dropout import CpuDropout
 from vlp.models.cpu.linear import CpuLanguageHead, CpuLinear
@@ -24,7 +24,6 @@ FASTER: dict[type[nn.Module], type[nn.Module]] = {
     nn.Dropout: CpuDropout,
     Attention: CpuAttention,
     DotProduct: CpuDotProduct,
-    TimmAttention: CpuTimmAttention,
     StandardizedConv2d: CpuStandardizedConv2d,
     Layer: UnpaddedLayer,
     TextTower: UnpaddedTextTower,
@@ -32,6 +31,16 @@ FASTER: dict[type[nn.Module], type[nn.Module]] = {
     ClipTextTower: UnpaddedClipTextTower,
     LanguageHead: CpuLanguageHead,
 }
+
+
+def faster_classes() -> dict[type[nn.Module], type[nn.Module]]:
+    """`FASTER`, and timm's attention once something has imported timm."""
+    if "timm.layers.attention" not in sys.modules:
+        return FASTER
+    from vlp.models.cpu.timm_attention import Attention as TimmAttention
+    from vlp.models.cpu.timm_attention import CpuTimmAttention
+
+    return {**FASTER, TimmAttention: CpuTimmAttention}
 
 
 class HoldsNetwork(Protocol):
@@ -51,9 +60,9 @@ def optimise_for_cpu(model: Optimised) -> Optimised:
 
     Modules, parameters and their names stay the same objects, so optimizers, state dicts, copies and anything that
     looks for `nn.Linear` keep working; each module's class becomes a subclass of its own. Only modules of exactly the
-    classes in `FASTER` change. A module that is replaced afterwards, by LoRA for example, is used as it is. Results
-    equal those of the plain modules up to rounding, and weights may change at any time: packed copies of them live
-    only within one call of `vlp.Model`, or within `constant_weights`.
+    classes of `faster_classes` change. A module that is replaced afterwards, by LoRA for example, is used as it is.
+    Results equal those of the plain modules up to rounding, and weights may change at any time: packed copies of them
+    live only within one call of `vlp.Model`, or within `constant_weights`.
 
     The call also sets the allocator of this process to keep freed memory (see `keep_freed_memory`). It does nothing at
     all to a model on another device.
@@ -69,8 +78,9 @@ def optimise_for_cpu(model: Optimised) -> Optimised:
     if first is not None and first.device.type != "cpu":
         return model
     keep_freed_memory()
+    classes = faster_classes()
     for module in network.modules():
-        faster = FASTER.get(type(module))
+        faster = classes.get(type(module))
         if faster is not None:
             module.__class__ = faster
     return model

@@ -4,12 +4,18 @@ Parameters have the names of the published checkpoints.
 """
 
 import torch
-from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlp.config import ImageEncoderConfig
-from vlp.models.image_encoders.layers import ACTIVATIONS, Attention, drop_path_rates, run_blocks, sine_positions
+from vlp.models.activations import ACTIVATIONS
+from vlp.models.image_encoders.layers import (
+    Attention,
+    DropPath,
+    drop_path_rates,
+    run_blocks,
+    sine_positions,
+)
 from vlp.models.initialise import initialise
 
 POSITION_DEVIATION = 0.2  # of new position embeddings, as in the published code

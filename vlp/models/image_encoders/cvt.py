@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlp.config import ImageEncoderConfig, StageConfig
-from vlp.models.image_encoders.layers import ACTIVATIONS, DotProduct, FeedForward
+from vlp.models.activations import ACTIVATIONS
+from vlp.models.image_encoders.layers import DotProduct, FeedForward
 from vlp.models.image_encoders.pyramid import (
     PatchEmbedding,
     Pyramid,

@@ -4,8 +4,8 @@ import math
 from typing import Any
 
 import torch
-from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vlp.config import ImageEncoderConfig
 from vlp.errors import UserError
@@ -80,12 +80,19 @@ def resize_positions(encoder: ImageEncoder, config: ImageEncoderConfig) -> Image
     resized = ImageEncoder(config)
     state = encoder.state_dict()
     for name, leading in resized.tower.positions.items():
-        new = resized.tower.get_parameter(name)
-        side = math.isqrt(new.shape[1] - leading)
-        old = state[f"tower.{name}"].float()
-        state[f"tower.{name}"] = resample_abs_pos_embed(old, [side, side], num_prefix_tokens=leading)
+        rows = resized.tower.get_parameter(name).shape[1] - leading
+        state[f"tower.{name}"] = _interpolate(state[f"tower.{name}"], leading, math.isqrt(rows))
     try:
         resized.load_state_dict(state)
     except RuntimeError:
         raise UserError(f"{config.name} does not take images of {config.image_size} pixels with its weights.") from None
     return resized
+
+
+def _interpolate(positions: Tensor, leading: int, side: int) -> Tensor:
+    """Position embeddings [1, leading + old side squared, width] for another side of the grid, in float32."""
+    first, places = positions[:, :leading].float(), positions[:, leading:].float()
+    before = math.isqrt(places.shape[1])
+    grid = places.unflatten(1, (before, before)).permute(0, 3, 1, 2)  # [1, width, old side, old side]
+    grid = F.interpolate(grid, size=(side, side), mode="bicubic", antialias=True)
+    return torch.cat([first, grid.flatten(2).transpose(1, 2)], dim=1)

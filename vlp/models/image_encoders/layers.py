@@ -1,20 +1,36 @@
 """The layers that image encoders share: attention whose maps can be recorded, feed-forward, and pre-norm blocks."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
 import torch
-from timm.layers import DropPath, QuickGELU
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from vlp.config import ImageEncoderConfig
+from vlp.models.activations import ACTIVATIONS
 from vlp.models.batch_norm import checkpoint_contexts
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "quick_gelu": QuickGELU}
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016): in training, a branch is zero for a random share of the batch.
+
+    The branches that stay are scaled, so that their mean does not change.
+    """
+
+    def __init__(self, share: float):
+        super().__init__()
+        self.share = share
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, ...] -> the same shape."""
+        if not self.training or self.share == 0:
+            return x
+        kept = x.new_empty([len(x), *[1] * (x.ndim - 1)]).bernoulli_(1 - self.share)
+        return x * (kept / (1 - self.share))
 
 
 class DotProduct(nn.Module):
@@ -78,7 +94,7 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """Two linear layers with an activation between."""
 
-    def __init__(self, width: int, hidden: int, activation: type[nn.Module] = nn.GELU):
+    def __init__(self, width: int, hidden: int, activation: Callable[[], nn.Module] = nn.GELU):
         super().__init__()
         self.fc1 = nn.Linear(width, hidden)
         self.act = activation()
@@ -99,7 +115,7 @@ class Block(nn.Module):
         hidden: int,
         drop_path: float = 0.0,
         norm_eps: float = 1e-6,
-        activation: type[nn.Module] = nn.GELU,
+        activation: Callable[[], nn.Module] = nn.GELU,
         qkv_bias: bool = True,
     ):
         super().__init__()

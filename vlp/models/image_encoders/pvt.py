@@ -6,7 +6,8 @@ from torch import nn
 
 from vlp.config import ImageEncoderConfig, StageConfig
 from vlp.errors import UserError
-from vlp.models.image_encoders.layers import ACTIVATIONS, FeedForward
+from vlp.models.activations import ACTIVATIONS
+from vlp.models.image_encoders.layers import FeedForward
 from vlp.models.image_encoders.pyramid import (
     PatchEmbedding,
     Pyramid,

@@ -1,11 +1,12 @@
 """PVT v2: overlapping patches, convolutional feed-forward, linear spatial reduction (Wang et al. 2021, 2106.13797)."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
 from vlp.config import ImageEncoderConfig, StageConfig
-from vlp.models.image_encoders.layers import ACTIVATIONS
+from vlp.models.activations import ACTIVATIONS
 from vlp.models.image_encoders.pyramid import (
     PatchEmbedding,
     Pyramid,
@@ -47,7 +48,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 class ConvolutionalFeedForward(nn.Module):
     """Feed-forward with a depthwise 3x3 convolution before the activation (section 3.3), which also tells positions."""
 
-    def __init__(self, width: int, hidden: int, side: int, activation: type[nn.Module], rectify: bool):
+    def __init__(self, width: int, hidden: int, side: int, activation: Callable[[], nn.Module], rectify: bool):
         """`rectify` puts a ReLU before the convolution, as the published models with linear reduction have."""
         super().__init__()
         self.side = side

@@ -8,13 +8,12 @@ import math
 from typing import Any
 
 import torch
-from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlp.config import ImageEncoderConfig
 from vlp.errors import UserError
-from vlp.models.image_encoders.layers import DotProduct, drop_path_rates, run_blocks
+from vlp.models.image_encoders.layers import DotProduct, DropPath, drop_path_rates, run_blocks
 from vlp.models.initialise import initialise
 
 POOLED_SIDE = 7  # of the grid that linear spatial reduction pools to (PVT v2, section 3.1)

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -55,6 +54,8 @@ def create_trunk(name: str, image_size: int = 0, pretrained: bool = False, **set
     Raises:
         UserError: timm has no such model, cannot fetch its weights, or pools to another width than its tokens have.
     """
+    import timm  # takes a second, and other towers do without it
+
     sized: dict[str, Any] = {"img_size": image_size} if image_size else {}
     name = name.removeprefix(PREFIX)
     try:
