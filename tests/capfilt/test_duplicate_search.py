@@ -2,19 +2,19 @@
 
 import io
 import random
-from pathlib import Path
 
 import faiss
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.flickr8k import FOLDER
 from vlp.capfilt import duplicate_search
 from vlp.capfilt.clustered_vectors import EXHAUSTIVE, PROBES, cluster_count, cluster_vectors
 from vlp.capfilt.duplicate_search import AGAINST, CAPTION, NEAR, search_duplicates
 from vlp.log import Progress
 
-PHOTOS = Path("/work/shared/data/flickr8k/images")
+PHOTOS = FOLDER / "images"
 ABOVE = 0.95
 
 

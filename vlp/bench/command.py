@@ -1,7 +1,5 @@
 """Runs the benchmark that `vlp bench WHAT` names, and formats its lines as a table."""
 
-from typing import Literal
-
 from vlp.bench.attention import bench_attention
 from vlp.bench.capfilt import bench_capfilt
 from vlp.bench.caption import BASE, SMALL, bench_caption
@@ -10,6 +8,7 @@ from vlp.bench.data import bench_data
 from vlp.bench.duplicates import bench_duplicates
 from vlp.bench.encoders import bench_encoders
 from vlp.bench.index import bench_index
+from vlp.bench.names import What
 from vlp.bench.rerank import bench_rerank
 from vlp.bench.selection import bench_select
 from vlp.bench.timing import Measured
@@ -17,19 +16,6 @@ from vlp.bench.train import bench_train
 from vlp.config import Precision
 from vlp.report.tables import markdown_table
 
-What = Literal[
-    "attention",
-    "capfilt",
-    "caption",
-    "clip",
-    "data",
-    "duplicates",
-    "encoders",
-    "index",
-    "rerank",
-    "select",
-    "train",
-]
 PARTS = {
     "attention": bench_attention,
     "capfilt": bench_capfilt,

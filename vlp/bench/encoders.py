@@ -8,6 +8,7 @@ A peer has the same shape and the same weights; it runs in the same process, in 
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -85,8 +86,7 @@ def encoder_lines(
         work = make(ours.to(dtype), ours, images.to(dtype), precision)
         make_work = None
         if peer:
-            network, forward = peer[0].to(device=device(), dtype=dtype), peer[1]
-            make_work = lambda: make(network, forward, images.to(dtype), precision)  # noqa: E731, B023
+            make_work = partial(make, peer[0].to(device=device(), dtype=dtype), peer[1], images.to(dtype), precision)
         # As over the batches of an evaluation, packed weights last.
         with constant_weights() if make is _forward else nullcontext():
             line = compare(f"{name}, {what}", "images/s", batch, precision, work, make_work, repeats)
@@ -203,7 +203,9 @@ def _of_transformers(config: ImageEncoderConfig, ours: nn.Module) -> tuple[nn.Mo
             mlp_ratios=ratios,
         )
         peer: Any = PvtModel(settings)
-        forward = lambda images: peer(images).last_hidden_state  # noqa: E731
+
+        def forward(images: Tensor) -> Tensor:
+            return peer(images).last_hidden_state
     else:
         settings = CvtConfig(
             depth=depths,
@@ -215,7 +217,10 @@ def _of_transformers(config: ImageEncoderConfig, ours: nn.Module) -> tuple[nn.Mo
         )
         settings.num_labels = 0
         peer = CvtForImageClassification(settings)
-        forward = lambda images: peer.layernorm(_cvt_tokens(peer.cvt(images)))  # noqa: E731
+
+        def forward(images: Tensor) -> Tensor:
+            return peer.layernorm(_cvt_tokens(peer.cvt(images)))
+
     ours.load_state_dict(pyramid_from_transformers(settings.to_dict(), peer.state_dict())[1])
     return peer, forward
 

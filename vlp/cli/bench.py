@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from vlp.bench.names import What
 from vlp.cli.options import Json
 
 PEERS = "Also measure the peer, in turns with vlp. LAVIS and open_clip need scripts/bench/install_peers.sh."
@@ -13,22 +14,7 @@ SIZE = "ViT-B/16 and BERT-base, or 192 wide; encoders: the papers' smallest at 2
 
 
 def bench(
-    what: Annotated[
-        Literal[
-            "attention",
-            "capfilt",
-            "caption",
-            "clip",
-            "data",
-            "duplicates",
-            "encoders",
-            "index",
-            "rerank",
-            "select",
-            "train",
-        ],
-        typer.Argument(help="What to measure."),
-    ],
+    what: Annotated[What, typer.Argument(help="What to measure.")],
     size: Annotated[Literal["base", "small"], typer.Option(help=SIZE)] = "base",
     precision: Annotated[Literal["bf16", "fp32"], typer.Option(help="Precision of weights and computation.")] = "bf16",
     batch: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 8,

@@ -9,13 +9,14 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from vlp.models.blip import Blip
 from vlp.models.image_memory import ImageMemory
+from vlp.models.text_layers import Layer
 
 
 @dataclass
@@ -82,7 +83,8 @@ def match_gradcam(
         The logits [texts, 2], and the weights times their gradients, with negative values cut to 0: float32
         [layers, texts, heads, tokens, image tokens].
     """
-    attentions = [blip.text_tower.layers[number].cross_attention.side("encoder").attention for number in layers]  # type: ignore[union-attr]
+    stack = cast(Sequence[Layer], blip.text_tower.layers)
+    attentions = [stack[number].cross_attention.side("encoder").attention for number in layers]
     with torch.enable_grad(), watching(attentions) as calls:
         logits = blip.match_logits(ids, mask, memory, image_index)
         watched = [one[0] for one in calls]

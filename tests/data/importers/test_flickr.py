@@ -3,17 +3,16 @@
 import csv
 import io
 import json
-from pathlib import Path
 
 import pytest
 
 from tests.data.importers.layouts import CAPTIONS, blip_test, blip_train, imported, karpathy, photos, write_json
+from tests.flickr8k import FOLDER
 from vlp.data.importers.flickr import flickr
 from vlp.data.importers.write import write_imported
 from vlp.data.shards import iterate_samples
 from vlp.errors import UserError
 
-FLICKR8K = Path("/work/shared/data/flickr8k")
 LOST = "COCO_val2014_000000000009.jpg"
 PAIRS = [(row["image"], row["caption"].strip()) for row in blip_train("")]
 
@@ -77,12 +76,12 @@ def test_the_splits_of_karpathy_and_a_list_of_names(tmp_path):
         flickr("flickr8k", [str(tmp_path / "captions.txt")], str(tmp_path), ["test"])
 
 
-@pytest.mark.skipif(not FLICKR8K.is_dir(), reason="needs the photos of Flickr8k")
+@pytest.mark.skipif(not FOLDER.is_dir(), reason="needs the photos of Flickr8k")
 def test_flickr8k_from_its_csv_and_from_karpathys_json_is_the_same(tmp_path):
     texts: dict[str, list[str]] = {}
-    for name, caption in list(csv.reader((FLICKR8K / "captions.txt").read_text().splitlines()))[1:501]:
+    for name, caption in list(csv.reader((FOLDER / "captions.txt").read_text().splitlines()))[1:501]:
         texts.setdefault(name, []).append(caption)
-    names = (FLICKR8K / "val.txt").read_text().split()[:3] + list(texts)
+    names = (FOLDER / "val.txt").read_text().split()[:3] + list(texts)
     (tmp_path / "names.txt").write_text("\n".join(list(texts)))
     rows = [
         {"filename": name, "imgid": number, "split": "train" if name not in names[:3] else "val"}
@@ -90,8 +89,8 @@ def test_flickr8k_from_its_csv_and_from_karpathys_json_is_the_same(tmp_path):
         for number, name in enumerate(texts)
     ]
     path = write_json(tmp_path / "dataset_flickr8k.json", {"images": rows, "dataset": "flickr8k"})
-    images = str(FLICKR8K / "images")
-    table = flickr("flickr8k", [str(FLICKR8K / "captions.txt")], images, names=str(tmp_path / "names.txt"))
+    images = str(FOLDER / "images")
+    table = flickr("flickr8k", [str(FOLDER / "captions.txt")], images, names=str(tmp_path / "names.txt"))
     for importer, out in ((table, "csv"), (flickr("flickr8k", [path], images), "json")):
         assert write_imported(importer, str(tmp_path / out), 40).bad == {}
     both = [list(iterate_samples(f"{tmp_path}/{out}/*.tar")) for out in ("csv", "json")]
