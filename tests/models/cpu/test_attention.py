@@ -47,3 +47,19 @@ def test_plain_attention_equals_the_fused_kernel(queries, with_bias):
     bias = torch.randn(2, 1, queries, 50) if with_bias else None
     plain, fused = (kernel(query, key, value, bias, 0.0) for kernel in (plain_attention, fused_attention))
     torch.testing.assert_close(plain, fused, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias_rows", [None, 1, 100])
+def test_many_queries_are_attended_in_parts_without_gradients(bias_rows, monkeypatch):
+    monkeypatch.setattr(attention, "MAX_PAIRS", 7 * 50)
+    query, key, value = (torch.randn(2, 3, many, 16, dtype=torch.bfloat16) for many in (100, 50, 50))
+    bias = None if bias_rows is None else torch.randn(2, 1, bias_rows, 50, dtype=torch.bfloat16)
+    sizes = []
+    softmax = torch.Tensor.softmax
+    monkeypatch.setattr(torch.Tensor, "softmax", lambda x, dim: sizes.append(x.shape[2]) or softmax(x, dim))
+    with torch.no_grad():
+        ours = attention.attend(query, key, value, bias)
+    assert sizes == [7] * 14 + [2]
+    expected = fused_attention(query.float(), key.float(), value.float(), None if bias is None else bias.float(), 0.0)
+    torch.testing.assert_close(ours.float(), expected, rtol=3e-2, atol=3e-2)
+    assert attention.use_fused_kernel(query.device, query.dtype, 100, 50)  # with gradients, where scores would be kept

@@ -10,17 +10,18 @@ from vlp.models.cpu.dropout import dropout
 from vlp.models.image_encoders.layers import DotProduct
 from vlp.models.text_layers import Attention
 
-MAX_PAIRS = 2**20  # of a query and a key; a larger matrix of scores would take too much memory
+MAX_PAIRS = 2**20  # of a query and a key, in one matrix of scores; a larger one would take too much memory
 MANY_QUERIES = 64  # with as many, copying the transposed keys pays
 
 
 def use_fused_kernel(device: torch.device, dtype: torch.dtype, queries: int, keys: int) -> bool:
     """Whether PyTorch's fused attention is the better choice for so many queries and keys.
 
-    On a CPU in bf16 it loses to two plain matrix products, most of all for short texts and with gradients. Otherwise
-    it wins (`vlp bench attention` measures it; docs/benchmarks.md has the numbers).
+    On a CPU in bf16 it loses to two plain matrix products, most of all for short texts and with gradients, for which
+    they keep all scores. Otherwise it wins (`vlp bench attention` measures it; docs/benchmarks.md has the numbers).
     """
-    return device.type != "cpu" or dtype != torch.bfloat16 or queries * keys > MAX_PAIRS
+    keeps_too_much = queries * keys > MAX_PAIRS and torch.is_grad_enabled()
+    return device.type != "cpu" or dtype != torch.bfloat16 or keeps_too_much
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None, dropping: float = 0.0) -> Tensor:
@@ -45,7 +46,13 @@ def fused_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | No
 
 
 def plain_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropping: float) -> Tensor:
-    """`attend` by two matrix products."""
+    """`attend` by two matrix products; without gradients for at most `MAX_PAIRS` pairs of an image at a time."""
+    rows = max(1, MAX_PAIRS // key.shape[2])
+    if query.shape[2] > rows and not torch.is_grad_enabled():
+        starts = range(0, query.shape[2], rows)
+        biases = [bias if bias is None or bias.shape[2] == 1 else bias[:, :, start : start + rows] for start in starts]
+        parts = zip(query.split(rows, dim=2), biases, strict=True)
+        return torch.cat([plain_attention(part, key, value, one, dropping) for part, one in parts], dim=2)
     # Contiguous, with the keys transposed in advance: products of views are three times as slow for many queries.
     query, value = (query * (1.0 / math.sqrt(query.shape[-1]))).contiguous(), value.contiguous()
     key = key.transpose(-1, -2)  # [batch, heads, head_dim, keys]
