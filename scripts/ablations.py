@@ -24,7 +24,8 @@ from ablations_page import collect, write_page
 
 from vlp.capfilt.run import score_shards
 from vlp.capfilt.selection import select
-from vlp.config import SamplingOverrides, Sharing, TaskName
+from vlp.config import SamplingOverrides, TaskName
+from vlp.config_model import Sharing
 from vlp.demo.stages import (
     NUCLEUS,
     DemoSizes,

@@ -8,7 +8,7 @@ Everything is counted on the meta device, which takes seconds. The accuracies ar
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from vlp.config import ImageEncoderConfig
+from vlp.config_model import ImageEncoderConfig
 from vlp.models.image_encoders.families import FAMILIES, build_tower, resolve
 
 # Sides of images in pixels: CIFAR's for the families made for it, those of the published weights for two large models.

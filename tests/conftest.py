@@ -51,7 +51,7 @@ def tokenizer_folder(tmp_path_factory, scenes) -> Path:
 @pytest.fixture(scope="session")
 def models(tmp_path_factory, tokenizer_folder) -> list[str]:
     """Folders of two tiny random models, a captioner and a filter, with different image sizes."""
-    from vlp.config import ImageEncoderConfig, ModelConfig, TextTowerConfig
+    from vlp.config_model import ImageEncoderConfig, ModelConfig, TextTowerConfig
     from vlp.data.tokenizer import load_tokenizer
     from vlp.model_folder import save_model
     from vlp.models.blip import Blip

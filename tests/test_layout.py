@@ -24,6 +24,7 @@ ORDER = [
     ["losses", "caption_metrics"],
     ["config_reader"],
     ["config"],
+    ["config_model"],
     ["config_ranges"],
     ["distributed", "log"],
     ["extras", "files"],

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from vlp.config import ImageEncoderConfig, ModelConfig, TextTowerConfig
+from vlp.config_model import ImageEncoderConfig, ModelConfig, TextTowerConfig
 from vlp.data.tokenizer import train_tokenizer
 from vlp.model import Model
 from vlp.models.blip import Blip

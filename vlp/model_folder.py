@@ -8,7 +8,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from vlp.config import DecodingConfig, ModelConfig
+from vlp.config import DecodingConfig
+from vlp.config_model import ModelConfig
 from vlp.config_reader import from_dict, to_dict
 from vlp.data.tokenizer import CaptionTokenizer, load_tokenizer
 from vlp.errors import UserError

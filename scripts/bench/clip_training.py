@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from vlp.bench.peers import KEEP_FREED_MEMORY
-from vlp.config import ImageEncoderConfig, ModelConfig, TextTowerConfig
+from vlp.config_model import ImageEncoderConfig, ModelConfig, TextTowerConfig
 from vlp.convert.clip_tokenizers import read_clip_tokenizer
 from vlp.convert.open_clip_write import write_open_clip
 from vlp.data.shards import expand_shards, iterate_samples

@@ -6,7 +6,7 @@ products, counting a multiplication and an addition as two. Texts include their 
 
 from dataclasses import dataclass
 
-from vlp.config import ImageEncoderConfig, ModelConfig, TextTowerConfig
+from vlp.config_model import ImageEncoderConfig, ModelConfig, TextTowerConfig
 from vlp.losses.language import LOGITS_AT_ONCE
 from vlp.losses.parts import ROWS_AT_ONCE
 from vlp.models.text_layers import shared_parts

@@ -17,7 +17,7 @@ from scale import (
     twin_parameters,
 )
 
-from vlp.config import ImageEncoderConfig, ModelConfig, TextTowerConfig
+from vlp.config_model import ImageEncoderConfig, ModelConfig, TextTowerConfig
 
 VOCABULARY = 30_524
 RATE = 790e12  # FLOP/s that bf16 products alone are assumed to reach on a GPU

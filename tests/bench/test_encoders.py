@@ -8,7 +8,7 @@ import torch
 from vlp.bench import encoders
 from vlp.bench.command import as_table
 from vlp.bench.encoder_shapes import SHAPES, count, small_encoder
-from vlp.config import ImageEncoderConfig
+from vlp.config_model import ImageEncoderConfig
 from vlp.models.image_encoders.families import FAMILIES, build_tower, resolve
 
 

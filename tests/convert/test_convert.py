@@ -12,7 +12,8 @@ import transformers
 from PIL import Image
 from transformers import BlipConfig, BlipTextModel
 
-from vlp.config import DecodingConfig, ModelConfig
+from vlp.config import DecodingConfig
+from vlp.config_model import ModelConfig
 from vlp.convert.blip import from_config, transformers_table
 from vlp.convert.command import from_ours, to_ours
 from vlp.convert.decoding import captioner_decoding

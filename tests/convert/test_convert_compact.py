@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from vlp.config import ImageEncoderConfig
+from vlp.config_model import ImageEncoderConfig
 from vlp.convert.towers import image_tower
 from vlp.errors import UserError
 from vlp.models.image_encoders.families import build_tower, resolve

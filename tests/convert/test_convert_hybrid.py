@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from vlp.config import ImageEncoderConfig
+from vlp.config_model import ImageEncoderConfig
 from vlp.convert.towers import image_tower
 from vlp.errors import UserError
 from vlp.models.cpu.optimise import optimise_for_cpu

@@ -8,7 +8,7 @@ import torch
 import transformers
 from timm.models.pvt_v2 import PyramidVisionTransformerV2
 
-from vlp.config import ImageEncoderConfig
+from vlp.config_model import ImageEncoderConfig
 from vlp.convert import towers
 from vlp.convert.towers import image_tower
 from vlp.errors import UserError

@@ -12,7 +12,7 @@ import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import BertConfig, BertForMaskedLM, BertModel, RobertaConfig, RobertaModel, ViTConfig, ViTModel
 
-from vlp.config import ModelConfig
+from vlp.config_model import ModelConfig
 from vlp.convert.command import to_ours
 from vlp.convert.read import read_source
 from vlp.data.shard_writer import ShardWriter

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from tests.tiny_model import make_clip, make_model
 from vlp.cli.main import app
-from vlp.config import ModelConfig
+from vlp.config_model import ModelConfig
 from vlp.convert.clip_tokenizers import clip_bpe
 from vlp.convert.command import to_open_clip, to_ours
 from vlp.errors import UserError

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from tests.tiny_model import make_images, make_model
 from vlp.cli.main import app
-from vlp.config import ImageEncoderConfig, ModelConfig, StageConfig
+from vlp.config_model import ImageEncoderConfig, ModelConfig, StageConfig
 from vlp.errors import UserError
 from vlp.model.attention import layer_number, rollout_maps, similarity_maps, word_maps
 from vlp.models.blip import Blip

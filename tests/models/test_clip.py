@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from tests.tiny_model import make_clip, make_images, make_model
 from vlp.cli.main import app
-from vlp.config import ModelConfig, TextTowerConfig
+from vlp.config_model import ModelConfig, TextTowerConfig
 from vlp.errors import UserError
 from vlp.evaluation.retrieval import evaluate_retrieval
 from vlp.evaluation.search import search

@@ -5,7 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 
-from vlp.config import TextTowerConfig
+from vlp.config_model import TextTowerConfig
 from vlp.models.clip_text import ClipTextTower
 from vlp.models.cpu.optimise import optimise_for_cpu
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vlp.config import ImageEncoderConfig
+from vlp.config_model import ImageEncoderConfig
 from vlp.errors import UserError
 from vlp.models.cpu import linear
 from vlp.models.cpu.linear import constant_weights

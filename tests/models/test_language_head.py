@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vlp.config import TextTowerConfig
+from vlp.config_model import TextTowerConfig
 from vlp.losses import language
 from vlp.losses.language import NOT_COUNTED
 from vlp.models.language_head import LanguageHead

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vlp.config import ImageEncoderConfig, ModelConfig, TextTowerConfig
+from vlp.config_model import ImageEncoderConfig, ModelConfig, TextTowerConfig
 from vlp.models.blip import Blip
 from vlp.models.image_memory import SelfAttentionCache
 from vlp.models.text_tower import TextTower

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vlp.config import ImageEncoderConfig, ModelConfig, StageConfig, TextTowerConfig
+from vlp.config_model import ImageEncoderConfig, ModelConfig, StageConfig, TextTowerConfig
 from vlp.models.blip import Blip
 from vlp.models.momentum import FeatureQueue, MomentumTwin
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vlp.config import ImageEncoderConfig, StageConfig
+from vlp.config_model import ImageEncoderConfig, StageConfig
 from vlp.errors import UserError
 from vlp.models.image_encoders.cvt import DepthwiseConvolution
 from vlp.models.image_encoders.families import build_tower

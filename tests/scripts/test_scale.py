@@ -15,7 +15,8 @@ from vlp.bench import capfilt
 from vlp.bench.caption import Size
 from vlp.bench.timing import UNCOUNTED_FLOPS
 from vlp.bench.train import bench_tokenizer
-from vlp.config import ImageEncoderConfig, ModelConfig, ObjectiveConfig, RunConfig, TextTowerConfig
+from vlp.config import ObjectiveConfig, RunConfig
+from vlp.config_model import ImageEncoderConfig, ModelConfig, TextTowerConfig
 from vlp.data.batch import Batch
 from vlp.data.index_writer import write_index
 from vlp.models.blip import Blip

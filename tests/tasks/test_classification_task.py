@@ -6,7 +6,8 @@ import torch
 from timm.data.mixup import Mixup
 from torch.nn import functional as F
 
-from vlp.config import ClassificationConfig, ImageEncoderConfig, ModelConfig, ObjectiveConfig, RunConfig
+from vlp.config import ClassificationConfig, ObjectiveConfig, RunConfig
+from vlp.config_model import ImageEncoderConfig, ModelConfig
 from vlp.data.examples_classification import LabelBatch
 from vlp.models.classifier import Classifier
 from vlp.tasks.classification import ClassificationTask

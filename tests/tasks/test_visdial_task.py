@@ -10,7 +10,8 @@ import torch
 from torch.nn import functional as F
 
 from tests.tiny_model import make_images, make_model
-from vlp.config import ImageEncoderConfig, ModelConfig, RunConfig, TextTowerConfig
+from vlp.config import RunConfig
+from vlp.config_model import ImageEncoderConfig, ModelConfig, TextTowerConfig
 from vlp.config_reader import load_config, save_config
 from vlp.data.loader import training_loader
 from vlp.demo.visdial_scenes import make_visdial_scenes

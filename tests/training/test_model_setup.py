@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vlp.config import ModelConfig, RunConfig
+from vlp.config import RunConfig
+from vlp.config_model import ModelConfig
 from vlp.config_reader import load_config
 from vlp.data.tokenizer import train_tokenizer
 from vlp.errors import UserError

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from vlp.bench.timing import Measured, Work, compare, device
-from vlp.config import DecodingConfig, ImageEncoderConfig, ModelConfig, Precision, TextTowerConfig
+from vlp.config import DecodingConfig, Precision
+from vlp.config_model import ImageEncoderConfig, ModelConfig, TextTowerConfig
 from vlp.generation.caption_step import CaptionStepper
 from vlp.generation.decode import generate
 from vlp.generation.token_rules import TokenRules

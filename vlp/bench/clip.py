@@ -10,7 +10,8 @@ from vlp.bench.caption import Size
 from vlp.bench.peers import PeerProcess
 from vlp.bench.timing import Measured, Work, compare, device
 from vlp.bench.train import MAX_TOKENS, bench_captions, bench_tokenizer, optimizer_step
-from vlp.config import ModelConfig, OptimConfig, Precision, RunConfig
+from vlp.config import OptimConfig, Precision, RunConfig
+from vlp.config_model import ModelConfig
 from vlp.data.examples_contrastive import ContrastiveBatch
 from vlp.models.clip import Clip
 from vlp.models.cpu.optimise import optimise_for_cpu

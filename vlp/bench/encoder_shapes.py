@@ -6,7 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlp.bench.timing import UNCOUNTED_FLOPS
-from vlp.config import ImageEncoderConfig, StageConfig
+from vlp.config_model import ImageEncoderConfig, StageConfig
 from vlp.models.image_encoders.families import build_tower, resolve
 
 # Within 5% of the FLOPs of `vit, convolutions`, the demo's encoder; tests/bench/test_encoders.py counts them.

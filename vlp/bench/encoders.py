@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from vlp.bench.encoder_shapes import SHAPES, small_encoder
 from vlp.bench.timing import Measured, Work, compare, device
 from vlp.bench.train import optimizer_step
-from vlp.config import ImageEncoderConfig, Precision
+from vlp.config import Precision
+from vlp.config_model import ImageEncoderConfig
 from vlp.convert.hybrid import hybrid_from_timm
 from vlp.convert.pyramids import pyramid_from_timm, pyramid_from_transformers
 from vlp.models.cpu.linear import constant_weights

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vlp.config import ANSWER_DECODING, DecodingConfig, ImageEncoderConfig, ModelConfig, Sharing, TextTowerConfig
+from vlp.config import ANSWER_DECODING, DecodingConfig
+from vlp.config_model import ImageEncoderConfig, ModelConfig, Sharing, TextTowerConfig
 from vlp.convert.decoding import PUBLISHED, captioner_decoding
 from vlp.convert.tables import (
     LANGUAGE_HEAD,

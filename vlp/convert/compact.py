@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vlp.config import ImageEncoderConfig
+from vlp.config_model import ImageEncoderConfig
 from vlp.convert.tables import State, count_layers
 from vlp.errors import UserError
 from vlp.models.image_encoders.layers import sine_positions

@@ -3,7 +3,7 @@
 import math
 import re
 
-from vlp.config import ImageEncoderConfig
+from vlp.config_model import ImageEncoderConfig
 from vlp.convert.tables import State, count_layers
 from vlp.errors import UserError
 from vlp.models.image_encoders.hybrid import stem_stride

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlp.config import ImageEncoderConfig, ModelConfig, TextTowerConfig
+from vlp.config_model import ImageEncoderConfig, ModelConfig, TextTowerConfig
 from vlp.convert.clip_tokenizers import read_clip_tokenizer
 from vlp.convert.open_clip_check import check_features
 from vlp.convert.open_clip_models import OPEN_CLIP, OpenClipModel, create_open_clip

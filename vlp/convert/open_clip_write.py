@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, normalizers
 from torch import Tensor, nn
 
-from vlp.config import ImageEncoderConfig, ModelConfig, TextTowerConfig
+from vlp.config_model import ImageEncoderConfig, ModelConfig, TextTowerConfig
 from vlp.convert.clip_tokenizers import END, START
 from vlp.convert.open_clip_check import check_features
 from vlp.convert.open_clip_models import create_open_clip

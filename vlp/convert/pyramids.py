@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vlp.config import ImageEncoderConfig, StageConfig
+from vlp.config_model import ImageEncoderConfig, StageConfig
 from vlp.convert.tables import State, Table, count_layers, to_our_names
 from vlp.errors import UserError
 

@@ -2,7 +2,7 @@
 
 import math
 
-from vlp.config import ImageEncoderConfig
+from vlp.config_model import ImageEncoderConfig
 from vlp.convert.tables import State, count_layers
 from vlp.errors import UserError
 from vlp.models.image_encoders.t2t import PATCH, TOKEN_WIDTH

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from vlp.config import Sharing
+from vlp.config_model import Sharing
 from vlp.models.text_layers import Side, shared_parts
 
 Table = dict[str, tuple[str, ...]]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlp.config import ImageEncoderConfig, ModelConfig, TextTowerConfig
+from vlp.config_model import ImageEncoderConfig, ModelConfig, TextTowerConfig
 from vlp.convert.blip import Converted, vit_config
 from vlp.convert.compact import compact_from_published
 from vlp.convert.files import find_folder, read_checkpoint, read_json, read_weights

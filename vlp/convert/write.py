@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from vlp.config import ModelConfig
+from vlp.config_model import ModelConfig
 from vlp.config_reader import to_dict
 from vlp.convert.blip import transformers_table
 from vlp.convert.decoding import OURS, generation_settings

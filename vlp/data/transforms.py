@@ -12,7 +12,8 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 from torch.nn import functional
 
-from vlp.config import AugmentConfig, ImageEncoderConfig, Interpolation, Resize
+from vlp.config import AugmentConfig
+from vlp.config_model import ImageEncoderConfig, Interpolation, Resize
 from vlp.data.image_decoding import EncodedImage, shrink_for
 from vlp.data.policy_augment import erase, rand_augment
 

@@ -12,16 +12,14 @@ from vlp.config import (
     CapFiltConfig,
     DataConfig,
     DecodingOverrides,
-    ImageEncoderConfig,
-    ModelConfig,
     ObjectiveConfig,
     OptimConfig,
     RunConfig,
     SamplingOverrides,
     SourceConfig,
     TaskName,
-    TextTowerConfig,
 )
+from vlp.config_model import ImageEncoderConfig, ModelConfig, TextTowerConfig
 from vlp.data.shard_index import expand_shards
 from vlp.data.shards import iterate_samples
 from vlp.data.tokenizer import train_tokenizer

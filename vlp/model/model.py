@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vlp.config import DecodingConfig, ModelConfig, Precision
+from vlp.config import DecodingConfig, Precision
+from vlp.config_model import ModelConfig
 from vlp.data.images import ImageLike, as_list, load_image
 from vlp.data.tokenizer import CaptionTokenizer, FirstToken
 from vlp.data.transforms import ImageSize

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlp.config import ModelConfig
+from vlp.config_model import ModelConfig
 from vlp.models.image_encoders.encoder import ImageEncoder
 from vlp.models.image_memory import ImageMemory, SelfAttentionCache
 from vlp.models.language_head import LanguageHead

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from vlp.config import ModelConfig
+from vlp.config_model import ModelConfig
 from vlp.models.image_encoders.encoder import ImageEncoder
 from vlp.models.two_towers import resize_images
 

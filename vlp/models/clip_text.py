@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vlp.config import TextTowerConfig
+from vlp.config_model import TextTowerConfig
 from vlp.errors import UserError
 from vlp.models.activations import ACTIVATIONS
 from vlp.models.initialise import initialise

@@ -4,7 +4,8 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 
-from vlp.config import FinetunedFor, ModelConfig, NetworkName, TaskName
+from vlp.config import TaskName
+from vlp.config_model import FinetunedFor, ModelConfig, NetworkName
 from vlp.errors import UserError
 from vlp.models.blip import Blip
 from vlp.models.network import KINDS, Network, as_blip, as_clip, require_network

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlp.config import TextTowerConfig
+from vlp.config_model import TextTowerConfig
 from vlp.losses.language import language_loss
 from vlp.models.initialise import initialise
 

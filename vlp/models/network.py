@@ -1,6 +1,6 @@
 """The networks that `ModelConfig.network` names, and sentences for those that cannot do what is asked."""
 
-from vlp.config import ModelConfig, TextTowerConfig
+from vlp.config_model import ModelConfig, TextTowerConfig
 from vlp.errors import UserError
 from vlp.models.blip import Blip
 from vlp.models.classifier import Classifier

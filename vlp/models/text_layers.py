@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlp.config import FinetunedFor, Sharing, TextTowerConfig
+from vlp.config_model import FinetunedFor, Sharing, TextTowerConfig
 from vlp.errors import UserError
 from vlp.models.image_memory import LayerCache
 

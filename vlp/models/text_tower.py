@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vlp.config import FinetunedFor, TextTowerConfig
+from vlp.config_model import FinetunedFor, TextTowerConfig
 from vlp.errors import UserError
 from vlp.models.image_memory import ImageMemory, SelfAttentionCache
 from vlp.models.initialise import initialise

@@ -6,7 +6,7 @@ from typing import Protocol
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlp.config import ModelConfig
+from vlp.config_model import ModelConfig
 from vlp.models.image_encoders.encoder import ImageEncoder, resize_positions
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from vlp.config import ModelConfig
+from vlp.config_model import ModelConfig
 from vlp.errors import UserError
 from vlp.models.network import require_network
 

@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from vlp.config import ANSWER_DECODING, DecodingConfig, ModelConfig, RunConfig
+from vlp.config import ANSWER_DECODING, DecodingConfig, RunConfig
+from vlp.config_model import ModelConfig
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.errors import UserError
 from vlp.generation.settings import check_decoding, resolve_decoding

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from vlp.config import ImageEncoderConfig
+from vlp.config_model import ImageEncoderConfig
 from vlp.models.cpu import attention
 from vlp.models.cpu.attention import CpuDotProduct, fused_attention, plain_attention
 from vlp.models.cpu.optimise import optimise_for_cpu

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vlp.config import TextTowerConfig
+from vlp.config_model import TextTowerConfig
 from vlp.models.cpu import linear as cpu_linear
 from vlp.models.cpu.linear import constant_weights, linear, packable
 from vlp.models.cpu.optimise import optimise_for_cpu

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from vlp.config import TextTowerConfig
+from vlp.config_model import TextTowerConfig
 from vlp.models.cpu.optimise import optimise_for_cpu
 from vlp.models.cpu.padding import find_padding, rounded_up
 from vlp.models.text_layers import FeedForward

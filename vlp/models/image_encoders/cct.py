@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vlp.config import ImageEncoderConfig
+from vlp.config_model import ImageEncoderConfig
 from vlp.errors import UserError
 from vlp.models.image_encoders.compact import CompactTower
 from vlp.models.image_encoders.convolutional_tokenizer import ConvolutionalTokenizer, grid_side

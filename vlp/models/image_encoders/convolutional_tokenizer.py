@@ -5,7 +5,7 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from vlp.config import ImageEncoderConfig
+from vlp.config_model import ImageEncoderConfig
 
 INNER_WIDTH = 64  # channels between two convolutions
 

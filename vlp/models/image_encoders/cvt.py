@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlp.config import ImageEncoderConfig, StageConfig
+from vlp.config_model import ImageEncoderConfig, StageConfig
 from vlp.models.activations import ACTIVATIONS
 from vlp.models.image_encoders.layers import DotProduct, FeedForward
 from vlp.models.image_encoders.pyramid import (

@@ -1,6 +1,6 @@
 """Compact Vision Transformer, CVT: ViT-Lite with SeqPool instead of the class token (Hassani et al. 2021)."""
 
-from vlp.config import ImageEncoderConfig
+from vlp.config_model import ImageEncoderConfig
 from vlp.models.image_encoders.compact import CompactTower
 from vlp.models.image_encoders.vit_lite import VARIANTS as VIT_LITE
 from vlp.models.image_encoders.vit_lite import build_vit_lite

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from vlp.config import ImageEncoderConfig
+from vlp.config_model import ImageEncoderConfig
 from vlp.errors import UserError
 from vlp.models.image_encoders import cct, cvt, cvt_compact, hybrid, pvt, pvt_v2, t2t, timm_tower, vit, vit_lite
 

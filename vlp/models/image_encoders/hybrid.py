@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlp.config import ImageEncoderConfig
+from vlp.config_model import ImageEncoderConfig
 from vlp.errors import UserError
 from vlp.models.image_encoders.layers import make_blocks, run_blocks
 from vlp.models.image_encoders.vit import check_sizes

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from vlp.config import ImageEncoderConfig, StageConfig
+from vlp.config_model import ImageEncoderConfig, StageConfig
 from vlp.errors import UserError
 from vlp.models.activations import ACTIVATIONS
 from vlp.models.image_encoders.layers import FeedForward

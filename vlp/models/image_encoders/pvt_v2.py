@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vlp.config import ImageEncoderConfig, StageConfig
+from vlp.config_model import ImageEncoderConfig, StageConfig
 from vlp.models.activations import ACTIVATIONS
 from vlp.models.image_encoders.pyramid import (
     PatchEmbedding,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlp.config import ImageEncoderConfig
+from vlp.config_model import ImageEncoderConfig
 from vlp.errors import UserError
 from vlp.models.image_encoders.layers import DotProduct, FeedForward, make_blocks, run_blocks, sine_positions
 from vlp.models.image_encoders.vit import check_sizes

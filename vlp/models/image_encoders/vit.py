@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlp.config import ImageEncoderConfig
+from vlp.config_model import ImageEncoderConfig
 from vlp.errors import UserError
 from vlp.models.image_encoders.convolutional_tokenizer import ConvolutionalTokenizer, grid_side
 from vlp.models.image_encoders.layers import make_blocks, run_blocks
