@@ -8,7 +8,6 @@ several calls can work on one folder.
 """
 
 import argparse
-import fcntl
 import json
 import os
 import shutil
@@ -41,7 +40,7 @@ from vlp.demo.stages import (
 )
 from vlp.demo.truth import filter_quality
 from vlp.errors import UserError, WorkError
-from vlp.files import write_json
+from vlp.files import locked, write_json
 from vlp.report.tables import machine
 
 PAPER_RULES = "itm >= 0.5"
@@ -240,7 +239,7 @@ def work(seeds: list[Seed], quiet: bool) -> None:
             return
         held = None
         for seed, stage in _ready(seeds):
-            with _lock(seed, stage, wait=False) as mine:
+            with locked(_lock(seed, stage), wait=False) as mine:
                 if mine:
                     if not seed.results(stage.name).exists():
                         _run_stage(seed, stage, f"{done}/{total}", quiet)
@@ -248,7 +247,7 @@ def work(seeds: list[Seed], quiet: bool) -> None:
                     break
                 held = held or (seed, stage)
         if held:
-            with _lock(*held, wait=True):
+            with locked(_lock(*held), wait=True):
                 pass
 
 
@@ -260,17 +259,8 @@ def _ready(seeds: list[Seed]) -> Iterator[tuple[Seed, Stage]]:
                 yield seed, stage
 
 
-@contextmanager
-def _lock(seed: Seed, stage: Stage, wait: bool) -> Iterator[bool]:
-    """Lock a stage; the operating system releases the lock when the process ends."""
-    (seed.root / "locks").mkdir(parents=True, exist_ok=True)
-    with open(seed.root / "locks" / stage.name, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+def _lock(seed: Seed, stage: Stage) -> Path:
+    return seed.root / "locks" / stage.name
 
 
 def _run_stage(seed: Seed, stage: Stage, place: str, quiet: bool) -> None:

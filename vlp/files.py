@@ -4,6 +4,7 @@ At an address with a scheme (s3://...) a file is written in the folder for tempo
 """
 
 import errno
+import fcntl
 import glob
 import hashlib
 import json
@@ -239,6 +240,24 @@ def remove(path: Path) -> None:
 def absolute(path: str | Path) -> Path:
     """An absolute path without `..`, links kept; so that every path has a name and a parent."""
     return Path(os.path.abspath(path))
+
+
+@contextmanager
+def locked(path: str | Path, wait: bool) -> Iterator[bool]:
+    """Hold the lock of a file in the block; the operating system releases it when the process ends.
+
+    Args:
+        wait: until another process releases it. Otherwise the block gets False where another process holds it.
+    """
+    path = absolute(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
 
 def temporary_path(path: str | Path) -> Path:

@@ -8,14 +8,15 @@ kept. Two calls for different seeds may work in one folder at the same time.
 
 import argparse
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
+
+from shared import run_script
 
 from vlp.bench.encoder_shapes import SHAPES, count, small_encoder
 from vlp.bench.encoders import encoder_lines
 from vlp.demo.stages import DemoSizes, claim, make_data, pretrain_config, score_model, train_once
-from vlp.errors import UserError, WorkError
+from vlp.errors import UserError
 from vlp.files import write_json, write_text
 from vlp.report.tables import machine, markdown_table, mean_and_deviation
 
@@ -160,8 +161,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (UserError, WorkError) as error:
-        print(error, file=sys.stderr)
-        sys.exit(2 if isinstance(error, UserError) else 1)
+    run_script(main)

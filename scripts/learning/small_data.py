@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from shared import run_script
 
 from vlp.config import RunConfig
 from vlp.config_reader import load_config
 from vlp.data.shard_writer import ShardWriter
 from vlp.files import write_json
 from vlp.model import load_model
+from vlp.report.tables import markdown_table
 from vlp.training.loop import train
 
 SIDE = 16  # pixels; the digits have 8
@@ -85,27 +87,24 @@ def run(folder: Path, encoder: str, seed: int, steps: int, width: int = 64, laye
 def table(rows: list[dict[str, Any]]) -> str:
     """Accuracies in percent of the test images, by encoder: of each seed, their mean and standard deviation."""
     seeds = sorted({row["seed"] for row in rows})
-    lines = [
-        f"| encoder | parameters | {' | '.join(f'seed {seed}' for seed in seeds)} | mean | deviation |",
-        "| --- " * (4 + len(seeds)) + "|",
-    ]
+    lines = []
     for encoder in ENCODERS:
         of_it = sorted((row for row in rows if row["encoder"] == encoder), key=lambda row: row["seed"])
         scores = [100 * row["acc1"] for row in of_it]
         deviation = f"{stdev(scores):.2f}" if len(scores) > 1 else "-"
         cells = [encoder, f"{of_it[0]['parameters']:,}", *(f"{one:.2f}" for one in scores), f"{mean(scores):.2f}"]
-        lines.append(f"| {' | '.join([*cells, deviation])} |")
-    return "\n".join(lines)
+        lines.append([*cells, deviation])
+    return markdown_table(["encoder", "parameters", *(f"seed {seed}" for seed in seeds), "mean", "deviation"], lines)
 
 
-def main() -> None:
+def main(given: list[str]) -> None:
     """Run what is missing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder for the data, the runs and results.json")
     parser.add_argument("--images", type=int, default=500, help="training images; the other digits are the test")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seeds", type=int, default=3)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     if not (arguments.out / "test" / "classnames.txt").exists():
         write_digits(arguments.out, arguments.images)
     path = arguments.out / "results.json"
@@ -119,4 +118,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -20,7 +20,8 @@ from vlp.errors import UserError
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["vlp.capfilt.rounds"])
-TIMED = dict.fromkeys(("pairs_per_second", "data_wait_share", "memory_gib"))  # what differs between equal runs
+# What differs between equal runs.
+TIMED = dict.fromkeys(("training_seconds", "pairs_per_second", "data_wait_share", "memory_gib"))
 STAGES = ("pretrain", "captioner", "filter")
 
 

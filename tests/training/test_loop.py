@@ -1,6 +1,7 @@
 """The loop: what a run leaves behind, accumulation, finetuning, validation, and refusals."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -111,3 +112,23 @@ def test_a_lost_process_ends_a_run_with_one_sentence(run_config, monkeypatch, er
     monkeypatch.setattr("vlp.training.run.largest", lose)
     with pytest.raises(WorkError, match=sentence):
         train(run_config("run"))
+
+
+def test_training_seconds_leave_validation_out_and_scorers_add_measures(run_config, scenes):
+    validated = []
+
+    def score(model) -> dict[str, float]:
+        time.sleep(0.2)
+        validated.append(model.image_size)
+        return {"mine": float(len(validated))}
+
+    config = run_config("run", "steps=4", "evaluate_every=1", f"validation='{scenes}/00004.tar'", "checkpoint_every=2")
+    started = time.monotonic()
+    results = train(config, scorers=[score])
+    seconds = time.monotonic() - started
+    records = read_log(f"{config.output}/log.jsonl")
+    assert [one["mine"] for one in records if "mine" in one] == [1, 2, 3] and results["mine"] == 4
+    times = [one["training_seconds"] for one in records]
+    assert times == sorted(times) and times[0] > 0 and times[-1] < seconds - 4 * 0.2
+    longer = run_config("run", "steps=5", "evaluate_every=1", f"validation='{scenes}/00004.tar'", "checkpoint_every=2")
+    assert train(longer, resume=True)["training_seconds"] > times[-1]

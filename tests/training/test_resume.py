@@ -21,7 +21,7 @@ from vlp.training.checkpoint import checkpoints
 from vlp.training.loop import train
 from vlp.training.record_window import RecordWindow
 
-NOT_OF_THE_RUN = ("pairs_per_second", "data_wait_share", "memory_gib")  # of the machine
+NOT_OF_THE_RUN = ("training_seconds", "pairs_per_second", "data_wait_share", "memory_gib")  # of the machine
 RANDOM = ["model.text_tower.dropout=0.1", "model.image_encoder.drop_path=0.2", "data.augment={crop_min: 0.5}"]
 
 

@@ -26,6 +26,7 @@ class ResumeState:
     loaders: list[dict]  # when saved: of this process; when restored: of all processes
     window: dict = field(default_factory=dict)
     scaler: dict | None = None  # fp16 loss scaling
+    seconds: float = 0.0  # of training so far, without validation
 
 
 def save_checkpoint(
@@ -68,10 +69,10 @@ def load_checkpoint(folder: Path, task: nn.Module, optimizer: torch.optim.Optimi
         raise UserError(f"{folder} does not fit this config: {str(error).splitlines()[-1].strip()}") from None
     loaders = [process["loader"] for process in processes]
     if len(processes) != world_size():
-        return ResumeState(facts["step"], loaders, {}, facts["scaler"])
+        return ResumeState(facts["step"], loaders, {}, facts["scaler"], facts.get("seconds", 0.0))
     own = processes[rank()]
     _restore_random_state(own["random"])
-    return ResumeState(facts["step"], loaders, own["window"], facts["scaler"])
+    return ResumeState(facts["step"], loaders, own["window"], facts["scaler"], facts.get("seconds", 0.0))
 
 
 def _write(
@@ -92,7 +93,12 @@ def _write(
         save_file(weights, temporary / "task.safetensors")
         torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
         torch.save(processes, temporary / "processes.pt")
-        facts = {"step": state.step, "processes": len(processes), "scaler": state.scaler}
+        facts = {
+            "step": state.step,
+            "processes": len(processes),
+            "scaler": state.scaler,
+            "seconds": state.seconds,
+        }
         (temporary / "progress.json").write_text(json.dumps(facts))
     for old in checkpoints(output)[:-keep]:
         shutil.rmtree(old)

@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 
@@ -26,14 +26,15 @@ from vlp.training.optim import learning_rate
 from vlp.training.record_window import RecordWindow
 from vlp.training.run import Outcome, Run, prepare_run
 from vlp.training.stop_signals import CONTINUE, stop_on_signals, stopped
-from vlp.training.validation import validate
+from vlp.training.validation import ModelScorer, validate
 
 
-def train(config: RunConfig, resume: bool = False) -> dict:
+def train(config: RunConfig, resume: bool = False, scorers: Sequence[ModelScorer] = ()) -> dict:
     """Train, and leave OUTPUT/model, log.jsonl, TensorBoard events, config.yaml, checkpoints and results.json.
 
     Args:
         resume: continue from the last complete checkpoint of OUTPUT; a finished run returns its results.
+        scorers: measures that validation adds to its scores, as functions of the model.
 
     Returns:
         The contents of results.json: the last record of the log, and validation scores if the config asks for them.
@@ -48,7 +49,7 @@ def train(config: RunConfig, resume: bool = False) -> dict:
         run_on_main(lambda: check_config(config))
         if open_run_folder(config, resume):
             return json.loads((Path(config.output) / "results.json").read_text())
-        run = prepare_run(config, resume, stop)
+        run = prepare_run(config, resume, stop, scorers)
         stop.finish_step = True
         train_steps(run)
         return finish(run)
@@ -92,8 +93,8 @@ def train_steps(run: Run) -> None:
                 raise _not_finite(run, rate)
             if logs:
                 run.record = {"step": run.step, "epoch": run.step / schedule.steps_per_epoch, "learning_rate": rate}
-                run.record |= run.window.record()
-                run.window = RecordWindow()
+                run.record |= {"training_seconds": run.training_seconds, **run.window.record()}
+                run.earlier_seconds, run.window = run.training_seconds, RecordWindow()
                 _report(run, log, progress)
             if saves or outcome == Outcome.STOP:
                 run.save_checkpoint()
@@ -135,7 +136,7 @@ def finish(run: Run) -> dict:
         save_model(run.task.model, run.tokenizer, folder, card, run.decoding)
 
     run_on_main(write_model)
-    scores = validate(run.config, run.task.model, run.tokenizer, run.decoding, run.stop)
+    scores = validate(run.config, run.task.model, run.tokenizer, run.decoding, run.stop, run.scorers)
     if scores is None:
         raise stopped(f"Stopped during the last validation; the model is complete; {CONTINUE}.")
     results = {**run.record, **scores}
@@ -191,14 +192,14 @@ def _report(run: Run, log: RunLog | None, progress: Progress) -> None:
 
 def _validate_between_steps(run: Run, log: RunLog | None, progress: Progress) -> None:
     """Log the scores of this step; rates are those of training, so the window does not count the time."""
-    paused = time.monotonic()
-    scores = validate(run.config, run.task.model, run.tokenizer, run.decoding, run.stop)
+    paused, seconds = time.monotonic(), run.training_seconds
+    scores = validate(run.config, run.task.model, run.tokenizer, run.decoding, run.stop, run.scorers)
     run.window.started += time.monotonic() - paused
     if scores is None:
         run.save_checkpoint()
         raise stopped(f"Stopped at step {run.step}, during validation; {CONTINUE}.")
     if log:
-        log.write({"step": run.step, **scores})
+        log.write({"step": run.step, "training_seconds": seconds, **scores})
         progress.say("  ".join([f"step {run.step}", *(f"{name} {value:.3f}" for name, value in scores.items())]))
 
 

@@ -32,13 +32,17 @@ class RecordWindow:
         self.steps += 1
         _add(self.step_sums, values)
 
+    def seconds(self) -> float:
+        """How long this window has lasted, without validation."""
+        return time.monotonic() - self.started
+
     def record(self) -> dict[str, float]:
         """The means over processes and steps, rates, and memory. All processes call it."""
         sums = [value / self.forwards for value in self.forward_sums.values()]
         sums += [value / self.steps for value in self.step_sums.values()]
         means = (all_sum(torch.stack(sums)) / world_size()).tolist()
         record: dict[str, float] = dict(zip([*self.forward_sums, *self.step_sums], means, strict=True))
-        seconds = time.monotonic() - self.started
+        seconds = self.seconds()
         record["pairs_per_second"] = self.pairs * world_size() / seconds
         record["data_wait_share"] = self.waited / seconds
         record["memory_gib"] = _peak_memory_gib()
@@ -52,7 +56,7 @@ class RecordWindow:
     def state(self) -> dict:
         """The sums of this process, for a checkpoint."""
         return {
-            "seconds": time.monotonic() - self.started,
+            "seconds": self.seconds(),
             "waited": self.waited,
             "pairs": self.pairs,
             "forwards": self.forwards,

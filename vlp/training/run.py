@@ -1,5 +1,6 @@
 """A training run: everything that the loop works with, built from a config."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import IntEnum
@@ -32,6 +33,7 @@ from vlp.training.model_setup import build_model, resolved_config
 from vlp.training.optim import build_optimizer
 from vlp.training.record_window import RecordWindow
 from vlp.training.stop_signals import StopRequest
+from vlp.training.validation import ModelScorer
 
 
 class Outcome(IntEnum):
@@ -63,6 +65,8 @@ class Run:
         window: what the next log record will summarize.
         validated: whether the scores of this step are in the log, or not due.
         record: the last log record.
+        earlier_seconds: of training before this window, without validation.
+        scorers: measures of a model beside those of the validation shards.
     """
 
     config: RunConfig
@@ -83,6 +87,13 @@ class Run:
     record: dict[str, float] = field(default_factory=dict)
     validated: bool = True
     cpu_group: dist.ProcessGroup | None = None
+    earlier_seconds: float = 0.0
+    scorers: Sequence[ModelScorer] = ()
+
+    @property
+    def training_seconds(self) -> float:
+        """How long the run has trained, over all resumes and without validation."""
+        return self.earlier_seconds + self.window.seconds()
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -119,11 +130,12 @@ class Run:
             loader: the loader's state after this step; None: it has read no further.
         """
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
-        state = ResumeState(self.step, [loader or self.loader.state()], self.window.state(), scaler)
+        loaders = [loader or self.loader.state()]
+        state = ResumeState(self.step, loaders, self.window.state(), scaler, self.training_seconds)
         save_checkpoint(self.output, self.task, self.optimizer, state, self.config.keep_checkpoints)
 
 
-def prepare_run(config: RunConfig, resume: bool, stop: StopRequest) -> Run:
+def prepare_run(config: RunConfig, resume: bool, stop: StopRequest, scorers: Sequence[ModelScorer] = ()) -> Run:
     """Build the model, the data and the optimizer, and restore the last checkpoint when resuming.
 
     Raises:
@@ -173,6 +185,7 @@ def prepare_run(config: RunConfig, resume: bool, stop: StopRequest) -> Run:
         PlateauWatch(config.optim.warmup_steps),
         FiniteCheck(accelerator.device),
         cpu_group=_cpu_group(config),
+        scorers=scorers,
     )
     if resume:
         _restore(run)
@@ -215,6 +228,7 @@ def _restore(run: Run) -> None:
     run.loader.load_states(state.loaders)
     if state.window:
         run.window.load_state(state.window, run.accelerator.device)
+    run.earlier_seconds = state.seconds - run.window.seconds()
     if run.accelerator.scaler and state.scaler:
         run.accelerator.scaler.load_state_dict(state.scaler)
     log = run.output / "log.jsonl"

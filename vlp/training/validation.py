@@ -1,5 +1,6 @@
 """Scores on the validation shards, during a run and at its end."""
 
+from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
 
 import torch
@@ -28,6 +29,9 @@ from vlp.training.stop_signals import StopRequest
 
 ANNOTATIONS = {"vqa": "questions", "nlvr2": "sentence", "visdial": "dialog"}  # what the JSON of samples must have
 RERANK = 16  # candidates, far fewer than at the end, so that validation costs little
+
+
+ModelScorer = Callable[[Model], dict[str, float]]
 
 
 class _Stopped(Exception):
@@ -87,11 +91,19 @@ def _has_caption(reader: ShardReader, index: ShardIndex, row: int) -> bool:
 
 
 def validate(
-    config: RunConfig, network: Network, tokenizer: CaptionTokenizer | None, decoding: DecodingConfig, stop: StopRequest
+    config: RunConfig,
+    network: Network,
+    tokenizer: CaptionTokenizer | None,
+    decoding: DecodingConfig,
+    stop: StopRequest,
+    scorers: Sequence[ModelScorer] = (),
 ) -> dict[str, float] | None:
     """Scores on the validation shards: {} where the config names none, None if a signal arrived meanwhile.
 
     All processes call it; the first one computes the scores.
+
+    Args:
+        scorers: add measures of their own to those of the task's evaluation.
     """
     if not config.validation:
         return {}
@@ -110,6 +122,9 @@ def validate(
             try:
                 settings = EvaluationSettings(progress=stop_between_batches)
                 metrics = _evaluate(config, model, settings).metrics
+                for scorer in scorers:
+                    metrics |= scorer(model)
+                    stop_between_batches("", 0)
                 return {name: value for name, value in metrics.items() if value is not None}
             except _Stopped:
                 return None
