@@ -43,25 +43,18 @@ def select_rows(
         UserError: the rules use `duplicate` and a shard has no table of duplicates, or the tables of `also` belong to
             other shards.
     """
-    shards = [shard_id(table.shard) for table in tables]
-    others = {name: {shard_id(one.shard): one.file for one in others} for name, others in also.items()}
-    for name, paths in others.items():
-        if not set(shards) & set(paths):
-            raise UserError(f"No table given as {name} belongs to a shard of the score tables; check --also.")
-    if "duplicate" in rules.columns:
-        others[DUPLICATES] = _duplicates_tables(shards, spill / "duplicates")
+    others = other_tables(tables, rules, also, spill)
     groups = list(_groups(tables))
     memory = min(psutil.virtual_memory().total // 2, MOST_MEMORY)
     with connect(spill, memory) as connection:
+        relations = [texts_sql(group, rules, others) for group in groups]
         connection.execute("CREATE TABLE cuts (number INTEGER, cut DOUBLE)")
-        relations = [_texts(group, rules, others) for group in groups]
         for number, top in enumerate(rules.tops):
-            connection.execute("INSERT INTO cuts VALUES (?, ?)", [number, _cut(connection, relations, top)])
+            connection.execute("INSERT INTO cuts VALUES (?, ?)", [number, lowest_kept(connection, relations, top)])
         for group, relation in zip(groups, relations, strict=True):
-            for name, sql in rules.layers:
-                relation = f"SELECT *, {sql} AS {name} FROM ({relation})"
             found = connection.execute(
-                f"SELECT file_index, file_row_number FROM ({relation}) WHERE {rules.condition} ORDER BY ALL"
+                f"SELECT file_index, file_row_number FROM ({layered(relation, rules)}) "
+                f"WHERE {rules.condition} ORDER BY ALL"
             ).fetchnumpy()
             numbers, rows = found["file_index"], found["file_row_number"].astype(np.int64)
             ends = np.searchsorted(numbers, np.arange(len(group)), side="right")
@@ -80,8 +73,33 @@ def _groups(tables: list[ScoreTable]) -> Iterator[list[ScoreTable]]:
     yield group
 
 
-def _texts(group: list[ScoreTable], rules: SelectionRules, others: dict[str, dict[str, str]]) -> str:
-    """SQL of the rows of a group whose text is not empty, with the columns that the rules use."""
+def other_tables(
+    tables: list[ScoreTable], rules: SelectionRules, also: dict[str, list[ScoreTable]], spill: Path
+) -> dict[str, dict[str, str]]:
+    """Local files of the other tables that rules may use, by name and by `shard_id`; raises as `select_rows` does."""
+    shards = [shard_id(table.shard) for table in tables]
+    others = {name: {shard_id(one.shard): one.file for one in others} for name, others in also.items()}
+    for name, paths in others.items():
+        if not set(shards) & set(paths):
+            raise UserError(f"No table given as {name} belongs to a shard of the score tables; check --also.")
+    if "duplicate" in rules.columns:
+        others[DUPLICATES] = _duplicates_tables(shards, spill / "duplicates")
+    return others
+
+
+def layered(relation: str, rules: SelectionRules) -> str:
+    """SQL that adds the columns of the rules' `layers` to a relation; an image's texts must all be in it."""
+    for name, sql in rules.layers:
+        relation = f"SELECT *, {sql} AS {name} FROM ({relation})"
+    return relation
+
+
+def texts_sql(group: list[ScoreTable], rules: SelectionRules, others: dict[str, dict[str, str]]) -> str:
+    """SQL of the rows of a group whose text is not empty, with the columns that the rules use.
+
+    Args:
+        others: see `other_tables`.
+    """
     shards, files = [shard_id(table.shard) for table in group], [table.file for table in group]
     joins = []
     for name, paths in others.items():
@@ -125,10 +143,10 @@ def _join(files: list[str], given: dict[int, str], keys: list[str], fields: dict
     return f"LEFT JOIN ({other}) USING ({', '.join(['file_index', *keys])})"
 
 
-def _cut(connection: duckdb.DuckDBPyConnection, relations: list[str], top: Top) -> float | None:
-    """The lowest score among the best share of texts; None if no text has the score."""
+def lowest_kept(connection: duckdb.DuckDBPyConnection, relations: list[str], top: Top) -> float | None:
+    """The lowest score among the best share of the texts in relations; None if no text has the score."""
     where = f"AND source = '{top.source}'" if top.source else ""
-    connection.execute("CREATE OR REPLACE TABLE top_scores (score DOUBLE)")
+    connection.execute("CREATE OR REPLACE TEMP TABLE top_scores (score DOUBLE)")
     for relation in relations:
         scores = f"SELECT {top.score} AS score, source FROM ({relation})"
         connection.execute(f"INSERT INTO top_scores SELECT score FROM ({scores}) WHERE score IS NOT NULL {where}")

@@ -1,10 +1,11 @@
-"""The commands `vlp capfilt score`, `select`, `duplicates`, `export`, `report` and `run`."""
+"""The commands `vlp capfilt score`, `select`, `duplicates`, `export`, `report`, `run` and `review`."""
 
 from typing import Annotated, Any, Literal
 
 import typer
 
 from vlp.capfilt import STOPPED
+from vlp.cli.capfilt_review import capfilt_review
 from vlp.cli.options import Json, Overrides, Precision, Shards, print_values
 from vlp.config import CapFiltConfig
 from vlp.config_reader import load_config
@@ -12,6 +13,7 @@ from vlp.config_reader import load_config
 Engine = Literal["processes", "ray"]
 
 capfilt_app = typer.Typer(no_args_is_help=True, help="Caption and filter shards.")
+capfilt_app.command("review")(capfilt_review)
 
 
 @capfilt_app.command("score")
