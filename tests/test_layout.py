@@ -16,6 +16,7 @@ ORDER = [
     ["capfilt"],
     ["training"],
     ["evaluation"],
+    ["index"],
     ["model"],
     ["convert", "tasks", "report"],
     ["generation"],

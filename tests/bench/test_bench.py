@@ -73,6 +73,13 @@ def test_start_up_of_a_simulated_index():
     assert 0 < start < 60 and 0.1 < small <= rank + 0.1 < 2 and abs(worker) < 0.1 and rate > 1000
 
 
+def test_answers_of_a_kept_index():
+    result = CliRunner().invoke(app, ["bench", "index", "--kept", "--images", "3000", "--json"])
+    assert result.exit_code == 0, result.output
+    lines = {line["what"]: line["ours"] for line in json.loads(result.stdout.splitlines()[-1])}
+    assert lines["recall of the 10 nearest"] == 100 and lines["answer, median"] < 1000
+
+
 def test_the_search_for_duplicates_is_measured_with_its_recall():
     result = CliRunner().invoke(app, ["bench", "duplicates", "--images", "12000", "--json"])
     seconds, rate, recall = json.loads(result.stdout.splitlines()[-1])

@@ -12,7 +12,7 @@ from vlp.cli.main import app
 from vlp.config_model import ModelConfig, TextTowerConfig
 from vlp.errors import UserError
 from vlp.evaluation.retrieval import evaluate_retrieval
-from vlp.evaluation.search import search
+from vlp.index.search import search
 from vlp.model import load_model
 from vlp.models.clip import Clip
 from vlp.models.cpu.optimise import optimise_for_cpu

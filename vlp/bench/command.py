@@ -8,6 +8,7 @@ from vlp.bench.data import bench_data
 from vlp.bench.duplicates import bench_duplicates
 from vlp.bench.encoders import bench_encoders
 from vlp.bench.index import bench_index
+from vlp.bench.kept_index import bench_kept_index
 from vlp.bench.names import What
 from vlp.bench.rerank import bench_rerank
 from vlp.bench.selection import bench_select
@@ -36,6 +37,7 @@ def bench(
     compiled: bool = False,
     images: int = 1_000_000,
     samples: int = 100_000_000,
+    kept: bool = False,
 ) -> list[Measured]:
     """Run a benchmark.
 
@@ -47,8 +49,9 @@ def bench(
         repeats: measurements of `clip`, `data`, `encoders` and `train`, of which the median counts.
         shards: shards that `data` reads; generated images if empty.
         rows: texts that `select` selects from; it ignores all other settings.
-        images: embeddings that `duplicates` compares; it ignores all other settings.
+        images: embeddings that `duplicates` compares or `index` with `kept` searches; they ignore all other settings.
         samples: samples of the simulated index of `index`; it ignores all other settings.
+        kept: measure `vlp search --index` with `index`, instead of the index of shards.
         compiled: compile our blocks in `train` and `caption`, as `compile: true` in a config does.
 
     Raises:
@@ -59,7 +62,7 @@ def bench(
     if what == "duplicates":
         return bench_duplicates(images)
     if what == "index":
-        return bench_index(samples)
+        return bench_kept_index(images) if kept else bench_index(samples)
     if what == "data":
         return bench_data(SIZES[size], batch, peers, repeats, shards)
     if what == "clip":

@@ -22,8 +22,11 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="How often to measure clip, data, encoders and train.")] = 5,
     shards: Annotated[str, typer.Option(help="Shards that data reads; generated images if empty.")] = "",
     rows: Annotated[int, typer.Option(min=1, help="Rows of the score tables that select reads.")] = 10_000_000,
-    images: Annotated[int, typer.Option(min=1, help="Embeddings that duplicates compares.")] = 1_000_000,
+    images: Annotated[
+        int, typer.Option(min=1, help="Embeddings that duplicates compares, or index --kept searches.")
+    ] = 1_000_000,
     samples: Annotated[int, typer.Option(min=1, help="Samples of the index that index simulates.")] = 100_000_000,
+    kept: Annotated[bool, typer.Option("--kept", help="index: measure searches in an index of images.")] = False,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile vlp's blocks, in train and caption.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
     as_json: Json = False,
@@ -32,5 +35,5 @@ def bench(
     from vlp.bench.command import as_table
     from vlp.bench.command import bench as run
 
-    lines = run(what, size, precision, batch, peers, repeats, shards, rows, compiled, images, samples)
+    lines = run(what, size, precision, batch, peers, repeats, shards, rows, compiled, images, samples, kept)
     print(json.dumps([vars(line) for line in lines]) if as_json else as_table(lines, markdown))

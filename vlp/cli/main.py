@@ -17,8 +17,9 @@ from vlp.cli.data import data_app
 from vlp.cli.demo import demo
 from vlp.cli.evaluate import evaluate_app
 from vlp.cli.failures import OneLineFormatter, can_print, explain, one_line, silence_stdout
+from vlp.cli.index import index, search
 from vlp.cli.training import finetune, pretrain, tokenizer
-from vlp.cli.use import answer, caption, compare, convert, match, search
+from vlp.cli.use import answer, caption, compare, convert, match
 
 INTERRUPTED = 130  # typer's exit code after Ctrl-C
 UsageError: Any = typer.BadParameter.__base__  # click's class, or that of the copy of click in newer versions of typer
@@ -38,6 +39,7 @@ for command in (
     finetune,
     caption,
     answer,
+    index,
     search,
     match,
     classify,

@@ -47,7 +47,8 @@ def convert(
 
 def caption(
     model: str,
-    images: Annotated[list[str], typer.Argument(help="Images or videos.")],
+    images: Annotated[list[str], typer.Argument(help="Images or videos; with --out also folders and shards.")],
+    out: Annotated[str, typer.Option(help="Write a table: FILE.csv, FILE.jsonl or FILE.parquet.")] = "",
     prompt: options.Prompt = None,
     beams: options.Beams = None,
     min_length: options.MinLength = None,
@@ -61,17 +62,34 @@ def caption(
     banned_words: options.BannedWords = None,
     num_captions: Annotated[int, typer.Option(min=1, help="Captions per image.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Of sampling.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 32,
     frames: Frames = 8,
     precision: Precision = "auto",
     as_json: Json = False,
 ) -> None:
-    """Caption images and videos as the model was trained to. Example: vlp caption MODEL photo.jpg clip.mp4 --beams 5"""
+    """Caption images and videos as the model was trained to. Example: vlp caption MODEL photo.jpg clip.mp4 --beams 5
+
+    A whole folder or shards, continued after an interruption: vlp caption MODEL photos --out captions.csv
+    """
     settings = decoding_settings(locals())
     from vlp.model import load_model
     from vlp.models.cpu.optimise import optimise_for_cpu
 
+    if out:
+        from vlp.distributed import is_main, join_processes
+        from vlp.generation.settings import named_overrides, resolve_decoding
+        from vlp.index.caption_table import caption_to_table
+
+        loaded = optimise_for_cpu(load_model(model, join_processes(), precision))
+        decoding = resolve_decoding(loaded.decoding, named_overrides(settings))
+        counts = caption_to_table(loaded, images, out, decoding, seed, num_captions, batch_size, frames, as_json)
+        if is_main():
+            print_values(vars(counts), as_json)
+        return
     captioner = optimise_for_cpu(load_model(model, precision=precision))
-    captions = captioner.caption(images, seed=seed, num_captions=num_captions, frames=frames, **settings)
+    captions = captioner.caption(
+        images, seed=seed, num_captions=num_captions, batch_size=batch_size, frames=frames, **settings
+    )
     texts = {image: [one.text for one in group] for image, group in zip(images, captions, strict=True)}
     if as_json:
         print(json.dumps(texts))
@@ -108,33 +126,6 @@ def answer(
         return
     for text in found:
         print(text)
-
-
-def search(
-    model: str,
-    images: Annotated[str, typer.Argument(help="A folder of images and videos, or shards.")],
-    query: Annotated[str, typer.Option(help="The text to search for.")],
-    top: Annotated[int, typer.Option(min=1, help="Number of results.")] = 10,
-    rerank: Annotated[
-        int | None,
-        typer.Option(min=0, help="Re-rank this many of the best images by ITM; 0 disables; default: 32, for CLIP 0."),
-    ] = None,
-    frames: Frames = 8,
-    precision: Precision = "auto",
-    as_json: Json = False,
-) -> None:
-    """Search images and videos by text. Example: vlp search MODEL photos --query "a dog on the beach" """
-    from vlp.evaluation.search import search as run
-    from vlp.model import load_model
-    from vlp.models.cpu.optimise import optimise_for_cpu
-
-    hits = run(optimise_for_cpu(load_model(model, precision=precision)), images, query, top, rerank, frames=frames)
-    if as_json:
-        print(json.dumps([vars(hit) for hit in hits]))
-    else:
-        for hit in hits:
-            matched = "" if hit.itm is None else f"  match {hit.itm:.2f}"
-            print(f"{hit.itc:.3f}{matched}  {hit.name}")
 
 
 def match(

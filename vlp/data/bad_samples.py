@@ -25,6 +25,7 @@ BAD_REASONS = (
     "text not UTF-8",
     "bad json",
     "unreadable score table",
+    "name not UTF-8",
 )
 NO_TEXT = "no text"  # the reason of a filtered sample that has no text, or nothing but punctuation
 NOT_SCORED = "not scored"  # the reason of one that has no text in its score table

@@ -7,7 +7,7 @@ from tiny_model import SIZE, make_images, make_model
 from videos import write_video
 
 from vlp.errors import UserError
-from vlp.evaluation.search import search
+from vlp.index.search import search
 from vlp.model.video import encode_videos, load_videos
 
 QUERY = "a red circle above a square"

@@ -9,7 +9,7 @@ from tiny_model import make_images, make_model
 
 from vlp.data.shard_writer import ShardWriter
 from vlp.errors import UserError
-from vlp.evaluation.search import search
+from vlp.index.search import search
 
 QUERY = "a red circle above a square"
 

@@ -1,0 +1,289 @@
+"""The kept index: against plain embeddings, over growth, kills and several processes; bad input."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from PIL import Image
+from tiny_model import make_images, make_model
+from typer.testing import CliRunner
+
+from vlp.capfilt.export import export
+from vlp.cli.main import app
+from vlp.data.shard_writer import ShardWriter
+from vlp.errors import UserError, WorkError
+from vlp.index import open_index, units
+from vlp.index.build import build_index
+from vlp.index.manifest import only_writer
+from vlp.index.search import Query, search, search_index
+from vlp.model import load_model
+
+QUERY = "a red circle above a square"
+
+
+def save(folder: Path, numbers: range, seed_of: int = 0) -> None:
+    pictures = make_images(60)
+    for number in numbers:
+        Image.fromarray(pictures[number + seed_of].permute(1, 2, 0).numpy()).save(folder / f"{number:02d}.png")
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder with twelve images, one of them in a subfolder, and a broken one."""
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    save(folder, range(12))
+    (folder / "07.png").rename(folder / "more" / "07.png")
+    (folder / "broken.jpg").write_bytes(b"no image")
+    return folder
+
+
+@pytest.fixture
+def small_units(monkeypatch):
+    monkeypatch.setattr(units, "LARGEST", 5)
+    monkeypatch.setattr(units, "SMALLEST", 5)
+
+
+def write_shard(folder: Path, numbers: range) -> None:
+    with ShardWriter(str(folder)) as writer:
+        for number in numbers:
+            data = io.BytesIO()
+            Image.fromarray(make_images(60)[number].permute(1, 2, 0).numpy()).save(data, "PNG")
+            writer.write(f"k{number}", data.getvalue(), "png", f"text {number}", {})
+
+
+def cosines(model, paths) -> np.ndarray:
+    return (model.embed_images(paths) @ model.embed_texts(QUERY)[0]).numpy()
+
+
+def found_by_key(index, model) -> dict[str, float]:
+    found = index.search(model.embed_texts(QUERY)[0], 1000)
+    return {index.key(one.number): one.score for one in found}
+
+
+def test_an_index_finds_what_plain_embeddings_find(photos, tmp_path, small_units, caplog):
+    model = make_model()
+    counts = build_index(model, str(photos), str(tmp_path / "index"), "tiny", batch_size=4)
+    assert (counts.images, counts.embedded, counts.bad) == (12, 12, {"image undecodable": 1})
+    assert "broken.jpg: image undecodable" in caplog.text
+    index = open_index(tmp_path / "index")
+    paths = sorted(photos.rglob("[0-9]*.png"))
+    right = cosines(model, paths)
+    found = index.search(model.embed_texts(QUERY)[0], 5)
+    assert [index.row(one.number).place.path for one in found] == [str(paths[row]) for row in np.argsort(-right)[:5]]
+    assert [one.score for one in found] == pytest.approx(np.sort(right)[::-1][:5], abs=1e-3)
+    assert {index.key(number) for number in range(12)} == {str(path.relative_to(photos)) for path in paths}
+    first = index.row(0)
+    assert np.array_equal(index.image(0), Image.open(first.place.path))
+    assert Image.open(io.BytesIO(index.thumbnail(0))).size == (first.width, first.height) == (32, 32)
+    assert len(list((tmp_path / "index" / "parts").glob("*.arrow"))) == 3  # packed, not a file for each image
+    with pytest.raises(UserError, match="has images 0 to 11, not 12"):
+        index.key(12)
+    with pytest.raises(UserError, match=r"searches for \[16\] values, not \[3\]"):
+        index.search(np.zeros(3, np.float32), 1)
+
+
+def test_it_grows_by_new_and_changed_images_only(photos, tmp_path, small_units, monkeypatch, caplog):
+    model, folder = make_model(), str(tmp_path / "index")
+    build_index(model, str(photos), folder)
+    before = open_index(folder)
+    encoded, real = [], model.encode_images
+    monkeypatch.setattr(model, "encode_images", lambda images: encoded.append(len(images)) or real(images))
+    assert build_index(model, str(photos), folder).embedded == 0 and not encoded
+    save(photos, range(12, 15))
+    save(photos, range(3, 4), seed_of=40)
+    os.utime(photos / "03.png", ns=(1, 1))
+    (photos / "05.png").unlink()
+    counts = build_index(model, str(photos), folder)
+    assert sum(encoded) == counts.embedded == 4
+    assert (counts.images, counts.changed, counts.disappeared, sum(counts.bad.values())) == (14, 1, 1, 1)
+    assert f"changed: {photos}/03.png" in caplog.text and f"disappeared: {photos}/05.png" in caplog.text
+    index = open_index(folder)
+    paths = sorted(photos.rglob("[0-9]*.png"))
+    right = {str(path.relative_to(photos)): one for path, one in zip(paths, cosines(model, paths), strict=True)}
+    assert found_by_key(index, model) == pytest.approx(right, abs=1e-3) and len(index) == 14
+    assert [index.key(number) for number in range(12)] == [before.key(number) for number in range(12)]
+    assert len(found_by_key(before, model)) == 12  # a reader keeps what it has opened
+    shutil.copy(photos / "00.png", photos / "05.png")
+    assert build_index(model, str(photos), folder).images == 15
+
+
+KILLED = """
+import os, signal, sys
+from vlp.index import build, units
+from vlp.model import load_model
+units.LARGEST = units.SMALLEST = 5
+written, real = [], build.write_part
+def write_part(*given):
+    if len(written) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    written.append(real(*given))
+build.write_part = write_part
+build.build_index(load_model(sys.argv[1], precision="fp32"), sys.argv[2], sys.argv[3])
+"""
+
+
+def test_a_killed_run_is_continued(photos, models, tmp_path, small_units, monkeypatch):
+    folder = str(tmp_path / "index")
+    killed = subprocess.run([sys.executable, "-c", KILLED, models[1], str(photos), folder], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    model = load_model(models[1], precision="fp32")
+    with pytest.raises(UserError, match="is no index"):
+        open_index(folder)
+    with pytest.raises(UserError, match="interrupted index of another model"):
+        build_index(make_model(), str(photos), folder)
+    encoded, real = [], model.encode_images
+    monkeypatch.setattr(model, "encode_images", lambda images: encoded.append(len(images)) or real(images))
+    save(photos, range(2, 3), seed_of=30)  # changed after its part was written
+    assert build_index(model, str(photos), folder).images == 12
+    assert sum(encoded) == 12 - 10 + 1
+    monkeypatch.undo()
+    build_index(model, str(photos), str(tmp_path / "whole"))
+    whole = found_by_key(open_index(tmp_path / "whole"), model)
+    assert found_by_key(open_index(folder), model) == pytest.approx(whole, abs=1e-3)
+
+
+def _process(rank: int, place: str, photos: str, model: str) -> None:
+    torch.set_num_threads(1)
+    units.LARGEST = units.SMALLEST = 2
+    dist.init_process_group("gloo", init_method=f"file://{place}/meet", rank=rank, world_size=2)
+    counts = build_index(load_model(model, precision="fp32"), photos, f"{place}/index")
+    Path(place, f"{rank}.json").write_text(json.dumps(vars(counts)))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_two_processes_equal_one(photos, models, tmp_path):
+    multiprocessing.spawn(_process, (str(tmp_path), str(photos), models[1]), nprocs=2)
+    model = load_model(models[1], precision="fp32")
+    one = build_index(model, str(photos), str(tmp_path / "one"))
+    assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)] == [vars(one)] * 2
+    both = [found_by_key(open_index(tmp_path / name), model) for name in ("index", "one")]
+    assert both[0] == pytest.approx(both[1], abs=1e-4)
+
+
+def test_shards_with_captions_that_change_and_disappear(tmp_path, small_units, caplog):
+    model, folder = make_model(), str(tmp_path / "index")
+    write_shard(tmp_path / "a", range(7))
+    write_shard(tmp_path / "b", range(7, 10))
+    assert build_index(model, [f"{tmp_path}/a/*.tar"], folder).images == 7
+    assert build_index(model, [f"{tmp_path}/b/*.tar"], folder).images == 10  # others are kept
+    index = open_index(folder)
+    rows = [index.row(number) for number in range(10)]
+    assert {row.place.key: row.caption for row in rows} == {f"k{number}": f"text {number}" for number in range(10)}
+    for number in (0, 9):
+        right = make_images(60)[int(index.key(number)[1:])].permute(1, 2, 0).numpy()
+        assert np.array_equal(index.image(number), right)
+    shutil.rmtree(tmp_path / "a")
+    write_shard(tmp_path / "a", range(20, 23))
+    with pytest.raises(UserError, match=r"cannot be read \(shard changed\); run `vlp index` again"):
+        index.image(0)
+    shutil.rmtree(tmp_path / "b")
+    counts = build_index(model, [f"{tmp_path}/a/*.tar"], folder)
+    assert (counts.images, counts.changed, counts.disappeared) == (3, 1, 1)
+    assert set(found_by_key(open_index(folder), model)) == {"k20", "k21", "k22"}
+
+
+def test_hits_equal_those_of_a_search_without_an_index(photos, tmp_path, caplog):
+    model, folder = make_model(), str(tmp_path / "index")
+    build_index(model, str(photos), folder)
+    index = open_index(folder)
+    for rerank in (0, 4):
+        plain = search(model, str(photos), QUERY, top=6, rerank=rerank)
+        kept = search_index(model, index, QUERY, top=6, rerank=rerank, batch_size=3)
+        assert [hit.name for hit in kept] == [hit.name for hit in plain]
+        assert [hit.itm for hit in kept] == pytest.approx([hit.itm for hit in plain], abs=1e-4)
+    asked = Query(image=str(photos / "04.png"))
+    for hits in (search_index(model, index, asked, 3), search(model, str(photos), asked, 3)):
+        assert hits[0].name == str(photos / "04.png") and hits[0].itc == pytest.approx(1, abs=1e-3)
+    with pytest.raises(UserError, match="Re-ranking by ITM needs a text"):
+        search_index(model, index, asked, rerank=3)
+    best = search_index(model, index, QUERY, top=6, rerank=4)
+    Path(best[0].name).unlink()
+    Path(best[1].name).write_bytes(b"broken since")
+    after = search_index(model, index, QUERY, top=6, rerank=4)
+    assert not {hit.name for hit in after} & {best[0].name, best[1].name}
+    assert f"{best[0].name}: missing file" in caplog.text and f"{best[1].name}: image undecodable" in caplog.text
+
+
+def test_another_model_is_refused(photos, tmp_path):
+    folder = str(tmp_path / "index")
+    build_index(make_model(), str(photos), folder, "first")
+    other = make_model(seed=1)
+    for work in (lambda: build_index(other, str(photos), folder), lambda: search_index(other, open_index(folder), "a")):
+        with pytest.raises(UserError, match=f"{folder} was made with another model, first; take that model"):
+            work()
+    with only_writer(tmp_path / "index"), pytest.raises(WorkError, match="Another run writes the index"):
+        build_index(make_model(), str(photos), folder)
+    (tmp_path / "index" / "index.json").write_text('{"format": "vlp-index-9"}')
+    with pytest.raises(UserError, match="has the format vlp-index-9"):
+        open_index(folder)
+    with pytest.raises(UserError, match=f"{photos} exists already and is no index"):
+        build_index(make_model(), str(photos), str(photos))
+    with pytest.raises(UserError, match="no image or video to index"):
+        (tmp_path / "empty").mkdir()
+        build_index(make_model(), str(tmp_path / "empty"), str(tmp_path / "none"))
+
+
+def test_a_folder_of_clip_retrieval_is_read_where_it_is(tmp_path, models):
+    write_shard(tmp_path / "shards", range(9))
+    export(f"{tmp_path}/shards/*.tar", models[1], "clip-retrieval", str(tmp_path / "embeddings"), quiet=True)
+    model = load_model(models[1], precision="fp32")
+    build_index(None, str(tmp_path / "embeddings"), str(tmp_path / "index"))
+    assert not list((tmp_path / "index" / "parts").iterdir())
+    right = cosines(model, list(make_images(60)[:9]))
+    for folder in ("embeddings", "index"):
+        index = open_index(tmp_path / folder)
+        found = found_by_key(index, model)
+        assert found == pytest.approx({f"k{row}": one for row, one in enumerate(right)}, abs=2e-2)
+        assert index.row(2).caption == "text 2" and index.thumbnail(2)
+        assert np.array_equal(index.image(2), make_images(60)[2].permute(1, 2, 0).numpy())
+        assert search_index(model, index, QUERY, top=2, rerank=3)[0].itm is not None
+    metadata = next((tmp_path / "embeddings" / "metadata").glob("*.parquet"))
+    pq.write_table(pq.read_table(metadata, columns=["image_path", "caption"]), metadata)  # as clip-retrieval has it
+    hits = search_index(model, open_index(tmp_path / "embeddings"), QUERY, top=9)
+    assert sorted(hit.name for hit in hits) == [f"k{number}" for number in range(9)] and hits[0].itm is None
+    vectors = np.load(next((tmp_path / "embeddings" / "img_emb").glob("*.npy")))
+    np.save(tmp_path / "embeddings" / "img_emb" / "img_emb_1.npy", vectors)
+    with pytest.raises(UserError, match="has changed; run `vlp index"):
+        open_index(tmp_path / "index")
+    assert build_index(None, str(tmp_path / "embeddings"), str(tmp_path / "index")).images == 18
+
+
+def test_threads_share_an_index(photos, tmp_path, small_units):
+    model = make_model()
+    build_index(model, str(photos), str(tmp_path / "index"))
+    index, queries = open_index(tmp_path / "index"), torch.nn.functional.normalize(torch.randn(40, 16), dim=1)
+    alone = [index.search(query, 5) for query in queries]
+    fresh = open_index(tmp_path / "index")
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda query: fresh.search(query, 5), queries)) == alone
+        assert list(pool.map(fresh.thumbnail, [*range(12)] * 5)) == [index.thumbnail(row) for row in [*range(12)] * 5]
+
+
+def test_the_commands(photos, models, tmp_path):
+    def run(*arguments):
+        result = CliRunner().invoke(app, [*map(str, arguments)])
+        assert result.exit_code == 0, result.output
+        return result.stdout.splitlines()
+
+    index = tmp_path / "index"
+    assert json.loads(run("index", photos, index, "--model", models[1], "--json")[-1])["images"] == 12
+    save(photos, range(20, 21))
+    assert json.loads(run("index", photos, index, "--json")[-1])["embedded"] == 1  # the model is known
+    hits = json.loads(run("search", "--index", index, "--query", QUERY, "--top", 3, "--json")[-1])
+    assert len(hits) == 3 and hits[0]["itm"] is not None and hits[0]["number"] in range(13)
+    (line,) = run("search", models[1], "--index", index, "--image", photos / "02.png", "--top", 1)
+    assert line == f"1.000  {photos}/02.png"
