@@ -154,17 +154,27 @@ class ClassificationConfig:
 
 @dataclass
 class OptimConfig:
-    """AdamW and its schedule. `decay_rate` is per epoch; only `exponential` uses it."""
+    """The optimizer and its schedule. `decay_rate` is per epoch; only `exponential` uses it."""
 
+    name: Literal["adamw", "muon"] = "adamw"  # muon: Muon for the matrices of the towers' blocks, AdamW for the rest
     learning_rate: NonNegative = 3e-4
     warmup_start: NonNegative = 1e-6
     warmup_steps: Natural = 3000
-    decay: Literal["exponential", "cosine", "constant"] = "exponential"
+    decay: Literal["exponential", "cosine", "linear", "constant"] = "exponential"
     decay_rate: Annotated[float, Range(above=0, most=1)] = 0.9
+    # cosine, linear: the share of the steps, at the end of the run, in which the rate decays; it is constant before
+    decay_share: Annotated[float, Range(above=0, most=1)] = 1.0
     floor: NonNegative = 1e-6
     weight_decay: NonNegative = 0.05
     betas: Annotated[list[DropShare], Length(2)] = field(default_factory=lambda: [0.9, 0.999])
     clip_norm: NonNegative = 0.0  # 0: no clipping
+    # A tower's layer has the learning rate times this to the power of the number of layers above it; 1: all are equal
+    layer_decay: Annotated[float, Range(above=0, most=1)] = 1.0
+    average: DropShare = 0.0  # decay of the moving average of the weights, which is validated and saved; 0: none
+
+    def __post_init__(self) -> None:
+        if self.decay_share < 1 and self.decay not in ("cosine", "linear"):
+            raise UserError(f"optim.decay_share is for decay cosine and linear; leave it out for {self.decay}.")
 
 
 @dataclass
@@ -242,6 +252,8 @@ class RunConfig:
     keep_checkpoints: Natural = 2  # the newest; 0 keeps all
     validation: str = ""  # shards that are scored every evaluate_every steps and at the end
     evaluate_every: Natural = 0  # 0: only at the end
+    best_by: str = ""  # score of validation, higher is better, whose best model is kept; empty: the last model is
+    stop_after: Natural = 0  # validations without a better score of best_by that end the run; 0: it runs to its end
     collective_timeout_minutes: AboveZero = 30.0  # a process that waits longer for another ends the run
 
 

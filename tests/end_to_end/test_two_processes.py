@@ -23,7 +23,7 @@ LOSSES = ("itc", "itm", "lm", "loss", "reward", "mean_reward", "classification",
     ("task", "processes", "more"),
     [
         ("pretrain", 2, ["batch_size=8", "accumulation=2", "activation_checkpointing=true"]),
-        ("pretrain", 3, []),
+        ("pretrain", 3, ["optim={name: muon, layer_decay: 0.9, clip_norm: 1, average: 0.9, warmup_steps: 2}"]),
         ("retrieval", 2, []),
         ("captioning", 2, []),
         ("self_critical", 2, ["objective.reward_samples=2", "data.max_tokens=8"]),

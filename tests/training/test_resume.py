@@ -68,8 +68,9 @@ def disturb_random_state() -> None:
         ["data.workers=1", *RANDOM, "task=self_critical", "objective.reward_samples=2", "data.max_tokens=8"],
         ["data.workers=0", *RANDOM, "task=retrieval", "optim.clip_norm=0.1"],
         ["data.workers=0", *RANDOM, "precision=bf16", "activation_checkpointing=true"],
+        ["data.workers=0", *RANDOM, "precision=bf16", "optim={name: muon, layer_decay: 0.8, warmup_steps: 2}"],
     ],
-    ids=["workers", "accumulation", "captioning", "self_critical", "retrieval", "bf16"],
+    ids=["workers", "accumulation", "captioning", "self_critical", "retrieval", "bf16", "muon"],
 )
 def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(run_config, monkeypatch, settings):
     whole, part = (run_config(name, *settings, "checkpoint_every=3") for name in ("whole", "part"))

@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from vlp.distributed import gather_objects, rank, run_on_main, world_size
 from vlp.errors import UserError
 from vlp.files import writing_folder
+
+AVERAGE = "average.safetensors"  # file of the averaged weights
 
 
 @dataclass
@@ -27,6 +29,7 @@ class ResumeState:
     window: dict = field(default_factory=dict)
     scaler: dict | None = None  # fp16 loss scaling
     seconds: float = 0.0  # of training so far, without validation
+    average: dict[str, Tensor] = field(default_factory=dict)  # averaged weights; empty without any
 
 
 def save_checkpoint(
@@ -57,6 +60,7 @@ def load_checkpoint(folder: Path, task: nn.Module, optimizer: torch.optim.Optimi
         optimizer_state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
         processes = torch.load(folder / "processes.pt", map_location="cpu", weights_only=True)
         facts = json.loads((folder / "progress.json").read_text())
+        average = load_file(folder / AVERAGE) if (folder / AVERAGE).exists() else {}
     except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UserError(
@@ -67,12 +71,13 @@ def load_checkpoint(folder: Path, task: nn.Module, optimizer: torch.optim.Optimi
         optimizer.load_state_dict(optimizer_state)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{folder} does not fit this config: {str(error).splitlines()[-1].strip()}") from None
-    loaders = [process["loader"] for process in processes]
-    if len(processes) != world_size():
-        return ResumeState(facts["step"], loaders, {}, facts["scaler"], facts.get("seconds", 0.0))
-    own = processes[rank()]
-    _restore_random_state(own["random"])
-    return ResumeState(facts["step"], loaders, own["window"], facts["scaler"], facts.get("seconds", 0.0))
+    state = ResumeState(facts["step"], [process["loader"] for process in processes], scaler=facts["scaler"])
+    state.seconds, state.average = facts.get("seconds", 0.0), average
+    if len(processes) == world_size():
+        own = processes[rank()]
+        _restore_random_state(own["random"])
+        state.window = own["window"]
+    return state
 
 
 def _write(
@@ -91,6 +96,8 @@ def _write(
     with writing_folder(folder) as temporary:
         weights = {name: value.contiguous() for name, value in task.state_dict().items()}
         save_file(weights, temporary / "task.safetensors")
+        if state.average:
+            save_file(state.average, temporary / AVERAGE)
         torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
         torch.save(processes, temporary / "processes.pt")
         facts = {

@@ -54,6 +54,10 @@ def check_config(config: RunConfig) -> None:
     if config.task not in CAPTION_TASKS and any(source.texts for source in config.data.sources):
         raise UserError(f"data.sources: texts names captions, which task {config.task} does not use; remove texts.")
     check_contrastive(config)
+    if config.stop_after and not config.best_by:
+        raise UserError("stop_after needs best_by; name the score of validation that must get better.")
+    if config.best_by and not config.evaluate_every:
+        raise UserError("best_by needs evaluate_every and validation, whose best model it keeps.")
     if config.image_size and not config.start_from:
         raise UserError(
             "image_size is for runs with start_from; set model.image_encoder.image_size for a new model instead."
@@ -113,7 +117,7 @@ def open_run_folder(config: RunConfig, resume: bool) -> bool:
     return finished
 
 
-def check_disk_space(output: Path, task: nn.Module) -> None:
+def check_disk_space(output: Path, task: nn.Module, config: RunConfig) -> None:
     """Make sure that the run folder's disk has room for two checkpoints and the model. All processes call it.
 
     Raises:
@@ -122,6 +126,7 @@ def check_disk_space(output: Path, task: nn.Module) -> None:
     weights = sum(value.numel() * value.element_size() for value in task.state_dict().values())  # twin, queue included
     trained = sum(one.numel() * one.element_size() for one in task.parameters() if one.requires_grad)
     needed = 2 * (weights + 2 * trained) + weights  # AdamW keeps two moments; the model is part of `weights`
+    needed += 2 * trained * (config.optim.average > 0) + 2 * weights * bool(config.best_by)
 
     def check() -> None:
         existing = sum(file.stat().st_size for file in output.glob("checkpoints/step-*/*"))

@@ -14,19 +14,22 @@ from vlp.config import RunConfig
 from vlp.data.batch import DeviceBatch
 from vlp.distributed import is_main, join_processes, run_on_main
 from vlp.errors import WorkError
-from vlp.files import write_json, write_text
+from vlp.files import write_json, write_text, writing_folder
 from vlp.log import Progress, RunLog
 from vlp.model_folder import card_with_decoding, save_model
 from vlp.models.batch_norm import average_running_statistics
 from vlp.tasks.task import LOSSES, total_loss
+from vlp.training.best import BestScore
 from vlp.training.checkpoint import checkpoints
 from vlp.training.checks import check_config, open_run_folder
 from vlp.training.model_card import model_card
-from vlp.training.optim import learning_rate
+from vlp.training.optim import learning_rate, set_learning_rate
 from vlp.training.record_window import RecordWindow
 from vlp.training.run import Outcome, Run, prepare_run
 from vlp.training.stop_signals import CONTINUE, stop_on_signals, stopped
 from vlp.training.validation import ModelScorer, validate
+
+FEW_SAMPLES = 32  # validated before the first step
 
 
 def train(config: RunConfig, resume: bool = False, scorers: Sequence[ModelScorer] = ()) -> dict:
@@ -50,6 +53,7 @@ def train(config: RunConfig, resume: bool = False, scorers: Sequence[ModelScorer
         if open_run_folder(config, resume):
             return json.loads((Path(config.output) / "results.json").read_text())
         run = prepare_run(config, resume, stop, scorers)
+        _check_best_score(run)
         stop.finish_step = True
         train_steps(run)
         return finish(run)
@@ -68,13 +72,12 @@ def train_steps(run: Run) -> None:
             raise stopped(f"Stopped at step {run.step}; {CONTINUE}.")
         if not run.validated:  # the run ended after its checkpoint and before its scores
             _validate_between_steps(run, log, progress)
-        while run.step < schedule.steps:
+        while not run.is_over:
             parts = _step_batches(
                 run, batches
             )  # before anything of the step: it may write a checkpoint of the last one
             rate = learning_rate(config.optim, run.step, schedule.steps, schedule.steps_per_epoch)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            set_learning_rate(optimizer, rate)
             run.task.start_step(run.step, run.step / schedule.steps_per_epoch)
             for part, batch in enumerate(parts):
                 _forward_and_backward(
@@ -85,6 +88,8 @@ def train_steps(run: Run) -> None:
             optimizer.zero_grad()
             average_running_statistics(run.task.model)
             run.step += 1
+            if run.average:
+                run.average.update(run.step)
             progress.advance()
 
             logs, saves = run.is_due(config.log_every), run.is_due(config.checkpoint_every)
@@ -102,6 +107,8 @@ def train_steps(run: Run) -> None:
                 raise stopped(f"Stopped at step {run.step}; {CONTINUE}.")
             if config.evaluate_every and run.is_due(config.evaluate_every) and run.step < schedule.steps:
                 _validate_between_steps(run, log, progress)
+                if run.ends_early:
+                    run.save_checkpoint()
 
 
 def _step_batches(run: Run, batches: Iterator[DeviceBatch]) -> list[DeviceBatch]:
@@ -135,10 +142,13 @@ def finish(run: Run) -> dict:
         card = model_card(run.config, run.record, run.loader.epoch_size)
         save_model(run.task.model, run.tokenizer, folder, card, run.decoding)
 
-    run_on_main(write_model)
-    scores = validate(run.config, run.task.model, run.tokenizer, run.decoding, run.stop, run.scorers)
+    with run.evaluated_weights():
+        run_on_main(write_model)
+        scores = run.best.scores[run.step] if run.best and run.ends_early else _validate(run)
     if scores is None:
         raise stopped(f"Stopped during the last validation; the model is complete; {CONTINUE}.")
+    if run.best:
+        scores = _take_best(run, run.best, scores, folder)
     results = {**run.record, **scores}
 
     def write_results() -> None:
@@ -148,6 +158,38 @@ def finish(run: Run) -> dict:
 
     run_on_main(write_results)
     return results
+
+
+def _validate(run: Run, limit: int | None = None) -> dict[str, float] | None:
+    """The scores of the model as it is; None if a signal arrived meanwhile. All processes call it."""
+    scorers = run.scorers if limit is None else ()
+    return validate(run.config, run.task.model, run.tokenizer, run.decoding, run.stop, scorers, limit)
+
+
+def _check_best_score(run: Run) -> None:
+    """Validate on a few samples before the first step, so that a wrong `best_by` is found at once.
+
+    Raises:
+        UserError: validation does not measure it.
+    """
+    if run.best and not run.step and not run.scorers:
+        scores, best = _validate(run, limit=FEW_SAMPLES) or {}, run.best
+        run_on_main(lambda: best.check(scores))
+
+
+def _take_best(run: Run, best: BestScore, scores: dict[str, float], folder: Path) -> dict[str, float]:
+    """Replace the model in `folder` by the best one; returns its scores, and its step as `best_step`."""
+    best.observe(run.step, scores)
+    step = best.best_at(run.step)
+    if step is not None and step != run.step:
+
+        def replace_model() -> None:
+            shutil.rmtree(folder)
+            with writing_folder(folder) as temporary:
+                shutil.copytree(best.folder(step), temporary, dirs_exist_ok=True)
+
+        run_on_main(replace_model)
+    return {**best.scores[step or run.step], "best_step": step or run.step}
 
 
 def _forward_and_backward(run: Run, batch: DeviceBatch, is_last_part: bool) -> None:
@@ -193,7 +235,10 @@ def _report(run: Run, log: RunLog | None, progress: Progress) -> None:
 def _validate_between_steps(run: Run, log: RunLog | None, progress: Progress) -> None:
     """Log the scores of this step; rates are those of training, so the window does not count the time."""
     paused, seconds = time.monotonic(), run.training_seconds
-    scores = validate(run.config, run.task.model, run.tokenizer, run.decoding, run.stop, run.scorers)
+    with run.evaluated_weights():
+        scores = _validate(run)
+        if scores is not None and run.best:
+            _keep_if_best(run, run.best, scores)
     run.window.started += time.monotonic() - paused
     if scores is None:
         run.save_checkpoint()
@@ -201,6 +246,20 @@ def _validate_between_steps(run: Run, log: RunLog | None, progress: Progress) ->
     if log:
         log.write({"step": run.step, "training_seconds": seconds, **scores})
         progress.say("  ".join([f"step {run.step}", *(f"{name} {value:.3f}" for name, value in scores.items())]))
+
+
+def _keep_if_best(run: Run, best: BestScore, scores: dict[str, float]) -> None:
+    """Write the model into OUTPUT/best if no earlier validation was as good. All processes call it."""
+    run_on_main(lambda: best.check(scores))
+    folder = best.folder(run.step)
+
+    def write_model() -> None:
+        if not folder.exists():  # a resumed run comes here again
+            card = model_card(run.config, {**run.record, **scores}, run.loader.epoch_size)
+            save_model(run.task.model, run.tokenizer, folder, card, run.decoding)
+
+    if best.observe(run.step, scores):
+        run_on_main(write_model)
 
 
 def _not_finite(run: Run, rate: float) -> BaseException:

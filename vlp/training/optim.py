@@ -1,4 +1,4 @@
-"""Parameter groups, AdamW and the learning rate schedule."""
+"""The optimizer and the learning rate schedule."""
 
 import math
 
@@ -6,21 +6,26 @@ import torch
 from torch import nn
 
 from vlp.config import OptimConfig
+from vlp.training.muon import Muon
+from vlp.training.parameter_groups import parameter_groups
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
-    """Trained parameters in two groups: matrices with weight decay; biases, norms and the temperature without."""
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
+def build_optimizer(config: OptimConfig, module: nn.Module, products: torch.dtype = torch.float32) -> torch.optim.AdamW:
+    """Fused AdamW over the trained parameters of `module`; Muon for hidden matrices where the config names it.
+
+    Args:
+        products: dtype of Muon's matrix products, bfloat16 or float32.
+    """
+    groups, betas = parameter_groups(module, config), (config.betas[0], config.betas[1])
+    if config.name == "muon":
+        return Muon(groups, config.learning_rate, betas, products)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
 
 
-def build_optimizer(config: OptimConfig, module: nn.Module) -> torch.optim.AdamW:
-    """Fused AdamW over the trained parameters of `module`."""
-    groups = parameter_groups(module, config.weight_decay)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.betas[0], config.betas[1]), fused=True)
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of a step; that of a group with `rate` is relative to it."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("rate", 1.0)
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int, steps_per_epoch: float) -> float:
@@ -28,7 +33,8 @@ def learning_rate(config: OptimConfig, step: int, steps: int, steps_per_epoch: f
 
     Args:
         step: counted from 0.
-        steps: length of the run, where cosine decay ends.
+        steps: length of the run, where cosine and linear decay end. They begin after the warm-up, or later where
+            `decay_share` is small.
         steps_per_epoch: exponential decay multiplies by `decay_rate` after each epoch (BLIP's schedule).
     """
     if step < config.warmup_steps:
@@ -38,6 +44,7 @@ def learning_rate(config: OptimConfig, step: int, steps: int, steps_per_epoch: f
         return config.learning_rate
     if config.decay == "exponential":
         return max(config.floor, config.learning_rate * config.decay_rate ** int(step / steps_per_epoch))
-    done = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
-    cosine = (1 + math.cos(math.pi * min(1.0, done))) / 2
-    return config.floor + (config.learning_rate - config.floor) * cosine
+    start = max(config.warmup_steps, round(steps * (1 - config.decay_share)))
+    done = min(1.0, max(0, step - start) / max(1, steps - start))
+    left = 1 - done if config.decay == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return config.floor + (config.learning_rate - config.floor) * left

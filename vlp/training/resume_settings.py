@@ -31,6 +31,7 @@ MAY_CHANGE = {
     "collective_timeout_minutes",
     *(f"decoding.{one.name}" for one in fields(DecodingOverrides)),
 }
+DECIDE_BEST = {"evaluate_every", "validation"}  # with best_by, these decide which model is the best
 MAY_GROW = {"steps", "epochs"}
 
 
@@ -45,7 +46,8 @@ def check_resumed_settings(output: Path, config: RunConfig) -> bool:
     """
     differences = _differences(output, config)
     grown = {key for key in MAY_GROW & differences.keys() if differences[key][1] > differences[key][0]}
-    refused = {key: values for key, values in differences.items() if key not in MAY_CHANGE | grown}
+    allowed = MAY_CHANGE - (DECIDE_BEST if config.best_by else set())
+    refused = {key: values for key, values in differences.items() if key not in allowed | grown}
     if refused:
         changes = ", ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in refused.items())
         raise UserError(

@@ -1,6 +1,7 @@
 """A training run: everything that the loop works with, built from a config."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import IntEnum
@@ -26,6 +27,8 @@ from vlp.models.precision import compute_dtype
 from vlp.models.untrained import trained_config
 from vlp.tasks import build_examples, build_task
 from vlp.tasks.task import Task
+from vlp.training.average import AveragedWeights
+from vlp.training.best import BestScore
 from vlp.training.checkpoint import ResumeState, checkpoints, load_checkpoint, save_checkpoint
 from vlp.training.checks import check_disk_space
 from vlp.training.health import FiniteCheck, PlateauWatch
@@ -67,6 +70,8 @@ class Run:
         record: the last log record.
         earlier_seconds: of training before this window, without validation.
         scorers: measures of a model beside those of the validation shards.
+        average: the averaged weights, where the config asks for them.
+        best: the best validation, where the config asks for its model.
     """
 
     config: RunConfig
@@ -89,6 +94,22 @@ class Run:
     cpu_group: dist.ProcessGroup | None = None
     earlier_seconds: float = 0.0
     scorers: Sequence[ModelScorer] = ()
+    average: AveragedWeights | None = None
+    best: BestScore | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the schedule has ended, or validation got no better for so long that the run ends early."""
+        return self.step >= self.schedule.steps or self.ends_early
+
+    @property
+    def ends_early(self) -> bool:
+        """Whether validation got no better for so long that the run ends."""
+        return self.best is not None and self.best.ends_run
+
+    def evaluated_weights(self) -> AbstractContextManager[None]:
+        """A block in which the model has the weights that are validated and saved: the averaged ones if there are."""
+        return self.average.in_model() if self.average else nullcontext()
 
     @property
     def training_seconds(self) -> float:
@@ -131,8 +152,11 @@ class Run:
         """
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
         loaders = [loader or self.loader.state()]
-        state = ResumeState(self.step, loaders, self.window.state(), scaler, self.training_seconds)
+        average = self.average.average if self.average else {}
+        state = ResumeState(self.step, loaders, self.window.state(), scaler, self.training_seconds, average)
         save_checkpoint(self.output, self.task, self.optimizer, state, self.config.keep_checkpoints)
+        if self.best:
+            run_on_main(self.best.forget)
 
 
 def prepare_run(config: RunConfig, resume: bool, stop: StopRequest, scorers: Sequence[ModelScorer] = ()) -> Run:
@@ -156,7 +180,7 @@ def prepare_run(config: RunConfig, resume: bool, stop: StopRequest, scorers: Seq
     if config.compile:
         compile_blocks(task)
     output = Path(config.output)
-    check_disk_space(output, task)
+    check_disk_space(output, task, config)
     loader = training_loader(
         config.data,
         model.config.image_encoder.image_size,
@@ -167,7 +191,8 @@ def prepare_run(config: RunConfig, resume: bool, stop: StopRequest, scorers: Seq
         config.seed,
     )
     set_seed(config.seed + 1000 * rank())  # dropout differs between processes
-    prepared, optimizer = accelerator.prepare(task, build_optimizer(config.optim, task))
+    products = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+    prepared, optimizer = accelerator.prepare(task, build_optimizer(config.optim, task, products))
     if world_size() > 1:  # twin and queue are equal in all processes; newer torch warns of this as an argument
         prepared.broadcast_buffers = False
     run = Run(
@@ -186,6 +211,8 @@ def prepare_run(config: RunConfig, resume: bool, stop: StopRequest, scorers: Seq
         FiniteCheck(accelerator.device),
         cpu_group=_cpu_group(config),
         scorers=scorers,
+        average=AveragedWeights(task.model, config.optim.average) if config.optim.average else None,
+        best=BestScore(output, config.best_by, config.stop_after) if config.best_by else None,
     )
     if resume:
         _restore(run)
@@ -229,6 +256,8 @@ def _restore(run: Run) -> None:
     if state.window:
         run.window.load_state(state.window, run.accelerator.device)
     run.earlier_seconds = state.seconds - run.window.seconds()
+    if run.average:
+        run.average.load(state.average)
     if run.accelerator.scaler and state.scaler:
         run.accelerator.scaler.load_state_dict(state.scaler)
     log = run.output / "log.jsonl"
@@ -236,6 +265,8 @@ def _restore(run: Run) -> None:
     due = run.config.evaluate_every > 0 and run.step % run.config.evaluate_every == 0
     scored = any(record["step"] == run.step and "learning_rate" not in record for record in records)
     run.validated = scored or not due or run.step == run.schedule.steps
+    if run.best:
+        run.best.load(record for record in records if "learning_rate" not in record)
     for record in (record for record in records if "learning_rate" in record):
         run.record = record
         if "itm" in record:

@@ -97,6 +97,7 @@ def validate(
     decoding: DecodingConfig,
     stop: StopRequest,
     scorers: Sequence[ModelScorer] = (),
+    limit: int | None = None,
 ) -> dict[str, float] | None:
     """Scores on the validation shards: {} where the config names none, None if a signal arrived meanwhile.
 
@@ -104,6 +105,7 @@ def validate(
 
     Args:
         scorers: add measures of their own to those of the task's evaluation.
+        limit: at most this many samples of the shards; None: all.
     """
     if not config.validation:
         return {}
@@ -120,7 +122,7 @@ def validate(
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with stance, torch.random.fork_rng(devices):
             try:
-                settings = EvaluationSettings(progress=stop_between_batches)
+                settings = EvaluationSettings(progress=stop_between_batches, limit=limit)
                 metrics = _evaluate(config, model, settings).metrics
                 for scorer in scorers:
                     metrics |= scorer(model)
