@@ -1,14 +1,16 @@
 """The bench of learning: runs are scored while they train, go on where they stopped, and end in a table and curves."""
 
 import json
+from pathlib import Path
 
 import pytest
 import recipes
-from experiment import Experiment, Finished, Point, Reach, Variant
+from experiment import Experiment, Finished, Point, Reach, Variant, read_experiment
 from recipes_page import render, time_to
 from split_names import main as split
 
-from vlp.config_reader import save_config
+from vlp.config import RunConfig
+from vlp.config_reader import load_config, save_config
 from vlp.errors import UserError
 
 
@@ -96,3 +98,14 @@ def test_a_wrong_experiment_is_refused_in_a_sentence(experiment, tmp_path, chang
     wrong.write_text(text.replace(*change))
     with pytest.raises(UserError, match=sentence):
         recipes.main([str(wrong), str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path(__file__).parents[2].glob("configs/learning/*.yaml")), ids=lambda one: one.stem
+)
+def test_the_experiments_in_configs_load(path, monkeypatch):
+    monkeypatch.chdir(path.parents[2])
+    read = read_experiment(str(path))
+    for variant in read.variants:
+        config = load_config(RunConfig, read.base, [*read.settings, *variant.settings])
+        assert config.steps > 0 and (read.scenes or config.validation)

@@ -1,4 +1,4 @@
-"""A run keeps the model of its best validation, and ends when validation gets no better; a resumed run does the same."""
+"""A run keeps the model of its best validation, and ends when validation gets no better, also after a resume."""
 
 import json
 from pathlib import Path
