@@ -28,6 +28,20 @@ def scenes(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def captioned(tmp_path_factory, scenes) -> Path:
+    """A folder of two shards with 20 scenes each, with one, two or three captions."""
+    from vlp.data.shard_writer import ShardWriter
+    from vlp.data.shards import iterate_samples
+
+    folder = tmp_path_factory.mktemp("scenes") / "captioned"
+    with ShardWriter(folder, 20) as writer:
+        for number, sample in zip(range(40), iterate_samples(f"{scenes}/*.tar"), strict=False):
+            captions = [f"{sample.captions[0]} {word}" for word in ("left", "right", "above")[: 1 + number % 3]]
+            writer.write(sample.key, sample.image, "png", None, {"captions": captions})
+    return folder
+
+
+@pytest.fixture(scope="session")
 def web_scenes(tmp_path_factory) -> Path:
     """A folder of three shards with 20 scenes each; half of the texts are wrong."""
     from vlp.demo.scenes import write_scenes

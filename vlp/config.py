@@ -108,7 +108,8 @@ class DataConfig:
     cache: str = ""  # streamed reading: local folder for shards; empty: none
     cache_gib: AboveZero = 100.0  # size limit of the cache
     max_tokens: Annotated[int, Range(3, 65_536)] = 30
-    # Of a visit. vqa: most questions of an image; visdial: rounds of a dialog; contrastive: captions of an image
+    # Texts of an image in a step, which share its encoding. pretrain, captioning, retrieval: distinct captions at most;
+    # contrastive: captions, some repeated where there are fewer; vqa: questions at most; visdial: rounds of a dialog
     texts_per_image: Positive = 1
     false_answers: Positive = 3  # visdial: false answers beside the true one of each round
     label: str = ""  # classification: column of datasets, or key in the JSON of samples; empty: guessed, or cls

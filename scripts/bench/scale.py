@@ -163,7 +163,7 @@ def state_bytes(model: ModelConfig) -> dict[str, int]:
 
 def queue_bytes(step: Step) -> int:
     """Bytes of the queue: features of image and text, a hash and a flag per entry, and the index of the next one."""
-    return step.queue * (2 * step.model.embed_dim * FULL + 8 + 1) + 8
+    return 2 * (step.queue * (step.model.embed_dim * FULL + 8 + 1) + 8)  # of images and of texts
 
 
 def activation_bytes(step: Step) -> dict[str, float]:

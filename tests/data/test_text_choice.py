@@ -22,7 +22,7 @@ from vlp.data.score_tables import SCHEMA, Scored, table_path, write_table
 from vlp.data.shard_index import expand_shards, index_shard
 from vlp.data.shard_writer import ShardWriter
 from vlp.data.shards import iterate_samples
-from vlp.data.text_choice import SOURCES, Text, TextReader, choose_text, read_texts
+from vlp.data.text_choice import SOURCES, Text, TextReader, choose_texts, read_texts
 from vlp.data.tokenizer import load_tokenizer
 from vlp.errors import UserError
 from vlp.log import read_log
@@ -65,7 +65,7 @@ def take(loader, count):
 def drawn(texts, **choice):
     """The share of each text over many draws."""
     settings = TextChoiceConfig(**choice)
-    draws = (choose_text(texts, settings, random.Random(f"caption 0 {place}")) for place in range(DRAWS))
+    draws = (choose_texts(texts, settings, random.Random(f"caption 0 {place}"))[0] for place in range(DRAWS))
     return {text: count / DRAWS for text, count in Counter(draws).items()}
 
 
@@ -121,14 +121,14 @@ def test_a_low_temperature_takes_the_best_text_without_overflow():
 @pytest.mark.parametrize("choice", [{"floor": 0.95}, {"fallback": 0.9, "synthetic": 0.0}, {"web": 0.0}])
 def test_a_sample_whose_texts_are_all_refused_is_filtered(choice):
     with pytest.raises(FilteredSampleError, match="no text chosen"):
-        choose_text([WEB], TextChoiceConfig(**choice), random.Random(0))
+        choose_texts([WEB], TextChoiceConfig(**choice), random.Random(0))
     for texts, reason in (([], "not scored"), ([Text("web", " ...! ", 1.0)], "no text")):
         with pytest.raises(FilteredSampleError, match=f"^{reason}$"):
-            choose_text(texts, TextChoiceConfig(**choice), random.Random(0))
+            choose_texts(texts, TextChoiceConfig(**choice), random.Random(0))
 
 
 def test_an_epoch_has_exactly_the_samples_with_a_usable_text(tmp_path):
-    """`ShardTexts.usable` against `choose_text` itself, for random texts and choices."""
+    """`ShardTexts.usable` against `choose_texts` itself, for random texts and choices."""
     rng = random.Random(0)
     with ShardWriter(tmp_path) as writer:
         for number in range(60):
@@ -150,7 +150,7 @@ def test_an_epoch_has_exactly_the_samples_with_a_usable_text(tmp_path):
         found = read_texts(index, choice).usable(choice)
         for row in range(60):
             try:
-                choose_text(reader.read(index, row, choice), choice, rng)
+                choose_texts(reader.read(index, row, choice), choice, rng)
                 assert found[row]
             except FilteredSampleError:
                 assert not found[row]

@@ -25,6 +25,7 @@ LOSSES = ("itc", "itm", "lm", "loss", "reward", "mean_reward", "classification",
         ("pretrain", 2, ["batch_size=8", "accumulation=2", "activation_checkpointing=true"]),
         ("pretrain", 3, ["optim={name: muon, layer_decay: 0.9, clip_norm: 1, average: 0.9, warmup_steps: 2}"]),
         ("retrieval", 2, []),
+        ("pretrain", 3, ["data.texts_per_image=3"]),
         ("captioning", 2, []),
         ("self_critical", 2, ["objective.reward_samples=2", "data.max_tokens=8"]),
         ("vqa", 2, ["data.texts_per_image=3"]),
@@ -33,7 +34,7 @@ LOSSES = ("itc", "itm", "lm", "loss", "reward", "mean_reward", "classification",
         ("classification", 2, ["batch_size=8", "accumulation=2", "classification={mixup: 0.8, cutmix: 1.0}"]),
     ],
 )
-def test_several_processes_equal_one(run_config, tmp_path, task, processes, more):
+def test_several_processes_equal_one(run_config, tmp_path, captioned, task, processes, more):
     if task == "vqa":
         make_vqa_scenes(tmp_path / "vqa", 87, 32, "test")
         more = [*more, f"data.sources=[{{shards: '{tmp_path}/vqa/*.tar'}}]"]
@@ -41,6 +42,8 @@ def test_several_processes_equal_one(run_config, tmp_path, task, processes, more
         shards = write_shards(tmp_path / "shards", 24)
         more = [*more, f"data.sources=[{{shards: '{shards}'}}]", "tokenizer=''", "model={network: classifier}"]
         more += ["model.image_encoder={image_size: 16, patch_size: 8, width: 32, layers: 2, heads: 2}"]
+    if task == "pretrain" and "data.texts_per_image=3" in more:
+        more = [*more, f"data.sources=[{{shards: '{captioned}/*.tar'}}]"]
     common = f"task={task}", "objective.queue_size=20", "batch_size=6", *more
     one = run_config("one", *common)
     train(one)

@@ -50,11 +50,23 @@ def test_hard_negatives_follow_the_softmax_and_avoid_forbidden_columns():
     forbidden = torch.tensor([True, False, False, False]).repeat(40_000, 1)
     drawn, valid = draw_hard_negatives(scores, forbidden, torch.rand_like(scores))
     assert valid.all()
-    share = drawn.bincount(minlength=4) / len(drawn)
+    share = drawn.flatten().bincount(minlength=4) / len(drawn)
     expected = torch.tensor([0.0, *torch.tensor([0.0, 1.0, -1.0]).softmax(0).tolist()])
     assert (share - expected).abs().max() < 0.01
     _, valid = draw_hard_negatives(scores[:2], torch.ones(2, 4, dtype=torch.bool), torch.rand(2, 4))
     assert not valid.any()
+
+
+def test_several_hard_negatives_are_drawn_without_replacement():
+    torch.manual_seed(0)
+    scores = torch.tensor([2.0, 0.0, 1.0, -1.0]).repeat(40_000, 1)
+    forbidden = torch.tensor([True, False, False, False]).repeat(40_000, 1)
+    drawn, valid = draw_hard_negatives(scores, forbidden, torch.rand_like(scores), 4)
+    assert valid.all(dim=0).tolist() == [True, True, True, False]
+    assert torch.equal(drawn[:, :3].sort(dim=1).values, torch.tensor([[1, 2, 3]]).expand(40_000, 3))
+    one, two, _ = torch.tensor([0.0, 1.0, -1.0]).softmax(0)
+    both = ((drawn[:, 0] == 2) & (drawn[:, 1] == 1)).float().mean()
+    assert (both - two * one / (1 - two)).abs() < 0.01
 
 
 def test_matching_loss_leaves_out_uncounted_pairs():
@@ -82,16 +94,18 @@ def test_rows_in_parts_equal_rows_at_once(same_image, monkeypatch):
     features, twin, columns = (torch.randn(many, 6).requires_grad_(many == 11) for many in (11, 11, 30))
     temperature = torch.tensor(0.5, requires_grad=True)
     image_hashes, text_hashes = torch.randint(8, (30,)), torch.randint(15, (16,))
-    rows = Rows(features, twin.detach(), torch.arange(3, 14), image_hashes[3:14], text_hashes[3:14])
+    numbers = torch.arange(30)
+    own = numbers[3:14]
+    rows = Rows(features, twin.detach(), own, own, image_hashes[3:14], text_hashes[3:14, None])
+    numbers = numbers.masked_fill(numbers >= 16, -1)
     present = torch.arange(30) < 25
     results = []
     for at_once in (256, 4):
         monkeypatch.setattr(parts, "ROWS_AT_ONCE", at_once)
-        loss, drawn, found = contrast(
-            rows, Columns(columns, present, image_hashes, text_hashes), temperature, 0.4, same_image, 5
-        )
+        everything = Columns(columns, present, numbers, image_hashes, text_hashes[:, None])
+        loss, drawn, found = contrast(rows, everything, temperature, 0.4, same_image, 5, negatives=2)
         results.append((loss, drawn, found, *torch.autograd.grad(loss, (features, temperature))))
     for once, parted in zip(*results, strict=True):
         torch.testing.assert_close(once, parted)
     _, drawn, found, *_ = results[0]
-    assert (text_hashes[drawn] != text_hashes[3:14])[found].all()
+    assert (text_hashes[drawn] != text_hashes[3:14, None])[found].all()

@@ -74,20 +74,31 @@ def test_the_queue_wraps_at_any_size():
     pushed = []
     for step in range(5):
         rows = torch.arange(3) + 3 * step
-        queue.push(rows[:, None] * torch.ones(2), -rows[:, None] * torch.ones(2), rows)
+        queue.push(rows[:, None] * torch.ones(2), rows)
         pushed += rows.tolist()
         assert sorted(queue.image_hashes[queue.filled].tolist()) == pushed[-7:]
-    assert torch.equal(queue.images[:, 0], queue.image_hashes.float())
-    assert torch.equal(queue.texts[:, 1], -queue.image_hashes.float())
+    assert torch.equal(queue.features[:, 0], queue.image_hashes.float())
+
+
+def test_the_queue_takes_only_what_is_present():
+    queue, plain = FeatureQueue(5, 1), FeatureQueue(5, 1)
+    rng = torch.Generator().manual_seed(0)
+    for step in range(12):
+        rows = torch.arange(7) + 7 * step
+        present = torch.rand(7, generator=rng) < 0.4
+        queue.push(rows[:, None].float(), rows, present)
+        plain.push(rows[present][:, None].float(), rows[present])
+        for name, value in plain.named_buffers():
+            assert torch.equal(value, queue.get_buffer(name)), (step, name)
 
 
 def test_only_the_end_of_a_batch_larger_than_the_queue_is_kept():
     queue = FeatureQueue(4, 1)
-    queue.push(torch.arange(10.0)[:, None], torch.arange(10.0)[:, None], torch.arange(10))
+    queue.push(torch.arange(10.0)[:, None], torch.arange(10))
     assert sorted(queue.image_hashes.tolist()) == [6, 7, 8, 9]
 
 
 def test_no_queue():
     queue = FeatureQueue(0, 3)
-    queue.push(torch.ones(2, 3), torch.ones(2, 3), torch.ones(2, dtype=torch.int64))
-    assert queue.images.shape == (0, 3)
+    queue.push(torch.ones(2, 3), torch.ones(2, dtype=torch.int64))
+    assert queue.features.shape == (0, 3)

@@ -152,7 +152,9 @@ def test_state_bytes_match_the_tensors():
         "AdamW": sum(one.nbytes for one in moments),
         "momentum twin": sum(one.nbytes for one in task.alignment.twin.parameters()),
     }
-    assert scale.queue_bytes(step) == sum(one.nbytes for one in task.alignment.queue.buffers())
+    assert scale.queue_bytes(step) == sum(
+        one.nbytes for queue in (task.alignment.image_queue, task.alignment.text_queue) for one in queue.buffers()
+    )
 
 
 def saved_bytes(step: scale.Step) -> int:

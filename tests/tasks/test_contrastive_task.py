@@ -1,6 +1,5 @@
 """CLIP training: the loss, locked towers, patch dropout, several captions, gradient caching, resume and validation."""
 
-import itertools
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,6 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from vlp.data.loader import training_loader
-from vlp.data.shard_writer import ShardWriter
 from vlp.data.shards import iterate_samples
 from vlp.data.tokenizer import load_tokenizer
 from vlp.data.transforms import clean_caption
@@ -42,16 +40,6 @@ def made(run_config):
         return build_task(config, model, tokenizer).train(), next(iter(loader))
 
     return make
-
-
-@pytest.fixture
-def captioned(tmp_path, scenes) -> Path:
-    """Shards of scenes with one, two or three captions each."""
-    with ShardWriter(tmp_path / "captioned", 20) as writer:
-        for number, sample in enumerate(itertools.islice(iterate_samples(f"{scenes}/*.tar"), 40)):
-            captions = [f"{sample.captions[0]} {word}" for word in ("left", "right", "above")[: 1 + number % 3]]
-            writer.write(sample.key, sample.image, "png", None, {"captions": captions})
-    return tmp_path / "captioned"
 
 
 def loss_and_gradients(task, batch, seed: int = 0) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

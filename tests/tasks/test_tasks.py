@@ -141,15 +141,15 @@ def test_retrieval_counts_captions_of_the_same_image_in_the_queue_as_positives(m
     other.image_hashes[2] = batch.image_hashes[5]  # another caption of an image of the batch before
     images = task.model.embed_image_tokens(task.model.encode_images(other.images))
     texts = task.model.embed_texts(other.text_ids, other.text_mask)
-    queue = task.alignment.queue
+    image_queue, text_queue = task.alignment.image_queue, task.alignment.text_queue
     target = torch.cat([torch.eye(8), torch.zeros(8, 8)], dim=1)
     target[2, [2, 8 + 5]] = 0.5
 
     def loss(rows, columns, in_queue):
-        scores = rows @ torch.cat([columns, in_queue[queue.filled]]).T / task.model.temperature
+        scores = rows @ torch.cat([columns, in_queue.features[in_queue.filled]]).T / task.model.temperature
         return -(target * scores.log_softmax(1)).sum(1).mean()
 
-    expected = (loss(images, texts, queue.texts) + loss(texts, images, queue.images)) / 2
+    expected = (loss(images, texts, text_queue) + loss(texts, images, image_queue)) / 2
     torch.testing.assert_close(task(other).losses["itc"], expected, rtol=1e-4, atol=1e-5)
 
 

@@ -28,13 +28,14 @@ class DeviceBatch:
 
 @dataclass
 class Batch(DeviceBatch):
-    """Images with a caption each.
+    """Images with one or several captions each; the captions of an image are adjacent and in the order of the images.
 
     Attributes:
-        text_ids, text_mask: int64 and bool [batch, tokens]; ids begin with [CLS].
-        text_hashes: int64 [batch]; equal where the cleaned captions are equal.
+        text_ids, text_mask: int64 and bool [texts, tokens]; ids begin with [CLS].
+        text_hashes: int64 [texts]; equal where the cleaned captions are equal.
         image_hashes: int64 [batch]; equal where shard and key are equal.
         texts: the cleaned captions, for people.
+        image_index: int64 [texts], the image of each caption; None where all images have equally many.
     """
 
     text_ids: Tensor
@@ -42,6 +43,7 @@ class Batch(DeviceBatch):
     text_hashes: Tensor
     image_hashes: Tensor
     texts: list[str]
+    image_index: Tensor | None = None
 
 
 @dataclass

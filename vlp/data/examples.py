@@ -18,9 +18,11 @@ class Examples(Protocol):
 
     Attributes:
         images: how many images of a sample are decoded: 1, or 2 where samples are pairs.
+        texts: how many texts of a sample are drawn at most, where score tables give them.
     """
 
     images: int
+    texts: int
 
     @property
     def label(self) -> str | None:
@@ -42,17 +44,24 @@ class Examples(Protocol):
 
 
 class CaptionExamples:
-    """A caption for each image: the examples of pretraining, captioning and retrieval."""
+    """Captions of each image: the examples of pretraining, captioning and retrieval."""
 
     images = 1
     label = None
 
-    def __init__(self, tokenizer: CaptionTokenizer, max_tokens: int = 30, prompt: str = ""):
-        """`prompt` is put before every caption; longer captions are cut at `max_tokens`."""
-        self.tokenizer, self.max_tokens, self.prompt = tokenizer, max_tokens, prompt
+    def __init__(self, tokenizer: CaptionTokenizer, max_tokens: int = 30, prompt: str = "", texts: int = 1):
+        """Nothing is read yet.
 
-    def draw(self, sample: Sample, rng: random.Random) -> str:
-        """One of the sample's own captions.
+        Args:
+            max_tokens: longer captions are cut.
+            prompt: is put before every caption.
+            texts: distinct captions that are drawn for an image in a visit. Where it has fewer, all of them are drawn:
+                a repeated caption would cost its time and teach little.
+        """
+        self.tokenizer, self.max_tokens, self.prompt, self.texts = tokenizer, max_tokens, prompt, texts
+
+    def draw(self, sample: Sample, rng: random.Random) -> list[str]:
+        """Some of the sample's own captions.
 
         Raises:
             FilteredSampleError: it has none.
@@ -60,11 +69,20 @@ class CaptionExamples:
         usable = [caption for caption in sample.captions if clean_caption(caption)]
         if not usable:
             raise FilteredSampleError(NO_TEXT)
-        return rng.choice(usable)
+        if self.texts == 1:
+            return [rng.choice(usable)]
+        distinct = list(dict.fromkeys(usable))
+        return rng.sample(distinct, min(len(distinct), self.texts))
 
     def batch(self, chunk: Chunk) -> Batch:
-        """Images with a tokenized caption each; see `Batch`."""
-        texts = [prompted_caption(self.prompt, caption) for caption in chunk.drawn]
+        """Images with their tokenized captions; see `Batch`."""
+        # Captions of an image may become equal when they are cleaned.
+        cleaned = [[prompted_caption(self.prompt, caption) for caption in drawn] for drawn in chunk.drawn]
+        by_image = [list(dict.fromkeys(texts)) for texts in cleaned]
+        texts = [text for of_image in by_image for text in of_image]
         ids, mask = self.tokenizer.encode(texts, self.max_tokens)
         text_hashes = torch.tensor([stable_hash(text) for text in texts])
-        return Batch(chunk.images, chunk.keys, ids, mask, text_hashes, torch.tensor(chunk.image_hashes), texts)
+        counts = torch.tensor([len(of_image) for of_image in by_image])
+        index = None if bool((counts == counts[0]).all()) else torch.arange(len(counts)).repeat_interleave(counts)
+        hashes = torch.tensor(chunk.image_hashes)
+        return Batch(chunk.images, chunk.keys, ids, mask, text_hashes, hashes, texts, index)

@@ -27,6 +27,7 @@ class LabelExamples:
     """The class of each image."""
 
     images = 1
+    texts = 1
 
     def __init__(self, classes: int, label: str = ""):
         """`label` is the key of the class in the JSON of samples, or the column of data sets; "": see `DataConfig`."""

@@ -32,15 +32,15 @@ class ContrastiveExamples:
     images = 1
     label = None
 
-    def __init__(self, tokenizer: CaptionTokenizer, max_tokens: int, texts_per_image: int = 1):
+    def __init__(self, tokenizer: CaptionTokenizer, max_tokens: int, texts: int = 1):
         """Nothing is read yet.
 
         Args:
             max_tokens: longer captions are cut.
-            texts_per_image: captions that are drawn for an image in a visit. Where it has fewer, some are repeated, so
-                that all processes have as many texts.
+            texts: captions that are drawn for an image in a visit. Where it has fewer, some are repeated, so that all
+                processes have as many texts.
         """
-        self.tokenizer, self.max_tokens, self.texts_per_image = tokenizer, max_tokens, texts_per_image
+        self.tokenizer, self.max_tokens, self.texts = tokenizer, max_tokens, texts
 
     def draw(self, sample: Sample, rng: random.Random) -> list[str]:
         """Some of the sample's own captions.
@@ -51,13 +51,12 @@ class ContrastiveExamples:
         usable = list(dict.fromkeys(caption for caption in sample.captions if clean_caption(caption)))
         if not usable:
             raise FilteredSampleError(NO_TEXT)
-        return rng.sample(usable, min(len(usable), self.texts_per_image))
+        return rng.sample(usable, min(len(usable), self.texts))
 
     def batch(self, chunk: Chunk) -> ContrastiveBatch:
         """The batch of a chunk; see `ContrastiveBatch`."""
         texts = []
         for drawn in chunk.drawn:
-            of_image = [drawn] if isinstance(drawn, str) else drawn  # a score table gives one text
-            texts += [of_image[number % len(of_image)] for number in range(self.texts_per_image)]
+            texts += [drawn[number % len(drawn)] for number in range(self.texts)]
         ids, mask = self.tokenizer.encode(list(map(self.tokenizer.form.clean, texts)), self.max_tokens)
         return ContrastiveBatch(chunk.images, chunk.keys, ids, mask)

@@ -35,6 +35,7 @@ class Nlvr2Examples:
     """The sentence and the label of each sample."""
 
     images = 2
+    texts = 1
     label = None
 
     def __init__(self, tokenizer: CaptionTokenizer, max_tokens: int):

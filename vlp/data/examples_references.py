@@ -25,6 +25,7 @@ class ReferenceExamples:
     """All captions of each image."""
 
     images = 1
+    texts = 1
     label = None
 
     def draw(self, sample: Sample, rng: random.Random) -> list[str]:

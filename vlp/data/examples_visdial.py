@@ -56,6 +56,7 @@ class DialogExamples:
     """Rounds of dialogs with their true answers and false ones."""
 
     images = 1
+    texts = 1
     label = None
 
     def __init__(self, tokenizer: CaptionTokenizer, max_tokens: int, rounds: int, false_answers: int):

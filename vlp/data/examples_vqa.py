@@ -41,6 +41,7 @@ class QuestionExamples:
     """Questions with their answers; several of an image share its encoding."""
 
     images = 1
+    texts = 1
     label = None
 
     def __init__(self, tokenizer: CaptionTokenizer, max_tokens: int = 35, questions: int = 1):

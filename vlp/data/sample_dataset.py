@@ -17,7 +17,7 @@ from vlp.data.examples import Examples
 from vlp.data.image_decoding import EncodedImage, decode_pixels
 from vlp.data.shard_index import ShardIndex
 from vlp.data.shards import Sample, ShardReader
-from vlp.data.text_choice import TextReader, choose_text
+from vlp.data.text_choice import TextReader, choose_texts
 from vlp.data.transforms import clean_caption, evaluation_image, training_image
 from vlp.data.workers import start_workers
 
@@ -114,7 +114,7 @@ class SampleDataset(Dataset):
             sample = self.reader.read(index, row)
             drawn = self.examples.draw(sample, rng)
         else:
-            drawn = choose_text(self.texts.read(index, row, choice), choice, rng)
+            drawn = choose_texts(self.texts.read(index, row, choice), choice, rng, self.examples.texts)
             sample = self.reader.read(index, row)
         rng = random.Random(f"image {self.seed} {position}")
         image = training_images(sample, self.examples.images, self.size, self.augment, rng)

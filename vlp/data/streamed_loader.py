@@ -28,7 +28,7 @@ from vlp.data.sample_stream import Drawn, SampleStream, Source, StreamState
 from vlp.data.shard_index import expand_shards
 from vlp.data.shard_source import ShardSource
 from vlp.data.table_texts import TableTexts
-from vlp.data.text_choice import check_choice, choose_text
+from vlp.data.text_choice import check_choice, choose_texts
 from vlp.data.workers import pins_memory, start_workers
 from vlp.distributed import share_out
 from vlp.errors import UserError, WorkError
@@ -323,6 +323,7 @@ class StreamReader(IterableDataset):
         if choice is None:
             example = self.examples.draw(sample, rng)
         else:
-            example = choose_text(self.texts.read(sample.shard, sample.key, choice), choice, rng)
+            texts = self.texts.read(sample.shard, sample.key, choice)
+            example = choose_texts(texts, choice, rng, self.examples.texts)
         rng = random.Random(f"image {place}")
         return training_images(sample, self.examples.images, self.image_size, self.data.augment, rng), example

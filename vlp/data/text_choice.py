@@ -82,7 +82,7 @@ class ShardTexts:
         return [Text(SOURCES[self.sources[i]], self.texts[i].as_py(), float(self.scores[i])) for i in span]
 
     def usable(self, choice: TextChoiceConfig) -> np.ndarray:
-        """Whether `choose_text` finds a text for each sample: bool [samples]."""
+        """Whether `choose_texts` finds a text for each sample: bool [samples]."""
         limits = np.full(len(SOURCES), -np.inf)
         for limit, sources in ((choice.floor, SOURCES), (choice.fallback, ("web",))):
             for source in sources if limit is not None else ():
@@ -126,12 +126,13 @@ def read_columns(shard: str, choice: TextChoiceConfig) -> pa.Table | None:
         return None
 
 
-def choose_text(texts: list[Text], choice: TextChoiceConfig, rng: random.Random) -> str:
-    """Draw one of an image's texts; `rng` decides everything.
+def choose_texts(texts: list[Text], choice: TextChoiceConfig, rng: random.Random, most: int = 1) -> list[str]:
+    """Draw distinct texts of an image; `rng` decides everything.
 
     First a source is drawn by its chance among those that have a usable text, then one of its texts. Texts that are
     only punctuation, and texts below the floor, are not usable; nor are web texts below `fallback`. An image that loses
-    all its web texts to `fallback` adds the chance of web texts to that of synthetic ones.
+    all its web texts to `fallback` adds the chance of web texts to that of synthetic ones. Further texts are drawn in
+    the same way from those that are left, until there are `most` or none is left.
 
     Raises:
         FilteredSampleError: there is no text, none is usable, or only texts of sources with chance 0.
@@ -142,14 +143,24 @@ def choose_text(texts: list[Text], choice: TextChoiceConfig, rng: random.Random)
     chances = {source: getattr(choice, source) for source in SOURCES}
     if choice.fallback is not None and not usable["web"] and any(text.source == "web" for text in texts):
         chances["synthetic"] += chances["web"]
-    weights = [chances[source] if usable[source] else 0.0 for source in SOURCES]
-    if not any(weights):
+    if not any(usable[source] and chances[source] for source in SOURCES):
         raise FilteredSampleError(NO_TEXT_CHOSEN if any(clean_caption(text.text) for text in texts) else NO_TEXT)
-    drawn = usable[rng.choices(SOURCES, weights)[0]]
-    if choice.sampling == 0:
-        return rng.choice(drawn).text
-    best = max(text.score for text in drawn)
-    return rng.choices(drawn, [math.exp((text.score - best) / choice.sampling) for text in drawn])[0].text
+    drawn: list[str] = []
+    while len(drawn) < most:
+        weights = [chances[source] if usable[source] else 0.0 for source in SOURCES]
+        if not any(weights):
+            break
+        drawn.append(_draw(usable[rng.choices(SOURCES, weights)[0]], choice.sampling, rng))
+        usable = {source: [text for text in usable[source] if text.text != drawn[-1]] for source in SOURCES}
+    return drawn
+
+
+def _draw(texts: list[Text], sampling: float, rng: random.Random) -> str:
+    """One of a source's texts: any, or by score at the temperature `sampling`."""
+    if sampling == 0:
+        return rng.choice(texts).text
+    best = max(text.score for text in texts)
+    return rng.choices(texts, [math.exp((text.score - best) / sampling) for text in texts])[0].text
 
 
 def _usable(text: Text, choice: TextChoiceConfig) -> bool:

@@ -5,23 +5,30 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def draw_hard_negatives(similarities: Tensor, forbidden: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw one negative for each row from the softmax of its similarities to the allowed columns (ALBEF, section 3.2).
+def draw_hard_negatives(
+    similarities: Tensor, forbidden: Tensor, noise: Tensor, count: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Draw negatives for each row from the softmax of its similarities to the allowed columns (ALBEF, section 3.2).
 
     All rows are drawn at once on the device by the Gumbel-max trick: the argmax of similarity plus Gumbel noise has the
-    distribution of the softmax.
+    distribution of the softmax, and the largest values are draws without replacement.
 
     Args:
         similarities: [rows, columns], divided by the temperature.
         forbidden: bool [rows, columns], True at the row's own pair and its duplicates.
         noise: uniform in [0, 1), [rows, columns].
+        count: negatives of a row, at most the number of columns.
 
     Returns:
-        The drawn columns, int64 [rows]; bool [rows], False where every column is forbidden.
+        The drawn columns, int64 [rows, count], distinct in each row; bool [rows, count], False where no allowed column
+        is left.
     """
     gumbel = -torch.log(-torch.log(noise.clamp(1e-20, 1 - 1e-7)))
     scores = (similarities.detach().float() + gumbel).masked_fill(forbidden, float("-inf"))
-    return scores.argmax(dim=1), ~forbidden.all(dim=1)
+    if count == 1:
+        return scores.argmax(dim=1, keepdim=True), ~forbidden.all(dim=1, keepdim=True)
+    allowed = (~forbidden).sum(dim=1, keepdim=True)
+    return scores.topk(count, dim=1).indices, torch.arange(count, device=scores.device) < allowed
 
 
 def uniform_noise(seed: int, rows: Tensor, columns: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The momentum twin, which computes ITC's soft targets, and the queue of its past features (He et al. 2020; ALBEF)."""
+"""The momentum twin, which computes ITC's soft targets, and queues of its past features (He et al. 2020; ALBEF)."""
 
 import copy
 
@@ -43,7 +43,7 @@ class MomentumTwin(nn.Module):
 
     @torch.no_grad()
     def embed(self, images: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit vectors of images [batch, embed_dim] and of texts [batch, embed_dim], float32. ids begin with [CLS]."""
+        """Unit vectors of images [images, embed_dim] and of texts [texts, embed_dim], float32. ids begin with [CLS]."""
         self.eval()  # dropout would make the targets noisier
         image = self.image_projection(self.image_encoder(images)[:, 0])
         text = self.text_projection(self.text_tower.encode(ids, mask)[:, 0])
@@ -51,32 +51,45 @@ class MomentumTwin(nn.Module):
 
 
 class FeatureQueue(nn.Module):
-    """The last `size` pairs of the twin's features, which serve ITC as additional negatives. It starts empty."""
+    """The last `size` of the twin's features of images or texts, further negatives of ITC. It starts empty."""
 
-    images: Tensor  # float32 [size, embed_dim]
-    texts: Tensor  # float32 [size, embed_dim]
+    features: Tensor  # float32 [size, embed_dim]
     image_hashes: Tensor  # int64 [size]
-    filled: Tensor  # bool [size], False where there is no pair yet
-    next: Tensor  # int64 [], the row that the next pair takes
+    filled: Tensor  # bool [size], False where there is no feature yet
+    next: Tensor  # int64 [], the row that the next feature takes
 
     def __init__(self, size: int, embed_dim: int):
         super().__init__()
         self.size = size
-        self.register_buffer("images", torch.zeros(size, embed_dim))
-        self.register_buffer("texts", torch.zeros(size, embed_dim))
+        self.register_buffer("features", torch.zeros(size, embed_dim))
         self.register_buffer("image_hashes", torch.zeros(size, dtype=torch.int64))
         self.register_buffer("filled", torch.zeros(size, dtype=torch.bool))
         self.register_buffer("next", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
-    def push(self, images: Tensor, texts: Tensor, image_hashes: Tensor) -> None:
-        """Add [batch, embed_dim] features and int64 [batch] image hashes, in place of the oldest."""
+    def push(self, features: Tensor, image_hashes: Tensor, present: Tensor | None = None) -> None:
+        """Add features in place of the oldest.
+
+        Args:
+            features: [batch, embed_dim].
+            image_hashes: int64 [batch], of the image of each feature.
+            present: bool [batch], False for features that are not added; None: all are.
+        """
         if self.size == 0:
             return
-        images, texts, image_hashes = images[-self.size :], texts[-self.size :], image_hashes[-self.size :]
-        rows = (self.next + torch.arange(len(images), device=images.device)) % self.size
-        self.images[rows] = images
-        self.texts[rows] = texts
+        absent: Tensor | int = 0
+        if present is not None:  # those that are not added come first; the host does not wait for their number
+            order = present.to(torch.uint8).argsort(stable=True)
+            features, image_hashes, present = features[order], image_hashes[order], present[order][-self.size :]
+            absent = (~present).sum()
+        features, image_hashes = features[-self.size :], image_hashes[-self.size :]
+        rows = (self.next - absent + torch.arange(len(features), device=features.device)) % self.size
+        filled = torch.ones_like(rows, dtype=torch.bool)
+        if present is not None:  # their rows, all distinct, keep what they hold
+            features = torch.where(present[:, None], features, self.features[rows])
+            image_hashes = torch.where(present, image_hashes, self.image_hashes[rows])
+            filled = present | self.filled[rows]
+        self.features[rows] = features
         self.image_hashes[rows] = image_hashes
-        self.filled[rows] = True
-        self.next.copy_((self.next + len(images)) % self.size)
+        self.filled[rows] = filled
+        self.next.copy_((self.next + len(features) - absent) % self.size)

@@ -38,7 +38,8 @@ TASKS: dict[str, Callable[[RunConfig, Any, Any], Task]] = {
 
 
 def _captions(config: RunConfig, tokenizer: CaptionTokenizer) -> CaptionExamples:
-    return CaptionExamples(tokenizer, config.data.max_tokens, config.objective.prompt)
+    data = config.data
+    return CaptionExamples(tokenizer, data.max_tokens, config.objective.prompt, data.texts_per_image)
 
 
 def _dialogs(config: RunConfig, tokenizer: CaptionTokenizer) -> DialogExamples:

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from vlp.config import ObjectiveConfig
+from vlp.config import RunConfig
 from vlp.data.batch import Batch
 from vlp.distributed import all_sum, exchange_rows, gather, gather_texts, rank, world_size
 from vlp.losses.matching import matching_loss
@@ -15,25 +15,33 @@ from vlp.models.momentum import FeatureQueue, MomentumTwin
 from vlp.models.precision import product_dtype
 from vlp.tasks.contrast import Columns, Rows, contrast
 from vlp.tasks.task import TaskOutput
+from vlp.tasks.text_table import TextTable, text_table
 
-Negatives = tuple[Tensor, Tensor]  # columns of the batch int64 [local]; bool [local], whether a row has one
+Negatives = tuple[Tensor, Tensor]  # int64 [texts], numbers in the batch of all processes; bool [texts], if any
 TEMPERATURE_RANGE = (0.001, 0.5)
 
 
 class Alignment(nn.Module):
-    """The momentum twin, the queue, and the two losses that need them (paper, section 3.2).
+    """The momentum twin, the queues, and the two losses that need them (paper, section 3.2).
+
+    With several texts of an image (`data.texts_per_image`), the image is encoded and projected once. In ITC all its
+    texts are its positives; a loss is the mean over images plus the mean over texts. In ITM each text is paired with
+    its image, with another image, and its image with another text. The queues of images and of texts hold the hash of
+    each one's image.
 
     Each process compares the rows of its own samples with the columns of all processes, so the mean of the losses over
     processes is the loss of one process with the whole batch.
     """
 
-    def __init__(self, objective: ObjectiveConfig, model: Blip, enc_id: int, seed: int):
+    def __init__(self, config: RunConfig, model: Blip, enc_id: int):
         super().__init__()
-        self.objective = objective
+        self.objective = config.objective
+        self.texts_per_image = config.data.texts_per_image
         self.enc_id = enc_id
-        self.seed = seed
+        self.seed = config.seed
         self.twin = MomentumTwin(model)
-        self.queue = FeatureQueue(objective.queue_size, model.config.embed_dim)
+        self.image_queue = FeatureQueue(self.objective.queue_size, model.config.embed_dim)
+        self.text_queue = FeatureQueue(self.objective.queue_size, model.config.embed_dim)
         self.alpha = 0.0
         self.draws = 0
 
@@ -57,10 +65,11 @@ class Alignment(nn.Module):
             batch: ids begin with [CLS].
             image_tokens: [batch, tokens, width] of the batch's images.
             memory: their image memory for matching.
-            same_image: whether all captions of an image are its positives (retrieval), or only the one of its pair.
+            same_image: whether all captions of an image are its positives (retrieval), or only those of this visit.
         """
-        itc, hard_texts, hard_images = self._contrast(model, batch, image_tokens, same_image)
-        logits, counted = self._match(model, batch, image_tokens, memory, hard_texts, hard_images)
+        table = text_table(batch, self.texts_per_image)
+        itc, hard_texts, hard_images = self._contrast(model, batch, table, image_tokens, same_image)
+        logits, counted = self._match(model, batch, table, image_tokens, memory, hard_texts, hard_images)
         labels = (torch.arange(len(logits), device=logits.device) < len(batch.text_ids)).long()  # positives come first
         total, right, pairs = matching_loss(logits, labels, counted)
         pairs = all_sum(pairs).clamp(min=1)
@@ -69,56 +78,86 @@ class Alignment(nn.Module):
         return TaskOutput({"itc": itc, "itm": itm}, metrics)
 
     def _contrast(
-        self, model: Blip, batch: Batch, image_tokens: Tensor, same_image: bool
+        self, model: Blip, batch: Batch, table: TextTable, image_tokens: Tensor, same_image: bool
     ) -> tuple[Tensor, Negatives, Negatives]:
-        """The ITC loss, a hard text for each image, and a hard image for each text."""
-        images = model.embed_image_tokens(image_tokens)  # [local, embed_dim]
-        texts = model.embed_texts(batch.text_ids, batch.text_mask)
+        """The ITC loss, a hard text for the image of each text, and a hard image for each text."""
+        each = self.texts_per_image
+        images = model.embed_image_tokens(image_tokens)  # [images, embed_dim]
+        texts = model.embed_texts(batch.text_ids, batch.text_mask)  # [texts, embed_dim]
         twin_images, twin_texts = self.twin.embed(batch.images, batch.text_ids, batch.text_mask)
-        all_images, all_texts = gather(twin_images), gather(twin_texts)
-        image_hashes, text_hashes = gather(batch.image_hashes), gather(batch.text_hashes)
-        present = torch.cat([torch.ones_like(image_hashes, dtype=torch.bool), self.queue.filled])
-        hashes = torch.cat([image_hashes, self.queue.image_hashes])
-        own = torch.arange(len(images), device=images.device) + rank() * len(images)
+        all_images, all_texts = gather(twin_images), gather(table.spread(twin_texts))
+        image_hashes, text_hashes = gather(batch.image_hashes), gather(table.spread(batch.text_hashes))
+        filled = torch.ones_like(text_hashes, dtype=torch.bool)  # [all images x each]
+        if each > 1:
+            filled = gather(table.filled.to(torch.uint8)).bool()
+        numbers = torch.arange(len(all_images), device=images.device)
+        own = numbers[rank() * len(images) :][: len(images)]
+        text_places = table.places + rank() * len(table.filled)
 
-        def side(rows: Tensor, twin: Tensor, columns: Tensor) -> tuple[Tensor, Negatives]:
+        image_rows = Rows(images, twin_images, own, own, batch.image_hashes, text_hashes.view(-1, each)[own])
+        text_rows = Rows(
+            texts,
+            twin_texts,
+            text_places,
+            own[table.images],
+            batch.image_hashes[table.images],
+            batch.text_hashes[:, None],
+        )
+        text_columns = _columns(
+            self.text_queue,
+            all_texts,
+            filled,
+            numbers.repeat_interleave(each),
+            image_hashes.repeat_interleave(each),
+            text_hashes[:, None],
+        )
+        image_columns = _columns(
+            self.image_queue,
+            all_images,
+            torch.ones_like(numbers, dtype=torch.bool),
+            numbers,
+            image_hashes,
+            text_hashes.view(-1, each),
+        )
+
+        def side(rows: Rows, columns: Columns, negatives: int) -> tuple[Tensor, Tensor, Tensor]:
             self.draws += 1
-            loss, drawn, exists = contrast(
-                Rows(rows, twin, own, batch.image_hashes, batch.text_hashes),
-                Columns(columns, present, hashes, text_hashes),
-                model.temperature,
-                self.alpha,
-                same_image,
-                self.seed * 1_000_000_007 + self.draws,
-            )
-            return loss, (drawn, exists)
+            seed = self.seed * 1_000_000_007 + self.draws
+            return contrast(rows, columns, model.temperature, self.alpha, same_image, seed, negatives)
 
         with torch.autocast(images.device.type, enabled=False):
-            image_loss, hard_texts = side(images, twin_images, torch.cat([all_texts, self.queue.texts]))
-            text_loss, hard_images = side(texts, twin_texts, torch.cat([all_images, self.queue.images]))
-        self.queue.push(all_images, all_texts, image_hashes)
-        return (image_loss + text_loss) / 2, hard_texts, hard_images
+            image_loss, hard_texts, has_text = side(image_rows, text_columns, each)
+            text_loss, hard_images, has_image = side(text_rows, image_columns, 1)
+        if each > 1:  # processes may have different numbers of texts
+            count = torch.full_like(text_loss, len(texts))
+            text_loss = text_loss * (count * world_size() / all_sum(count))
+        self.image_queue.push(all_images, image_hashes)
+        self.text_queue.push(all_texts, image_hashes.repeat_interleave(each), filled if each > 1 else None)
+        of_texts = hard_texts.flatten()[table.places], has_text.flatten()[table.places]
+        return (image_loss + text_loss) / 2, of_texts, (hard_images.flatten(), has_image.flatten())
 
     def _match(
         self,
         model: Blip,
         batch: Batch,
+        table: TextTable,
         image_tokens: Tensor,
         memory: ImageMemory,
         hard_texts: Negatives,
         hard_images: Negatives,
     ) -> tuple[Tensor, Tensor]:
-        """ITM logits [3 local, 2] and bool [3 local], whether each counts.
+        """ITM logits [3 texts, 2] and bool [3 texts], whether each counts.
 
         They are those of true pairs, of images with their hard texts, and of texts with their hard images.
         """
-        local = len(batch.text_ids)
+        count = len(batch.text_ids)
         (hard_text, has_text), (hard_image, has_image) = hard_texts, hard_images
         ids, mask = batch.text_ids.clone(), batch.text_mask
         ids[:, 0] = self.enc_id
-        all_ids, all_mask = gather_texts(ids, mask)
+        all_ids, all_mask = gather_texts(table.spread(ids), table.spread(mask))
         length = all_ids.shape[1]  # longest of all processes
-        ids, mask = all_ids[rank() * local :][:local], all_mask[rank() * local :][:local]
+        mine = table.places + rank() * len(table.filled)
+        ids, mask = all_ids[mine], all_mask[mine]
 
         if world_size() == 1:
             other = memory.select(hard_image)
@@ -127,13 +166,35 @@ class Alignment(nn.Module):
             # halves the bytes in bf16. The tokens lose nothing, because each product rounds them anyway. A gradient,
             # the sum of such products over layers, is rounded once more. This comes before the own images are matched
             # because the host has just waited for the device, for the length of the texts.
-            drawn = exchange_rows(image_tokens, hard_image, product_dtype(image_tokens))
-            other = model.text_tower.project_image(drawn)
+            drawn = exchange_rows(image_tokens, self._places(hard_image, table), product_dtype(image_tokens))
+            other = model.text_tower.project_image(drawn if table.is_full else drawn[table.places])
 
         # The own and the hard text of an image are adjacent, so both use its memory without a copy.
-        with_own = torch.stack([ids, all_ids[hard_text]], dim=1).view(2 * local, length)
-        with_own_mask = torch.stack([mask, all_mask[hard_text]], dim=1).view(2 * local, length)
-        own_image = model.match_logits(with_own, with_own_mask, memory).view(local, 2, 2)  # [images, text, class]
+        with_own = torch.stack([ids, all_ids[hard_text]], dim=1).view(2 * count, length)
+        with_own_mask = torch.stack([mask, all_mask[hard_text]], dim=1).view(2 * count, length)
+        index = None if batch.image_index is None else batch.image_index.repeat_interleave(2)
+        own_image = model.match_logits(with_own, with_own_mask, memory, index).view(count, 2, 2)  # [texts, text, class]
         other_image = model.match_logits(ids, mask, other)
         logits = torch.cat([own_image[:, 0], own_image[:, 1], other_image])
         return logits, torch.cat([torch.ones_like(has_text), has_text, has_image])
+
+    def _places(self, hard_image: Tensor, table: TextTable) -> Tensor:
+        """The hard image of each place of the table, int64 [places]; in empty ones the first image of this process."""
+        if table.is_full:
+            return hard_image
+        wanted = torch.full_like(table.source, rank() * (len(table.filled) // self.texts_per_image))
+        wanted[table.places] = hard_image
+        return wanted
+
+
+def _columns(
+    queue: FeatureQueue, features: Tensor, present: Tensor, images: Tensor, image_hashes: Tensor, text_hashes: Tensor
+) -> Columns:
+    """The columns of a batch, then those of a queue; arguments as the attributes of `Columns`, of the batch alone."""
+    return Columns(
+        torch.cat([features, queue.features]),
+        torch.cat([present, queue.filled]),
+        torch.cat([images, torch.full_like(queue.image_hashes, -1)]),
+        torch.cat([image_hashes, queue.image_hashes]),
+        text_hashes,
+    )

@@ -23,7 +23,5 @@ class CaptioningTask(Task):
     def forward(self, batch: Batch) -> TaskOutput:
         """The loss `lm` of a batch."""
         memory = self.model.text_tower.project_image(self.model.encode_images(batch.images), "decoder")
-        lm = caption_loss(
-            self.model, batch.text_ids, batch.text_mask, memory, self.dec_id, self.smoothing, self.prompt_length
-        )
+        lm = caption_loss(self.model, batch, memory, self.dec_id, self.smoothing, self.prompt_length)
         return TaskOutput({"lm": lm}, {})

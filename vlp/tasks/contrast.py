@@ -20,13 +20,16 @@ class Rows:
 
     Attributes:
         features, twin: float32 [rows, embed_dim], of the model and of its momentum twin.
-        own: int64 [rows], the column that belongs to each row.
-        image_hashes, text_hashes: int64 [rows], equal where images or texts are.
+        numbers: int64 [rows], of each row among the rows of all processes; they decide the random draws.
+        images: int64 [rows], the number of each row's image in the batch of all processes.
+        image_hashes: int64 [rows], equal where images are.
+        text_hashes: int64 [rows, texts], of a text, or of all texts of an image; equal where texts are.
     """
 
     features: Tensor
     twin: Tensor
-    own: Tensor
+    numbers: Tensor
+    images: Tensor
     image_hashes: Tensor
     text_hashes: Tensor
 
@@ -41,58 +44,65 @@ class Columns:
 
     Attributes:
         features: float32 [columns, embed_dim], of the momentum twin.
-        present: bool [columns], False where the queue is still empty.
+        present: bool [columns], False where there is nothing: where the queue is still empty, and in the places of
+            texts that an image lacks.
+        images: int64 [columns], the number of each column's image in the batch of all processes; -1 in the queue.
         image_hashes: int64 [columns].
-        text_hashes: int64 [batch], for the batch only.
+        text_hashes: int64 [batch, texts], for the batch only.
     """
 
     features: Tensor
     present: Tensor
+    images: Tensor
     image_hashes: Tensor
     text_hashes: Tensor
 
 
 def contrast(
-    rows: Rows, columns: Columns, temperature: Tensor, alpha: float, same_image: bool, seed: int
+    rows: Rows, columns: Columns, temperature: Tensor, alpha: float, same_image: bool, seed: int, negatives: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The ITC loss of one direction, and a hard negative from the batch for each row.
+    """The ITC loss of one direction, and hard negatives from the batch for each row.
 
     Args:
         temperature: scalar, with gradient.
         alpha: the weight of the twin's similarities in the targets.
-        same_image: whether all columns of a row's image are its positives, or only its own column.
+        same_image: whether all columns of a row's image are its positives, also those of its other visits in the batch
+            and in the queue, or only those of this visit.
         seed: seeds the draw of negatives.
+        negatives: of a row.
 
     Returns:
-        The mean loss over rows; negatives int64 [rows], columns of the batch; bool [rows], False where there is none.
+        The mean loss over rows; distinct negatives int64 [rows, negatives], columns of the batch; bool
+        [rows, negatives], False where there is none.
     """
-    count = len(rows.own)
+    count = len(rows.numbers)
 
     def part(start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
-        loss, drawn, has = _contrast(rows.part(start, stop), columns, temperature, alpha, same_image, seed)
+        loss, drawn, has = _contrast(rows.part(start, stop), columns, temperature, alpha, same_image, seed, negatives)
         return loss * ((stop - start) / count), drawn, has
 
-    losses, negatives, found = zip(*in_parts(part, count), strict=True)
-    return torch.stack(losses).sum(), torch.cat(negatives), torch.cat(found)
+    losses, drawn, found = zip(*in_parts(part, count), strict=True)
+    return torch.stack(losses).sum(), torch.cat(drawn), torch.cat(found)
 
 
 def _contrast(
-    rows: Rows, columns: Columns, temperature: Tensor, alpha: float, same_image: bool, seed: int
+    rows: Rows, columns: Columns, temperature: Tensor, alpha: float, same_image: bool, seed: int, negatives: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     everyone = len(columns.text_hashes)
     if same_image:
         positives = rows.image_hashes[:, None] == columns.image_hashes
     else:
-        positives = torch.arange(len(columns.present), device=rows.own.device) == rows.own[:, None]
+        positives = rows.images[:, None] == columns.images
     absent = ~columns.present
     similarities = (rows.features @ columns.features.T / temperature).masked_fill(absent, float("-inf"))
     with torch.no_grad():
         twin = (rows.twin @ columns.features.T / temperature).masked_fill(absent, float("-inf"))
         targets = contrastive_targets(twin, positives & columns.present, alpha)
         # Two samples with the same image or the same caption are not negatives of each other.
-        equal = (rows.text_hashes[:, None] == columns.text_hashes) | (
-            rows.image_hashes[:, None] == columns.image_hashes[:everyone]
-        )
-        noise = uniform_noise(seed, rows.own, everyone)
-        negatives, found = draw_hard_negatives(similarities[:, :everyone], equal, noise)
-    return contrastive_loss(similarities, targets), negatives, found
+        forbidden = (rows.image_hashes[:, None] == columns.image_hashes[:everyone]) | absent[:everyone]
+        for mine in rows.text_hashes.unbind(1):
+            for theirs in columns.text_hashes.unbind(1):
+                forbidden |= mine[:, None] == theirs
+        noise = uniform_noise(seed, rows.numbers, everyone)
+        drawn, found = draw_hard_negatives(similarities[:, :everyone], forbidden, noise, negatives)
+    return contrastive_loss(similarities, targets), drawn, found

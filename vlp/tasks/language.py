@@ -3,25 +3,26 @@
 import torch
 from torch import Tensor
 
+from vlp.data.batch import Batch
 from vlp.distributed import all_sum, world_size
 from vlp.models.blip import Blip
 from vlp.models.image_memory import ImageMemory
 
 
 def caption_loss(
-    model: Blip, ids: Tensor, mask: Tensor, memory: ImageMemory, dec_id: int, smoothing: float, prompt_length: int = 0
+    model: Blip, batch: Batch, memory: ImageMemory, dec_id: int, smoothing: float, prompt_length: int = 0
 ) -> Tensor:
     """The LM loss (paper, section 3.2): the mean over the tokens of all processes is the mean of the returned values.
 
     Args:
-        ids, mask: int64 and bool [batch, tokens]; the first token is replaced by [DEC].
+        batch: the first token of each caption is replaced by [DEC].
         memory: the image memory of the batch, for decoding.
         smoothing: label smoothing.
         prompt_length: how many tokens after the first one are given and not predicted.
     """
-    ids = ids.clone()
+    ids, mask = batch.text_ids.clone(), batch.text_mask
     ids[:, 0] = dec_id
-    hidden = model.text_tower.decode(ids[:, :-1], mask[:, :-1], memory)  # [batch, tokens - 1, width]
+    hidden = model.text_tower.decode(ids[:, :-1], mask[:, :-1], memory, batch.image_index)  # [texts, tokens - 1, width]
     counted = mask[:, 1:].clone()
     counted[:, :prompt_length] = False
     words = all_sum(counted.sum().float()).clamp(min=1)

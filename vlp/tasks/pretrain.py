@@ -10,14 +10,14 @@ from vlp.tasks.task import Task, TaskOutput
 
 
 class PretrainTask(Task):
-    """ITC, ITM and LM on the same batch; each image is encoded and projected once."""
+    """ITC, ITM and LM on the same batch; each image is encoded and projected once for all its texts."""
 
     def __init__(self, config: RunConfig, model: Blip, tokenizer: CaptionTokenizer):
         super().__init__()
         self.objective = config.objective
         self.dec_id = tokenizer.dec_id
         self.model = model
-        self.alignment = Alignment(config.objective, model, tokenizer.enc_id, config.seed)
+        self.alignment = Alignment(config, model, tokenizer.enc_id)
 
     def start_step(self, step: int, epoch: float) -> None:
         """Update the momentum twin and the settings that change during training."""
@@ -32,7 +32,5 @@ class PretrainTask(Task):
         if not model.text_tower.shares_memory:
             for_decoding = model.text_tower.project_image(image_tokens, "decoder")
         aligned = self.alignment(model, batch, image_tokens, memory, same_image=False)
-        lm = caption_loss(
-            model, batch.text_ids, batch.text_mask, for_decoding, self.dec_id, self.objective.label_smoothing
-        )
+        lm = caption_loss(model, batch, for_decoding, self.dec_id, self.objective.label_smoothing)
         return TaskOutput({**aligned.losses, "lm": lm}, aligned.metrics)

@@ -21,7 +21,7 @@ class RetrievalTask(Task):
         super().__init__()
         self.model = model
         freeze(model.decoder_only_parts())
-        self.alignment = Alignment(config.objective, model, tokenizer.enc_id, config.seed)
+        self.alignment = Alignment(config, model, tokenizer.enc_id)
 
     def start_step(self, step: int, epoch: float) -> None:
         """Update the momentum twin and the settings that change during training."""

@@ -94,11 +94,6 @@ def check_contrastive(config: RunConfig) -> None:
         raise UserError(
             "objective.temperature is for the softmax loss; the sigmoid loss starts with 0.1, so leave it out."
         )
-    if config.data.texts_per_image > 1 and any(source.texts for source in config.data.sources):
-        raise UserError(
-            "data.texts_per_image above 1 draws several of a sample's own captions, and texts draws one from a score "
-            "table; leave one of them out."
-        )
 
 
 def open_run_folder(config: RunConfig, resume: bool) -> bool:
