@@ -136,7 +136,10 @@ class ObjectiveConfig:
     prompt: str = ""  # put before every caption and stored with the model; captioning leaves it out of the loss
     contrastive: Literal["softmax", "sigmoid"] = "softmax"  # contrastive: CLIP's loss or SigLIP's
     locked: Literal["", "image", "text"] = ""  # contrastive: the tower that is not trained (LiT)
-    patch_dropout: DropShare = 0.0  # contrastive: share of an image's patches that training leaves out (FLIP)
+    patch_dropout: DropShare = 0.0  # pretrain, contrastive: share of an image's patches that training leaves out (FLIP)
+    unmasked_share: Share = 0.0  # of patch_dropout: the share of the steps, at the end of the run, that see all patches
+    first_image_size: Natural = 0  # pretrain, contrastive: pixels, the lower resolution of the first steps; 0: none
+    first_size_share: Share = 0.7  # of first_image_size: the share of the steps that see it, at the start of the run
     gradient_cache: Natural = 0  # contrastive: images whose activations are in memory at once; 0: those of a batch
 
 

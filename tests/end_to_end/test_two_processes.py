@@ -17,6 +17,12 @@ from vlp.training.checkpoint import checkpoints
 from vlp.training.loop import train
 
 LOSSES = ("itc", "itm", "lm", "loss", "reward", "mean_reward", "classification", "accuracy")
+LEVERS = [
+    "objective.patch_dropout=0.5",
+    "objective.unmasked_share=0.3",
+    "objective.first_image_size=16",
+    "objective.first_size_share=0.5",
+]
 
 
 @pytest.mark.parametrize(
@@ -25,7 +31,7 @@ LOSSES = ("itc", "itm", "lm", "loss", "reward", "mean_reward", "classification",
         ("pretrain", 2, ["batch_size=8", "accumulation=2", "activation_checkpointing=true"]),
         ("pretrain", 3, ["optim={name: muon, layer_decay: 0.9, clip_norm: 1, average: 0.9, warmup_steps: 2}"]),
         ("retrieval", 2, []),
-        ("pretrain", 3, ["data.texts_per_image=3"]),
+        ("pretrain", 3, ["data.texts_per_image=3", *LEVERS]),
         ("captioning", 2, []),
         ("self_critical", 2, ["objective.reward_samples=2", "data.max_tokens=8"]),
         ("vqa", 2, ["data.texts_per_image=3"]),

@@ -1,6 +1,7 @@
 """Every family of image encoders keeps one contract; each equals a plain reference and has the paper's parameters."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import timm
@@ -101,6 +102,34 @@ def make(kind: str, **changes) -> ImageEncoder:
 def images_of(size: int, count: int = 3) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_a_lower_resolution_equals_a_resized_encoder_on_smaller_images(kind):
+    low, high = sorted((32, SMALL[kind][2]))
+    encoder, images = make(kind, image_size=high), images_of(high)
+    encoder.check_size(low)
+    assert "meta" not in {str(one.device) for one in encoder.parameters()}
+    small = F.interpolate(encoder.normalize(images), size=(low, low), mode="area")
+    expected = resize_positions(encoder, replace(encoder.config, image_size=low)).eval()(small)
+    torch.testing.assert_close(encoder(images, size=low), expected)
+    encoder.train()(images, size=low).sum().backward()
+    for name in encoder.tower.positions:  # t2t's are fixed
+        weight = encoder.tower.get_parameter(name)
+        assert not weight.requires_grad or weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("config", "size", "sentence"),
+    [
+        (SMALL["vit"][0], 32, r"objective\.first_image_size \(32\) must be below the model's image size \(32\)"),
+        (SMALL["vit"][0], 20, r"objective\.first_image_size \(20\) must be a multiple of its patch_size \(8\)"),
+        (ImageEncoderConfig("timm:resnet10t", 32, width=512), 16, "timm:resnet10t takes one image size; set 0 or use"),
+    ],
+)
+def test_a_lower_resolution_that_does_not_fit_is_refused(config, size, sentence):
+    with pytest.raises(UserError, match=sentence):
+        ImageEncoder(config).check_size(size)
 
 
 def test_every_family_is_tested():

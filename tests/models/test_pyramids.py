@@ -20,7 +20,7 @@ SMALL = ImageEncoderConfig("pvt", 32, 4, width=24, stages=STAGES)
 def test_spatial_reduction_equals_a_plain_reference(pool):
     torch.manual_seed(0)
     side, small = (14, 7) if pool else (6, 3)
-    attention = ReducedAttention(8, 2, side, 2, pool, 1e-6)
+    attention = ReducedAttention(8, 2, 2, pool, 1e-6)
     x = torch.randn(2, side**2, 8)
     kernel, bias = attention.sr.weight, attention.sr.bias
     sources = []

@@ -220,7 +220,12 @@ def test_validation_on_labelled_images_is_zero_shot_accuracy(run_config, tmp_pat
         (("task=contrastive",), "task contrastive trains a CLIP model; set model.network: clip"),
         (("task=retrieval", "model.network=clip"), "task retrieval trains a BLIP model; set model.network: blip"),
         ((*CLIP, "objective.locked=text"), "objective.locked: text would keep the text tower at random weights"),
-        (("objective.patch_dropout=0.5",), "objective.patch_dropout is for task contrastive"),
+        (
+            ("task=retrieval", "objective.patch_dropout=0.5"),
+            "objective.patch_dropout is for tasks pretrain and contrastive",
+        ),
+        (("task=captioning", "objective.first_image_size=16"), "objective.first_image_size is for tasks pretrain and"),
+        ((*CLIP, "objective.unmasked_share=0.1"), "the end of a run with objective.patch_dropout; set that, too"),
         (("objective.gradient_cache=8",), "objective.gradient_cache is for task contrastive"),
         ((*CLIP, "objective.contrastive=sigmoid", "objective.temperature=0.2"), "objective.temperature"),
         (

@@ -24,6 +24,14 @@ from vlp.training.record_window import RecordWindow
 NOT_OF_THE_RUN = ("training_seconds", "pairs_per_second", "data_wait_share", "memory_gib")  # of the machine
 RANDOM = ["model.text_tower.dropout=0.1", "model.image_encoder.drop_path=0.2", "data.augment={crop_min: 0.5}"]
 
+LEVERS = [
+    "data.texts_per_image=2",
+    "objective.patch_dropout=0.5",
+    "objective.unmasked_share=0.5",
+    "objective.first_image_size=16",
+    "objective.first_size_share=0.7",
+]
+
 
 class Died(Exception):
     """Stands for whatever ends a process."""
@@ -69,8 +77,9 @@ def disturb_random_state() -> None:
         ["data.workers=0", *RANDOM, "task=retrieval", "optim.clip_norm=0.1"],
         ["data.workers=0", *RANDOM, "precision=bf16", "activation_checkpointing=true"],
         ["data.workers=0", *RANDOM, "precision=bf16", "optim={name: muon, layer_decay: 0.8, warmup_steps: 2}"],
+        ["data.workers=1", *RANDOM, *LEVERS],  # the checkpoint of step 6 is between the switches
     ],
-    ids=["workers", "accumulation", "captioning", "self_critical", "retrieval", "bf16", "muon"],
+    ids=["workers", "accumulation", "captioning", "self_critical", "retrieval", "bf16", "muon", "levers"],
 )
 def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(run_config, monkeypatch, settings):
     whole, part = (run_config(name, *settings, "checkpoint_every=3") for name in ("whole", "part"))

@@ -1,6 +1,7 @@
 """One BLIP model: an image encoder, the text tower and the heads. No losses, no tokenizer."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,9 +45,13 @@ class Blip(nn.Module):
         """The scalar that divides ITC's cosines."""
         return self.log_temperature.exp()
 
-    def encode_images(self, images: Tensor) -> Tensor:
-        """Images [batch, 3, size, size] (uint8, or normalized float) -> image tokens [batch, tokens, width]."""
-        return self.image_encoder(images)
+    def encode_images(self, images: Tensor, *view: Any) -> Tensor:
+        """Images [batch, 3, size, size] (uint8, or normalized float) -> image tokens [batch, tokens, width].
+
+        Args:
+            view: which part of the images is encoded, see `ImageEncoder.forward`.
+        """
+        return self.image_encoder(images, *view)
 
     def embed_image_tokens(self, image_tokens: Tensor, frames: int = 1) -> Tensor:
         """Image tokens [images, tokens, width] -> float32 unit vectors [images, embed_dim] for ITC.

@@ -1,6 +1,7 @@
 """The momentum twin, which computes ITC's soft targets, and queues of its past features (He et al. 2020; ALBEF)."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,10 +43,14 @@ class MomentumTwin(nn.Module):
             buffer.copy_(buffers[name])
 
     @torch.no_grad()
-    def embed(self, images: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit vectors of images [images, embed_dim] and of texts [texts, embed_dim], float32. ids begin with [CLS]."""
+    def embed(self, images: Tensor, ids: Tensor, mask: Tensor, *view: Any) -> tuple[Tensor, Tensor]:
+        """Unit vectors of images [images, embed_dim] and of texts [texts, embed_dim], float32. ids begin with [CLS].
+
+        Args:
+            view: which part of the images is encoded, see `ImageEncoder.forward`.
+        """
         self.eval()  # dropout would make the targets noisier
-        image = self.image_projection(self.image_encoder(images)[:, 0])
+        image = self.image_projection(self.image_encoder(images, *view)[:, 0])
         text = self.text_projection(self.text_tower.encode(ids, mask)[:, 0])
         return F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
 

@@ -1,6 +1,7 @@
 """ITC and ITM, the losses that pretraining and retrieval finetuning share."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,8 +56,13 @@ class Alignment(nn.Module):
         with torch.no_grad():
             model.log_temperature.clamp_(*map(math.log, TEMPERATURE_RANGE))
 
+    def next_seed(self) -> int:
+        """The seed of the next random draw, the same in all processes."""
+        self.draws += 1
+        return self.seed * 1_000_000_007 + self.draws
+
     def forward(
-        self, model: Blip, batch: Batch, image_tokens: Tensor, memory: ImageMemory, same_image: bool
+        self, model: Blip, batch: Batch, image_tokens: Tensor, memory: ImageMemory, same_image: bool, *view: Any
     ) -> TaskOutput:
         """The losses `itc` and `itm`, and the metrics `itm_accuracy` and `temperature`.
 
@@ -66,9 +72,11 @@ class Alignment(nn.Module):
             image_tokens: [batch, tokens, width] of the batch's images.
             memory: their image memory for matching.
             same_image: whether all captions of an image are its positives (retrieval), or only those of this visit.
+            view: which part of the images was encoded, see `ImageEncoder.forward`. The twin sees the same part: its
+                targets describe what this view shows, and it costs the same share of the time.
         """
         table = text_table(batch, self.texts_per_image)
-        itc, hard_texts, hard_images = self._contrast(model, batch, table, image_tokens, same_image)
+        itc, hard_texts, hard_images = self._contrast(model, batch, table, image_tokens, same_image, *view)
         logits, counted = self._match(model, batch, table, image_tokens, memory, hard_texts, hard_images)
         labels = (torch.arange(len(logits), device=logits.device) < len(batch.text_ids)).long()  # positives come first
         total, right, pairs = matching_loss(logits, labels, counted)
@@ -78,13 +86,13 @@ class Alignment(nn.Module):
         return TaskOutput({"itc": itc, "itm": itm}, metrics)
 
     def _contrast(
-        self, model: Blip, batch: Batch, table: TextTable, image_tokens: Tensor, same_image: bool
+        self, model: Blip, batch: Batch, table: TextTable, image_tokens: Tensor, same_image: bool, *view: Any
     ) -> tuple[Tensor, Negatives, Negatives]:
         """The ITC loss, a hard text for the image of each text, and a hard image for each text."""
         each = self.texts_per_image
         images = model.embed_image_tokens(image_tokens)  # [images, embed_dim]
         texts = model.embed_texts(batch.text_ids, batch.text_mask)  # [texts, embed_dim]
-        twin_images, twin_texts = self.twin.embed(batch.images, batch.text_ids, batch.text_mask)
+        twin_images, twin_texts = self.twin.embed(batch.images, batch.text_ids, batch.text_mask, *view)
         all_images, all_texts = gather(twin_images), gather(table.spread(twin_texts))
         image_hashes, text_hashes = gather(batch.image_hashes), gather(table.spread(batch.text_hashes))
         filled = torch.ones_like(text_hashes, dtype=torch.bool)  # [all images x each]
@@ -121,9 +129,7 @@ class Alignment(nn.Module):
         )
 
         def side(rows: Rows, columns: Columns, negatives: int) -> tuple[Tensor, Tensor, Tensor]:
-            self.draws += 1
-            seed = self.seed * 1_000_000_007 + self.draws
-            return contrast(rows, columns, model.temperature, self.alpha, same_image, seed, negatives)
+            return contrast(rows, columns, model.temperature, self.alpha, same_image, self.next_seed(), negatives)
 
         with torch.autocast(images.device.type, enabled=False):
             image_loss, hard_texts, has_text = side(image_rows, text_columns, each)

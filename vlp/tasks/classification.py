@@ -25,7 +25,7 @@ class ClassificationTask(Task):
         mixes = settings.mixup > 0 or settings.cutmix > 0
         self.mixing = BatchMixing(settings, classes, self.smoothing, config.seed) if mixes else None
 
-    def start_step(self, step: int, epoch: float) -> None:
+    def start_step(self, step: int, epoch: float, progress: float = 0.0) -> None:
         """Decide how the images of this step are mixed."""
         if self.mixing:
             self.mixing.start_step(step, epoch)

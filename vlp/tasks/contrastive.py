@@ -19,6 +19,7 @@ from vlp.losses.info_nce import info_nce
 from vlp.losses.sigmoid import sigmoid_loss
 from vlp.models.batch_norm import checkpoint_contexts
 from vlp.models.clip import Clip
+from vlp.tasks.image_schedule import check_views, image_view
 from vlp.tasks.task import Task, TaskOutput
 
 LOWEST_TEMPERATURE = 0.01  # CLIP never multiplies cosines by more than 100
@@ -32,7 +33,8 @@ class ContrastiveTask(Task):
         super().__init__()
         self.model = model
         self.objective = config.objective
-        model.image_encoder.check_keep(1 - config.objective.patch_dropout)
+        check_views(config.objective, model.image_encoder)
+        self.view = image_view(config.objective, 0.0)
         if self.locked is not None:
             self.locked.requires_grad_(False)
         if config.objective.contrastive == "softmax":
@@ -43,8 +45,9 @@ class ContrastiveTask(Task):
         """The tower that is not trained. As an attribute it would be in checkpoints twice."""
         return {"": None, "image": self.model.image_encoder, "text": self.model.text_tower}[self.objective.locked]
 
-    def start_step(self, step: int, epoch: float) -> None:
-        """Bound the temperature from below."""
+    def start_step(self, step: int, epoch: float, progress: float = 0.0) -> None:
+        """Bound the temperature from below, and decide what the step sees of its images."""
+        self.view = image_view(self.objective, progress)
         with torch.no_grad():
             self.model.log_temperature.clamp_(min=math.log(LOWEST_TEMPERATURE))
 
@@ -68,7 +71,7 @@ class ContrastiveTask(Task):
     def _embed_images(self, images: Tensor) -> Tensor:
         """Images [images, 3, size, size] -> float32 unit vectors [images, embed_dim], without the dropped patches."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.locked is not self.model.image_encoder):
-            tokens = self.model.image_encoder(images, keep=1 - self.objective.patch_dropout)
+            tokens = self.model.image_encoder(images, self.view.keep, self.view.size)
         return self.model.embed_image_tokens(tokens)
 
     def _embed_texts(self, ids: Tensor, mask: Tensor) -> Tensor:

@@ -1,10 +1,18 @@
 """Pretraining: ITC, ITM and LM together (BLIP, section 3.2)."""
 
+from functools import partial
+
+import torch
+
 from vlp.config import RunConfig
 from vlp.data.batch import Batch
 from vlp.data.tokenizer import CaptionTokenizer
+from vlp.distributed import rank
+from vlp.losses.matching import uniform_noise
 from vlp.models.blip import Blip
+from vlp.models.image_encoders.vit import Noise
 from vlp.tasks.alignment import Alignment
+from vlp.tasks.image_schedule import check_views, image_view
 from vlp.tasks.language import caption_loss
 from vlp.tasks.task import Task, TaskOutput
 
@@ -17,20 +25,28 @@ class PretrainTask(Task):
         self.objective = config.objective
         self.dec_id = tokenizer.dec_id
         self.model = model
+        check_views(config.objective, model.image_encoder)
+        self.view = image_view(config.objective, 0.0)
         self.alignment = Alignment(config, model, tokenizer.enc_id)
 
-    def start_step(self, step: int, epoch: float) -> None:
+    def start_step(self, step: int, epoch: float, progress: float = 0.0) -> None:
         """Update the momentum twin and the settings that change during training."""
+        self.view = image_view(self.objective, progress)
         self.alignment.start_step(self.model, step, epoch)
 
     def forward(self, batch: Batch) -> TaskOutput:
         """The losses `itc`, `itm` and `lm` of a batch, and the metrics of ITM."""
         model = self.model
-        image_tokens = model.encode_images(batch.images)  # [batch, tokens, width]
+        keep, size = self.view
+        noise: Noise | None = None
+        if keep < 1:  # which patches stay depends on the step and the sample, not on the process
+            numbers = torch.arange(len(batch.images), device=batch.images.device) + rank() * len(batch.images)
+            noise = partial(uniform_noise, self.alignment.next_seed(), numbers)
+        image_tokens = model.encode_images(batch.images, keep, size, noise)  # [batch, tokens, width]
         memory = model.text_tower.project_image(image_tokens, "encoder")
         for_decoding = memory
         if not model.text_tower.shares_memory:
             for_decoding = model.text_tower.project_image(image_tokens, "decoder")
-        aligned = self.alignment(model, batch, image_tokens, memory, same_image=False)
+        aligned = self.alignment(model, batch, image_tokens, memory, False, keep, size, noise)
         lm = caption_loss(model, batch, for_decoding, self.dec_id, self.objective.label_smoothing)
         return TaskOutput({**aligned.losses, "lm": lm}, aligned.metrics)

@@ -23,7 +23,7 @@ class RetrievalTask(Task):
         freeze(model.decoder_only_parts())
         self.alignment = Alignment(config, model, tokenizer.enc_id)
 
-    def start_step(self, step: int, epoch: float) -> None:
+    def start_step(self, step: int, epoch: float, progress: float = 0.0) -> None:
         """Update the momentum twin and the settings that change during training."""
         self.alignment.start_step(self.model, step, epoch)
 

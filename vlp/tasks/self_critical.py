@@ -40,7 +40,7 @@ class SelfCriticalTask(Task):
         freeze(model.encoder_only_parts())
         model.log_temperature.requires_grad_(False)
 
-    def start_step(self, step: int, epoch: float) -> None:
+    def start_step(self, step: int, epoch: float, progress: float = 0.0) -> None:
         """A resumed run samples the same captions: the samples depend on the step, not on earlier ones."""
         self.seed = self.run_seed + 1_000_003 * step
 

@@ -36,8 +36,13 @@ class Task(nn.Module):
 
     model: Any
 
-    def start_step(self, step: int, epoch: float) -> None:
-        """Called once before each optimizer step; `epoch` counts passes over the data, with fractions."""
+    def start_step(self, step: int, epoch: float, progress: float = 0.0) -> None:
+        """Called once before each optimizer step.
+
+        Args:
+            epoch: passes over the data, with fractions.
+            progress: the share of the run's steps that are done, below 1.
+        """
 
     def forward(self, batch: Any) -> TaskOutput:
         """The losses and metrics of a batch."""

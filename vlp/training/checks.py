@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vlp.config import ObjectiveConfig, RunConfig
+from vlp.config import PRETRAINING, ObjectiveConfig, RunConfig
 from vlp.data.loader import is_streamed
 from vlp.data.policy_augment import read_policy
 from vlp.data.shard_index import expand_shards
@@ -54,6 +54,7 @@ def check_config(config: RunConfig) -> None:
     if config.task not in CAPTION_TASKS and any(source.texts for source in config.data.sources):
         raise UserError(f"data.sources: texts names captions, which task {config.task} does not use; remove texts.")
     check_contrastive(config)
+    check_image_schedule(config)
     if config.stop_after and not config.best_by:
         raise UserError("stop_after needs best_by; name the score of validation that must get better.")
     if config.best_by and not config.evaluate_every:
@@ -79,7 +80,7 @@ def check_contrastive(config: RunConfig) -> None:
     """
     given, default = config.objective, ObjectiveConfig()
     if config.task != "contrastive":
-        for name in ("contrastive", "locked", "patch_dropout", "gradient_cache"):
+        for name in ("contrastive", "locked", "gradient_cache"):
             if getattr(given, name) != getattr(default, name):
                 raise UserError(f"objective.{name} is for task contrastive; leave it out for task {config.task}.")
         return
@@ -88,12 +89,29 @@ def check_contrastive(config: RunConfig) -> None:
             f"objective.locked: {given.locked} would keep the {given.locked} tower at random weights; set start_from "
             "to a model with a trained one."
         )
-    if given.locked == "image" and given.patch_dropout:
-        raise UserError("objective.patch_dropout would change the features of the locked image tower; set one of both.")
+    for name in ("patch_dropout", "first_image_size"):
+        if given.locked == "image" and getattr(given, name):
+            raise UserError(f"objective.{name} would change the features of the locked image tower; set one of both.")
     if given.contrastive == "sigmoid" and not config.start_from and given.temperature != default.temperature:
         raise UserError(
             "objective.temperature is for the softmax loss; the sigmoid loss starts with 0.1, so leave it out."
         )
+
+
+def check_image_schedule(config: RunConfig) -> None:
+    """Check the settings that make images cheaper for a part of the run.
+
+    Raises:
+        UserError: they belong to a run of another task, or one lacks the other that it changes.
+    """
+    given = config.objective
+    for name, value in (("patch_dropout", given.patch_dropout), ("first_image_size", given.first_image_size)):
+        if value and config.task not in PRETRAINING:
+            raise UserError(
+                f"objective.{name} is for tasks {' and '.join(PRETRAINING)}; leave it out for task {config.task}."
+            )
+    if given.unmasked_share and not given.patch_dropout:
+        raise UserError("objective.unmasked_share is the end of a run with objective.patch_dropout; set that, too.")
 
 
 def open_run_folder(config: RunConfig, resume: bool) -> bool:

@@ -78,7 +78,7 @@ def train_steps(run: Run) -> None:
             )  # before anything of the step: it may write a checkpoint of the last one
             rate = learning_rate(config.optim, run.step, schedule.steps, schedule.steps_per_epoch)
             set_learning_rate(optimizer, rate)
-            run.task.start_step(run.step, run.step / schedule.steps_per_epoch)
+            run.task.start_step(run.step, run.step / schedule.steps_per_epoch, run.step / schedule.steps)
             for part, batch in enumerate(parts):
                 _forward_and_backward(
                     run, batch.to(run.accelerator.device), is_last_part=part == config.accumulation - 1

@@ -13,6 +13,7 @@ from vlp.models.image_encoders.layers import (
     Attention,
     DropPath,
     drop_path_rates,
+    fit_positions,
     run_blocks,
     sine_positions,
 )
@@ -84,7 +85,10 @@ class CompactTower(nn.Module):
         if self.class_emb is not None:
             x = torch.cat([self.class_emb.expand(len(x), -1, -1), x], dim=1)
         if self.positional_emb is not None:
-            x = x + self.positional_emb
+            positions = self.positional_emb
+            if self.positions:
+                positions = fit_positions(positions, self.positions["positional_emb"], x.shape[1])
+            x = x + positions[:, : x.shape[1]]  # sine positions do not depend on the number of tokens
         x = self.norm(run_blocks(self.blocks, x, self.checkpointing))
         if self.attention_pool is not None:
             x = torch.cat([sequence_pool(x, self.attention_pool), x], dim=1)

@@ -80,14 +80,13 @@ class DepthwiseConvolution(nn.Module):
 class ConvolutionalAttention(nn.Module):
     """Attention whose queries, keys and values come from convolutions of the grid of tokens (section 3.2)."""
 
-    def __init__(self, width: int, heads: int, side: int, stride: int, class_token: bool):
+    def __init__(self, width: int, heads: int, stride: int, class_token: bool):
         """Args:
-        side: of the grid of tokens.
         stride: of the convolutions that make keys and values.
         class_token: whether one stands before the grid; no convolution changes it.
         """
         super().__init__()
-        self.heads, self.side, self.class_token = heads, side, class_token
+        self.heads, self.class_token = heads, class_token
         self.conv_proj_q = DepthwiseConvolution(width, 1)
         self.conv_proj_k = DepthwiseConvolution(width, stride)
         self.conv_proj_v = DepthwiseConvolution(width, stride)
@@ -100,7 +99,7 @@ class ConvolutionalAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[batch, tokens, width] -> the same shape."""
         first, places = x[:, : int(self.class_token)], x[:, int(self.class_token) :]
-        grid = to_grid(places, self.side)
+        grid = to_grid(places)
         steps = (
             (self.conv_proj_q, self.proj_q),
             (self.conv_proj_k, self.proj_k),
@@ -131,7 +130,7 @@ def build_cvt(config: ImageEncoderConfig) -> Pyramid:
         blocks = [
             PyramidBlock(
                 sizes.width,
-                ConvolutionalAttention(sizes.width, sizes.heads, side, sizes.reduction, class_token=last),
+                ConvolutionalAttention(sizes.width, sizes.heads, sizes.reduction, class_token=last),
                 FeedForward(sizes.width, sizes.feed_forward or 4 * sizes.width, ACTIVATIONS[config.activation]),
                 rate,
                 config.norm_eps,

@@ -1,6 +1,6 @@
 """The image encoder: images to image tokens, by the architecture that `ImageEncoderConfig.name` names."""
 
-import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +10,9 @@ from torch.nn import functional as F
 from vlp.config_model import ImageEncoderConfig
 from vlp.errors import UserError
 from vlp.models.image_encoders.families import build_tower, resolve
+from vlp.models.image_encoders.layers import fit_positions
+from vlp.models.image_encoders.timm_tower import PREFIX
+from vlp.models.image_encoders.vit import Noise
 
 
 class ImageEncoder(nn.Module):
@@ -33,20 +36,25 @@ class ImageEncoder(nn.Module):
         self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(config.deviation).view(3, 1, 1), persistent=False)
 
-    def forward(self, images: Tensor, keep: float = 1.0) -> Tensor:
+    def forward(self, images: Tensor, keep: float = 1.0, size: int = 0, noise: Noise | None = None) -> Tensor:
         """Image tokens, the summary first: the class token, or the pooled feature of a tower without one.
 
         Args:
             images: [batch, 3, image_size, image_size]; uint8 in 0..255, or normalized float.
             keep: the share of patches that are encoded, a random subset of each image's (FLIP, Li et al. 2023); only
                 towers with `drops_patches` take less than 1.
+            size: in pixels, below `image_size`: images are scaled down to it by the mean over areas, and position
+                embeddings are interpolated to the tokens that are left; 0: neither. See `check_size`.
+            noise: decides which patches are encoded, see `Noise`; None: torch's random numbers.
 
         Returns:
             [batch, tokens, width].
         """
         if images.dtype == torch.uint8:
             images = self.normalize(images)
-        return self.tower(images) if keep == 1 else self.tower(images, keep)  # [batch, tokens, width]
+        if size:
+            images = F.interpolate(images, size=(size, size), mode="area")
+        return self.tower(images) if keep == 1 else self.tower(images, keep, noise)  # [batch, tokens, width]
 
     def check_keep(self, keep: float) -> None:
         """Check that the tower can encode this share of the patches.
@@ -58,6 +66,30 @@ class ImageEncoder(nn.Module):
             raise UserError(
                 f"objective.patch_dropout: the image encoder {self.config.name} cannot drop patches; set 0 or use vit."
             )
+
+    def check_size(self, size: int) -> None:
+        """Check that the tower encodes images of a lower resolution with its weights.
+
+        Raises:
+            UserError: it does not.
+        """
+        config = self.config
+        if size >= self.image_size:
+            raise UserError(
+                f"objective.first_image_size ({size}) must be below the model's image size ({self.image_size})."
+            )
+        if config.name.startswith(PREFIX):
+            raise UserError(
+                f"objective.first_image_size: the image encoder {config.name} takes one image size; set 0 or use "
+                "another family."
+            )
+        try:
+            with torch.device("meta"):
+                build_tower(replace(config, image_size=size))
+        except UserError as error:
+            raise UserError(
+                str(error).replace("model.image_encoder.image_size", "objective.first_image_size")
+            ) from None
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Pixels in 0..255, uint8 or float, [batch, 3, size, size] -> what the tower takes."""
@@ -80,19 +112,10 @@ def resize_positions(encoder: ImageEncoder, config: ImageEncoderConfig) -> Image
     resized = ImageEncoder(config)
     state = encoder.state_dict()
     for name, leading in resized.tower.positions.items():
-        rows = resized.tower.get_parameter(name).shape[1] - leading
-        state[f"tower.{name}"] = _interpolate(state[f"tower.{name}"], leading, math.isqrt(rows))
+        rows = resized.tower.get_parameter(name).shape[1]
+        state[f"tower.{name}"] = fit_positions(state[f"tower.{name}"], leading, rows)
     try:
         resized.load_state_dict(state)
     except RuntimeError:
         raise UserError(f"{config.name} does not take images of {config.image_size} pixels with its weights.") from None
     return resized
-
-
-def _interpolate(positions: Tensor, leading: int, side: int) -> Tensor:
-    """Position embeddings [1, leading + old side squared, width] for another side of the grid, in float32."""
-    first, places = positions[:, :leading].float(), positions[:, leading:].float()
-    before = math.isqrt(places.shape[1])
-    grid = places.unflatten(1, (before, before)).permute(0, 3, 1, 2)  # [1, width, old side, old side]
-    grid = F.interpolate(grid, size=(side, side), mode="bicubic", antialias=True)
-    return torch.cat([first, grid.flatten(2).transpose(1, 2)], dim=1)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from vlp.config_model import ImageEncoderConfig
 from vlp.errors import UserError
-from vlp.models.image_encoders.layers import make_blocks, run_blocks
+from vlp.models.image_encoders.layers import fit_positions, make_blocks, run_blocks
 from vlp.models.image_encoders.vit import check_sizes
 from vlp.models.initialise import initialise
 
@@ -182,7 +182,8 @@ class Hybrid(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Float images [batch, 3, size, size] -> [batch, 1 + patches, width], the class token first."""
         x = self.patch_embed(images, self.checkpointing)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+        x = x + fit_positions(self.pos_embed, 1, x.shape[1])
         return self.norm(run_blocks(self.blocks, x, self.checkpointing))
 
     def set_grad_checkpointing(self, enable: bool) -> None:

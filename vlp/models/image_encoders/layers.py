@@ -162,6 +162,24 @@ def run_blocks(blocks: Iterable[nn.Module], x: Tensor, checkpointing: bool) -> T
     return x
 
 
+def fit_positions(positions: Tensor, leading: int, tokens: int) -> Tensor:
+    """Position embeddings [1, leading + side squared, width] for so many tokens, interpolated if these are others.
+
+    Images of another size than the tower's have other numbers of tokens. Bicubic, as in timm.
+
+    Args:
+        leading: rows without a place, such as the class token's.
+        tokens: leading ones included.
+    """
+    if positions.shape[1] == tokens:
+        return positions
+    first, places = positions[:, :leading].float(), positions[:, leading:].float()
+    before, side = math.isqrt(places.shape[1]), math.isqrt(tokens - leading)
+    grid = places.unflatten(1, (before, before)).permute(0, 3, 1, 2)  # [1, width, old side, old side]
+    grid = F.interpolate(grid, size=(side, side), mode="bicubic", antialias=True)
+    return torch.cat([first, grid.flatten(2).transpose(1, 2)], dim=1)
+
+
 def sine_positions(rows: int, width: int) -> Tensor:
     """Fixed position embeddings float32 [1, rows, width] (Vaswani et al. 2017, section 3.5)."""
     wave = torch.arange(width // 2 + width % 2, dtype=torch.float64)

@@ -55,7 +55,7 @@ def build_pvt(config: ImageEncoderConfig) -> Pyramid:
         blocks = [
             PyramidBlock(
                 sizes.width,
-                ReducedAttention(sizes.width, sizes.heads, side, sizes.reduction, False, config.norm_eps),
+                ReducedAttention(sizes.width, sizes.heads, sizes.reduction, False, config.norm_eps),
                 FeedForward(sizes.width, sizes.feed_forward or 4 * sizes.width, ACTIVATIONS[config.activation]),
                 rate,
                 config.norm_eps,

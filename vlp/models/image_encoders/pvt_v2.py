@@ -48,10 +48,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 class ConvolutionalFeedForward(nn.Module):
     """Feed-forward with a depthwise 3x3 convolution before the activation (section 3.3), which also tells positions."""
 
-    def __init__(self, width: int, hidden: int, side: int, activation: Callable[[], nn.Module], rectify: bool):
+    def __init__(self, width: int, hidden: int, activation: Callable[[], nn.Module], rectify: bool):
         """`rectify` puts a ReLU before the convolution, as the published models with linear reduction have."""
         super().__init__()
-        self.side = side
         self.fc1 = nn.Linear(width, hidden)
         self.relu = nn.ReLU() if rectify else nn.Identity()
         self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
@@ -64,7 +63,7 @@ class ConvolutionalFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, places, width] -> the same shape."""
-        grid = to_grid(self.relu(self.fc1(x)), self.side)
+        grid = to_grid(self.relu(self.fc1(x)))
         return self.fc2(self.act(to_tokens(self.dwconv(grid))))
 
 
@@ -85,8 +84,8 @@ def build_pvt_v2(config: ImageEncoderConfig) -> Pyramid:
         blocks = [
             PyramidBlock(
                 sizes.width,
-                ReducedAttention(sizes.width, sizes.heads, side, sizes.reduction, pools, eps),
-                ConvolutionalFeedForward(sizes.width, hidden, side, activation, rectify=pools),
+                ReducedAttention(sizes.width, sizes.heads, sizes.reduction, pools, eps),
+                ConvolutionalFeedForward(sizes.width, hidden, activation, rectify=pools),
                 rate,
                 eps,
             )

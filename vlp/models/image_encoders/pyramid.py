@@ -13,14 +13,15 @@ from torch.nn import functional as F
 
 from vlp.config_model import ImageEncoderConfig
 from vlp.errors import UserError
-from vlp.models.image_encoders.layers import DotProduct, DropPath, drop_path_rates, run_blocks
+from vlp.models.image_encoders.layers import DotProduct, DropPath, drop_path_rates, fit_positions, run_blocks
 from vlp.models.initialise import initialise
 
 POOLED_SIDE = 7  # of the grid that linear spatial reduction pools to (PVT v2, section 3.1)
 
 
-def to_grid(tokens: Tensor, side: int) -> Tensor:
+def to_grid(tokens: Tensor) -> Tensor:
     """[batch, side * side, width] -> [batch, width, side, side], a view."""
+    side = math.isqrt(tokens.shape[1])
     return tokens.unflatten(1, (side, side)).permute(0, 3, 1, 2)
 
 
@@ -70,14 +71,14 @@ def stage_sides(config: ImageEncoderConfig, exact: bool) -> list[int]:
 class ReducedAttention(nn.Module):
     """Attention of all places to a smaller grid of keys and values (PVT, equations 1 to 4; PVT v2, section 3.1)."""
 
-    def __init__(self, width: int, heads: int, side: int, reduction: int, pool: bool, eps: float):
+    def __init__(self, width: int, heads: int, reduction: int, pool: bool, eps: float):
         """Args:
-        side: of the grid of tokens; a class token may follow only where nothing is reduced.
-        reduction: side of the squares of tokens that become one key and value; 1 keeps all tokens.
+        reduction: side of the squares of tokens that become one key and value; 1 keeps all tokens, among which a class
+            token may then be.
         pool: reduce to 7x7 by average pooling instead, whatever `reduction` is.
         """
         super().__init__()
-        self.heads, self.side = heads, side
+        self.heads = heads
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(width, 2 * width)
         self.product = DotProduct()
@@ -97,7 +98,7 @@ class ReducedAttention(nn.Module):
 
     def reduce(self, x: Tensor) -> Tensor:
         """The smaller grid that keys and values are made of: [batch, places, width] -> [batch, keys, width]."""
-        grid = to_grid(x, self.side)
+        grid = to_grid(x)
         if not self.pools:
             return self.norm(to_tokens(self.sr(grid)))
         pooled = F.adaptive_avg_pool2d(grid, POOLED_SIDE)
@@ -162,7 +163,7 @@ class Stage(nn.Module):
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
         if self.pos_embed is not None:
-            x = x + self.pos_embed
+            x = x + fit_positions(self.pos_embed, int(self.cls_token is not None), x.shape[1])
         return self.norm(run_blocks(self.blocks, x, self.checkpointing))
 
 
@@ -199,7 +200,7 @@ class Pyramid(nn.Module):
         for stage in self.stages:
             below, tokens = tokens, stage(grid)
             if stage is not self.stages[-1]:
-                grid = to_grid(tokens, stage.side)
+                grid = to_grid(tokens)
         if self.stages[-1].cls_token is None:
             tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
         return tokens if self.lateral is None else torch.cat([tokens, self.lateral(below)], dim=1)

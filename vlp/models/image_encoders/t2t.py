@@ -9,7 +9,14 @@ from torch.nn import functional as F
 
 from vlp.config_model import ImageEncoderConfig
 from vlp.errors import UserError
-from vlp.models.image_encoders.layers import DotProduct, FeedForward, make_blocks, run_blocks, sine_positions
+from vlp.models.image_encoders.layers import (
+    DotProduct,
+    FeedForward,
+    fit_positions,
+    make_blocks,
+    run_blocks,
+    sine_positions,
+)
 from vlp.models.image_encoders.vit import check_sizes
 from vlp.models.initialise import initialise
 from vlp.models.precision import without_autocast
@@ -165,7 +172,8 @@ class T2T(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Float images [batch, 3, size, size] -> [batch, 1 + (size / 16)^2, width], the class token first."""
         x = self.tokens_to_token(images, self.checkpointing)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+        x = x + fit_positions(self.pos_embed, 1, x.shape[1])
         return self.norm(run_blocks(self.blocks, x, self.checkpointing))
 
     def set_grad_checkpointing(self, enable: bool) -> None:

@@ -1,5 +1,6 @@
 """The vision transformer (Dosovitskiy et al. 2021), BLIP's image encoder; registers and convolutions if wanted."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from vlp.config_model import ImageEncoderConfig
 from vlp.errors import UserError
 from vlp.models.image_encoders.convolutional_tokenizer import ConvolutionalTokenizer, grid_side
-from vlp.models.image_encoders.layers import make_blocks, run_blocks
+from vlp.models.image_encoders.layers import fit_positions, make_blocks, run_blocks
 from vlp.models.initialise import initialise
 
 # Table 1 of the paper; Ti and S from DeiT (Touvron et al. 2021).
@@ -23,6 +24,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     )
     for patch in patches
 }
+# Random numbers for so many patches of each image: float32 [images, patches]; the patches with the largest ones stay.
+Noise = Callable[[int], Tensor]
 REGISTER_DEVIATION = 0.02  # of new registers, which would stay equal to each other if they started equal
 
 
@@ -73,13 +76,13 @@ class VisionTransformer(nn.Module):
         self.blocks = make_blocks(config)
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
 
-    def forward(self, images: Tensor, keep: float = 1.0) -> Tensor:
+    def forward(self, images: Tensor, keep: float = 1.0, noise: Noise | None = None) -> Tensor:
         """Float images [batch, 3, size, size] -> [batch, 1 + patches, width], the summary first.
 
         Args:
-            keep: the share of patches that are encoded, see `keep_patches`.
+            keep, noise: which patches are encoded, see `keep_patches`.
         """
-        x = self.norm(run_blocks(self.blocks, self.norm_pre(self._embed(images, keep)), self.checkpointing))
+        x = self.norm(run_blocks(self.blocks, self.norm_pre(self._embed(images, keep, noise)), self.checkpointing))
         if self.reg_token is not None:  # registers stand after the class token
             first = int(self.cls_token is not None)
             x = torch.cat([x[:, :first], x[:, first + self.reg_token.shape[1] :]], dim=1)
@@ -87,16 +90,16 @@ class VisionTransformer(nn.Module):
             x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1)
         return x
 
-    def _embed(self, images: Tensor, keep: float) -> Tensor:
+    def _embed(self, images: Tensor, keep: float, noise: Noise | None) -> Tensor:
         """[batch, 3, size, size] -> [batch, class token, registers and patches, width]."""
         x = self.patch_embed(images)  # [batch, patches, width]
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
-        x = x + self.pos_embed
+        first = int(self.cls_token is not None)
+        x = x + fit_positions(self.pos_embed, first, x.shape[1])
         if keep < 1:
-            x = keep_patches(x, keep, int(self.cls_token is not None))
+            x = keep_patches(x, keep, first, noise)
         if self.reg_token is not None:
-            first = int(self.cls_token is not None)
             x = torch.cat([x[:, :first], self.reg_token.expand(len(x), -1, -1), x[:, first:]], dim=1)
         return x
 
@@ -105,21 +108,22 @@ class VisionTransformer(nn.Module):
         self.checkpointing = enable
 
 
-def keep_patches(tokens: Tensor, share: float, leading: int) -> Tensor:
+def keep_patches(tokens: Tensor, share: float, leading: int, noise: Noise | None = None) -> Tensor:
     """A random subset of each image's patches, with their positions (FLIP, Li et al. 2023, section 3.1).
 
     Args:
         tokens: [batch, leading + patches, width].
         share: of the patches that stay, rounded, at least one.
         leading: tokens that always stay, such as the class token.
+        noise: decides which patches stay, see `Noise`; None: torch's random numbers.
 
     Returns:
         [batch, leading + kept patches, width]; the patches keep their order.
     """
     batch, patches = len(tokens), tokens.shape[1] - leading
     count = max(1, round(share * patches))
-    noise = torch.rand(batch, patches, device=tokens.device)
-    kept = noise.topk(count, dim=1).indices.sort(dim=1).values + leading  # [batch, count]
+    drawn = torch.rand(batch, patches, device=tokens.device) if noise is None else noise(patches)
+    kept = drawn.topk(count, dim=1).indices.sort(dim=1).values + leading  # [batch, count]
     first = torch.arange(leading, device=tokens.device).expand(batch, -1)
     rows = torch.cat([first, kept], dim=1)
     return tokens.gather(1, rows[:, :, None].expand(-1, -1, tokens.shape[2]))
