@@ -9,8 +9,9 @@ from pathlib import Path
 from vlp.config import RunConfig
 from vlp.config_ranges import FileNamePart, Natural, Positive
 from vlp.config_reader import load_config, to_dict
-from vlp.demo.relations import flipped_relation_auc
-from vlp.demo.stages import FULL, make_data, shards_of
+from vlp.demo.matching_scores import flipped_relation_auc, web_text_scores
+from vlp.demo.scenes import write_scenes
+from vlp.demo.stages import FULL, WRONG, make_data, shards_of
 from vlp.demo.truth import exact_caption_share
 from vlp.errors import UserError
 from vlp.evaluation.captioning import evaluate_captioning
@@ -23,10 +24,17 @@ from vlp.training.loop import train
 from vlp.training.settings import leaves
 from vlp.training.validation import ModelScorer
 
+HELD_OUT_WEB = "held-out-web"  # folder of scenes with web texts, for the scores of a filter
+FIRST_SEED = 1_000_000  # of these scenes; far from the seeds of the other scenes
+
 
 @dataclass
 class Variant:
-    """A recipe: what it changes in the base config, as key=value."""
+    """A recipe: what it changes in the base config, as key=value.
+
+    `{root}` in a value is the folder of the seed, whose `runs` holds the other variants: a finetuning starts from
+    `{root}/runs/VARIANT/model` of a variant above it.
+    """
 
     name: FileNamePart = "variant"
     settings: list[str] = field(default_factory=list)
@@ -36,7 +44,7 @@ class Variant:
 class ScenesConfig:
     """The numbers of scenes that the experiment generates for each seed, instead of reading the base config's shards.
 
-    `human` and `web` scenes are trained on, unless one is 0; `held_out` ones validate.
+    `human` and `web` scenes are trained on, unless `web` is 0; `held_out` scenes, and as many web texts, validate.
     """
 
     human: Positive = 5000
@@ -116,6 +124,9 @@ def prepare(experiment: Experiment, root: Path, seed: int) -> list[str]:
     sizes = replace(FULL, human=counts.human, web=max(counts.web, 1), held_out=counts.held_out)
     with locked(root / "locks" / "data", wait=True):
         make_data(root, sizes, seed)
+        if not (root / "data" / HELD_OUT_WEB).exists():
+            held_out = str(root / "data" / HELD_OUT_WEB)
+            write_scenes(held_out, counts.held_out, "web", WRONG, sizes.image_size, seed=FIRST_SEED + seed)
     names = ["human", *(["web"] if counts.web else [])]
     return [
         f"tokenizer={root / 'tokenizer'}",
@@ -125,18 +136,16 @@ def prepare(experiment: Experiment, root: Path, seed: int) -> list[str]:
     ]
 
 
-def scene_scorers(shards: str) -> list[ModelScorer]:
-    """What is known of scenes alone: the share of exact captions, and AUC on flipped relations."""
+def scene_scorers(root: Path) -> list[ModelScorer]:
+    """What is known of scenes alone: exact captions, AUC on flipped relations, and wrong web texts dropped by ITM."""
+    shards = shards_of(root, "held-out")
 
     def captions(model: Model) -> dict[str, float]:
-        return exact_only(evaluate_captioning(model, shards, scorers=[exact_caption_share]).metrics)
+        metrics = evaluate_captioning(model, shards, scorers=[exact_caption_share]).metrics
+        return {name: metrics[name] for name in ("caption_exact", "CIDEr")}
 
-    return [captions, partial(flipped_relation_auc, shards=shards)]
-
-
-def exact_only(metrics: dict[str, float]) -> dict[str, float]:
-    """The scores of captions that tell most: the share of exact ones, and CIDEr."""
-    return {name: metrics[name] for name in ("caption_exact", "CIDEr")}
+    web = shards_of(root, HELD_OUT_WEB)
+    return [captions, partial(flipped_relation_auc, shards=shards), partial(web_text_scores, shards=web)]
 
 
 def pair_scorers(pairs: str, images: str) -> list[ModelScorer]:
@@ -170,6 +179,7 @@ def run_variant(
         if not mine:
             return False
         own = [*experiment.settings, *prepare(experiment, root, seed), *variant.settings]
+        own = [one.replace("{root}", str(root)) for one in own]
         config = load_config(RunConfig, experiment.base, own)
         config = replace(config, output=str(root / "runs" / variant.name), seed=seed)
         if not config.steps or not config.validation:
@@ -181,7 +191,7 @@ def run_variant(
             return True
         print(f"seed {seed}: {variant.name}", flush=True)
         if experiment.scenes:
-            scorers = [*scorers, *scene_scorers(config.validation)]
+            scorers = [*scorers, *scene_scorers(root)]
         results = train(config, resume=Path(config.output).exists(), scorers=scorers)
         points = [
             Point(one["step"], one["step"] * config.batch_size, one["training_seconds"], _scores(one))

@@ -18,7 +18,8 @@ from vlp.errors import UserError
 def experiment(run_config, tmp_path):
     """The file of a tiny experiment on scenes with two variants."""
     save_config(run_config("unused", "steps=4", "log_every=2"), tmp_path / "base.yaml")
-    variants = "[{name: today}, {name: slow, settings: [optim.learning_rate=1e-5]}]"
+    variants = "[{name: today}, {name: slow, settings: [optim.learning_rate=1e-5]},"
+    variants += " {name: filter, settings: [task=retrieval, 'start_from={root}/runs/today/model']}]"
     path = tmp_path / "experiment.yaml"
     path.write_text(
         f"base: {tmp_path}/base.yaml\nscenes: {{human: 40, web: 0, held_out: 12}}\npoints: 2\nreference: today\n"
@@ -41,11 +42,11 @@ def test_runs_are_scored_while_they_train_and_a_second_call_runs_what_is_missing
     page = (out / "page.md").read_text()
     assert "| today | 0 | – | – | – | – | – |" in page and "| slow | 1 |" in page
     recipes.main([*call, "--peer", "LAVIS=8"])
-    assert [path.rpartition("/")[2] for path in started] == ["slow", "today"]
+    assert [path.rpartition("/")[2] for path in started] == ["slow", "today", "filter"]
     points = json.loads((out / "seed-0" / "results" / "slow.json").read_text())["points"]
     assert [point["step"] for point in points] == [2, 4] and [point["samples"] for point in points] == [16, 32]
     assert 0 < points[0]["seconds"] < points[1]["seconds"]
-    wanted = {"t2i_r10", "caption_exact", "CIDEr", "relation_itm_auc", "relation_itc_auc"}
+    wanted = {"t2i_r10", "caption_exact", "CIDEr", "relation_itm_auc", "relation_itc_auc", "web_wrong_dropped"}
     assert all(wanted <= point["scores"].keys() for point in points)
     page = (out / "page.md").read_text()
     assert "seconds at 8 pairs/s of LAVIS" in page and "| 1.0% | slow | 1 of 1 |" in page

@@ -81,6 +81,21 @@ def test_singular_values_become_about_one(shape):
     assert newton_schulz(torch.zeros(1, 2, 2), torch.float32).isfinite().all()
 
 
+def test_a_step_whose_gradients_overflow_is_skipped():
+    net = Net()
+    optimizer = build_optimizer(OptimConfig(name="muon", learning_rate=RATE), net)
+    scaler = torch.amp.GradScaler("cpu")
+    before = {name: one.detach().clone() for name, one in net.named_parameters()}
+    for value, changes in ((float("inf"), False), (1.0, True)):
+        for one in net.parameters():
+            one.grad = torch.full_like(one, value)
+        scaler.scale(torch.zeros(()))
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        assert all((not torch.equal(one, before[name])) == changes for name, one in net.named_parameters())
+
+
 def test_muon_takes_the_matrices_of_both_towers_blocks():
     blip = make_model().blip
     names = {id(one): name for name, one in blip.named_parameters()}

@@ -56,6 +56,7 @@ class Size:
 
 
 SMALL = Size(192, 4, 3, 128, 4096)
+SCENES = Size(128, 4, 2, 64, 1000)  # as configs/scenes.yaml, with patches
 BASE = Size()
 
 

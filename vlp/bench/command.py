@@ -2,7 +2,7 @@
 
 from vlp.bench.attention import bench_attention
 from vlp.bench.capfilt import bench_capfilt
-from vlp.bench.caption import BASE, SMALL, bench_caption
+from vlp.bench.caption import BASE, SCENES, SMALL, bench_caption
 from vlp.bench.clip import bench_clip
 from vlp.bench.data import bench_data
 from vlp.bench.duplicates import bench_duplicates
@@ -22,7 +22,7 @@ PARTS = {
     "capfilt": bench_capfilt,
     "rerank": bench_rerank,
 }
-SIZES = {"base": BASE, "small": SMALL}
+SIZES = {"base": BASE, "small": SMALL, "scenes": SCENES}
 
 
 def bench(
@@ -42,7 +42,7 @@ def bench(
     """Run a benchmark.
 
     Args:
-        size: "base" (ViT-B/16 at 224 pixels and BERT-base) or "small".
+        size: "base" (ViT-B/16 at 224 pixels and BERT-base), "small" or "scenes"; see `SIZES`.
         precision: "fp32" or "bf16", of weights and computation; in training, of autocast.
         batch: images per batch.
         peers: also measure the peer, in turns with ours.

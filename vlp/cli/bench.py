@@ -10,12 +10,12 @@ from vlp.cli.options import Json
 
 PEERS = "Also measure the peer, in turns with vlp. LAVIS and open_clip need scripts/bench/install_peers.sh."
 
-SIZE = "ViT-B/16 and BERT-base, or 192 wide; encoders: the papers' smallest at 224 pixels, or small ones at 64."
+SIZE = "ViT-B/16 and BERT-base, 192 wide, or as on scenes; encoders: the papers' smallest, or small ones at 64 pixels."
 
 
 def bench(
     what: Annotated[What, typer.Argument(help="What to measure.")],
-    size: Annotated[Literal["base", "small"], typer.Option(help=SIZE)] = "base",
+    size: Annotated[Literal["base", "small", "scenes"], typer.Option(help=SIZE)] = "base",
     precision: Annotated[Literal["bf16", "fp32"], typer.Option(help="Precision of weights and computation.")] = "bf16",
     batch: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 8,
     peers: Annotated[bool, typer.Option(help=PEERS)] = False,
