@@ -232,9 +232,24 @@ def test_another_model_is_refused(photos, tmp_path):
         open_index(folder)
     with pytest.raises(UserError, match=f"{photos} exists already and is no index"):
         build_index(make_model(), str(photos), str(photos))
-    with pytest.raises(UserError, match="no image or video to index"):
-        (tmp_path / "empty").mkdir()
-        build_index(make_model(), str(tmp_path / "empty"), str(tmp_path / "none"))
+    write_shard(tmp_path / "shards", range(2))
+    with pytest.raises(UserError, match=f"no image or video to index in .*; name its shards as '{tmp_path}/shards/"):
+        build_index(make_model(), str(tmp_path / "shards"), str(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_damaged_index_and_names_that_are_not_utf8(photos, tmp_path, caplog):
+    model, folder = make_model(), tmp_path / "index"
+    (photos / os.fsdecode(b"caf\xe9.png")).write_bytes((photos / "00.png").read_bytes())
+    assert build_index(model, str(photos), str(folder)).bad == {"image undecodable": 1, "name not UTF-8": 1}
+    (neighbors,), (part,) = (folder / "neighbors").iterdir(), (folder / "parts").glob("*.arrow")
+    for path, says in ((neighbors, "cannot be read; write the index again"), (part, "of an index cannot be read")):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:200])
+        with pytest.raises(UserError, match=says):
+            open_index(folder).key(0)
+        path.write_bytes(whole)
+    assert open_index(folder).key(0) == "00.png"
 
 
 def test_a_folder_of_clip_retrieval_is_read_where_it_is(tmp_path, models):

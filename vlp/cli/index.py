@@ -12,7 +12,7 @@ Frames = Annotated[int, typer.Option(min=1, help="Frames of a video, sampled uni
 
 def index(
     images: Annotated[
-        list[str], typer.Argument(help="A folder of images and videos, shards, or a folder of clip-retrieval.")
+        list[str], typer.Argument(help="Folders of images and videos, files, shards, or a folder of clip-retrieval.")
     ],
     output: Annotated[str, typer.Argument(help="The folder of the index; one that exists grows by new images only.")],
     model: Annotated[str, typer.Option(help="Model folder; default: the model of an index that exists.")] = "",
@@ -64,6 +64,8 @@ def search(
 
     if bool(index) == bool(images):
         raise UserError("Name what to search: either IMAGES (after MODEL) or --index FOLDER.")
+    if bool(query) == bool(image):
+        raise UserError("Give either a text (--query) or an image (--image) to search for.")
     from vlp.index.opened import open_index
     from vlp.index.search import Query, search_index
     from vlp.index.search import search as search_images

@@ -30,7 +30,7 @@ from vlp.index.neighbors import update_neighbors
 from vlp.index.opened import Rows, open_files
 from vlp.index.parts import BadImage, IndexedImage, write_part
 from vlp.index.pixels import read_batches
-from vlp.index.places import PASSING, KeptBad, Unit, read_unit, stored_stamp
+from vlp.index.places import PASSING, KeptBad, Unit, no_images, read_unit, stored_stamp
 from vlp.index.plan import Known, Plan, make_plan, read_known
 from vlp.index.units import share_units
 from vlp.log import Progress
@@ -78,7 +78,7 @@ def build_index(
 
     Args:
         model: a BLIP or CLIP model; None for a folder of clip-retrieval, whose vectors are used where they are.
-        images: folders of images and videos with their subfolders, shards, or one folder of clip-retrieval.
+        images: folders of images and videos with their subfolders, files, shards, or one folder of clip-retrieval.
         output: the folder of the index.
         name: of the model, for people and for searches without a model.
         batch_size: images or frames encoded at once.
@@ -107,7 +107,10 @@ def build_index(
         passing = Counter[str]()
         share_units(plan.units, lambda number, unit: passing.update(embed(number, unit)), "embed", quiet)
         passing = sum(gather_objects(passing), Counter[str]()) + bad.counts
-        return IndexCounts(**run_on_main(lambda: asdict(_finish(folder, manifest, known, plan, passing, quiet))))
+        counts = run_on_main(lambda: asdict(_finish(folder, manifest, known, plan, passing, quiet)))
+    if not counts["images"] and not counts["disappeared"]:
+        raise no_images(sources, "index", counts["bad"])
+    return IndexCounts(**counts)
 
 
 def _is_own(name: str) -> bool:
@@ -182,16 +185,16 @@ def _finish(
 ) -> IndexCounts:
     """In the first process: list all parts, and make them searchable."""
     after = read_known(folder, manifest)
+    bad = dict(Counter(one.reason for one in after.bad - known.bad | plan.bad) + passing)
     if not sum(after.rows):
-        reasons = ", ".join(sorted({one.reason for one in after.bad} | set(passing)))
-        raise UserError(f"There is no image or video to index{f' ({reasons})' if reasons else ''}; check the path.")
+        return IndexCounts(bad=bad)
     left_out = sorted(plan.left_out | known.left_out | after.left_out)
     made = IndexCounts(
         images=sum(after.rows) - len(left_out),
         embedded=sum(after.rows) - sum(known.rows),
         changed=len(plan.changed),
         disappeared=len(plan.disappeared),
-        bad=dict(Counter(one.reason for one in after.bad - known.bad | plan.bad) + passing),
+        bad=bad,
     )
     manifest.parts, manifest.rows, manifest.generation = after.parts, after.rows, manifest.generation + 1
     write_left_out(folder, manifest, np.array(left_out, np.int64))

@@ -20,7 +20,7 @@ from vlp.errors import UserError
 from vlp.files import prepare_output, read_json, remove, write_json, writing
 from vlp.index.fingerprint import fingerprint
 from vlp.index.pixels import read_batches
-from vlp.index.places import PASSING, KeptBad, Place, Unit, list_files, list_shards, read_unit, storable, stored_stamp
+from vlp.index.places import PASSING, KeptBad, Place, Unit, list_images, no_images, read_unit, stored_stamp
 from vlp.index.units import all_rows, share_units, split_units
 from vlp.model import Model
 from vlp.model.video import FRAMES, encode_videos
@@ -81,12 +81,13 @@ def caption_to_table(
         raise UserError(f"{out} must end in .csv, .jsonl or .parquet.")
     folder = Path(f"{out}.partial")
     settings = {"decoding": asdict(decoding), "seed": seed, "num_captions": num_captions, "frames": frames}
-    run_on_main(lambda: _open_partial(out, folder, {"format": FORMAT, "model": fingerprint(model), **settings}))
+    about = {"format": FORMAT, "model": fingerprint(model), **settings}
     bad = BadSamples(max_share=1.0)
     with failing_together():
-        files, shards = _list(images, bad if is_main() else BadSamples(max_share=1.0))
+        files, shards = list_images(images, bad if is_main() else BadSamples(max_share=1.0))
+        run_on_main(lambda: _open_partial(out, folder, about))
         done, attempt = _read_done(folder)
-        units = _missing_units(files, shards, done)
+        units = _missing_units(list(files.values()), shards, done)
     caption = partial(model.caption_tokens, decoding=decoding, seed=seed, num_captions=num_captions)
     passing = Counter[str]()
     names = f"{attempt:06d}"
@@ -99,8 +100,11 @@ def caption_to_table(
 
     share_units(units, work, "caption", quiet)
     passing = sum(gather_objects(passing), Counter[str]()) + bad.counts
-    stamps = {place.path: place.stamp for place in files} | shards
-    return CaptionCounts(**run_on_main(lambda: asdict(_finish(out, folder, stamps, num_captions, passing, write))))
+    stamps = {path: place.stamp for path, place in files.items()} | shards
+    counts = run_on_main(lambda: asdict(_finish(out, folder, stamps, num_captions, passing, write)))
+    if not counts["images"]:
+        raise no_images(images, "caption", counts["bad"])
+    return CaptionCounts(**counts)
 
 
 def _open_partial(out: str, folder: Path, about: dict[str, Any]) -> None:
@@ -116,20 +120,6 @@ def _open_partial(out: str, folder: Path, about: dict[str, Any]) -> None:
             f"{folder} holds the captions of an interrupted run with another {name}; "
             "run the same command again, or remove the folder."
         )
-
-
-def _list(images: list[str], bad: BadSamples) -> tuple[list[Place], dict[str, str]]:
-    """The files, and the shards with their stamps."""
-    files: dict[str, Place] = {}
-    patterns = []
-    for one in images:
-        if os.path.isdir(one):
-            files |= {place.path: place for place in list_files(one)}
-        elif (place := Place.of_file(one)) is not None:
-            files[one] = place
-        else:
-            patterns.append(one)
-    return storable(files.values(), bad), list_shards(patterns) if patterns else {}
 
 
 def _read_done(folder: Path) -> tuple[set[tuple[str, str, str]], int]:
@@ -192,8 +182,8 @@ def _finish(
     table = table.filter(table["reason"].is_null()).sort_by(order)
     bad = dict(Counter(failed) + passing)
     if not len(table):
-        reasons = f" ({', '.join(bad)})" if bad else ""
-        raise UserError(f"There is no image or video to caption{reasons}; check the path.")
+        remove(folder)
+        return CaptionCounts(bad=bad)
     columns = ["key", "path", *(["number"] if num_captions > 1 else []), "caption", "log_probability"]
     with writing(out) as temporary:
         write(table.select(columns), temporary)

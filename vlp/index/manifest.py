@@ -151,4 +151,8 @@ def only_writer(folder: Path) -> Iterator[None]:
             raise WorkError(f"Another run writes the index {folder} now; wait for it.") from None
         for left in [*(folder / "parts").glob(".*.tmp-*"), *(folder / "neighbors").glob(".*.tmp-*")]:
             remove(left)
-        yield
+        try:
+            yield
+        finally:
+            if not is_index(folder) and not unlisted_parts(folder, Manifest()):
+                remove(folder)  # nothing was indexed

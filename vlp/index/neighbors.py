@@ -32,6 +32,7 @@ PROBED, FEWEST_PROBED = 1 / 32, 16  # share of the clusters, nearest to the quer
 RESCORED, FEWEST_RESCORED = 4, 256  # candidates per result that are scored again, and the fewest
 GROWTH = 4  # times the images that the clusters were trained on, from which they are trained again
 BLOCK = 16_384  # vectors converted at once
+AGAIN = "write the index again, into another folder"
 NAME = re.compile(r"(exact|clustered)-(\d+)-(\d+)(?:-\d+)?\.faiss")
 
 Read = Callable[[int, int], np.ndarray]  # (first, end) -> vectors [end - first, width], float16 or float32
@@ -91,6 +92,8 @@ def open_neighbors(folder: Path, manifest: Manifest) -> Neighbors:
     for name in manifest.neighbors:
         first, end = _range(name)
         index = _read(folder / "neighbors" / name, _faiss().IO_FLAG_MMAP_IFC)
+        if (index.ntotal, index.d) != (end - first, manifest.model.width):
+            raise UserError(f"{folder / 'neighbors' / name} does not belong to this index; {AGAIN}.")
         if manifest.clusters:
             index.nprobe = max(FEWEST_PROBED, math.ceil(index.nlist * PROBED))
         segments.append(_Segment(first, end, index))
@@ -143,7 +146,7 @@ def _range(name: str) -> tuple[int, int]:
     """The first image of a segment, and the end, by its name."""
     matched = NAME.fullmatch(name)
     if matched is None:
-        raise UserError(f"The index names {name!r}, which is no file of neighbors; index again.")
+        raise UserError(f"The index names {name!r}, which is no file of neighbors; {AGAIN}.")
     return int(matched[2]), int(matched[3])
 
 
@@ -191,7 +194,7 @@ def _read(path: Path, flags: int = 0) -> Any:
     try:
         return _faiss().read_index(str(path), flags)
     except RuntimeError:
-        raise UserError(f"{path} cannot be read; remove the folder {path.parent} and index again.") from None
+        raise UserError(f"{path} cannot be read; {AGAIN}.") from None
 
 
 def _write(path: Path, index: Any) -> None:

@@ -1,7 +1,7 @@
 """Where images are: files of a folder or members of shards; listed, and read one by one."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,9 +41,15 @@ class Place:
 
     @staticmethod
     def of_file(path: str) -> "Place | None":
-        """The place of an image or video file by its path; None for the name of anything else."""
-        if path.rpartition(".")[2].lower() not in IMAGE_EXTENSIONS and not is_video(path):
+        """The place of an image or video file by its path; None for the name of anything else.
+
+        Raises:
+            UserError: there is no such file.
+        """
+        if is_remote(path) or (path.rpartition(".")[2].lower() not in IMAGE_EXTENSIONS and not is_video(path)):
             return None
+        if not os.path.isfile(path):
+            raise UserError(f"There is no file {path}.")
         return Place(os.path.basename(path), path, file_stamp(path) or "")
 
     @property
@@ -153,6 +159,37 @@ def _walk(root: Path, folder: str, found: list[Place]) -> None:
                     found.append(Place(key, os.path.join(folder, entry.name), stamp))
     except OSError as error:
         raise UserError(f"The folder {folder} cannot be read: {error.strerror or error}.") from None
+
+
+def list_images(images: Sequence[str], bad: BadSamples) -> tuple[dict[str, Place], dict[str, str]]:
+    """The files of folders and those that are named, by path, and the stamps of shards, by path.
+
+    Args:
+        images: folders with their subfolders, image and video files, or shards.
+        bad: gets files whose names no table can hold.
+
+    Raises:
+        UserError: there is no such folder, file or shard.
+    """
+    files: dict[str, Place] = {}
+    patterns = []
+    for one in images:
+        if os.path.isdir(one):
+            files |= {place.path: place for place in list_files(one)}
+        elif (place := Place.of_file(one)) is not None:
+            files[one] = place
+        else:
+            patterns.append(one)
+    return {place.path: place for place in storable(files.values(), bad)}, list_shards(patterns) if patterns else {}
+
+
+def no_images(images: Sequence[str], what: str, reasons: Iterable[str]) -> UserError:
+    """The error of a call that finds no image; `reasons` are those of the bad ones."""
+    listed = ", ".join(sorted(set(reasons)))
+    folder = next((one for one in images if os.path.isdir(one) and any(Path(one).glob("*.tar"))), "")
+    advice = f"; name its shards as '{folder}/*.tar'" if folder else ""
+    found = f" in {' '.join(images)}{f' ({listed})' if listed else ''}"
+    return UserError(f"There is no image or video to {what}{found}{advice}.")
 
 
 def list_shards(shards: str | list[str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from vlp.data.bad_samples import BadSamples
 from vlp.data.shard_index import index_shard
 from vlp.index.manifest import Manifest, open_part, read_left_out, unlisted_parts
 from vlp.index.parts import BadImage
-from vlp.index.places import FILE, Place, Unit, list_files, list_shards, storable
+from vlp.index.places import FILE, Place, Unit, list_images
 from vlp.index.units import split_units
 from vlp.remote import is_remote
 
@@ -86,21 +86,17 @@ def make_plan(images: list[str], known: Known, bad: BadSamples) -> Plan:
     and shards that are not named keep their images.
 
     Args:
-        images: folders and shards; patterns are expanded.
+        images: folders, files and shards; patterns are expanded.
         bad: gets the samples that the scan of a shard finds unusable.
 
     Raises:
         UserError: there is no such folder or shard.
     """
     plan = Plan(left_out=set(known.left_out))
-    folders = [os.path.abspath(one) for one in images if Path(one).is_dir()]
-    patterns = [one for one in images if not Path(one).is_dir()]
-    files: dict[str, Place] = {}
-    for folder in folders:
-        for place in storable(list_files(folder), bad):
-            files.setdefault(place.path, place)
+    images = [os.path.abspath(one) if os.path.exists(one) else one for one in images]
+    files, shards = list_images(images, bad)
+    folders = [one for one in images if os.path.isdir(one)]
     new_files = _compare_files(files, folders, known, plan)
-    shards = list_shards(patterns) if patterns else {}
     new_rows = [one for path, stamp in shards.items() if len((one := _compare_shard(path, stamp, known, plan, bad))[2])]
     for path in [path for path in known.shards if path not in shards and not is_remote(path)]:
         if not os.path.exists(path):

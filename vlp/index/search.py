@@ -13,7 +13,7 @@ from vlp.errors import UserError
 from vlp.index.fingerprint import check_model
 from vlp.index.opened import ImageIndex
 from vlp.index.pixels import read_batches
-from vlp.index.places import Item, Place, read_in_sequence
+from vlp.index.places import Item, Place, no_images, read_in_sequence
 from vlp.model import Model
 from vlp.model.video import FRAMES, encode_videos
 from vlp.models.cpu.linear import constant_weights
@@ -39,7 +39,7 @@ class Query:
             UserError: neither or both are given, the text has no words, or the image is unreadable.
         """
         if bool(self.image) == bool(self.text):
-            raise UserError("Search for one thing: give either a text or an image.")
+            raise UserError("Give either a text (--query) or an image (--image) to search for.")
         if self.image:
             return model.embed_images(self.image, frames=frames)[0]
         if not clean_caption(self.text):
@@ -130,7 +130,7 @@ def search(
         for place, candidate in enumerate(best):
             candidate.tokens = _own_copy(candidate.tokens) if place < rerank else None
     if not best:
-        raise UserError(f"There is no image or video to search in {images}.")
+        raise no_images([images], "search", bad.counts)
     return _ranked(model, query, best, top, rerank, batch_size)
 
 
