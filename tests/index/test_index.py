@@ -27,6 +27,8 @@ from vlp.errors import UserError, WorkError
 from vlp.index import open_index, units
 from vlp.index.build import build_index
 from vlp.index.manifest import only_writer
+from vlp.index.pixels import decode
+from vlp.index.places import Item, Place
 from vlp.index.search import Query, search, search_index
 from vlp.model import load_model
 
@@ -275,6 +277,15 @@ def test_a_folder_of_clip_retrieval_is_read_where_it_is(tmp_path, models):
     with pytest.raises(UserError, match="has changed; run `vlp index"):
         open_index(tmp_path / "index")
     assert build_index(None, str(tmp_path / "embeddings"), str(tmp_path / "index")).images == 18
+
+
+def test_thumbnails_do_not_depend_on_the_size_of_the_model_s_images(tmp_path):
+    data = io.BytesIO()
+    Image.new("RGB", (1000, 600), "red").save(data, "JPEG")
+    one = decode(Item(Place("", "a.jpg", ""), data.getvalue()), 32, 8, thumbnail=True)
+    picture = Image.open(io.BytesIO(one.thumbnail))
+    assert picture.size == (192, 115) and one.pixels.shape == (1, 3, 32, 32)
+    assert np.abs(np.asarray(picture).mean((0, 1)) - [254, 0, 0]).max() < 3
 
 
 def test_threads_share_an_index(photos, tmp_path, small_units):

@@ -1,6 +1,7 @@
 """The commands `vlp index` and `vlp search`."""
 
 import json
+import os
 from typing import Annotated
 
 import typer
@@ -34,7 +35,8 @@ def index(
         model = read_manifest(output).model.name
     needed = model and not any(map(is_clip_retrieval, images))
     loaded = optimise_for_cpu(load_model(model, device, precision)) if needed else None
-    counts = build_index(loaded, images, output, model, batch_size, frames, quiet=as_json)
+    name = os.path.abspath(model) if os.path.isdir(model) else model
+    counts = build_index(loaded, images, output, name, batch_size, frames, quiet=as_json)
     if is_main():
         print_values(vars(counts), as_json)
 

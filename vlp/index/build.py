@@ -32,7 +32,7 @@ from vlp.index.parts import BadImage, IndexedImage, write_part
 from vlp.index.pixels import read_batches
 from vlp.index.places import PASSING, KeptBad, Unit, no_images, read_unit, stored_stamp
 from vlp.index.plan import Known, Plan, make_plan, read_known
-from vlp.index.units import share_units
+from vlp.index.units import Report, share_units
 from vlp.log import Progress
 from vlp.model import Model
 from vlp.model.video import FRAMES, encode_videos
@@ -105,7 +105,7 @@ def build_index(
         names = f"{manifest.generation:06d}-{attempt:06d}"  # sorts after the parts of interrupted runs
         embed = partial(_embed_unit, model, manifest, folder, batch_size, names)
         passing = Counter[str]()
-        share_units(plan.units, lambda number, unit: passing.update(embed(number, unit)), "embed", quiet)
+        share_units(plan.units, lambda *given: passing.update(embed(*given)), "embed", quiet)
         passing = sum(gather_objects(passing), Counter[str]()) + bad.counts
         counts = run_on_main(lambda: asdict(_finish(folder, manifest, known, plan, passing, quiet)))
     if not counts["images"] and not counts["disappeared"]:
@@ -160,7 +160,14 @@ def _name(what: str, names: list[str]) -> None:
 
 @constant_weights()
 def _embed_unit(
-    model: Model, manifest: Manifest, folder: Path, batch_size: int, names: str, number: int, unit: Unit
+    model: Model,
+    manifest: Manifest,
+    folder: Path,
+    batch_size: int,
+    names: str,
+    number: int,
+    unit: Unit,
+    report: Report,
 ) -> Counter[str]:
     """Write the part of a unit; returns by reason the images that a later run tries again."""
     bad = KeptBad()
@@ -174,6 +181,7 @@ def _embed_unit(
             caption = one.item.captions[0] if one.item.captions else None
             place, small = one.item.place, one.thumbnail
             images.append(IndexedImage(place, caption, one.width, one.height, batch.frames, small))
+        report(len(batch.decoded))
     listed = [BadImage(*stored_stamp(unit, one), one.reason) for one in bad.lasting()]
     path = part_path(folder, f"{names}-{number:08d}")
     write_part(path, images, np.concatenate(vectors), listed)

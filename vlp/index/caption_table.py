@@ -21,7 +21,7 @@ from vlp.files import prepare_output, read_json, remove, write_json, writing
 from vlp.index.fingerprint import fingerprint
 from vlp.index.pixels import read_batches
 from vlp.index.places import PASSING, KeptBad, Place, Unit, list_images, no_images, read_unit, stored_stamp
-from vlp.index.units import all_rows, share_units, split_units
+from vlp.index.units import Report, all_rows, share_units, split_units
 from vlp.model import Model
 from vlp.model.video import FRAMES, encode_videos
 from vlp.models.cpu.linear import constant_weights
@@ -92,8 +92,8 @@ def caption_to_table(
     passing = Counter[str]()
     names = f"{attempt:06d}"
 
-    def work(number: int, unit: Unit) -> None:
-        rows, more = _caption_unit(model, caption, unit, batch_size, frames)
+    def work(number: int, unit: Unit, report: Report) -> None:
+        rows, more = _caption_unit(model, caption, unit, batch_size, frames, report)
         passing.update(more)
         with writing(folder / f"{names}-{number:08d}.parquet") as temporary:
             pq.write_table(pa.Table.from_pylist(rows, SCHEMA), temporary)
@@ -145,7 +145,7 @@ def _missing_units(files: list[Place], shards: dict[str, str], done: set[tuple[s
 
 @constant_weights()
 def _caption_unit(
-    model: Model, caption: Callable[..., Any], unit: Unit, batch_size: int, frames: int
+    model: Model, caption: Callable[..., Any], unit: Unit, batch_size: int, frames: int, report: Report
 ) -> tuple[list[dict[str, Any]], Counter[str]]:
     """The rows of a unit, and by reason the images that a later run tries again."""
     bad, rows = KeptBad(), []
@@ -158,6 +158,7 @@ def _caption_unit(
                 {**where, "number": number, "caption": one.text, "log_probability": one.log_probability}
                 for number, one in enumerate(made)
             ]
+        report(len(batch.decoded))
     for one in bad.lasting():
         path, key, stamp = stored_stamp(unit, one)
         rows.append({"key": key, "path": path, "stamp": stamp, "offset": 0, "reason": one.reason})

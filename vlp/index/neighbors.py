@@ -28,7 +28,7 @@ EXACT = 1_000_000  # up to so many images, every image is compared with the quer
 EXACT_SEGMENT, CLUSTERED_SEGMENT = 262_144, 2_097_152  # images
 SAMPLE = 40  # images per cluster on which k-means is run
 ITERATIONS = 8  # of k-means
-PROBED, FEWEST_PROBED = 1 / 32, 16  # share of the clusters, nearest to the query, that are searched; the fewest
+COMPARED, FEWEST_PROBED = EXACT, 16  # images in the nearest clusters, which are searched; the fewest clusters
 RESCORED, FEWEST_RESCORED = 4, 256  # candidates per result that are scored again, and the fewest
 GROWTH = 4  # times the images that the clusters were trained on, from which they are trained again
 BLOCK = 16_384  # vectors converted at once
@@ -95,7 +95,7 @@ def open_neighbors(folder: Path, manifest: Manifest) -> Neighbors:
         if (index.ntotal, index.d) != (end - first, manifest.model.width):
             raise UserError(f"{folder / 'neighbors' / name} does not belong to this index; {AGAIN}.")
         if manifest.clusters:
-            index.nprobe = max(FEWEST_PROBED, math.ceil(index.nlist * PROBED))
+            index.nprobe = max(FEWEST_PROBED, math.ceil(index.nlist * min(1.0, COMPARED / manifest.starts[-1])))
         segments.append(_Segment(first, end, index))
     return Neighbors(segments, not manifest.clusters)
 

@@ -69,7 +69,11 @@ def decode(item: Item, size: int, frames: int, thumbnail: bool = False) -> Decod
         return Decoded(item, pixels, size, size, make_thumbnail(middle) if thumbnail else b"")
     image = EncodedImage(read_bytes(item.place) if item.data is None else item.data)
     pixels = image.pixels(shrink_for(image.width, image.height, size))
-    small = make_thumbnail(pixels) if thumbnail else b""
+    small = b""
+    if thumbnail:
+        largest = max(image.width, image.height)
+        enough = max(pixels.shape) >= min(THUMBNAIL, largest)  # not so for models of small images
+        small = make_thumbnail(pixels if enough else image.pixels(shrink_for(largest, largest, THUMBNAIL)))
     return Decoded(item, evaluation_image(pixels, size)[None], image.width, image.height, small)
 
 

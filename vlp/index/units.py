@@ -22,6 +22,8 @@ from vlp.errors import WorkError
 from vlp.index.places import Place, Unit
 from vlp.log import Progress
 
+Report = Callable[[int], None]  # counts finished images
+
 LARGEST, SMALLEST = 2048, 256  # images of a unit; an interrupted run loses at most the units in progress
 UNITS = 4  # for each process, where there are enough images
 
@@ -49,11 +51,11 @@ def all_rows(path: str) -> tuple[Sequence[str], np.ndarray]:
     return keys, np.arange(len(keys))
 
 
-def share_units(units: list[Unit], work: Callable[[int, Unit], None], stage: str, quiet: bool = False) -> None:
+def share_units(units: list[Unit], work: Callable[[int, Unit, Report], None], stage: str, quiet: bool = False) -> None:
     """Call `work` on each unit in one of the processes, and show progress; all processes return when all are done.
 
     Args:
-        work: gets the number of a unit and the unit.
+        work: gets the number of a unit, the unit, and a function that counts finished images.
 
     Raises:
         WorkError: the processes see different images.
@@ -72,5 +74,12 @@ def share_units(units: list[Unit], work: Callable[[int, Unit], None], stage: str
         shared_count(partial(bar.add, stage), spread=True) as count,
     ):
         while (number := store.add("units", 1) - 1) < len(units):
-            work(number, units[number])
-            count(len(units[number]))
+            done = 0
+
+            def report(images: int) -> None:
+                nonlocal done
+                done += images
+                count(images)
+
+            work(number, units[number], report)
+            count(len(units[number]) - done)  # the bad ones
