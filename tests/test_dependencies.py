@@ -90,6 +90,7 @@ def test_a_missing_optional_package_is_one_sentence():
 COMMANDS = {
     "av": ["evaluate", "video-retrieval", "none", "none.json", "--videos", "none"],
     "duckdb": ["capfilt", "select", "all", "--scores", "none/*.parquet", "--out", "out"],
+    "gradio": ["app", "--tables", "none"],
     "faiss": ["capfilt", "duplicates", "--shards", "none.tar", "--model", "none"],
     "matplotlib": ["capfilt", "report", "--scores", "none/*.parquet", "--out", "out.html"],
     "ray": ["capfilt", "score", "--shards", "none.tar", "--filter", "none", "--engine", "ray"],
@@ -104,5 +105,5 @@ def test_a_command_asks_for_the_optional_package_that_it_needs(package, tmp_path
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and done.stdout == ""
-    name = {"av": "video", "matplotlib": "report", "ray": "ray"}.get(package, "capfilt")
+    name = {"av": "video", "gradio": "app", "matplotlib": "report", "ray": "ray"}.get(package, "capfilt")
     assert done.stderr == f"vlp: {package} is not installed; install it with: pip install 'vlp[{name}]'.\n"

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from vlp.cli.app import app as page
+from vlp.cli.app import runs
 from vlp.cli.attention import attention
 from vlp.cli.bench import bench
 from vlp.cli.capfilt import capfilt_app
@@ -46,8 +48,10 @@ for command in (
     compare,
     attention,
     bench,
+    runs,
 ):
     app.command()(command)
+app.command("app")(page)
 for name, group in (("data", data_app), ("capfilt", capfilt_app), ("evaluate", evaluate_app)):
     app.add_typer(group, name=name)
 

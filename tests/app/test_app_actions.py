@@ -1,0 +1,79 @@
+"""The page's parts without a browser: rules and sliders, runs, the demo's folder, what the server refuses."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from vlp.app.inputs import AppInputs, demo_inputs, find_runs
+from vlp.app.review_actions import threshold_in, with_threshold
+from vlp.app.server import serve
+from vlp.cli.main import app
+from vlp.errors import UserError
+from vlp.report.runs import read_runs, series_svg
+
+
+@pytest.mark.parametrize(
+    ("rule", "score", "value", "expected"),
+    [
+        ("itm >= 0.5", "itm", 0.7, "itm >= 0.7"),
+        ("itm>=.5 and itm <= 1", "itm", 0.25, "itm>=0.25 and itm <= 1"),
+        ("other.itm >= 0.5", "itm", 0.25, "itm >= 0.25 and other.itm >= 0.5"),
+        ("web(itm >= 0.5) or best(1)", "nll", 1.2, "nll <= 1.2 and (web(itm >= 0.5) or best(1))"),
+        ("top(itm, 0.3)", "itm", 0.5, "itm >= 0.5 and top(itm, 0.3)"),
+        ("", "clip", 0.3, "clip >= 0.3"),
+    ],
+)
+def test_a_slider_changes_the_number_of_its_score_only(rule, score, value, expected):
+    changed = with_threshold(rule, score, value)
+    assert changed == expected and threshold_in(changed, score) == value
+
+
+@pytest.fixture
+def runs(tmp_path):
+    for name in ("a/one", "b/one", "c"):
+        (tmp_path / name).mkdir(parents=True)
+        lines = [json.dumps({"step": step, "loss": 4.0 / step, "note": "x"}) for step in range(1, 5)]
+        (tmp_path / name / "log.jsonl").write_text("\n".join(lines) + '\n{"step": 5, "lo')
+    return tmp_path
+
+
+def test_runs_are_found_named_apart_and_drawn(runs, tmp_path):
+    logs = read_runs(find_runs([str(runs), str(runs / "c")]))
+    assert len(logs.records) == 3 and {"a/one", "b/one"} <= {"/".join(name.split("/")[-2:]) for name in logs.records}
+    assert logs.series() == ["loss"] and all(len(records) == 4 for records in logs.records.values())
+    svg = series_svg(logs, ["loss"], smooth=2)
+    assert svg.startswith('<svg role="img" aria-label="loss of ') and "http://www.w3.org" in svg
+    done = CliRunner().invoke(app, ["runs", str(runs), "--out", str(tmp_path / "c.svg"), "--json"])
+    assert done.exit_code == 0 and {one["loss"] for one in json.loads(done.stdout).values()} == {1.0}
+    assert (tmp_path / "c.svg").read_text().startswith("<svg")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda path: find_runs([str(path)]), r"is no folder of runs: there is no log\.jsonl in it"),
+        (lambda path: demo_inputs(str(path)), r"^There is no demo in .*; run `vlp demo .*` first\.$"),
+        (lambda path: read_runs([str(path)]), r"has no log\.jsonl that can be read"),
+        (lambda path: serve(AppInputs(), "0.0.0.0"), r"^On 0\.0\.0\.0 everyone .* add --auth USER:PASSWORD\.$"),
+        (lambda path: serve(AppInputs(), auth=["ann"]), r"^--auth takes USER:PASSWORD"),
+    ],
+)
+def test_bad_input_is_one_sentence(tmp_path, call, message):
+    with pytest.raises(UserError, match=message):
+        call(tmp_path)
+
+
+def test_the_demo_of_this_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^There is no demo in demo or runs/demo; run `vlp demo demo` first\.$"):
+        demo_inputs()
+    (tmp_path / "demo" / "noisy").mkdir(parents=True)
+    (tmp_path / "demo" / "demo.json").write_text("{}")
+    (tmp_path / "demo" / "noisy" / "log.jsonl").write_text("")
+    with pytest.raises(UserError, match="is not finished; rerun `vlp demo demo` to continue it"):
+        demo_inputs()
+    (tmp_path / "demo" / "data" / "web").mkdir(parents=True)
+    (tmp_path / "demo" / "data" / "web" / "0.capfilt.parquet").write_bytes(b"")
+    inputs = demo_inputs()
+    assert inputs.tables == ["demo/data/web/*.capfilt.parquet"] and inputs.runs == ["demo/noisy"]

@@ -1,0 +1,276 @@
+"""The page in a real browser: keys label what is shown, labels survive a reload, nothing is fetched from elsewhere."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from playwright.sync_api import sync_playwright
+
+from vlp.capfilt.review_labels import LabelStore
+from vlp.data.score_tables import Scored, write_table
+from vlp.data.shard_index import expand_shards
+from vlp.data.shards import iterate_samples
+
+CHROMIUM = "/usr/bin/chromium"
+ROOT = Path(__file__).parent.parent.parent
+SHOWN = "document.querySelector('#vlp-shown textarea, #vlp-shown input')?.value"
+SECONDS = 60_000  # milliseconds that a busy machine may take
+needs_browser = pytest.mark.skipif(not os.path.exists(CHROMIUM), reason=f"there is no browser {CHROMIUM}")
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory, web_scenes):
+    """The address of a page on a copy of the scenes with scores and on two runs, and the folder of both."""
+    folder = tmp_path_factory.mktemp("page")
+    shutil.copytree(web_scenes, folder / "web")
+    rng = np.random.default_rng(0)
+    for shard in expand_shards(str(folder / "web" / "*.tar")):
+        rows = []
+        for sample in iterate_samples([shard]):
+            rows.append(Scored(sample.key, "web", sample.text, float(rng.random()), float(rng.random()), sample.key))
+            made = Scored(sample.key, "synthetic", "<b>a made</b> one", float(rng.random()), 0.5, sample.key)
+            rows.append(made)
+        write_table(shard, rows, {})
+    for number in range(2):
+        run = folder / "runs" / f"run{number}"
+        run.mkdir(parents=True)
+        lines = [json.dumps({"step": 10 * step, "loss": 5 / step + number, "lm": 1.0}) for step in range(1, 9)]
+        (run / "log.jsonl").write_text("\n".join(lines) + '\n{"step": 90, "lo')
+        (run / "scores.json").write_text(json.dumps({"i2t_r1": 0.5 + number / 10}))
+    with serving(folder, "--tables", "web", "--runs", "runs") as address:
+        yield address, folder
+
+
+class serving:
+    """`vlp app` in a process of its own; yields its address."""
+
+    def __init__(self, folder, *arguments):
+        self.command = [sys.executable, "-m", "vlp", "app", "--port", "0", *arguments]
+        self.folder = folder
+
+    def __enter__(self):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        self.process = subprocess.Popen(
+            self.command, cwd=self.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        line = self.process.stdout.readline()
+        found = re.search(r"http://\S+", line)
+        assert found, self.process.communicate()
+        return found[0]
+
+    def __exit__(self, *error):
+        self.process.terminate()
+        _, errors = self.process.communicate(timeout=60)
+        assert self.process.returncode == 0 and "Traceback" not in errors, errors
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser, served):
+    """The page at 1280 pixels. Every other address is blocked; the test fails if one is asked for, or on an error."""
+    address, _ = served
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(SECONDS)
+    elsewhere, errors = [], []
+
+    def only_here(route):
+        if route.request.url.startswith((address, "data:", "blob:")):
+            route.continue_()
+        else:
+            elsewhere.append(route.request.url)
+            route.abort()
+
+    context.route("**/*", only_here)
+    opened = context.new_page()
+    opened.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    opened.goto(address)
+    opened.wait_for_selector("#vlp-review-card .vlp-card")
+    yield opened
+    context.close()
+    assert elsewhere == [] and errors == []
+
+
+def press(page, key):
+    """Press a key and wait for the row that it leads to; returns the row that was shown before."""
+    before = page.evaluate(SHOWN)
+    page.keyboard.press(key)
+    page.wait_for_function(f"before => {SHOWN} !== before", arg=before)
+    page.wait_for_function(
+        f"() => document.querySelector('#vlp-review-card .vlp-card').dataset.row === {SHOWN}.split(':')[1]"
+    )
+    page.wait_for_timeout(50)  # the script takes the next key after its next look
+    return int(before.split(":")[1])
+
+
+def current_text(page):
+    return page.inner_text("#vlp-review-card .vlp-current .vlp-words")
+
+
+@needs_browser
+def test_twenty_rows_by_keyboard_a_reload_and_an_export(page, served):
+    _, folder = served
+    said = []
+    for number in range(20):
+        text, key = current_text(page), "a" if number % 3 else "r"
+        row = press(page, key)
+        said.append((row, text, "accept" if key == "a" else "reject"))
+    assert len({row for row, _, _ in said}) == 20
+    stored = LabelStore(folder / "web").read().to_pylist()  # while the page is open
+    assert [(one["text"], one["verdict"]) for one in stored] == [(text, verdict) for _, text, verdict in said]
+    assert {one["shown"] for one in stored} == {"sample"}
+    page.reload()
+    page.wait_for_selector("#vlp-review-card .vlp-card")
+    assert "20 labels: 13 accepted, 7 rejected" in page.inner_text("#vlp-progress")
+    assert page.evaluate(SHOWN).startswith("20:")  # the first row without a label
+    press(page, "ArrowLeft")
+    assert page.inner_text("#vlp-review-card .vlp-current .vlp-mark") == "you: accepted"
+    press(page, "u")
+    assert "19 labels: 12 accepted, 7 rejected" in page.inner_text("#vlp-progress")
+    before = current_text(page)
+    press(page, "ArrowDown")  # the other text of the image
+    assert current_text(page) != before
+    page.fill("#vlp-name textarea, #vlp-name input", "../out")
+    page.click("#vlp-export")
+    page.wait_for_selector("#vlp-exported .vlp-error")
+    page.fill("#vlp-name textarea, #vlp-name input", "reviewed")
+    page.click("#vlp-export")
+    page.wait_for_selector("text=12 accepted and 7 rejected texts are in")
+    pairs = (folder / "web" / "reviewed" / "pairs.tsv").read_text().splitlines()
+    assert len(pairs) == 20 and list((folder / "web" / "reviewed").glob("*.tar"))
+    assert not (folder / "out").exists()
+
+
+@needs_browser
+def test_a_slider_and_the_rule_box_count_as_the_command_does(page, served):
+    _, folder = served
+    itm = np.concatenate([pq.read_table(one)["itm"].to_numpy() for one in sorted((folder / "web").glob("0*.parquet"))])
+    slider = page.locator("#vlp-slider-itm input[type=range]")
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_selector("text=--scores")
+    slider.fill("0.7")
+    page.wait_for_function("document.querySelector('#vlp-rule textarea').value === 'itm >= 0.7'")
+    kept = int((itm >= 0.7).sum())
+    texts = page.locator("#vlp-counts tbody tr")
+    deadline = time.monotonic() + 30
+    while True:
+        numbers = [
+            int(row.split(" texts\t")[1].split(" of ")[0]) for row in texts.all_inner_texts() if " texts\t" in row
+        ]
+        if sum(numbers) == kept or time.monotonic() > deadline:
+            break
+        page.wait_for_timeout(50)
+    assert sum(numbers) == kept and len(numbers) == 2
+    page.fill("#vlp-rule textarea", "itm >= 0.25 and beauty")
+    page.wait_for_selector("#vlp-counts >> text=There is no column beauty in rules")
+    page.fill("#vlp-rule textarea", "itm >= 0.25 or best(1)")
+    page.wait_for_selector("#vlp-counts table")
+    page.locator("#vlp-rule textarea").blur()
+    page.wait_for_function("document.querySelector('#vlp-slider-itm input[type=range]').value === '0.25'")
+    page.click("#vlp-suggest")
+    page.wait_for_selector("#vlp-suggestion >> text=labels count for itm")
+    assert "<b>" in page.inner_text("#vlp-review-card")  # a text is never HTML
+
+
+@needs_browser
+def test_both_tabs_are_accessible_and_fit_two_widths(page, axe):
+    for tab, ready in (("Review CapFilt", "#vlp-counts table"), ("Runs", "#vlp-curves svg")):
+        page.get_by_role("tab", name=tab).click()
+        page.wait_for_selector(ready)
+        for width in (1280, 800):
+            page.set_viewport_size({"width": width, "height": 900})
+            page.wait_for_timeout(200)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+        if axe:
+            page.add_script_tag(content=axe)
+            found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+            serious = [
+                (one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")
+            ]
+            assert serious == []
+    assert "0.6000" in page.inner_text("#vlp-scores") and page.locator("#vlp-curves svg").count() == 1
+    if not axe:
+        pytest.skip("axe-core could not be fetched with npm, so only the width is checked")
+
+
+@pytest.fixture(scope="session")
+def axe(tmp_path_factory):
+    """The source of axe-core, kept in the user's cache; empty without npm or its registry."""
+    cached = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vlp-tests" / "axe-core-4.10.2.tgz"
+    try:
+        if not cached.exists():
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            packed = tmp_path_factory.mktemp("axe")
+            subprocess.run(["npm", "pack", "axe-core@4.10.2"], cwd=packed, check=True, capture_output=True, timeout=60)
+            shutil.copy(next(packed.glob("*.tgz")), cached)
+        command = ["tar", "-xzOf", str(cached), "package/axe.min.js"]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    except (OSError, subprocess.SubprocessError, StopIteration):
+        return ""
+
+
+def status_of(address, path, data=None, headers=None):
+    try:
+        request = urllib.request.Request(address + path, data, headers or {})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_no_file_is_served_and_large_uploads_are_refused(served):
+    address, folder = served
+    (folder / "secret.txt").write_text("secret")
+    for path in (*sorted((folder / "web").glob("*"))[:2], folder / "secret.txt", "/etc/passwd", "secret.txt"):
+        assert status_of(address, f"gradio_api/file={path}") in (403, 404), path
+    boundary = "limit"
+    head = f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n'.encode()
+    body = head + bytes(21 * 2**20) + f"\r\n--{boundary}--\r\n".encode()
+    kind = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+    assert status_of(address, "gradio_api/upload", body, kind) == 413
+    assert status_of(address, "") == 200
+
+
+@needs_browser
+def test_another_host_needs_passwords_and_a_read_only_folder_loses_no_label(served, browser):
+    _, folder = served
+    command = [sys.executable, "-m", "vlp", "app", "--runs", "runs", "--host", "0.0.0.0"]
+    done = subprocess.run(
+        command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "could use the page; add --auth USER:PASSWORD." in done.stderr
+    with serving(folder, "--tables", "web", "--labels", "none", "--auth", "ann:secret") as address:
+        assert status_of(address, "config") == 401
+        page = browser.new_context().new_page()
+        page.set_default_timeout(SECONDS)
+        page.goto(address)
+        page.fill("input[type=password]", "secret")
+        page.locator("input:not([type=password]), textarea").first.fill("ann")
+        page.get_by_role("button", name="Login").click()
+        page.wait_for_selector("#vlp-review-card .vlp-card")
+        shown = page.evaluate(SHOWN)
+        press(page, "a")
+        page.wait_for_selector("#vlp-error >> text=There is no folder none for the labels")
+        assert page.evaluate(SHOWN).split(":")[:2] == shown.split(":")[:2]  # the row stays
+        (folder / "none").mkdir()
+        press(page, "a")
+        assert LabelStore(folder / "none").read()["reviewer"].to_pylist() == ["ann"]
+        page.context.close()
