@@ -198,6 +198,22 @@ def test_shards_with_captions_that_change_and_disappear(tmp_path, small_units, c
     assert set(found_by_key(open_index(folder), model)) == {"k20", "k21", "k22"}
 
 
+def test_shards_in_a_bucket_are_indexed_as_local_ones(s3, tmp_path):
+    model = make_model()
+    write_shard(tmp_path / "shards", range(6))
+    url = s3.upload(tmp_path / "shards", "shards")
+    build_index(model, f"{tmp_path}/shards/*.tar", str(tmp_path / "local"))
+    assert build_index(model, f"{url}/*.tar", str(tmp_path / "remote")).images == 6
+    assert build_index(model, f"{url}/*.tar", str(tmp_path / "remote")).embedded == 0
+    local, remote = (open_index(tmp_path / name) for name in ("local", "remote"))
+    assert found_by_key(remote, model) == found_by_key(local, model)
+    assert np.array_equal(remote.image(4), local.image(4)) and remote.row(4).place.path == f"{url}/00000.tar"
+    assert search_index(model, remote, QUERY, top=3, rerank=3)[0].itm is not None
+    s3.files.rm(f"{url}/00000.tar")
+    with pytest.raises(UserError, match="cannot be read"):
+        remote.image(4)
+
+
 def test_hits_equal_those_of_a_search_without_an_index(photos, tmp_path, caplog):
     model, folder = make_model(), str(tmp_path / "index")
     build_index(model, str(photos), folder)

@@ -1,6 +1,7 @@
 """`vlp bench index --kept`: answers of a kept index with any number of images, their recall, time and memory."""
 
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,7 @@ import numpy as np
 
 from vlp.bench.timing import Measured
 from vlp.errors import WorkError
+from vlp.index.build import OPEN_PARTS
 from vlp.index.manifest import IndexModel, Manifest, part_path, write_manifest
 from vlp.index.neighbors import update_neighbors
 from vlp.index.opened import Rows, open_files
@@ -76,6 +78,7 @@ def bench_kept_index(images: int) -> list[Measured]:
     found = json.loads(done.stdout.splitlines()[-1])
     lines = (
         (f"build the search over {images:,} images", build, "s"),
+        ("peak memory of that", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "GiB"),
         ("open", found["open"] * 1000, "ms"),
         ("first answer", found["first"] * 1000, "ms"),
         ("answer, median", found["median"] * 1000, "ms"),
@@ -121,7 +124,7 @@ def simulate_kept_index(folder: Path, images: int) -> Manifest:
 
 
 def _build(folder: Path, manifest: Manifest) -> None:
-    rows = Rows(open_files(folder, manifest), manifest.starts)
+    rows = Rows(open_files(folder, manifest, OPEN_PARTS), manifest.starts)
     images = int(manifest.starts[-1])
     with Progress("images", images, quiet=images <= PART) as bar:
         update_neighbors(folder, manifest, rows.read, WIDTH, bar.add)

@@ -34,7 +34,7 @@ SCHEMA = pa.schema(
         ("path", pa.string()),  # of the file or the shard
         ("number", pa.int32()),  # counts the captions of an image from 0
         ("caption", pa.string()),
-        ("log_probability", pa.float32()),  # of the caption's tokens, their sum, in nats
+        ("log_probability", pa.float64()),  # of the caption's tokens, their sum, in nats
         ("stamp", pa.string()),
         ("offset", pa.int64()),
         ("reason", pa.string()),  # why the image has no caption; else null
@@ -155,7 +155,7 @@ def _caption_unit(
         for place, made in zip(places, caption(encode_videos(model, batch.pixels), keys=keys), strict=True):
             where = {"key": place.key, "path": place.path, "stamp": place.stamp, "offset": place.offset}
             rows += [
-                {**where, "number": number, "caption": one.text, "log_probability": one.log_probability}
+                {**where, "number": number, "caption": one.text, "log_probability": round(one.log_probability, 4)}
                 for number, one in enumerate(made)
             ]
         report(len(batch.decoded))

@@ -48,10 +48,10 @@ class Files(Protocol):
 class PartFiles:
     """The parts of an index, opened when they are first used."""
 
-    def __init__(self, folder: Path, names: list[str]):
-        """Nothing is read yet."""
+    def __init__(self, folder: Path, names: list[str], most_open: int | None = None):
+        """Nothing is read yet; `most_open` parts stay mapped into memory, all if it is None."""
         self.folder, self.names = folder, names
-        self.part = lru_cache(None)(self._open)
+        self.part = lru_cache(most_open)(self._open)
 
     def vectors(self, part: int) -> np.ndarray:
         """The vectors of a part: float16 [images, width]."""
@@ -202,14 +202,14 @@ def open_index(folder: str | Path) -> ImageIndex:
     return ImageIndex(str(folder), manifest, rows, open_neighbors(folder, manifest), read_left_out(folder, manifest))
 
 
-def open_files(folder: Path, manifest: Manifest) -> Files:
-    """The files with the vectors of an index: its parts, or the files of clip-retrieval that it refers to.
+def open_files(folder: Path, manifest: Manifest, most_open: int | None = None) -> Files:
+    """The files with the vectors of an index: its parts (see `PartFiles`), or the files of clip-retrieval.
 
     Raises:
         UserError: the files of clip-retrieval have changed.
     """
     if not manifest.embeddings:
-        return PartFiles(folder, manifest.parts)
+        return PartFiles(folder, manifest.parts, most_open)
     files = EmbeddingFiles(manifest.embeddings)
     if (files.names, files.rows) != (manifest.parts, manifest.rows):
         raise UserError(f"{manifest.embeddings} has changed; run `vlp index {manifest.embeddings} {folder}` again.")
