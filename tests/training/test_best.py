@@ -73,6 +73,10 @@ def test_the_last_model_can_be_the_best(run_config, scenes, scored):
         (["stop_after=2"], "stop_after needs best_by"),
         (["best_by=r"], "best_by needs evaluate_every"),
         (
+            ["best_by=t2i_mean_rank", "evaluate_every=2", "validation='{scenes}/00004.tar'"],
+            "best_by is t2i_mean_rank, of which lower is better",
+        ),
+        (
             ["best_by=loss", "evaluate_every=2", "validation='{scenes}/00004.tar'"],
             "best_by is loss, which validation does not measure; choose from .*t2i_r1",
         ),

@@ -27,11 +27,15 @@ class BestScore:
     scores: dict[int, dict[str, float]] = field(default_factory=dict)  # all scores of a validation, by step
 
     def check(self, scores: dict[str, float]) -> None:
-        """Make sure that validation measures the score.
+        """Make sure that validation measures the score, and that higher is better.
 
         Raises:
-            UserError: it does not.
+            UserError: it does not, or lower is better.
         """
+        if self.name.endswith("_rank"):
+            raise UserError(
+                f"best_by is {self.name}, of which lower is better; name a score of which higher is better."
+            )
         if self.name not in scores:
             raise UserError(
                 f"best_by is {self.name}, which validation does not measure; choose from {', '.join(sorted(scores))}."

@@ -108,6 +108,7 @@ def train_steps(run: Run) -> None:
             if config.evaluate_every and run.is_due(config.evaluate_every) and run.step < schedule.steps:
                 _validate_between_steps(run, log, progress)
                 if run.ends_early:
+                    progress.say(f"{config.best_by} got no better in {config.stop_after} validations; the run ends.")
                     run.save_checkpoint()
 
 
