@@ -120,6 +120,10 @@ def test_it_grows_by_new_and_changed_images_only(photos, tmp_path, small_units, 
     assert len(found_by_key(before, model)) == 12  # a reader keeps what it has opened
     shutil.copy(photos / "00.png", photos / "05.png")
     assert build_index(model, str(photos), folder).images == 15
+    photos.rename(tmp_path / "unmounted")
+    photos.mkdir()
+    with pytest.raises(UserError, match="has no image any more, and the index has 15; check that it is mounted"):
+        build_index(model, str(photos), folder)
 
 
 KILLED = """
@@ -180,22 +184,25 @@ def test_shards_with_captions_that_change_and_disappear(tmp_path, small_units, c
     model, folder = make_model(), str(tmp_path / "index")
     write_shard(tmp_path / "a", range(7))
     write_shard(tmp_path / "b", range(7, 10))
-    assert build_index(model, [f"{tmp_path}/a/*.tar"], folder).images == 7
-    assert build_index(model, [f"{tmp_path}/b/*.tar"], folder).images == 10  # others are kept
+    shutil.move(tmp_path / "b" / "00000.tar", tmp_path / "a" / "00001.tar")
+    assert build_index(model, [f"{tmp_path}/a/00000.tar"], folder).images == 7
+    assert build_index(model, [f"{tmp_path}/a/00001.tar"], folder).images == 10  # others are kept
     index = open_index(folder)
     rows = [index.row(number) for number in range(10)]
     assert {row.place.key: row.caption for row in rows} == {f"k{number}": f"text {number}" for number in range(10)}
     for number in (0, 9):
         right = make_images(60)[int(index.key(number)[1:])].permute(1, 2, 0).numpy()
         assert np.array_equal(index.image(number), right)
-    shutil.rmtree(tmp_path / "a")
-    write_shard(tmp_path / "a", range(20, 23))
+    (tmp_path / "a" / "00001.tar").unlink()
+    write_shard(tmp_path / "c", range(20, 23))
+    shutil.move(tmp_path / "c" / "00000.tar", tmp_path / "a" / "00000.tar")
     with pytest.raises(UserError, match=r"cannot be read \(shard changed\); run `vlp index` again"):
         index.image(0)
-    shutil.rmtree(tmp_path / "b")
+    write_shard(tmp_path / "d", range(30, 32))
+    assert build_index(model, [f"{tmp_path}/d/*.tar"], folder).disappeared == 0  # of shards elsewhere nothing is said
     counts = build_index(model, [f"{tmp_path}/a/*.tar"], folder)
-    assert (counts.images, counts.changed, counts.disappeared) == (3, 1, 1)
-    assert set(found_by_key(open_index(folder), model)) == {"k20", "k21", "k22"}
+    assert (counts.images, counts.changed, counts.disappeared) == (5, 1, 1)
+    assert set(found_by_key(open_index(folder), model)) == {"k20", "k21", "k22", "k30", "k31"}
 
 
 def test_shards_in_a_bucket_are_indexed_as_local_ones(s3, tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 
 from vlp.data.bad_samples import BadSamples
 from vlp.data.shard_index import index_shard
+from vlp.errors import UserError
 from vlp.index.manifest import Manifest, open_part, read_left_out, unlisted_parts
 from vlp.index.parts import BadImage
 from vlp.index.places import FILE, Place, Unit, list_images
@@ -82,15 +83,15 @@ def read_known(folder: Path, manifest: Manifest) -> Known:
 def make_plan(images: list[str], known: Known, bad: BadSamples) -> Plan:
     """Compare folders and shards with what an index has.
 
-    An image has disappeared if it was in one of the folders, or in a local shard, and is not there any more. Folders
-    and shards that are not named keep their images.
+    An image has disappeared if it was in one of the folders, or in a local shard beside the named ones, and is not
+    there any more. Other folders and shards keep their images.
 
     Args:
         images: folders, files and shards; patterns are expanded.
         bad: gets the samples that the scan of a shard finds unusable.
 
     Raises:
-        UserError: there is no such folder or shard.
+        UserError: there is no such folder or shard, or a folder has lost all its images, as without its mount.
     """
     plan = Plan(left_out=set(known.left_out))
     images = [os.path.abspath(one) if os.path.exists(one) else one for one in images]
@@ -98,8 +99,9 @@ def make_plan(images: list[str], known: Known, bad: BadSamples) -> Plan:
     folders = [one for one in images if os.path.isdir(one)]
     new_files = _compare_files(files, folders, known, plan)
     new_rows = [one for path, stamp in shards.items() if len((one := _compare_shard(path, stamp, known, plan, bad))[2])]
+    beside = {os.path.dirname(path) for path in shards}
     for path in [path for path in known.shards if path not in shards and not is_remote(path)]:
-        if not os.path.exists(path):
+        if os.path.dirname(path) in beside and not os.path.exists(path):
             plan.disappeared.append(path)
             _leave_out(known.shards[path], plan)
     plan.units = split_units(new_files, new_rows)
@@ -120,6 +122,10 @@ def _compare_files(files: dict[str, Place], folders: list[str], known: Known, pl
         elif number < 0 or stamp != place.stamp:
             new.append(place)
     roots = tuple(os.path.join(folder, "") for folder in folders)
+    for root in roots:
+        count = sum(path.startswith(root) for path in known.files)
+        if count and not any(path.startswith(root) for path in files):
+            raise UserError(f"{root} has no image any more, and the index has {count}; check that it is mounted.")
     for path, (_, number) in known.files.items():
         if path not in files and path.startswith(roots):
             plan.disappeared.append(path)
