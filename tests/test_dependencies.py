@@ -17,7 +17,7 @@ from vlp.extras import extra
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DEVELOPMENT = {"pyright", "pytest", "pytest-xdist", "ruff"}  # commands that scripts/test.sh runs
-OPTIONAL = PROJECT["optional-dependencies"].keys() - {"all", "test"}
+OPTIONAL = PROJECT["optional-dependencies"].keys() - {"all", "docs", "test"}
 LOADED_BY_NAME = {"s3fs"}  # by fsspec, for s3:// addresses
 # Module name, where it is not the name of the distribution.
 MODULES = {
@@ -63,7 +63,7 @@ def test_what_vlp_imports_is_declared_and_what_is_declared_is_imported():
 
 def test_the_tests_import_only_what_the_test_extra_adds():
     tests = imported(list((ROOT / "tests").rglob("*.py")))
-    needed = declared(PROJECT["dependencies"]) | extras("test", *OPTIONAL)
+    needed = declared(PROJECT["dependencies"]) | extras("docs", "test", *OPTIONAL)
     local = {path.stem for path in [*(ROOT / "tests").glob("*.py"), *(ROOT / "scripts").rglob("*.py")]}
     assert tests - local - modules(needed) == set()
     assert modules(extras("test") - DEVELOPMENT) <= tests
@@ -72,7 +72,7 @@ def test_the_tests_import_only_what_the_test_extra_adds():
 def test_the_extra_all_holds_every_optional_package():
     (requirement,) = PROJECT["optional-dependencies"]["all"]
     named = set(re.search(r"\[(.*)\]", requirement).group(1).split(","))
-    assert named == set(PROJECT["optional-dependencies"]) - {"all", "test"}
+    assert named == set(OPTIONAL)
 
 
 def test_the_version_comes_from_the_package():
