@@ -140,6 +140,9 @@ class ObjectiveConfig:
     unmasked_share: Share = 0.0  # of patch_dropout: the share of the steps, at the end of the run, that see all patches
     first_image_size: Natural = 0  # pretrain, contrastive: pixels, the lower resolution of the first steps; 0: none
     first_size_share: Share = 0.7  # of first_image_size: the share of the steps that see it, at the start of the run
+    # pretrain, retrieval: negatives of each image that ITM gets beside those of the batch, made of the image's captions
+    # by swapping spans and replacing words; 0: none
+    altered_texts: Annotated[int, Range(0, 64)] = 0
     gradient_cache: Natural = 0  # contrastive: images whose activations are in memory at once; 0: those of a batch
 
 

@@ -16,12 +16,13 @@ from vlp.log import read_log
 from vlp.training.checkpoint import checkpoints
 from vlp.training.loop import train
 
-LOSSES = ("itc", "itm", "lm", "loss", "reward", "mean_reward", "classification", "accuracy")
+LOSSES = ("itc", "itm", "altered_accuracy", "lm", "loss", "reward", "mean_reward", "classification", "accuracy")
 LEVERS = [
     "objective.patch_dropout=0.5",
     "objective.unmasked_share=0.3",
     "objective.first_image_size=16",
     "objective.first_size_share=0.5",
+    "objective.altered_texts=2",
 ]
 
 

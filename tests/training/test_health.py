@@ -2,7 +2,7 @@
 
 import math
 
-from vlp.training.health import PATIENCE, PLATEAU, WINDOW, PlateauWatch
+from vlp.training.health import PATIENCE, WINDOW, PlateauWatch, plateau_level
 
 
 def _steps_with_advice(watch: PlateauWatch, level: float, last: int = 2000, every: int = 20) -> list[int]:
@@ -11,8 +11,8 @@ def _steps_with_advice(watch: PlateauWatch, level: float, last: int = 2000, ever
 
 def test_the_plateau_is_the_entropy_of_one_match_in_three() -> None:
     entropy = -sum(share * math.log(share) for share in (1 / 3, 2 / 3))
-    assert math.isclose(PLATEAU, entropy)
-    assert round(PLATEAU, 4) == 0.6365
+    assert math.isclose(plateau_level(), entropy)
+    assert round(plateau_level(), 4) == 0.6365
 
 
 def test_a_stuck_run_gets_advice_once_after_the_patience() -> None:
@@ -30,14 +30,14 @@ def test_learning_and_divergence_are_not_plateaus() -> None:
 
 def test_only_the_window_counts() -> None:
     watch = PlateauWatch(warmup_steps=0)
-    said = [step for step in range(20, 1501, 20) if watch.observe(step, 0.3 if step <= 900 else PLATEAU)]
+    said = [step for step in range(20, 1501, 20) if watch.observe(step, 0.3 if step <= 900 else plateau_level())]
     assert len(said) == 1
     assert 900 + WINDOW - 20 <= said[0] <= 900 + WINDOW
 
 
 def test_a_run_that_left_the_plateau_early_gets_no_advice() -> None:
     watch = PlateauWatch(warmup_steps=0)
-    assert not any(watch.observe(step, PLATEAU if step <= 300 else 0.4) for step in range(20, 1501, 20))
+    assert not any(watch.observe(step, plateau_level() if step <= 300 else 0.4) for step in range(20, 1501, 20))
 
 
 def test_the_advice_names_the_level_and_a_setting() -> None:

@@ -30,6 +30,7 @@ LEVERS = [
     "objective.unmasked_share=0.5",
     "objective.first_image_size=16",
     "objective.first_size_share=0.7",
+    "objective.altered_texts=2",
 ]
 
 

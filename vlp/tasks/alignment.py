@@ -8,12 +8,14 @@ from torch import Tensor, nn
 
 from vlp.config import RunConfig
 from vlp.data.batch import Batch
+from vlp.data.tokenizer import CaptionTokenizer
 from vlp.distributed import all_sum, exchange_rows, gather, gather_texts, rank, world_size
 from vlp.losses.matching import matching_loss
 from vlp.models.blip import Blip
 from vlp.models.image_memory import ImageMemory
 from vlp.models.momentum import FeatureQueue, MomentumTwin
 from vlp.models.precision import product_dtype
+from vlp.tasks.altered_texts import alter_texts, read_texts, text_bank, word_starts
 from vlp.tasks.contrast import Columns, Rows, contrast
 from vlp.tasks.task import TaskOutput
 from vlp.tasks.text_table import TextTable, text_table
@@ -34,11 +36,15 @@ class Alignment(nn.Module):
     processes is the loss of one process with the whole batch.
     """
 
-    def __init__(self, config: RunConfig, model: Blip, enc_id: int):
+    starts_word: Tensor  # bool [vocabulary], see `word_starts`
+
+    def __init__(self, config: RunConfig, model: Blip, tokenizer: CaptionTokenizer):
         super().__init__()
         self.objective = config.objective
         self.texts_per_image = config.data.texts_per_image
-        self.enc_id = enc_id
+        self.enc_id = tokenizer.enc_id
+        self.first_word = len(tokenizer.prompt_ids(config.objective.prompt))  # behind [ENC] and the prompt
+        self.register_buffer("starts_word", word_starts(tokenizer), persistent=False)
         self.seed = config.seed
         self.twin = MomentumTwin(model)
         self.image_queue = FeatureQueue(self.objective.queue_size, model.config.embed_dim)
@@ -64,7 +70,10 @@ class Alignment(nn.Module):
     def forward(
         self, model: Blip, batch: Batch, image_tokens: Tensor, memory: ImageMemory, same_image: bool, *view: Any
     ) -> TaskOutput:
-        """The losses `itc` and `itm`, and the metrics `itm_accuracy` and `temperature`.
+        """The losses `itc` and `itm`, and the metrics `itm_accuracy` (of pairs in the batch) and `temperature`.
+
+        With `objective.altered_texts`, ITM also tells altered captions from true ones, whose metric is
+        `altered_accuracy`.
 
         Args:
             model: the online model.
@@ -77,12 +86,25 @@ class Alignment(nn.Module):
         """
         table = text_table(batch, self.texts_per_image)
         itc, hard_texts, hard_images = self._contrast(model, batch, table, image_tokens, same_image, *view)
-        logits, counted = self._match(model, batch, table, image_tokens, memory, hard_texts, hard_images)
+        ids, mask = batch.text_ids.clone(), batch.text_mask
+        ids[:, 0] = self.enc_id
+        texts = gather_texts(table.spread(ids), table.spread(mask))  # of all processes
+        logits, counted = self._match(model, batch, table, texts, image_tokens, memory, hard_texts, hard_images)
         labels = (torch.arange(len(logits), device=logits.device) < len(batch.text_ids)).long()  # positives come first
         total, right, pairs = matching_loss(logits, labels, counted)
-        pairs = all_sum(pairs).clamp(min=1)
-        itm = total * world_size() / pairs
-        metrics = {"itm_accuracy": right * world_size() / pairs, "temperature": model.temperature.detach()}
+        pairs = all_sum(pairs)
+        metrics = {
+            "itm_accuracy": right * world_size() / pairs.clamp(min=1),
+            "temperature": model.temperature.detach(),
+        }
+        if self.objective.altered_texts:
+            ids, mask, exists = self._alter(batch, table, texts)
+            logits = model.match_logits(ids, mask, memory)
+            more, right, altered = matching_loss(logits, torch.zeros_like(exists, dtype=torch.int64), exists)
+            altered = all_sum(altered)
+            metrics["altered_accuracy"] = right * world_size() / altered.clamp(min=1)
+            total, pairs = total + more, pairs + altered
+        itm = total * world_size() / pairs.clamp(min=1)
         return TaskOutput({"itc": itc, "itm": itm}, metrics)
 
     def _contrast(
@@ -95,9 +117,7 @@ class Alignment(nn.Module):
         twin_images, twin_texts = self.twin.embed(batch.images, batch.text_ids, batch.text_mask, *view)
         all_images, all_texts = gather(twin_images), gather(table.spread(twin_texts))
         image_hashes, text_hashes = gather(batch.image_hashes), gather(table.spread(batch.text_hashes))
-        filled = torch.ones_like(text_hashes, dtype=torch.bool)  # [all images x each]
-        if each > 1:
-            filled = gather(table.filled.to(torch.uint8)).bool()
+        filled = self._filled(table)  # [all images x each]
         numbers = torch.arange(len(all_images), device=images.device)
         own = numbers[rank() * len(images) :][: len(images)]
         text_places = table.places + rank() * len(table.filled)
@@ -147,6 +167,7 @@ class Alignment(nn.Module):
         model: Blip,
         batch: Batch,
         table: TextTable,
+        texts: tuple[Tensor, Tensor],
         image_tokens: Tensor,
         memory: ImageMemory,
         hard_texts: Negatives,
@@ -158,9 +179,7 @@ class Alignment(nn.Module):
         """
         count = len(batch.text_ids)
         (hard_text, has_text), (hard_image, has_image) = hard_texts, hard_images
-        ids, mask = batch.text_ids.clone(), batch.text_mask
-        ids[:, 0] = self.enc_id
-        all_ids, all_mask = gather_texts(table.spread(ids), table.spread(mask))
+        all_ids, all_mask = texts
         length = all_ids.shape[1]  # longest of all processes
         mine = table.places + rank() * len(table.filled)
         ids, mask = all_ids[mine], all_mask[mine]
@@ -183,6 +202,33 @@ class Alignment(nn.Module):
         other_image = model.match_logits(ids, mask, other)
         logits = torch.cat([own_image[:, 0], own_image[:, 1], other_image])
         return logits, torch.cat([torch.ones_like(has_text), has_text, has_image])
+
+    def _filled(self, table: TextTable) -> Tensor:
+        """Whether there is a text in each place of the tables of all processes, bool [all images x places]."""
+        if self.texts_per_image == 1:
+            return torch.ones(len(table.filled) * world_size(), dtype=torch.bool, device=table.filled.device)
+        return gather(table.filled.to(torch.uint8)).bool()
+
+    def _alter(self, batch: Batch, table: TextTable, texts: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        """Altered captions of each image, made of its captions in turn.
+
+        Args:
+            texts: ids and mask of all processes, in their tables.
+
+        Returns:
+            ids, mask: int64 and bool [images x altered, tokens].
+            exists: bool [images x altered], False where no alteration was found.
+        """
+        each, count = self.texts_per_image, self.objective.altered_texts
+        everyone = read_texts(*texts, self.starts_word, self.first_word)
+        bank = text_bank(everyone, len(self.starts_word), self._filled(table))
+        altered = torch.arange(count, device=table.images.device)
+        images = torch.arange(len(batch.images), device=altered.device) + rank() * len(batch.images)
+        own = table.filled.view(-1, each).sum(dim=1, keepdim=True)  # captions of each image
+        rows = (images[:, None] * each + altered % own).flatten()
+        numbers = (images[:, None] * count + altered).flatten()
+        captions = images[:, None] * each + torch.arange(each, device=images.device)
+        return alter_texts(bank, rows, numbers, self.next_seed(), captions.repeat_interleave(count, dim=0))
 
     def _places(self, hard_image: Tensor, table: TextTable) -> Tensor:
         """The hard image of each place of the table, int64 [places]; in empty ones the first image of this process."""

@@ -27,7 +27,7 @@ class PretrainTask(Task):
         self.model = model
         check_views(config.objective, model.image_encoder)
         self.view = image_view(config.objective, 0.0)
-        self.alignment = Alignment(config, model, tokenizer.enc_id)
+        self.alignment = Alignment(config, model, tokenizer)
 
     def start_step(self, step: int, epoch: float, progress: float = 0.0) -> None:
         """Update the momentum twin and the settings that change during training."""

@@ -21,7 +21,7 @@ class RetrievalTask(Task):
         super().__init__()
         self.model = model
         freeze(model.decoder_only_parts())
-        self.alignment = Alignment(config, model, tokenizer.enc_id)
+        self.alignment = Alignment(config, model, tokenizer)
 
     def start_step(self, step: int, epoch: float, progress: float = 0.0) -> None:
         """Update the momentum twin and the settings that change during training."""

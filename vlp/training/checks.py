@@ -55,6 +55,10 @@ def check_config(config: RunConfig) -> None:
         raise UserError(f"data.sources: texts names captions, which task {config.task} does not use; remove texts.")
     check_contrastive(config)
     check_image_schedule(config)
+    if config.objective.altered_texts and config.task not in ("pretrain", "retrieval"):
+        raise UserError(
+            f"objective.altered_texts is for tasks pretrain and retrieval; leave it out for task {config.task}."
+        )
     if config.stop_after and not config.best_by:
         raise UserError("stop_after needs best_by; name the score of validation that must get better.")
     if config.best_by and not config.evaluate_every:

@@ -6,8 +6,6 @@ from collections import deque
 import torch
 from torch import Tensor
 
-# Entropy of answering "no match" with the right frequency: one pair in three matches.
-PLATEAU = -(math.log(1 / 3) / 3 + 2 * math.log(2 / 3) / 3)  # 0.6365
 WIDTH = 0.01
 WINDOW = 200  # steps
 PATIENCE = 500  # steps; a run from scratch stays at the plateau for about the first 300
@@ -20,10 +18,22 @@ ADVICE = (
 )
 
 
+def plateau_level(altered: float = 0.0) -> float:
+    """The entropy of answering "no match" with the right frequency: 0.6365 where one pair in three matches.
+
+    Args:
+        altered: altered texts for each true pair, beside its two hard negatives.
+    """
+    share = 1 / (3 + altered)
+    return -(share * math.log(share) + (1 - share) * math.log(1 - share))
+
+
 class PlateauWatch:
     """Follows the ITM loss of the log records and gives advice, once, when it stays at the plateau."""
 
-    def __init__(self, warmup_steps: int):
+    def __init__(self, warmup_steps: int, altered: float = 0.0):
+        """`altered` is as in `plateau_level`."""
+        self.plateau = plateau_level(altered)
         self.first_step = max(PATIENCE, warmup_steps + WINDOW)
         self.recent: deque[tuple[int, float]] = deque()
         self.advised = False
@@ -34,7 +44,7 @@ class PlateauWatch:
         while self.recent[0][0] <= step - WINDOW:
             self.recent.popleft()
         level = sum(value for _, value in self.recent) / len(self.recent)
-        if self.advised or step < self.first_step or abs(level - PLATEAU) > WIDTH:
+        if self.advised or step < self.first_step or abs(level - self.plateau) > WIDTH:
             return None
         self.advised = True
         return ADVICE.format(level=level, window=WINDOW)

@@ -207,7 +207,7 @@ def prepare_run(config: RunConfig, resume: bool, stop: StopRequest, scorers: Seq
         loader,
         make_schedule(config, loader.epoch_size),
         stop,
-        PlateauWatch(config.optim.warmup_steps),
+        PlateauWatch(config.optim.warmup_steps, config.objective.altered_texts / config.data.texts_per_image),
         FiniteCheck(accelerator.device),
         cpu_group=_cpu_group(config),
         scorers=scorers,
