@@ -141,7 +141,7 @@ def test_twenty_rows_by_keyboard_a_reload_and_an_export(page, served):
     assert "20 labels: 13 accepted, 7 rejected" in page.inner_text("#vlp-progress")
     assert page.evaluate(SHOWN).startswith("20:")  # the first row without a label
     press(page, "ArrowLeft")
-    assert page.inner_text("#vlp-review-card .vlp-current .vlp-mark") == "you: accepted"
+    assert page.inner_text("#vlp-review-card .vlp-current .vlp-mark") == "label: accepted"
     press(page, "u")
     assert "19 labels: 12 accepted, 7 rejected" in page.inner_text("#vlp-progress")
     before = current_text(page)

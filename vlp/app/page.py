@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlp.app.inputs import AppInputs
 from vlp.app.review_tab import add_review_tab, html
@@ -40,11 +40,11 @@ def open_page(inputs: AppInputs) -> Iterator["gr.Blocks"]:
     with extra("app"):
         import gradio as gr
     review = Review(inputs.tables, inputs.labels, inputs.also) if inputs.tables else None
-    tabs: list[Callable[[], None]] = []
+    tabs: list[Callable[[Any], None]] = []
     if review is not None:
-        tabs.append(lambda: add_review_tab(review))
+        tabs.append(lambda page: add_review_tab(page, review))
     if inputs.runs:
-        tabs.append(lambda: add_runs_tab(inputs.runs))
+        tabs.append(lambda page: add_runs_tab(page, inputs.runs))
     if not tabs:
         raise UserError("There is nothing to show; name --tables or --runs, or use --demo after `vlp demo`.")
     try:
@@ -52,7 +52,7 @@ def open_page(inputs: AppInputs) -> Iterator["gr.Blocks"]:
             html("<h1>vlp</h1>")
             with gr.Tabs():
                 for add in tabs:
-                    add()
+                    add(page)
         yield page
     finally:
         if review is not None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from vlp.app.review_curves import threshold_svg
 from vlp.app.review_view import card_html, command_html, counts_html, note, suggestion_html
 from vlp.capfilt.review import Review
 from vlp.capfilt.review_export import export_labels
@@ -146,7 +147,8 @@ class ReviewActions:
             self.review.rule(score, estimates, one, source) if one else ""
             for one in (suggestion.estimate, suggestion.sure)
         ]
-        return suggestion_html(suggestion, *rules), rules[0], shown
+        page = suggestion_html(suggestion, *rules) + threshold_svg(estimates, score, precision)
+        return page, rules[0], shown
 
     def export(self, name: str) -> tuple[str, str]:
         """Write the labeled pairs into a new folder inside the folder of the labels; a note, and the command."""

@@ -5,6 +5,7 @@ from typing import Any
 from vlp.app.review_actions import ORDERS, ReviewActions, threshold_in, with_threshold
 from vlp.capfilt.review import Review
 from vlp.capfilt.review_tables import LOWER_IS_BETTER, SCORES
+from vlp.errors import UserError
 
 RULE = "itm >= 0.5"
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -21,11 +22,13 @@ def html(value: str = "", **settings: Any) -> Any:
     return gr.HTML(value, apply_default_css=False, **settings)
 
 
-def add_review_tab(review: Review) -> None:
-    """Add the tab to the page that is being built."""
+def add_review_tab(page: Any, review: Review) -> None:
+    """Add the tab to `page`, the gr.Blocks that is being built."""
     import gradio as gr
 
     actions, scores = ReviewActions(review), review.tables.scores()
+    if not scores:
+        raise UserError("No text of the tables has a score; run `vlp capfilt score` with a filter first.")
     with gr.Tab("Review CapFilt", id="review"):
         html("<h2>Review CapFilt</h2>")
         with gr.Row(equal_height=False):
@@ -53,8 +56,6 @@ def add_review_tab(review: Review) -> None:
             control.input(start, order, [*view, listing, error], **QUIET)
         again.click(start, order, [*view, listing, error], **QUIET)
         _suggestion(actions, list(scores), list(review.tables.totals), rule, sliders, [counts, select])
-        page = gr.context.Context.root_block
-        assert page is not None
         page.load(start, order, [*view, listing, error], **QUIET)
         page.load(actions.counts, rule, [counts, select], **QUIET)
 

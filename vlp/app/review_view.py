@@ -95,7 +95,7 @@ def _text(row: dict[str, Any], current: bool, kept: bool, verdicts: list[str]) -
         row["source"],
         "kept" if kept else "dropped",
         "rule: kept" if kept else "rule: dropped",
-        Markup('<span class="vlp-mark">you: {}</span>').format(mark) if mark else "",
+        Markup('<span class="vlp-mark">label: {}</span>').format(mark) if mark else "",
         row["text"],
         scores,
     )

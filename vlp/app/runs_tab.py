@@ -10,8 +10,8 @@ from vlp.report.runs import RunLogs, read_runs, scores_html, series_svg
 FIRST_SERIES = ("loss", "itc", "itm", "lm")
 
 
-def add_runs_tab(folders: list[str]) -> None:
-    """Add the tab to the page that is being built."""
+def add_runs_tab(page: Any, folders: list[str]) -> None:
+    """Add the tab to `page`, the gr.Blocks that is being built."""
     import gradio as gr
 
     logs = read_runs(folders)
@@ -32,8 +32,6 @@ def add_runs_tab(folders: list[str]) -> None:
         for control in (runs, curves, smooth):
             control.input(draw, [runs, curves, smooth], [picture, command, scores], **quiet)
         again.click(draw, [runs, curves, smooth], [picture, command, scores], **quiet)
-        page = gr.context.Context.root_block
-        assert page is not None
         page.load(draw, [runs, curves, smooth], [picture, command, scores], **quiet)
 
 

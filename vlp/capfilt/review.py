@@ -168,7 +168,7 @@ class Review:
         return f"{source}({rule})" if source in SOURCES else rule
 
     def summary(self, rule: str, score: str, precision: float, source: str = "") -> dict[str, Any]:
-        """Counts of a rule, of labels, and the suggestion, as `vlp capfilt review --json` prints them."""
+        """Counts of a rule and of labels, the suggestion, and the estimates at every threshold, as JSON takes them."""
         labels = self.labels.read()
         values: dict[str, Any] = {
             "rule": rule,
@@ -179,7 +179,7 @@ class Review:
         try:
             suggestion, estimates = self.suggest(score, precision, source)
         except UserError as error:
-            return {**values, "suggestion": None, "notes": [str(error)]}
+            return {**values, "suggestion": None, "notes": [str(error)], "thresholds": []}
         values["suggestion"] = None
         if suggestion.estimate:
             rules = self.rule(score, estimates, suggestion.estimate, source)
@@ -187,7 +187,8 @@ class Review:
         if suggestion.sure:
             rules = self.rule(score, estimates, suggestion.sure, source)
             values["sure"] = {"rule": rules, **asdict(suggestion.sure)}
-        return {**values, "notes": suggestion.notes}
+        thresholds = [asdict(one) for one in estimates]
+        return {**values, "notes": suggestion.notes, "thresholds": thresholds}
 
     def _labels_for(self, score: str, source: str) -> tuple[dict[str, list[tuple[float, float]]], list[str], int]:
         """The labels that count: score and mean verdict by source; notes about the others; and the number of all."""

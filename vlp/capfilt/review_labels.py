@@ -40,7 +40,6 @@ LABELS = pa.schema(
     ]
 )
 PAIR = ("shard", "key", "uid", "source", "text")  # what a label is about
-AT_ONCE = 64 * 2**20  # bytes of a journal that are read
 
 
 class LabelStore:
@@ -109,6 +108,8 @@ class LabelStore:
         Raises:
             UserError, WorkError: the parquet file is damaged, or cannot be written.
         """
+        if not self._journals():
+            return
         with self._exclusive() as alone:
             if not alone:
                 return
@@ -153,6 +154,7 @@ class LabelStore:
             with suppress(OSError):  # a file system without locks; then the journal is never taken over
                 fcntl.flock(file, fcntl.LOCK_EX)
             if (self.folder / name).exists():
+                _flush_folder(self.folder)
                 return file
             file.close()  # another process took it over, empty, before it was locked
 
@@ -166,6 +168,16 @@ class LabelStore:
                 yield False
             else:
                 yield True
+
+
+def _flush_folder(folder: Path) -> None:
+    """Write the names of a folder's files to disk."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # not every file system can
+            os.fsync(number)
+    finally:
+        os.close(number)
 
 
 @contextmanager
