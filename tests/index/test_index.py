@@ -24,7 +24,7 @@ from vlp.capfilt.export import export
 from vlp.cli.main import app
 from vlp.data.shard_writer import ShardWriter
 from vlp.errors import UserError, WorkError
-from vlp.index import open_index, units
+from vlp.index import neighbors, open_index, units
 from vlp.index.build import build_index
 from vlp.index.manifest import only_writer
 from vlp.index.pixels import decode
@@ -267,8 +267,8 @@ def test_a_damaged_index_and_names_that_are_not_utf8(photos, tmp_path, caplog):
     model, folder = make_model(), tmp_path / "index"
     (photos / os.fsdecode(b"caf\xe9.png")).write_bytes((photos / "00.png").read_bytes())
     assert build_index(model, str(photos), str(folder)).bad == {"image undecodable": 1, "name not UTF-8": 1}
-    (neighbors,), (part,) = (folder / "neighbors").iterdir(), (folder / "parts").glob("*.arrow")
-    for path, says in ((neighbors, "cannot be read; write the index again"), (part, "of an index cannot be read")):
+    (nearest,), (part,) = (folder / "neighbors").iterdir(), (folder / "parts").glob("*.arrow")
+    for path, says in ((nearest, "cannot be read; write the index again"), (part, "of an index cannot be read")):
         whole = path.read_bytes()
         path.write_bytes(whole[:200])
         with pytest.raises(UserError, match=says):
@@ -309,6 +309,18 @@ def test_thumbnails_do_not_depend_on_the_size_of_the_model_s_images(tmp_path):
     picture = Image.open(io.BytesIO(one.thumbnail))
     assert picture.size == (192, 115) and one.pixels.shape == (1, 3, 32, 32)
     assert np.abs(np.asarray(picture).mean((0, 1)) - [254, 0, 0]).max() < 3
+
+
+def test_a_clustered_index_scores_with_the_vectors_of_its_parts(photos, tmp_path, small_units, monkeypatch):
+    model = make_model()
+    build_index(model, str(photos), str(tmp_path / "exact"))
+    monkeypatch.setattr(neighbors, "EXACT", 5)
+    build_index(model, str(photos), str(tmp_path / "clustered"))
+    exact, clustered = (open_index(tmp_path / name) for name in ("exact", "clustered"))
+    query = model.embed_texts(QUERY)[0]
+    assert clustered.search(query, 12) == [
+        (number, pytest.approx(score, abs=1e-5)) for number, score in exact.search(query, 12)
+    ]
 
 
 def test_threads_share_an_index(photos, tmp_path, small_units):

@@ -26,6 +26,9 @@ class Arrays:
     def vectors(self, part):
         return self.all[part * 900 : (part + 1) * 900]
 
+    def gather(self, part, rows):
+        return self.vectors(part)[rows]
+
 
 def unit(vectors):
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
@@ -49,7 +52,9 @@ def grow(folder, manifest, count) -> ImageIndex:
     return ImageIndex("here", manifest, rows, open_neighbors(folder, manifest), left_out)
 
 
-def test_exact_up_to_a_limit_and_clustered_beyond(tmp_path, small):
+@pytest.mark.parametrize("wide", [64, 32])
+def test_exact_up_to_a_limit_and_clustered_beyond(tmp_path, small, monkeypatch, wide):
+    monkeypatch.setattr(neighbors, "WIDE", wide)
     manifest = Manifest(model=IndexModel(width=WIDTH))
     queries = unit(np.random.default_rng(1).standard_normal((20, WIDTH))).astype(np.float32)
     for count, files in ((2500, 3), (2700, 3), (3100, 1), (5000, 2), (5500, 2)):

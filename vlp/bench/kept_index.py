@@ -13,7 +13,6 @@ import numpy as np
 
 from vlp.bench.timing import Measured
 from vlp.errors import WorkError
-from vlp.index.build import OPEN_PARTS
 from vlp.index.manifest import IndexModel, Manifest, part_path, write_manifest
 from vlp.index.neighbors import update_neighbors
 from vlp.index.opened import Rows, open_files
@@ -46,7 +45,7 @@ for query in [*queries, *queries]:
 answers = answers[QUERIES:]
 for one in answers[-1]:
     index.key(one.number)
-memory = psutil.Process().memory_full_info()
+memory = psutil.Process().memory_info().rss
 best = np.empty((QUERIES, 0), np.float32)
 for start in range(0, index.total, 32768):
     vectors = index._rows.read(start, min(start + 32768, index.total)).astype(np.float32)
@@ -54,7 +53,7 @@ for start in range(0, index.total, 32768):
 right = sum(one.score >= scores[0] - 1e-6 for scores, found in zip(best, answers) for one in found)
 later = sorted(seconds[QUERIES:])
 print(json.dumps({"open": opened, "first": first, "median": later[QUERIES // 2], "slowest": later[-1],
-                  "recall": 100 * right / (QUERIES * K), "memory": memory.rss, "own": memory.uss}))
+                  "recall": 100 * right / (QUERIES * K), "memory": memory}))
 """
 
 
@@ -85,7 +84,6 @@ def bench_kept_index(images: int) -> list[Measured]:
         ("answer, slowest", found["slowest"] * 1000, "ms"),
         (f"recall of the {K} nearest", found["recall"], "%"),
         ("memory with mapped files", found["memory"] / 2**30, "GiB"),
-        ("memory of its own", found["own"] / 2**30, "GiB"),
     )
     peak = found["memory"] / 2**30
     return [Measured(what, value, None, unit, None, "-", peak, 0.0) for what, value, unit in lines]
@@ -124,7 +122,7 @@ def simulate_kept_index(folder: Path, images: int) -> Manifest:
 
 
 def _build(folder: Path, manifest: Manifest) -> None:
-    rows = Rows(open_files(folder, manifest, OPEN_PARTS), manifest.starts)
+    rows = Rows(open_files(folder, manifest), manifest.starts)
     images = int(manifest.starts[-1])
     with Progress("images", images, quiet=images <= PART) as bar:
         update_neighbors(folder, manifest, rows.read, WIDTH, bar.add)

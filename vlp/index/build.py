@@ -39,7 +39,6 @@ from vlp.model.video import FRAMES, encode_videos
 from vlp.models.cpu.linear import constant_weights
 
 OWN = ("parts", "neighbors")  # what an interrupted first run leaves, besides hidden files
-OPEN_PARTS = 16  # while all vectors are read in order
 NAMED = 5  # changed and disappeared images that are named in the log
 
 log = logging.getLogger("vlp")
@@ -213,7 +212,7 @@ def _finish(
 
 def _write(folder: Path, manifest: Manifest, quiet: bool) -> None:
     """Make all images of the manifest searchable, and replace `index.json`."""
-    rows = Rows(open_files(folder, manifest, OPEN_PARTS), manifest.starts)
+    rows = Rows(open_files(folder, manifest), manifest.starts)
     with Progress("images", int(manifest.starts[-1]), quiet=quiet) as bar:
         update_neighbors(folder, manifest, rows.read, manifest.model.width, bar.add)
     write_manifest(folder, manifest)

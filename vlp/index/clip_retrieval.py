@@ -53,6 +53,10 @@ class EmbeddingFiles:
         """The vectors of a file, float16 or float32 [images, width]."""
         return self.arrays[part]
 
+    def gather(self, part: int, rows: np.ndarray) -> np.ndarray:
+        """The vectors in some rows of a file."""
+        return self.arrays[part][rows]
+
     def image(self, part: int, row: int) -> IndexedImage:
         """An image by its row in a file; without metadata its place is unknown."""
         table = self.table(part)

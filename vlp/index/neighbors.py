@@ -1,9 +1,9 @@
 """Finds the nearest vectors with faiss: exactly up to a million images, by clusters (IVF) beyond.
 
 The vectors are in segments, files of consecutive images that are mapped into memory and searched in parallel. An exact
-segment holds float16 vectors. A clustered one holds 8 bits a value, and the best candidates are scored again with the
-float16 vectors of the parts. All clustered segments share one set of clusters, so an index grows by adding to its last
-segment; it is trained again when it has grown to four times its size.
+segment holds float16 vectors. A clustered one holds 8 bits a value (4 of wide vectors), and the best candidates are
+scored again with the float16 vectors of the parts. All clustered segments share one set of clusters, so an index grows
+by adding to its last segment; it is trained again when it has grown to four times its size.
 """
 
 import math
@@ -29,6 +29,7 @@ EXACT_SEGMENT, CLUSTERED_SEGMENT = 262_144, 2_097_152  # images
 SAMPLE = 40  # images per cluster on which k-means is run
 ITERATIONS = 8  # of k-means
 COMPARED, FEWEST_PROBED = EXACT, 16  # images in the nearest clusters, which are searched; the fewest clusters
+WIDE = 384  # values of a vector from which clusters keep 4 bits of each instead of 8
 RESCORED, FEWEST_RESCORED = 4, 256  # candidates per result that are scored again, and the fewest
 GROWTH = 4  # times the images that the clusters were trained on, from which they are trained again
 BLOCK = 16_384  # vectors converted at once
@@ -179,7 +180,7 @@ def _train(read: Read, images: int, width: int) -> Any:
         if len(here):
             sample.append(to_float32(read(start, min(start + BLOCK, images))[here - start]))
     faiss = _faiss()
-    index = faiss.index_factory(width, f"IVF{clusters},SQ8", faiss.METRIC_INNER_PRODUCT)
+    index = faiss.index_factory(width, f"IVF{clusters},{'SQ8' if width < WIDE else 'SQ4'}", faiss.METRIC_INNER_PRODUCT)
     index.cp.niter, index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = ITERATIONS, 1, SAMPLE
     index.train(np.concatenate(sample))
     return index

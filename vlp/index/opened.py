@@ -1,5 +1,6 @@
 """An index that is open for reading: nearest images of a vector, and each image's key, place, thumbnail and pixels."""
 
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,12 +14,13 @@ from vlp.data.bad_samples import BadSampleError
 from vlp.data.video import load_frames
 from vlp.errors import UserError
 from vlp.index.clip_retrieval import EmbeddingFiles, is_clip_retrieval
-from vlp.index.manifest import IndexModel, Manifest, is_index, open_part, read_left_out, read_manifest
+from vlp.index.manifest import IndexModel, Manifest, is_index, open_part, part_path, read_left_out, read_manifest
 from vlp.index.neighbors import EXACT, Neighbors, neighbors_in_memory, open_neighbors, to_float32
 from vlp.index.parts import IndexedImage, Part
 from vlp.index.pixels import make_thumbnail, picture
 from vlp.index.places import read_bytes
 
+OPEN_PARTS = 64  # that stay mapped into memory
 VIDEO_SIZE = 384  # pixels of a video's frame
 
 
@@ -36,6 +38,10 @@ class Files(Protocol):
         """The vectors of a file: float16 or float32 [images, width]."""
         ...
 
+    def gather(self, part: int, rows: np.ndarray) -> np.ndarray:
+        """The vectors in some rows of a file: float16 or float32 [rows, width]."""
+        ...
+
     def image(self, part: int, row: int) -> IndexedImage:
         """An image without its thumbnail."""
         ...
@@ -46,16 +52,26 @@ class Files(Protocol):
 
 
 class PartFiles:
-    """The parts of an index, opened when they are first used."""
+    """The parts of an index, opened when they are used; those used last stay mapped into memory."""
 
-    def __init__(self, folder: Path, names: list[str], most_open: int | None = None):
-        """Nothing is read yet; `most_open` parts stay mapped into memory, all if it is None."""
-        self.folder, self.names = folder, names
-        self.part = lru_cache(most_open)(self._open)
+    def __init__(self, folder: Path, names: list[str], width: int):
+        """Nothing is read yet; `width` is the length of the vectors."""
+        self.folder, self.names, self.width = folder, names, width
+        self.part = lru_cache(OPEN_PARTS)(self._open)
+        self.offset = lru_cache(None)(lambda part: self.part(part).offset)
 
     def vectors(self, part: int) -> np.ndarray:
         """The vectors of a part: float16 [images, width]."""
         return self.part(part).vectors
+
+    def gather(self, part: int, rows: np.ndarray) -> np.ndarray:
+        """The vectors in some rows of a part, read and not mapped, so that memory does not grow with every search."""
+        offset, size = self.offset(part), 2 * self.width
+        with open(part_path(self.folder, self.names[part]), "rb", buffering=0) as file:
+            data = b"".join(os.pread(file.fileno(), size, offset + row * size) for row in rows.tolist())
+        if len(data) != size * len(rows):
+            raise UserError(f"The part {self.names[part]} of the index {self.folder} is cut off; index again.")
+        return np.frombuffer(data, np.float16).reshape(-1, self.width)
 
     def image(self, part: int, row: int) -> IndexedImage:
         """An image without its thumbnail."""
@@ -92,8 +108,15 @@ class Rows:
 
     def gather(self, numbers: np.ndarray) -> np.ndarray:
         """The vectors of some images, float32 [images, width]."""
-        places = map(self.find, numbers.tolist())
-        return to_float32(np.stack([self.files.vectors(part)[row] for part, row in places]))
+        parts = np.searchsorted(self.starts, numbers, "right") - 1
+        order = np.argsort(parts, kind="stable")
+        found = [
+            to_float32(self.files.gather(part, numbers[parts == part] - self.starts[part]))
+            for part in np.unique(parts).tolist()
+        ]
+        vectors = np.concatenate(found)
+        vectors[order] = vectors.copy()
+        return vectors
 
 
 class ImageIndex:
@@ -202,14 +225,14 @@ def open_index(folder: str | Path) -> ImageIndex:
     return ImageIndex(str(folder), manifest, rows, open_neighbors(folder, manifest), read_left_out(folder, manifest))
 
 
-def open_files(folder: Path, manifest: Manifest, most_open: int | None = None) -> Files:
-    """The files with the vectors of an index: its parts (see `PartFiles`), or the files of clip-retrieval.
+def open_files(folder: Path, manifest: Manifest) -> Files:
+    """The files with the vectors of an index: its parts, or the files of clip-retrieval.
 
     Raises:
         UserError: the files of clip-retrieval have changed.
     """
     if not manifest.embeddings:
-        return PartFiles(folder, manifest.parts, most_open)
+        return PartFiles(folder, manifest.parts, manifest.model.width)
     files = EmbeddingFiles(manifest.embeddings)
     if (files.names, files.rows) != (manifest.parts, manifest.rows):
         raise UserError(f"{manifest.embeddings} has changed; run `vlp index {manifest.embeddings} {folder}` again.")

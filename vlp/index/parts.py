@@ -91,9 +91,13 @@ class Part:
         try:
             with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as file:
                 (self.batch,) = [file.get_batch(number) for number in range(file.num_record_batches)]
+                source.seek(0)
+                start = source.read_buffer(1).address
             vectors = self.batch.column("vector")
             width = vectors.type.byte_width // 2
-            flat = np.frombuffer(vectors.buffers()[1] or b"", np.float16, len(vectors) * width)
+            stored = vectors.buffers()[1]
+            self.offset = stored.address - start if stored else 0  # of the vectors in the file, in bytes
+            flat = np.frombuffer(stored or b"", np.float16, len(vectors) * width)
             self.vectors = flat.reshape(-1, width)  # [images, width]
             self.columns = {name: self.batch.column(name) for name, _ in COLUMNS}
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
