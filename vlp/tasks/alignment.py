@@ -209,7 +209,7 @@ class Alignment(nn.Module):
             return torch.ones(len(table.filled) * world_size(), dtype=torch.bool, device=table.filled.device)
         return gather(table.filled.to(torch.uint8)).bool()
 
-    def _alter(self, batch: Batch, table: TextTable, texts: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    def _alter(self, batch: Batch, table: TextTable, texts: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Altered captions of each image, made of its captions in turn.
 
         Args:

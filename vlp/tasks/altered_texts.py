@@ -107,7 +107,9 @@ def text_bank(texts: Texts, vocabulary: int, counted: Tensor) -> TextBank:
     return TextBank(texts, vocabulary, pairs.flatten().sort().values, contexts, places)
 
 
-def alter_texts(bank: TextBank, rows: Tensor, numbers: Tensor, seed: int, refused: Tensor) -> tuple[Tensor, ...]:
+def alter_texts(
+    bank: TextBank, rows: Tensor, numbers: Tensor, seed: int, refused: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """One alteration of each of some texts of a bank; seed and number decide everything that is random.
 
     Args:
@@ -119,10 +121,9 @@ def alter_texts(bank: TextBank, rows: Tensor, numbers: Tensor, seed: int, refuse
         ids, mask: int64 and bool [n, tokens].
         exists: bool [n], False where a text has no alteration.
     """
-    columns = 1 + 4 * SWAPS + 2 * REPLACEMENTS
-    noise = uniform_noise(seed, numbers, columns)  # [n, columns]
-    swap_noise = noise[:, 1 : 1 + 4 * SWAPS].unflatten(1, (4, SWAPS))
-    replace_noise = noise[:, 1 + 4 * SWAPS :].unflatten(1, (2, REPLACEMENTS))
+    noise = uniform_noise(seed, numbers, 1 + 5 * SWAPS + 2 * REPLACEMENTS)  # [n, columns]
+    swap_noise = noise[:, 1 : 1 + 5 * SWAPS].unflatten(1, (5, SWAPS))
+    replace_noise = noise[:, 1 + 5 * SWAPS :].unflatten(1, (2, REPLACEMENTS))
     texts = bank.texts.rows(rows)
     others = text_keys(bank.texts.ids, bank.texts.mask)[refused]  # [n, texts]
     swapped, swapped_mask, swaps = _swap(bank, texts, swap_noise, others)
@@ -141,7 +142,7 @@ def text_keys(ids: Tensor, mask: Tensor) -> Tensor:
 
 
 def _swap(bank: TextBank, texts: Texts, noise: Tensor, refused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Each text with two of its spans swapped; noise [n, 4, swaps]; returns as `alter_texts`."""
+    """Each text with two of its spans swapped; noise [n, 5, swaps]; returns as `alter_texts`."""
     count = texts.starts.sum(dim=1, keepdim=True)  # [n, 1]
     one, two = (1 + (noise[:, number] * count).long() for number in (0, 1))  # first words of the spans, [n, swaps]
     left, right = torch.minimum(one, two), torch.maximum(one, two)
@@ -158,8 +159,8 @@ def _swap(bank: TextBank, texts: Texts, noise: Tensor, refused: Tensor) -> tuple
     keys = torch.where(mask[..., 1:], ids[..., :-1] * bank.vocabulary + ids[..., 1:], NOTHING)
     unseen = (~_contains(bank.pairs, keys) & mask[..., 1:]).sum(dim=-1)  # neighbors that no caption has
     possible &= ~_is_refused(ids, mask, refused)
-    best = torch.where(possible, unseen + noise[:, 0], float("inf")).argmin(dim=1, keepdim=True)
-    return (*_pick(best, ids, mask), possible.any(dim=1))
+    best = torch.where(possible, unseen + noise[:, 4], float("inf")).argmin(dim=1, keepdim=True)
+    return _pick(best, ids), _pick(best, mask), possible.any(dim=1)
 
 
 def _replace(bank: TextBank, texts: Texts, noise: Tensor, refused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -187,7 +188,7 @@ def _replace(bank: TextBank, texts: Texts, noise: Tensor, refused: Tensor) -> tu
     mask = places < total[..., None]
     possible = here.any(dim=-1) & (found > 0) & (total <= length) & ~_is_refused(ids, mask, refused)
     best = possible.long().argmax(dim=1, keepdim=True)  # the first possible one
-    return (*_pick(best, ids, mask), possible.any(dim=1))
+    return _pick(best, ids), _pick(best, mask), possible.any(dim=1)
 
 
 def _contains(ordered: Tensor, keys: Tensor) -> Tensor:
@@ -200,6 +201,6 @@ def _is_refused(ids: Tensor, mask: Tensor, refused: Tensor) -> Tensor:
     return (text_keys(ids, mask)[..., None] == refused[:, None]).any(dim=-1)
 
 
-def _pick(best: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
-    """The candidate of each row: int64 [n, 1], [n, candidates, tokens] -> [n, tokens]."""
-    return tuple(one.gather(1, best[..., None].expand(-1, 1, one.shape[-1]))[:, 0] for one in values)
+def _pick(best: Tensor, values: Tensor) -> Tensor:
+    """One candidate of each row: int64 [n, 1], [n, candidates, tokens] -> [n, tokens]."""
+    return values.gather(1, best[..., None].expand(-1, 1, values.shape[-1]))[:, 0]
