@@ -45,7 +45,7 @@ class ReviewActions:
     def counts(self, rule: str) -> tuple[str, str]:
         """HTML of what a rule keeps, and of the command that selects it."""
         scores = " ".join(f"--scores {shlex.quote(one)}" for one in self.review.patterns)
-        command = f"vlp capfilt select {shlex.quote(rule)} {scores} --out cleaned"
+        command = f"vlp capfilt select {shlex.quote(rule)} {scores}{self._also()} --out cleaned"
         try:
             return counts_html(self.counted(rule)), command_html(command, "Select these texts")
         except (UserError, WorkError) as error:
@@ -180,7 +180,12 @@ class ReviewActions:
 
     def _command(self, given: str, source: str = "") -> str:
         tables = " ".join(map(shlex.quote, self.review.patterns))
-        return f"vlp capfilt review {tables} {given}{f' --source {source}' if source else ''}"
+        return f"vlp capfilt review {tables} {given}{f' --source {source}' if source else ''}{self._also()}"
+
+    def _also(self) -> str:
+        """The options that name the other tables."""
+        listed = [f"{name}={one}" for name, given in self.review.also.items() for one in given]
+        return "".join(f" --also {shlex.quote(one)}" for one in listed)
 
     def _kept(self, rule: str, image: int) -> set[int]:
         try:

@@ -46,7 +46,8 @@ class Review:
         """
         given = [scores] if isinstance(scores, str) else scores
         self.patterns = [f"{one.rstrip('/')}/*.capfilt.parquet" if os.path.isdir(one) else one for one in given]
-        self.tables = ReviewTables(self.patterns, also)
+        self.also = {name: [one] if isinstance(one, str) else list(one) for name, one in (also or {}).items()}
+        self.tables = ReviewTables(self.patterns, self.also)
         self.images = ReviewImages()
         first = self.tables.tables[0].path
         if not labels and is_remote(first):
