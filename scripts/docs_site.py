@@ -52,6 +52,8 @@ def write_sources(output: Path) -> None:
         start = f"          - {folder}/index.md\n"  # followed by the pages beside it
         beside = "".join(f"          - {folder}/{name}.md\n" for name in written if name != "index")
         navigation = navigation.replace(start, start + beside)
+    unlisted = [path.name for path in sorted(pages.glob("*.md")) if f" {path.name}\n" not in navigation]
+    navigation += "  - More:\n" + "".join(f"      - {name}\n" for name in unlisted) if unlisted else ""
     (output / "mkdocs.yml").write_text(navigation)
 
 

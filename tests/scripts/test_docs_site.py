@@ -29,8 +29,8 @@ def test_the_site_has_every_page_in_its_navigation(site):
     written = {str(path.relative_to(site / "docs")) for path in (site / "docs").rglob("*.md")}
     assert named == written
     for page in written:
-        folder = site / "site" / page.removesuffix(".md").removesuffix("index")
-        assert (folder / "index.html").is_file(), page
+        folder, name = os.path.split(page.removesuffix(".md"))
+        assert (site / "site" / folder / ("" if name == "index" else name) / "index.html").is_file(), page
 
 
 def test_no_page_loads_anything_from_elsewhere(site):

@@ -1,6 +1,7 @@
 """duckdb over parquet files: a connection that spills to disk, and how SQL names texts and files."""
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,8 @@ def connect(spill: Path, memory: int = MOST_MEMORY) -> "duckdb.DuckDBPyConnectio
     settings = {"memory_limit": f"{memory}B", "temp_directory": str(spill), "preserve_insertion_order": False}
     fetches = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
     connection = duckdb.connect(config={**settings, **fetches})
-    connection.execute("SET enable_progress_bar = false")
+    with suppress(duckdb.InvalidInputException):  # in Jupyter without ipywidgets, which the bar would need
+        connection.execute("SET enable_progress_bar = false")
     # This optimizer takes columns to be free of NaN because parquet statistics never contain NaN.
     connection.execute("SET disabled_optimizers = 'statistics_propagation'")
     return connection
