@@ -2,30 +2,22 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from playwright.sync_api import sync_playwright
 
+from tests.app.serving import ROOT, SECONDS, needs_browser, opened_page, serious_problems, serving, status_of
 from vlp.capfilt.review_labels import LabelStore
 from vlp.data.score_tables import Scored, write_table
 from vlp.data.shard_index import expand_shards
 from vlp.data.shards import iterate_samples
 
-CHROMIUM = "/usr/bin/chromium"
-ROOT = Path(__file__).parent.parent.parent
 SHOWN = "document.querySelector('#vlp-shown textarea, #vlp-shown input')?.value"
-SECONDS = 60_000  # milliseconds that a busy machine may take
-needs_browser = pytest.mark.skipif(not os.path.exists(CHROMIUM), reason=f"there is no browser {CHROMIUM}")
 
 
 @pytest.fixture(scope="module")
@@ -51,61 +43,12 @@ def served(tmp_path_factory, web_scenes):
         yield address, folder
 
 
-class serving:
-    """`vlp app` in a process of its own; yields its address."""
-
-    def __init__(self, folder, *arguments):
-        self.command = [sys.executable, "-m", "vlp", "app", "--port", "0", *arguments]
-        self.folder = folder
-
-    def __enter__(self):
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-        self.process = subprocess.Popen(
-            self.command, cwd=self.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        line = self.process.stdout.readline()
-        found = re.search(r"http://\S+", line)
-        assert found, self.process.communicate()
-        return found[0]
-
-    def __exit__(self, *error):
-        self.process.terminate()
-        _, errors = self.process.communicate(timeout=60)
-        assert self.process.returncode == 0 and "Traceback" not in errors, errors
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
 @pytest.fixture
 def page(browser, served):
-    """The page at 1280 pixels. Every other address is blocked; the test fails if one is asked for, or on an error."""
-    address, _ = served
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    context.set_default_timeout(SECONDS)
-    elsewhere, errors = [], []
-
-    def only_here(route):
-        if route.request.url.startswith((address, "data:", "blob:")):
-            route.continue_()
-        else:
-            elsewhere.append(route.request.url)
-            route.abort()
-
-    context.route("**/*", only_here)
-    opened = context.new_page()
-    opened.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    opened.on("pageerror", lambda error: errors.append(str(error)))
-    opened.goto(address)
-    opened.wait_for_selector("#vlp-review-card .vlp-card")
-    yield opened
-    context.close()
-    assert elsewhere == [] and errors == []
+    """The page, at the first row to review."""
+    with opened_page(browser, served[0]) as opened:
+        opened.wait_for_selector("#vlp-review-card .vlp-card")
+        yield opened
 
 
 def press(page, key):
@@ -200,40 +143,10 @@ def test_both_tabs_are_accessible_and_fit_two_widths(page, axe):
             page.wait_for_timeout(200)
             assert page.evaluate("document.documentElement.scrollWidth") <= width
         if axe:
-            page.add_script_tag(content=axe)
-            found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
-            serious = [
-                (one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")
-            ]
-            assert serious == []
+            assert serious_problems(page, axe) == []
     assert "0.6000" in page.inner_text("#vlp-scores") and page.locator("#vlp-curves svg").count() == 1
     if not axe:
         pytest.skip("axe-core could not be fetched with npm, so only the width is checked")
-
-
-@pytest.fixture(scope="session")
-def axe(tmp_path_factory):
-    """The source of axe-core, kept in the user's cache; empty without npm or its registry."""
-    cached = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vlp-tests" / "axe-core-4.10.2.tgz"
-    try:
-        if not cached.exists():
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            packed = tmp_path_factory.mktemp("axe")
-            subprocess.run(["npm", "pack", "axe-core@4.10.2"], cwd=packed, check=True, capture_output=True, timeout=60)
-            shutil.copy(next(packed.glob("*.tgz")), cached)
-        command = ["tar", "-xzOf", str(cached), "package/axe.min.js"]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    except (OSError, subprocess.SubprocessError, StopIteration):
-        return ""
-
-
-def status_of(address, path, data=None, headers=None):
-    try:
-        request = urllib.request.Request(address + path, data, headers or {})
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.status
-    except urllib.error.HTTPError as error:
-        return error.code
 
 
 def test_no_file_is_served_and_large_uploads_are_refused(served):

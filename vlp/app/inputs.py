@@ -1,4 +1,4 @@
-"""What the page shows: score tables and run folders, given or found in the demo's output."""
+"""What the page shows: an index, a model, score tables and run folders, given or found in the demo's output."""
 
 import glob
 import os
@@ -20,12 +20,18 @@ class AppInputs:
         labels: the folder of the labels; empty: that of the first table.
         also: other tables, by the name that rules use.
         runs: folders with a log.jsonl.
+        model: a model's folder; empty: the one that made the index.
+        index: a folder of `vlp index`.
+        images: what to index first, into `index`, which may be a temporary folder then; empty: it is there.
     """
 
     tables: list[str] = field(default_factory=list)
     labels: str = ""
     also: dict[str, list[str]] = field(default_factory=dict)
     runs: list[str] = field(default_factory=list)
+    model: str = ""
+    index: str = ""
+    images: str = ""
 
 
 def demo_inputs(folder: str = "") -> AppInputs:
@@ -44,7 +50,11 @@ def demo_inputs(folder: str = "") -> AppInputs:
     tables = str(Path(glob.escape(found)) / "data" / "web" / "*.capfilt.parquet")
     if not glob.glob(tables):
         raise UserError(f"The demo in {found} is not finished; rerun `vlp demo {found}` to continue it.")
-    return AppInputs(tables=[tables], runs=find_runs([found]))
+    inputs = AppInputs(tables=[tables], runs=find_runs([found]))
+    model, scenes = Path(found) / "bootstrapped" / "model", Path(glob.escape(found)) / "data" / "held-out" / "*.tar"
+    if model.is_dir() and glob.glob(str(scenes)):
+        inputs.model, inputs.index, inputs.images = str(model), str(Path(found) / "index"), str(scenes)
+    return inputs
 
 
 def find_runs(folders: list[str]) -> list[str]:

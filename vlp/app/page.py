@@ -1,13 +1,17 @@
 """The page: a tab for everything there is to show."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from vlp.app.inputs import AppInputs
+from vlp.app.models import open_models
 from vlp.app.review_tab import add_review_tab, html
 from vlp.app.runs_tab import add_runs_tab
+from vlp.app.search_tab import add_search_tab
+from vlp.app.try_tab import add_try_tab
 from vlp.capfilt.review import Review
 from vlp.errors import UserError
 from vlp.extras import extra
@@ -39,21 +43,32 @@ def open_page(inputs: AppInputs) -> Iterator["gr.Blocks"]:
     """
     with extra("app"):
         import gradio as gr
-    review = Review(inputs.tables, inputs.labels, inputs.also) if inputs.tables else None
-    tabs: list[Callable[[Any], None]] = []
-    if review is not None:
-        tabs.append(lambda page: add_review_tab(page, review))
-    if inputs.runs:
-        tabs.append(lambda page: add_runs_tab(page, inputs.runs))
-    if not tabs:
-        raise UserError("There is nothing to show; name --tables or --runs, or use --demo after `vlp demo`.")
-    try:
-        with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 600)) as page:
+    with ExitStack() as stack:
+        tabs = _tabs(inputs, stack)
+        if not tabs:
+            raise UserError(
+                "There is nothing to show; name --index, --model, --tables or --runs, or use --demo after `vlp demo`."
+            )
+        with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as page:
             html("<h1>vlp</h1>")
             with gr.Tabs():
                 for add in tabs:
                     add(page)
         yield page
-    finally:
-        if review is not None:
-            review.close()
+
+
+def _tabs(inputs: AppInputs, stack: ExitStack) -> list[Callable[[Any], None]]:
+    """What adds each tab to the page that is being built."""
+    tabs: list[Callable[[Any], None]] = []
+    index, model = open_models(inputs, stack)
+    if index is not None and model is not None:
+        tabs.append(partial(add_search_tab, index=index, model=model, named=inputs.model))
+    if model is not None and model.can.any():
+        tabs.append(partial(add_try_tab, model=model))
+    if inputs.tables:
+        review = Review(inputs.tables, inputs.labels, inputs.also)
+        stack.callback(review.close)
+        tabs.append(partial(add_review_tab, review=review))
+    if inputs.runs:
+        tabs.append(partial(add_runs_tab, folders=inputs.runs))
+    return tabs

@@ -12,6 +12,8 @@ def app(
         bool, typer.Option("--demo", help="Show the output of `vlp demo`, from ./demo or --folder.")
     ] = False,
     folder: Annotated[str, typer.Option(help="With --demo: its folder.")] = "",
+    index: Annotated[str, typer.Option(help="An index of `vlp index` to search.")] = "",
+    model: Annotated[str, typer.Option(help="A model to try; with --index, the default is the index's.")] = "",
     tables: Annotated[
         list[str] | None, typer.Option(help="Score tables to review: paths, globs or a folder; repeatable.")
     ] = None,
@@ -22,7 +24,7 @@ def app(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 chooses a free one.")] = 7860,
     auth: Annotated[list[str] | None, typer.Option(help="USER:PASSWORD of who may enter; repeatable.")] = None,
 ) -> None:
-    """Open the page: review score tables, compare runs. Example: vlp app --tables web --runs runs
+    """Open the page: search, try a model, review score tables, compare runs. Example: vlp app --index photos-index
 
     The page is served on this machine only, and sends nothing anywhere. The tabs that appear depend on what is given;
     `vlp app --demo` shows a finished demo.
@@ -34,6 +36,9 @@ def app(
     inputs = demo_inputs(folder) if demo else AppInputs()
     inputs.tables += tables or []
     inputs.runs += [one for one in find_runs(runs or []) if one not in inputs.runs]
+    if index or model:
+        inputs.index, inputs.images = index or inputs.index, "" if index else inputs.images
+        inputs.model = model or ("" if index else inputs.model)
     inputs.labels, inputs.also = labels, parse_also(also or [])
     serve(inputs, host, port, auth)
 

@@ -55,6 +55,10 @@ def search(
         ),
     ] = None,
     frames: Frames = 8,
+    show: Annotated[
+        int | None, typer.Option(min=0, help="With --index: print where the image of this number is, and its caption.")
+    ] = None,
+    out: Annotated[str, typer.Option(help="With --show: write the image to this file, such as picture.png.")] = "",
     precision: Precision = "auto",
     as_json: Json = False,
 ) -> None:
@@ -64,6 +68,9 @@ def search(
     """
     from vlp.errors import UserError
 
+    if show is not None or out:
+        _show(index, show, out, as_json)
+        return
     if bool(index) == bool(images):
         raise UserError("Name what to search: either IMAGES (after MODEL) or --index FOLDER.")
     if bool(query) == bool(image):
@@ -89,3 +96,25 @@ def search(
     for hit in hits:
         matched = "" if hit.itm is None else f"  match {hit.itm:.2f}"
         print(f"{hit.itc:.3f}{matched}  {hit.name}")
+
+
+def _show(index: str, number: int | None, out: str, as_json: bool) -> None:
+    """Print what an index knows of an image, and write the image."""
+    from pathlib import Path
+
+    from vlp.errors import UserError
+    from vlp.files import writing
+    from vlp.index.opened import open_index
+
+    if not index or number is None:
+        raise UserError("--show takes the number of an image and needs --index; --out needs --show.")
+    if out and Path(out).suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise UserError(f"{out} must end in .png or .jpg.")
+    opened = open_index(index)
+    row = opened.row(number)
+    if out:
+        picture = opened.image(number)
+        with writing(out) as temporary:
+            picture.save(temporary, "PNG" if out.lower().endswith(".png") else "JPEG")
+    values = {"key": row.place.key, "path": row.place.path, "width": row.width, "height": row.height}
+    print_values({**values, "caption": row.caption}, as_json)

@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from vlp.data.bad_samples import BadSamples
@@ -27,10 +28,10 @@ log = logging.getLogger("vlp")
 
 @dataclass
 class Query:
-    """What to look for: a text, or an image (the path of one)."""
+    """What to look for: a text, or an image (the path of one, or a PIL image)."""
 
     text: str = ""
-    image: str = ""
+    image: str | Image.Image = ""
 
     def embed(self, model: Model, frames: int = FRAMES) -> Tensor:
         """The unit vector of the query, float32 [embed_dim].

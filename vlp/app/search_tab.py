@@ -1,0 +1,104 @@
+"""The tab Search: images by a text or a picture, their details, and where the words of a text look on them."""
+
+from typing import Any
+
+from vlp.app.model_thread import ModelThread
+from vlp.app.review_tab import QUIET, html
+from vlp.app.review_view import note
+from vlp.app.search_actions import SearchActions
+from vlp.app.search_view import ON_LOAD
+from vlp.app.uploads import Upload, check_upload, shown_html
+from vlp.errors import UserError
+from vlp.index import ImageIndex
+from vlp.index.search import RERANK
+
+TOP, MOST = 12, 60  # images that are shown
+SHOW = "() => document.getElementById('vlp-opened')?.scrollIntoView({block: 'nearest'})"
+
+
+def add_search_tab(page: Any, index: ImageIndex, model: ModelThread, named: str = "") -> None:
+    """Add the tab to `page`, the gr.Blocks that is being built; arguments as in `SearchActions`."""
+    import gradio as gr
+
+    actions = SearchActions(index, model, named)
+    with gr.Tab("Search", id="search"):
+        html(f"<h2>Search</h2><p class='vlp-note'>{len(index):,} images</p>")
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=1, min_width=320):
+                text = gr.Textbox(label="Text", max_length=500, submit_btn="Search", elem_id="vlp-query")
+                file = gr.File(label="Or a picture, which finds similar ones", elem_id="vlp-query-file", height=150)
+                preview = html(elem_id="vlp-query-shown")
+                top = gr.Slider(1, MOST, TOP, step=1, label="Images to show", elem_id="vlp-top")
+                most = RERANK if model.can.match else 0
+                rerank = gr.Slider(
+                    0,
+                    2 * RERANK,
+                    most,
+                    step=1,
+                    label="Best images re-ranked by ITM",
+                    visible=bool(most),
+                    elem_id="vlp-rerank",
+                )
+                command = html(elem_id="vlp-search-command")
+            with gr.Column(scale=2, min_width=400):
+                hits = html(note("Type a text, or upload a picture."), elem_id="vlp-hits", js_on_load=ON_LOAD)
+        upload, number = gr.State(None), gr.State(-1)
+        similar, opened = _details(actions, text, number)
+        given, found = [text, upload, top, rerank], [hits, command]
+        live: dict[str, Any] = {**QUIET, "trigger_mode": "always_last"}
+        text.submit(actions.search, given, found, **QUIET)
+        for slider in (top, rerank):
+            slider.input(actions.search, given, found, **live)
+
+        def uploaded(path: str | None, query: str, *controls: float) -> tuple[Any, ...]:
+            picture, shown = read_upload(path)
+            if path and picture is None:
+                return picture, shown, "", ""
+            return picture, shown, *actions.search(query, picture, *controls)
+
+        for event in (file.upload, file.clear):
+            event(uploaded, [file, text, top, rerank], [upload, preview, *found], **QUIET)
+
+        def chosen(event: gr.EventData) -> int:
+            number = event._data.get("number") if isinstance(event._data, dict) else None
+            return number if isinstance(number, int) else -1
+
+        event = hits.click(chosen, None, number, **QUIET).then(opened[0], [number, text], opened[1], **QUIET)
+        event.then(None, None, None, js=SHOW, api_visibility="private")
+        similar.click(actions.similar, [number, top], found, **QUIET)
+
+
+def read_upload(path: str | None) -> tuple[Upload | None, str]:
+    """An upload that can be used, and its picture; or None and a sentence."""
+    try:
+        upload = check_upload(path) if path else None
+        return upload, shown_html(upload) if upload else ""
+    except UserError as error:
+        return None, note(str(error), "error")
+
+
+def _details(actions: SearchActions, query: Any, number: Any) -> tuple[Any, Any]:
+    """What a chosen image shows; returns the button for similar images, and what opens an image with its outputs."""
+    import gradio as gr
+
+    with gr.Column(visible=False, elem_id="vlp-opened") as panel:
+        html("<h3>Image</h3>")
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=1, min_width=320):
+                about = html(elem_id="vlp-about")
+                similar = gr.Button("Find similar images", size="sm", elem_id="vlp-similar")
+            with gr.Column(scale=1, min_width=320):
+                text = gr.Textbox(label="Text whose attention to show", max_length=500, elem_id="vlp-attention-text")
+                word = gr.Radio([], label="Word", elem_id="vlp-word")
+                picture, command = html(elem_id="vlp-attention"), html()
+
+    def open_image(at: int, typed: str) -> tuple[Any, ...]:
+        words = actions.words(typed)
+        return gr.Column(visible=True), actions.details(at), typed, gr.Radio(words, value=None), "", ""
+
+    def draw(at: int, typed: str, chosen: str | None) -> tuple[Any, ...]:
+        return actions.attention(at, typed, chosen)
+
+    text.input(lambda typed: gr.Radio(actions.words(typed), value=None), text, word, **QUIET)
+    word.input(draw, [number, text, word], [picture, command], **QUIET)
+    return similar, (open_image, [panel, about, text, word, picture, command])

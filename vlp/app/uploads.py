@@ -1,0 +1,131 @@
+"""Pictures and videos that visitors upload: checked before anything decodes them, and shown small."""
+
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from markupsafe import Markup
+from PIL import Image
+
+from vlp.data.bad_samples import BadSampleError
+from vlp.data.image_decoding import EncodedImage, shrink_for
+from vlp.data.images import ImageLike
+from vlp.data.video import is_video, load_frames
+from vlp.errors import UserError
+from vlp.report.page import data_uri
+
+LARGEST = 20 * 2**20  # bytes
+MOST_PIXELS = 40_000_000
+SHOWN = 512  # pixels of the longer side
+VIDEO_FRAMES = 16  # to choose from
+VIDEO_SIZE = 384  # pixels of a frame
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file in the page's folder for uploads.
+
+    Attributes:
+        path: where it is.
+        frame: of a video, from 1 to `VIDEO_FRAMES`; 0: all of it.
+    """
+
+    path: str
+    frame: int = 0
+
+    @property
+    def name(self) -> str:
+        """As commands name it: the visitor's name of the file, or that of a frame that was saved."""
+        return f"frame-{self.frame}.png" if self.frame else os.path.basename(self.path)
+
+    @property
+    def is_video(self) -> bool:
+        """Whether it is a video."""
+        return is_video(self.path)
+
+    def image(self) -> ImageLike:
+        """What a model takes: the path, or the frame of a video.
+
+        Raises:
+            UserError: the file is gone, or it is damaged.
+        """
+        if not os.path.exists(self.path):
+            raise UserError("The uploaded file is not kept any more; upload it again.")
+        if not self.frame:
+            return self.path
+        try:
+            frames = load_frames(self.path, VIDEO_FRAMES, VIDEO_SIZE)
+        except BadSampleError as error:
+            raise _unusable(self.path, error) from None
+        return Image.fromarray(frames[self.frame - 1].transpose(1, 2, 0))
+
+
+def check_upload(path: str) -> Upload:
+    """An upload that can be used; of a video, its middle frame.
+
+    Raises:
+        UserError: it is too large, or neither an image nor a video that can be read.
+    """
+    name = os.path.basename(path)
+    if os.path.getsize(path) > LARGEST:
+        raise UserError(f"{name} has more than {LARGEST // 2**20} MB; choose a smaller file.")
+    if is_video(path):
+        upload = Upload(path, VIDEO_FRAMES // 2)
+        upload.image()
+        return upload
+    try:
+        header = EncodedImage(Path(path).read_bytes())
+        if header.width * header.height > MOST_PIXELS:
+            raise UserError(
+                f"{name} has {header.width} x {header.height} pixels, and {MOST_PIXELS // 1_000_000} million are "
+                "allowed; make it smaller."
+            )
+        header.pixels(shrink_for(header.width, header.height, SHOWN))
+    except BadSampleError as error:
+        raise _unusable(path, error) from None
+    return Upload(path)
+
+
+def shown_html(upload: Upload, caption: str = "") -> str:
+    """An upload as a small picture; of all frames of a video, the middle one.
+
+    Raises:
+        UserError: as in `Upload.image`.
+    """
+    whole = upload.is_video and not upload.frame
+    image = Upload(upload.path, VIDEO_FRAMES // 2).image() if whole else upload.image()
+    if isinstance(image, str):
+        header = EncodedImage(Path(image).read_bytes())
+        image = Image.fromarray(header.pixels(shrink_for(header.width, header.height, SHOWN)))
+    assert isinstance(image, Image.Image)
+    return picture_html(image, caption or os.path.basename(upload.path))
+
+
+def picture_html(picture: Image.Image, caption: str, alt: str = "") -> str:
+    """A picture, made smaller, with a line below it."""
+    return str(
+        Markup('<figure class="vlp-picture"><img src="{}" alt="{}"><figcaption>{}</figcaption></figure>').format(
+            data_uri(small_jpeg(picture), "jpeg"), alt or caption, caption
+        )
+    )
+
+
+def small_jpeg(picture: Image.Image) -> bytes:
+    """A JPEG whose longer side has `SHOWN` pixels; small pictures are enlarged by whole factors."""
+    longer = max(picture.size)
+    if longer > SHOWN:
+        picture = picture.convert("RGB")
+        picture.thumbnail((SHOWN, SHOWN), Image.Resampling.BICUBIC)
+    else:
+        factor = max(1, SHOWN // 2 // longer)
+        picture = Image.fromarray(np.asarray(picture.convert("RGB")).repeat(factor, 0).repeat(factor, 1))
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=88)
+    return file.getvalue()
+
+
+def _unusable(path: str, error: BadSampleError) -> UserError:
+    kind = "a video" if is_video(path) else "a picture"
+    return UserError(f"{os.path.basename(path)} cannot be used as {kind}: {error.reason}.")
