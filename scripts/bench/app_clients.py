@@ -1,8 +1,9 @@
 """Many visitors of the page at once: python scripts/bench/app_clients.py --demo --folder demo
 
-Starts `vlp app` with the arguments it is given. 50 clients search, re-rank, open images, caption, step through rows and
-move the rule's threshold as browsers do, in the tabs that the page has, for 15 seconds to warm up and then for a minute (CLIENTS and SECONDS in the environment change that). Prints the number of
-events, the failures, the seconds that an event took, and the memory of the server.
+Starts `vlp app` with the arguments it is given. As browsers do, 50 clients search, re-rank, open images, caption, step
+through rows and move the rule's threshold, in the tabs that the page has. They warm up for 15 seconds and then go on
+for a minute (CLIENTS and SECONDS in the environment change that). Prints the number of events, the failures, the seconds
+that an event took, and the memory of the server.
 """
 
 import json
@@ -92,7 +93,7 @@ class Client:
 
 
 def visit(client: Client, number: int, picture: bytes) -> None:
-    """One round of a visitor: search, open an image, upload a picture and caption it, review, in the tabs that there are."""
+    """One round of a visitor in the tabs that there are: search and open an image, caption an upload, review."""
     if "vlp-query" in client.names:
         shown = client.event("vlp-query", "submit", [QUERIES[number % len(QUERIES)], None, 12, 8 * (number % 4)])[0]
         found = re.search(r'data-number="(\d+)"', shown)

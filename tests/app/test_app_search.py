@@ -17,6 +17,7 @@ from vlp.index import open_index
 from vlp.index.build import build_index
 from vlp.index.search import search_index
 from vlp.model import load_model
+from vlp.models.cpu.optimise import optimise_for_cpu
 
 QUERY = "a large red circle"
 
@@ -67,7 +68,7 @@ def upload(page, place, path):
 @needs_browser
 def test_a_text_and_a_picture_find_what_the_command_finds(page, files, models, axe, monkeypatch):
     monkeypatch.chdir(files)
-    model, index = load_model(models[1]), open_index("index")
+    model, index = optimise_for_cpu(load_model(models[1])), open_index("index")
     page.fill("#vlp-query textarea, #vlp-query input", QUERY)
     page.keyboard.press("Enter")
     page.wait_for_selector(".vlp-hit")
@@ -130,7 +131,7 @@ def test_a_picture_and_a_frame_get_what_the_commands_print(page, files, models, 
     page.fill("#vlp-match-lines textarea", f"{QUERY}\na blue square")
     page.click("#vlp-match")
     page.wait_for_selector("#vlp-match-result table")
-    match = load_model(models[1]).match("photo.png", [QUERY, "a blue square"])
+    match = optimise_for_cpu(load_model(models[1])).match("photo.png", [QUERY, "a blue square"])
     cells = [one.split("\t")[1:3] for one in page.locator("#vlp-match-result tbody tr").all_inner_texts()]
     assert np.allclose([list(map(float, one)) for one in cells], np.stack([match.itc, match.itm], 1), atol=1e-3)
     page.fill("#vlp-labels textarea, #vlp-labels input", "a red circle, , ...")
