@@ -2,8 +2,8 @@
 
 Starts `vlp app` with the arguments it is given. As browsers do, 50 clients search, re-rank, open images, caption, step
 through rows and move the rule's threshold, in the tabs that the page has. They warm up for 15 seconds and then go on
-for a minute (CLIENTS and SECONDS in the environment change that). Prints the number of events, the failures, the seconds
-that an event took, and the memory of the server.
+for a minute (CLIENTS and SECONDS in the environment change that). Prints the number of events, the failures, the
+seconds that an event took, and the memory of the server.
 """
 
 import json
@@ -111,14 +111,16 @@ def visit(client: Client, number: int, picture: bytes) -> None:
 
 
 def press(address: str, process: int, clients: int, seconds: float, picture: bytes) -> Outcome:
-    """Let clients visit the page at once until the time is over."""
+    """Let clients visit the page at once until the time is over, each at least once."""
     outcome, rounds, end = Outcome(), count(), time.monotonic() + seconds
 
     def work() -> None:
         try:
             client = Client(address, outcome)
-            while time.monotonic() < end:
+            while True:
                 visit(client, next(rounds), picture)
+                if time.monotonic() > end:
+                    break
         except Exception as error:
             outcome.failures.append(f"{type(error).__name__}: {error}")
 

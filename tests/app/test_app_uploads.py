@@ -84,7 +84,8 @@ def test_an_index_of_another_model_and_forged_numbers_are_sentences(tmp_path, sc
             SearchActions(index, open_models(AppInputs(model=models[0]), stack)[1])
     done = CliRunner().invoke(app, ["search", "--index", given.index, "--show", "3", "--out", f"{tmp_path}/a.png"])
     assert done.exit_code == 0 and "00000.tar" in done.stdout
-    assert Image.open(tmp_path / "a.png").size == open_index(given.index).image(3).size
+    with Image.open(tmp_path / "a.png") as written:
+        assert written.size == open_index(given.index).image(3).size
     done = CliRunner().invoke(app, ["search", "--show", "3"])
     assert str(done.exception) == "--show takes the number of an image and needs --index; --out needs --show."
 

@@ -14,14 +14,12 @@ from vlp.model import Model, load_model
 from vlp.models.cpu.optimise import optimise_for_cpu
 
 
-def open_models(inputs: AppInputs, stack: ExitStack) -> tuple[ImageIndex | None, ModelThread | None]:
-    """The index and the model that the page needs; None where it needs none. `stack` closes them.
+def open_models(inputs: AppInputs, stack: ExitStack) -> tuple[ImageIndex | None, ModelThread]:
+    """The index, None where none is given, and the model that the page needs. `stack` closes them.
 
     Raises:
         UserError: the index does not tell its model, or the model has nothing to do on the page.
     """
-    if not inputs.index and not inputs.model:
-        return None, None
     index = open_index(inputs.index) if inputs.index and not inputs.images else None
     name = inputs.model or (index.model.name if index else "")
     if not name:

@@ -7,11 +7,8 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from vlp.app.inputs import AppInputs
-from vlp.app.models import open_models
 from vlp.app.review_tab import add_review_tab, html
 from vlp.app.runs_tab import add_runs_tab
-from vlp.app.search_tab import add_search_tab
-from vlp.app.try_tab import add_try_tab
 from vlp.capfilt.review import Review
 from vlp.errors import UserError
 from vlp.extras import extra
@@ -60,11 +57,16 @@ def open_page(inputs: AppInputs) -> Iterator["gr.Blocks"]:
 def _tabs(inputs: AppInputs, stack: ExitStack) -> list[Callable[[Any], None]]:
     """What adds each tab to the page that is being built."""
     tabs: list[Callable[[Any], None]] = []
-    index, model = open_models(inputs, stack)
-    if index is not None and model is not None:
-        tabs.append(partial(add_search_tab, index=index, model=model, named=inputs.model))
-    if model is not None and model.can.any():
-        tabs.append(partial(add_try_tab, model=model))
+    if inputs.index or inputs.model:
+        from vlp.app.models import open_models
+        from vlp.app.search_tab import add_search_tab
+        from vlp.app.try_tab import add_try_tab
+
+        index, model = open_models(inputs, stack)
+        if index is not None:
+            tabs.append(partial(add_search_tab, index=index, model=model, named=inputs.model))
+        if model.can.any():
+            tabs.append(partial(add_try_tab, model=model))
     if inputs.tables:
         review = Review(inputs.tables, inputs.labels, inputs.also)
         stack.callback(review.close)
