@@ -11,7 +11,6 @@ from PIL import Image
 
 from vlp.data.bad_samples import BadSampleError
 from vlp.data.image_decoding import EncodedImage, shrink_for
-from vlp.data.images import ImageLike
 from vlp.data.video import is_video, load_frames
 from vlp.errors import UserError
 from vlp.report.page import data_uri
@@ -45,7 +44,7 @@ class Upload:
         """Whether it is a video."""
         return is_video(self.path)
 
-    def image(self) -> ImageLike:
+    def image(self) -> str | Image.Image:
         """What a model takes: the path, or the frame of a video.
 
         Raises:
@@ -99,7 +98,6 @@ def shown_html(upload: Upload, caption: str = "") -> str:
     if isinstance(image, str):
         header = EncodedImage(Path(image).read_bytes())
         image = Image.fromarray(header.pixels(shrink_for(header.width, header.height, SHOWN)))
-    assert isinstance(image, Image.Image)
     return picture_html(image, caption or os.path.basename(upload.path))
 
 
