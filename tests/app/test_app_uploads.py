@@ -50,6 +50,8 @@ def test_an_upload_that_is_gone_or_no_video_is_a_sentence(tmp_path, thread):
     assert upload.frame == 8 and upload.image().size == (uploads.VIDEO_SIZE, uploads.VIDEO_SIZE)
     shown, _ = TryActions(thread).classify(Upload(upload.path), "a red circle", 0)
     assert "choose a frame of the video" in shown
+    shown, _ = TryActions(thread).match(upload, "a red circle\n" * 60)
+    assert "Type at most 50 texts, not 60." in shown
 
 
 def test_a_model_can_do_what_its_training_left_it():

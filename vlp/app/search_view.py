@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from vlp.errors import UserError
 from vlp.index import ImageIndex
 from vlp.index.search import Hit
 from vlp.report.page import data_uri
@@ -32,11 +33,15 @@ def _hit(index: ImageIndex, place: int, hit: Hit) -> Markup:
     if hit.itm is not None:
         scores = Markup("<span>match {:.3f}</span> ").format(hit.itm) + scores
     text = hit.caption or index.key(hit.number)
+    try:
+        picture = Markup('<img src="{}" alt="">').format(data_uri(index.thumbnail(hit.number), "jpeg"))
+    except UserError:  # an index of clip-retrieval keeps no thumbnails; a click says why there is none
+        picture = Markup("")
     return Markup(
         '<li><button type="button" class="vlp-hit" data-number="{}" aria-pressed="false">'
-        '<img src="{}" alt=""><span class="vlp-scores"><b>{}</b> {}</span><span class="vlp-what">{}</span>'
+        '{}<span class="vlp-scores"><b>{}</b> {}</span><span class="vlp-what">{}</span>'
         "</button></li>"
-    ).format(hit.number, data_uri(index.thumbnail(hit.number), "jpeg"), place, scores, text)
+    ).format(hit.number, picture, place, scores, text)
 
 
 def details_html(picture: str, rows: Sequence[tuple[str, str]], notes: Sequence[str]) -> str:

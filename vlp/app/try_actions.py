@@ -46,10 +46,12 @@ class TryActions:
             commands += self._command("caption", upload, given, "Sample captions")
         return self._table("Captions", ["kind", "caption", "log-probability"], lambda: self.model.call(work), commands)
 
-    def match(self, upload: Upload | None, texts: str) -> tuple[str, str]:
+    def match(self, upload: Upload | None, texts: str | None) -> tuple[str, str]:
         """HTML of how well each line matches, and of the command."""
         if upload is None:
             return NOTHING, ""
+
+        texts = (texts or "")[:LONGEST]
 
         def work() -> list[tuple[Any, ...]]:
             lines = _items(texts.splitlines(), "text")
@@ -60,10 +62,12 @@ class TryActions:
         command = self._command("match", upload, shlex.quote(first), "Match the first text")
         return self._table("Matches", ["text", "cosine (ITC)", "match (ITM)", ""], work, command, bars=True)
 
-    def answer(self, upload: Upload | None, questions: str) -> tuple[str, str]:
+    def answer(self, upload: Upload | None, questions: str | None) -> tuple[str, str]:
         """HTML of the answer to each line, and of the command."""
         if upload is None:
             return NOTHING, ""
+
+        questions = (questions or "")[:LONGEST]
 
         def work() -> list[tuple[Any, ...]]:
             lines = _items(questions.splitlines(), "question")
@@ -73,11 +77,11 @@ class TryActions:
         asked = " ".join(shlex.quote(one.strip()) for one in questions.splitlines() if one.strip())
         return self._table("Answers", ["question", "answer"], work, self._command("answer", upload, asked, "Answer"))
 
-    def classify(self, upload: Upload | None, labels: str, rerank: float) -> tuple[str, str]:
+    def classify(self, upload: Upload | None, labels: str | None, rerank: float) -> tuple[str, str]:
         """HTML of the probabilities of labels, the best first, and of the command."""
         if upload is None:
             return NOTHING, ""
-        rerank = int(rerank) if self.can.match else 0
+        labels, rerank = (labels or "")[:LONGEST], int(rerank) if self.can.match else 0
 
         def work() -> list[tuple[Any, ...]]:
             if upload.is_video and not upload.frame:
