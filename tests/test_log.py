@@ -18,7 +18,6 @@ def test_a_resume_removes_the_records_that_it_will_write_again(tmp_path):
     log.close()
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert lines == [{"step": 1, "itc": 0.5}, {"step": 2, "itc": 1.0}, {"step": 3, "itc": 9.0}]
-    assert list((tmp_path / "tensorboard").iterdir())
 
 
 def test_progress_has_a_rate_and_an_estimate(capsys, monkeypatch):

@@ -19,6 +19,7 @@ from vlp.errors import UserError
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 Finetuning = Literal["captioning", "retrieval", "self_critical", "vqa", "nlvr2", "visdial", "classification"]
+TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow", "none"]
 TaskName = Literal["pretrain", "contrastive", Finetuning]
 PRETRAINING: tuple[TaskName, ...] = ("pretrain", "contrastive")  # tasks of `vlp pretrain`
 ScoreName = Literal["itm", "itc", "clip"]
@@ -255,6 +256,8 @@ class RunConfig:
     activation_checkpointing: bool = False
     compile: bool = False  # compile the blocks by torch.compile; pays on GPUs, and takes about a minute at the start
     log_every: Natural = 20  # steps between log records; 0: only at the end
+    license: str = ""  # of the weights, for the model card, such as apache-2.0
+    tracker: TrackerName = "tensorboard"  # gets the records of log.jsonl; tensorboard: where it is installed
     checkpoint_every: Natural = 1000  # steps between checkpoints; 0: only at the end
     keep_checkpoints: Natural = 2  # the newest; 0 keeps all
     validation: str = ""  # shards that are scored every evaluate_every steps and at the end

@@ -1,4 +1,4 @@
-"""Logs of a run as JSON lines and TensorBoard events, and progress with a rate and an estimate of the time left."""
+"""Logs of a run as JSON lines and in a tracker, and progress with a rate and an estimate of the time left."""
 
 import json
 import sys
@@ -97,43 +97,37 @@ def format_duration(seconds: float) -> str:
 
 
 class RunLog:
-    """A run's records: `log.jsonl` and, where tensorboard is installed, its events in the run folder."""
+    """A run's records: `log.jsonl` in the run folder, and a tracker."""
 
-    def __init__(self, folder: Path, from_step: int = 0):
-        """Open the logs. Records after `from_step` are removed: the resumed run writes them again."""
+    def __init__(self, folder: Path, from_step: int = 0, tracker: Any = None):
+        """Open the log. Records after `from_step` are removed: the resumed run writes them again.
+
+        Args:
+            tracker: gets each record too, by `log(values, step=...)`; `close` calls its `finish()`.
+        """
         self.path = folder / "log.jsonl"
         if self.path.exists():
             kept = [line for line in self.path.read_text().splitlines() if _step(line) <= from_step]
             write_text(self.path, "".join(f"{line}\n" for line in kept))
-        self.events = _open_tensorboard(folder / "tensorboard", from_step)
+        self.tracker = tracker
 
     def write(self, record: dict[str, float]) -> None:
         """Append a record; its `step` is the x axis of the curves."""
         with write_errors(self.path), self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
-        if self.events:
-            for name, value in record.items():
-                if name != "step":
-                    self.events.add_scalar(name, value, record["step"])
+        if self.tracker:
+            values = {name: value for name, value in record.items() if name != "step"}
+            self.tracker.log(values, step=int(record["step"]))
 
     def close(self) -> None:
         """Flush and close."""
-        if self.events:
-            self.events.close()
+        if self.tracker:
+            self.tracker.finish()
 
 
 def read_log(path: str | Path) -> list[dict[str, float]]:
     """The records of a `log.jsonl`, without a last line that was cut off."""
     return [json.loads(line) for line in Path(path).read_text().splitlines() if _step(line) < float("inf")]
-
-
-def _open_tensorboard(folder: Path, from_step: int) -> Any:
-    """A writer of TensorBoard events that replaces those after `from_step`; None without tensorboard."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ModuleNotFoundError:
-        return None
-    return SummaryWriter(str(folder), purge_step=from_step + 1 if from_step else None)
 
 
 def _step(line: str) -> float:

@@ -65,7 +65,7 @@ def test_another_tokenizer_is_refused_and_the_same_one_is_not(started, tokenizer
 
 
 def test_the_saved_config_and_card_describe_the_model_and_repeat_the_run(started, models):
-    config = started("image_size=16")
+    config = started("image_size=16", "license=apache-2.0")
     train(config)
     output = Path(config.output)
     saved = load_config(RunConfig, output / "config.yaml")
@@ -74,6 +74,16 @@ def test_the_saved_config_and_card_describe_the_model_and_repeat_the_run(started
     assert saved.model.image_encoder.image_size == 16
     started_temperature = load_model(models[1]).blip.temperature.item()
     assert saved.objective.temperature == pytest.approx(started_temperature, abs=1e-6)
-    assert f"embed_dim: {model.config.embed_dim}\n" in (output / "model" / "README.md").read_text()
+    card = (output / "model" / "README.md").read_text()
+    assert f"embed_dim: {model.config.embed_dim}\n" in card
+    assert [line for line in card.splitlines() if line.startswith("## ")][:5] == [
+        "## Data",
+        "## Scores",
+        "## License",
+        "## Limits",
+        "## Recipe",
+    ]
+    assert "The weights: apache-2.0." in card and f"of `{models[1]}` apply" in card
+    assert "images of 16 x 16 pixels" in card and "not calibrated" in card
     build_model(saved)
     assert train(config, resume=True)["step"] == 2

@@ -20,6 +20,7 @@ from vlp.errors import FullDiskError, UserError, WorkError
 from vlp.files import prepare_output, write_errors
 from vlp.training.classifier_setup import check_classification
 from vlp.training.resume_settings import check_resumed_settings
+from vlp.training.trackers import check_tracker
 from vlp.training.validation import check_validation
 
 CAPTION_TASKS = ("pretrain", "captioning", "retrieval", "contrastive")  # tasks that score tables can give texts to
@@ -45,6 +46,7 @@ def check_config(config: RunConfig) -> None:
         )
     if config.precision == "fp16" and not torch.cuda.is_available():
         raise UserError("precision fp16 needs a GPU; use bf16 or fp32 on a CPU.")
+    check_tracker(config.tracker)
     for source in config.data.sources:
         if not source.dataset:  # a data set is opened once, by the loader
             expand_shards(source.shards)

@@ -27,6 +27,7 @@ from vlp.training.optim import learning_rate, set_learning_rate
 from vlp.training.record_window import RecordWindow
 from vlp.training.run import Outcome, Run, prepare_run
 from vlp.training.stop_signals import CONTINUE, stop_on_signals, stopped
+from vlp.training.trackers import open_tracker
 from vlp.training.validation import ModelScorer, validate
 
 FEW_SAMPLES = 32  # validated before the first step
@@ -65,7 +66,7 @@ def train_steps(run: Run) -> None:
     run.prepared.train()
     with (
         closing(iter(run.loader)) as batches,  # ends its workers
-        closing(RunLog(run.output, run.step)) if is_main() else nullcontext() as log,
+        closing(open_log(run)) if is_main() else nullcontext() as log,
         Progress("steps", schedule.steps, run.step, quiet=not is_main()) as progress,
     ):
         if run.agree(wait=False) == Outcome.STOP:
@@ -110,6 +111,11 @@ def train_steps(run: Run) -> None:
                 if run.ends_early:
                     progress.say(f"{config.best_by} got no better in {config.stop_after} validations; the run ends.")
                     run.save_checkpoint()
+
+
+def open_log(run: Run) -> RunLog:
+    """The log of the run with its tracker, from the run's position on."""
+    return RunLog(run.output, run.step, open_tracker(run.config, run.output, run.step))
 
 
 def _step_batches(run: Run, batches: Iterator[DeviceBatch]) -> list[DeviceBatch]:

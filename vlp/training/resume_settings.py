@@ -15,6 +15,8 @@ from vlp.training.settings import leaves
 MAY_CHANGE = {
     "output",  # the run folder may be moved
     "log_every",
+    "tracker",
+    "license",
     "checkpoint_every",
     "keep_checkpoints",
     "evaluate_every",
