@@ -59,7 +59,10 @@ def write_sources(output: Path) -> None:
 
 def start_page(readme: str) -> str:
     """README.md with links that hold in the site."""
-    return readme.replace("](docs/", "](").replace("](CONTRIBUTING.md)", "](contributing.md)")
+    links = {"](docs/": "](", "](CONTRIBUTING.md)": "](contributing.md)", ".ipynb)": ".md)"}
+    for old, new in links.items():
+        readme = readme.replace(old, new)
+    return readme
 
 
 def write_notebook(path: Path, pages: Path) -> None:

@@ -63,7 +63,7 @@ def test_a_tracker_gets_the_records_and_stays_local(tmp_path, name):
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment | own)
     assert done.returncode == 0, done.stderr
     assert "CONNECTS TO" not in done.stdout
-    last = done.stdout.splitlines()[-1:]
+    printed = done.stdout.splitlines()
     if name == "tensorboard":
         assert _tensorboard_values(folder) == {1: 0.5, 2: 1.0, 3: 9.0}
     elif name == "wandb":
@@ -71,9 +71,9 @@ def test_a_tracker_gets_the_records_and_stays_local(tmp_path, name):
         identity = json.loads((folder / "tracker.json").read_text())["id"]
         assert len(offline) == 2 and all(one.name.endswith(f"-{identity}") for one in offline)
     elif name == "trackio":
-        assert last == ["4 4"]
+        assert "4 4" in printed
     else:
-        assert last == ["7 [(1, 0.5), (2, 1.0), (3, 1.5), (3, 9.0)]"]
+        assert "7 [(1, 0.5), (2, 1.0), (3, 1.5), (3, 9.0)]" in printed
     steps = [json.loads(line)["itc"] for line in (folder / "log.jsonl").read_text().splitlines()]
     assert steps == [0.5, 1.0, 9.0]
 

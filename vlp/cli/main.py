@@ -28,7 +28,7 @@ UsageError: Any = typer.BadParameter.__base__  # click's class, or that of the c
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     help="BLIP-style pretraining and CapFilt on image-text shards.",
 )
