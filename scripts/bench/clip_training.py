@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -170,7 +171,9 @@ def measure(options: argparse.Namespace) -> list[Turn]:
     for seed in range(options.turns):
         for precision in options.precision.split(","):
             for trainer, train in TRAINERS.items():
-                records = train(options, options.out / f"{trainer}-{precision}-{seed}", precision, seed)
+                out = options.out / f"{trainer}-{precision}-{seed}"
+                records = train(options, out, precision, seed)
+                shutil.rmtree(out)  # weights and optimizer states, gigabytes for a large model
                 speed = statistics.median(rate for rate, _ in records[1:] or records)
                 turns.append(Turn(trainer, precision, seed, speed, records[-1][1]))
                 print(f"{trainer} {precision} seed {seed}: {speed:.1f} pairs/s, loss {records[-1][1]:.3f}", flush=True)
