@@ -1,7 +1,6 @@
 """Fixtures shared by all tests: small shards of scenes, a tokenizer, tiny models and the config of a tiny run."""
 
 import os
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -10,18 +9,6 @@ import torch
 from tests.s3 import s3, s3_server  # noqa: F401
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # scripts/gpu.sh sets it to test on a GPU
-
-# Tests that need packages of the extras `app`, `docs` or `all`, which `test` does not install.
-NEEDS = {
-    "app": ("gradio", "playwright", "faiss"),
-    "scripts/test_docs_site.py": ("zensical",),
-    "scripts/test_tour.py": ("nbclient", "ipykernel"),
-}
-collect_ignore = [path for path, packages in NEEDS.items() if not all(map(find_spec, packages))]
-
-
-def pytest_report_header() -> str:
-    return f"left out, as packages are missing: {', '.join(collect_ignore) or 'none'}"
 
 
 @pytest.fixture(scope="session", autouse=True)
