@@ -1,6 +1,5 @@
 """The page of recipes.py: qualities at the end, time to reach given qualities, and curves."""
 
-import io
 from collections.abc import Iterable
 from statistics import mean, stdev
 from typing import Literal
@@ -10,6 +9,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from vlp.report.curves import STYLE
+from vlp.report.figures import as_svg, remove_frame
 from vlp.report.tables import markdown_table, mean_and_deviation
 
 Runs = dict[str, list[Finished]]  # finished runs of each variant, by its name
@@ -115,12 +115,10 @@ def curves(experiment: Experiment, runs: Runs) -> str:
                     _draw(panel, found, measure, axis, name, f"C{number}")
                 panel.set_title(measure, loc="left")
                 panel.set_xlabel(f"{axis} of training")
-                panel.spines[["top", "right"]].set_visible(False)
+                remove_frame(panel)
         panels[0][-1].legend(frameon=False)
         figure.tight_layout()
-        data = io.StringIO()
-        figure.savefig(data, format="svg", transparent=True, metadata={"Date": None})
-    return data.getvalue()[data.getvalue().index("<svg") :]
+        return as_svg(figure)
 
 
 def _draw(panel, found: list[Finished], measure: str, axis: Axis, name: str, color: str) -> None:

@@ -7,7 +7,8 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from vlp.app.inputs import AppInputs
-from vlp.app.review_tab import add_review_tab, html
+from vlp.app.pieces import html
+from vlp.app.review_tab import add_review_tab
 from vlp.app.runs_tab import add_runs_tab
 from vlp.capfilt.review import Review
 from vlp.errors import UserError

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from vlp.app.pieces import command_html, note
 from vlp.app.review_curves import threshold_svg
-from vlp.app.review_view import card_html, command_html, counts_html, note, suggestion_html
+from vlp.app.review_view import card_html, counts_html, suggestion_html
 from vlp.capfilt.review import Review
 from vlp.capfilt.review_export import export_labels
 from vlp.capfilt.review_tables import LOWER_IS_BETTER, RowOrder
@@ -100,9 +101,8 @@ class ReviewActions:
             return ("", *self.show(order, rule, place))
         try:
             rows = self.order(order)
-            (values,) = (one for one in self.review.tables.texts(row) if one["id"] == row)
             by = order.name() if 0 <= place < len(rows) and int(rows[place]) == row else "chosen"
-            self.review.label(values, verdict, by, reviewer or getpass.getuser())
+            self.review.label(self.review.tables.text(row), verdict, by, reviewer or getpass.getuser())
         except (UserError, WorkError) as error:
             return (note(str(error), "error"), *self.show(order, rule, place, row))
         with self.lock:

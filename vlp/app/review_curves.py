@@ -1,12 +1,9 @@
 """Draws precision and recall at every threshold, with their intervals and the number of texts kept, as SVG."""
 
-import io
-
-from markupsafe import Markup
-
 from vlp.capfilt.review_estimates import ThresholdEstimate
 from vlp.extras import extra
-from vlp.report.runs import INK, LINES, STYLE
+from vlp.report.figures import as_svg, remove_frame
+from vlp.report.runs import DARKER, INK, LINES
 
 with extra("report"):
     from matplotlib import rc_context
@@ -16,7 +13,7 @@ with extra("report"):
 def threshold_svg(estimates: list[ThresholdEstimate], score: str, wanted: float) -> str:
     """A panel of precision and recall with 95% bands, and one of the texts kept; `wanted` is the wanted precision."""
     thresholds = [one.threshold for one in estimates]
-    with rc_context({**STYLE, **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK)}):
+    with rc_context(DARKER):
         figure = Figure(figsize=(10.4, 3.2))
         shares, texts = figure.subplots(1, 2)
         for name, color, dash in (("precision", LINES[0], "-"), ("recall", LINES[1], "--")):
@@ -33,12 +30,6 @@ def threshold_svg(estimates: list[ThresholdEstimate], score: str, wanted: float)
         texts.set_title("Texts kept", loc="left")
         for panel in (shares, texts):
             panel.set_xlabel(f"threshold of {score}")
-            panel.spines[["top", "right"]].set_visible(False)
+            remove_frame(panel)
         figure.tight_layout()
-        data = io.StringIO()
-        figure.savefig(data, format="svg", transparent=True, metadata={"Date": None})
-    svg = data.getvalue()[data.getvalue().index("<svg") :]
-    label = Markup('<svg role="img" aria-label="Precision, recall and texts kept by the threshold of {}" ').format(
-        score
-    )
-    return svg.replace("<svg ", str(label), 1)
+        return as_svg(figure, f"Precision, recall and texts kept by the threshold of {score}")

@@ -2,24 +2,17 @@
 
 from typing import Any
 
+from vlp.app.pieces import LIVE, QUIET, html
 from vlp.app.review_actions import ORDERS, ReviewActions, threshold_in, with_threshold
 from vlp.capfilt.review import Review
 from vlp.capfilt.review_tables import LOWER_IS_BETTER, SCORES
 from vlp.errors import UserError
 
 RULE = "itm >= 0.5"
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 KEYS = (
     '<p class="vlp-keys"><kbd>A</kbd> accept <kbd>R</kbd> reject <kbd>→</kbd> next <kbd>←</kbd> back '
     "<kbd>↑</kbd> <kbd>↓</kbd> another text of the image <kbd>U</kbd> take the verdict back</p>"
 )
-
-
-def html(value: str = "", **settings: Any) -> Any:
-    """A place for HTML, in the page's own style."""
-    import gradio as gr
-
-    return gr.HTML(value, apply_default_css=False, **settings)
 
 
 def add_review_tab(page: Any, review: Review) -> None:
@@ -109,19 +102,18 @@ def _buttons() -> dict[str, Any]:
 
 def _react_to_rule(actions: ReviewActions, rule: Any, sliders: dict[str, Any], outputs: list[Any]) -> None:
     """Moving a slider changes the rule, and a typed rule moves the sliders; the counts follow both."""
-    live: dict[str, Any] = {**QUIET, "trigger_mode": "always_last"}
     for name, slider in sliders.items():
 
         def moved(value: float, text: str, name: str = name) -> tuple[str, ...]:
             changed = with_threshold(text, name, value)
             return (changed, *actions.counts(changed))
 
-        slider.input(moved, [slider, rule], [rule, *outputs], **live)
+        slider.input(moved, [slider, rule], [rule, *outputs], **LIVE)
 
     # Pasted text and numbers from sliders are changes, too. Sliders follow only what was typed: if they followed what
     # another slider wrote, they would jump back while one moves it.
-    rule.change(actions.counts, rule, outputs, **live)
-    rule.blur(lambda text: _positions(text, sliders), rule, list(sliders.values()), **live)
+    rule.change(actions.counts, rule, outputs, **LIVE)
+    rule.blur(lambda text: _positions(text, sliders), rule, list(sliders.values()), **LIVE)
 
 
 def _positions(rule: str, sliders: dict[str, Any]) -> Any:

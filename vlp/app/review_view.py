@@ -12,12 +12,6 @@ from vlp.report.page import data_uri
 MARKS = {"accept": "accepted", "reject": "rejected"}
 
 
-def note(text: str, kind: str = "info") -> str:
-    """A sentence; kind "error" is announced by screen readers."""
-    role = "alert" if kind == "error" else "status"
-    return str(Markup('<p class="vlp-note vlp-{}" role="{}">{}</p>').format(kind, role, text)) if text else ""
-
-
 def counts_html(counts: RuleCounts) -> str:
     """What a rule keeps, with a bar for each line."""
     lines = [("images", counts.images, counts.all_images)]
@@ -130,13 +124,3 @@ def suggestion_html(suggestion: Suggestion, rule: str, sure_rule: str) -> str:
 
 def _share(share: Share) -> str:
     return f"{share.value:.1%} [{share.low:.1%}, {share.high:.1%}]"
-
-
-def command_html(command: str, label: str) -> str:
-    """A command line with a button that copies it."""
-    return str(
-        Markup(
-            '<div class="vlp-command"><span class="vlp-label">{}</span><code tabindex="0">{}</code>'
-            '<button type="button" class="vlp-copy" aria-label="Copy the command: {}">Copy</button></div>'
-        ).format(label, command, label)
-    )

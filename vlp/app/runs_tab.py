@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from vlp.app.review_tab import html
-from vlp.app.review_view import command_html, note
+from vlp.app.pieces import LIVE, command_html, html, note
 from vlp.errors import UserError
 from vlp.report.runs import RunLogs, read_runs, scores_html, series_svg
 
@@ -24,15 +23,14 @@ def add_runs_tab(page: Any, folders: list[str]) -> None:
         smooth = gr.Slider(1, 50, 1, step=1, label="Records to average (smoothing)", elem_id="vlp-smooth")
         again = gr.Button("Read the logs again", size="sm", elem_id="vlp-read-again")
         picture, command, scores = html(elem_id="vlp-curves"), html(), html(elem_id="vlp-scores")
-        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "trigger_mode": "always_last"}
 
         def draw(shown: list[str], columns: list[str], window: float) -> tuple[str, str, str]:
             return _draw(folders, shown, columns, int(window))
 
         for control in (runs, curves, smooth):
-            control.input(draw, [runs, curves, smooth], [picture, command, scores], **quiet)
-        again.click(draw, [runs, curves, smooth], [picture, command, scores], **quiet)
-        page.load(draw, [runs, curves, smooth], [picture, command, scores], **quiet)
+            control.input(draw, [runs, curves, smooth], [picture, command, scores], **LIVE)
+        again.click(draw, [runs, curves, smooth], [picture, command, scores], **LIVE)
+        page.load(draw, [runs, curves, smooth], [picture, command, scores], **LIVE)
 
 
 def _draw(folders: list[str], shown: list[str], columns: list[str], window: int) -> tuple[str, str, str]:

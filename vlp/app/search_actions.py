@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from vlp.app.model_thread import ModelThread
-from vlp.app.review_view import command_html, note
+from vlp.app.pieces import command_html, note
 from vlp.app.search_view import details_html, hits_html
 from vlp.app.uploads import Upload, picture_html
 from vlp.data.bad_samples import BadSampleError

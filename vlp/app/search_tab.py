@@ -3,12 +3,10 @@
 from typing import Any
 
 from vlp.app.model_thread import ModelThread
-from vlp.app.review_tab import QUIET, html
-from vlp.app.review_view import note
+from vlp.app.pieces import LIVE, QUIET, html, note
 from vlp.app.search_actions import SearchActions
 from vlp.app.search_view import ON_LOAD
-from vlp.app.uploads import Upload, check_upload, shown_html
-from vlp.errors import UserError
+from vlp.app.uploads import read_upload
 from vlp.index import ImageIndex
 from vlp.index.search import RERANK
 
@@ -45,10 +43,9 @@ def add_search_tab(page: Any, index: ImageIndex, model: ModelThread, named: str 
         upload, number = gr.State(None), gr.State(-1)
         similar, opened = _details(actions, text, number)
         given, found = [text, upload, top, rerank], [hits, command]
-        live: dict[str, Any] = {**QUIET, "trigger_mode": "always_last"}
         text.submit(actions.search, given, found, **QUIET)
         for slider in (top, rerank):
-            slider.input(actions.search, given, found, **live)
+            slider.input(actions.search, given, found, **LIVE)
 
         def uploaded(path: str | None, query: str, *controls: float) -> tuple[Any, ...]:
             picture, shown = read_upload(path)
@@ -66,15 +63,6 @@ def add_search_tab(page: Any, index: ImageIndex, model: ModelThread, named: str 
         event = hits.click(chosen, None, number, **QUIET).then(opened[0], [number, text], opened[1], **QUIET)
         event.then(None, None, None, js=SHOW, api_visibility="private")
         similar.click(actions.similar, [number, top], found, **QUIET)
-
-
-def read_upload(path: str | None) -> tuple[Upload | None, str]:
-    """An upload that can be used, and its picture; or None and a sentence."""
-    try:
-        upload = check_upload(path) if path else None
-        return upload, shown_html(upload) if upload else ""
-    except UserError as error:
-        return None, note(str(error), "error")
 
 
 def _details(actions: SearchActions, query: Any, number: Any) -> tuple[Any, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vlp.app.model_thread import ModelThread
-from vlp.app.review_view import command_html, note
+from vlp.app.pieces import command_html, note
 from vlp.app.try_view import table_html
 from vlp.app.uploads import Upload
 from vlp.data.transforms import clean_caption

@@ -4,11 +4,9 @@ from dataclasses import replace
 from typing import Any
 
 from vlp.app.model_thread import ModelThread
-from vlp.app.review_tab import QUIET, html
-from vlp.app.review_view import note
-from vlp.app.search_tab import read_upload
+from vlp.app.pieces import LIVE, QUIET, html, note
 from vlp.app.try_actions import LONGEST, TryActions
-from vlp.app.uploads import VIDEO_FRAMES, Upload, shown_html
+from vlp.app.uploads import VIDEO_FRAMES, Upload, read_upload, shown_html
 from vlp.errors import UserError
 
 
@@ -66,7 +64,7 @@ def _picture(upload: Any) -> None:
 
     for event in (file.upload, file.clear):
         event(uploaded, file, [upload, shown, frame], **QUIET)
-    frame.input(moved, [upload, frame], [upload, shown], **{**QUIET, "trigger_mode": "always_last"})
+    frame.input(moved, [upload, frame], [upload, shown], **LIVE)
 
 
 def _captions(actions: TryActions, upload: Any) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
+from vlp.app.pieces import note
 from vlp.data.bad_samples import BadSampleError
 from vlp.data.image_decoding import EncodedImage, shrink_for
 from vlp.data.video import is_video, load_frames
@@ -85,6 +86,15 @@ def check_upload(path: str) -> Upload:
     except BadSampleError as error:
         raise _unusable(path, error) from None
     return Upload(path)
+
+
+def read_upload(path: str | None) -> tuple[Upload | None, str]:
+    """An upload that can be used, and its picture; or None and a sentence."""
+    try:
+        upload = check_upload(path) if path else None
+        return upload, shown_html(upload) if upload else ""
+    except UserError as error:
+        return None, note(str(error), "error")
 
 
 def shown_html(upload: Upload, caption: str = "") -> str:

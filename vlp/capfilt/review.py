@@ -88,8 +88,8 @@ class Review:
         row = self.tables.row_of(f"{shard}.tar", key, source, int(caption) if caption.isdecimal() else -1)
         if row is None:
             raise UserError(f"No row has the name {name}; --rows lists names such as 00000/000000001/web/0.")
-        (values,) = (one for one in self.tables.texts(row) if one["id"] == row)
-        self.label(values, verdict, order.name() if row in self.tables.order(order) else "chosen", reviewer)
+        shown = order.name() if row in self.tables.order(order) else "chosen"
+        self.label(self.tables.text(row), verdict, shown, reviewer)
 
     def name(self, row: dict[str, Any]) -> str:
         """The name of a row: SHARD/KEY/SOURCE/CAPTION_ID."""
@@ -100,7 +100,7 @@ class Review:
         """The first rows of an order, with their name, text, score, whether a rule keeps them, and verdict."""
         verdicts, found = self.verdicts(), []
         for number in self.tables.order(order)[:count].tolist():
-            (row,) = (one for one in self.tables.texts(number) if one["id"] == number)
+            row = self.tables.text(number)
             kept = number in self.tables.kept(rule, row["image"])
             verdict = "/".join(dict.fromkeys(verdicts.get(number, [])))
             values = {"score": row.get(order.score), "kept": kept, "verdict": verdict, "text": row["text"]}

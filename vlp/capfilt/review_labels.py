@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlp.errors import UserError, WorkError
-from vlp.files import writing
+from vlp.files import locked, writing
 
 PARQUET, LOCK = "review.labels.parquet", ".review.lock"
 VERDICTS = ("accept", "reject", "")  # "" takes a verdict back
@@ -110,7 +110,7 @@ class LabelStore:
         """
         if not self._journals():
             return
-        with self._exclusive() as alone:
+        with locked(self.folder / LOCK, wait=False) as alone:
             if not alone:
                 return
             with _ended(self._journals()) as ended:
@@ -157,17 +157,6 @@ class LabelStore:
                 _flush_folder(self.folder)
                 return file
             file.close()  # another process took it over, empty, before it was locked
-
-    @contextmanager
-    def _exclusive(self) -> Iterator[bool]:
-        """Whether no other process compacts the labels meanwhile."""
-        with open(self.folder / LOCK, "ab") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                yield False
-            else:
-                yield True
 
 
 def _flush_folder(folder: Path) -> None:

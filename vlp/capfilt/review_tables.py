@@ -216,6 +216,11 @@ class ReviewTables:
         rows = [{"id": first + one.pop("file_row_number"), "image": image, **one} for one in listed]
         return sorted(rows, key=lambda one: (_source_place(one["source"]), one["caption_id"] or 0, one["id"]))
 
+    def text(self, row: int) -> dict[str, Any]:
+        """A row as in `texts`; raises UserError if there is no such row."""
+        (found,) = (one for one in self.texts(row) if one["id"] == row)
+        return found
+
     def image_of(self, row: int) -> int:
         """The number of a row's image, which is the lowest id of its rows; raises UserError if there is no such row."""
         found = self._query(f"SELECT image FROM rows WHERE id = {int(row)}")

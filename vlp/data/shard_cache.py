@@ -3,7 +3,6 @@
 All processes of a machine may share it: a copy appears by rename, and one that is being read can be removed.
 """
 
-import fcntl
 import hashlib
 import logging
 import os
@@ -12,6 +11,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
+
+from vlp.files import locked
 
 LEFT_AFTER = 24 * 3600  # seconds; an older unfinished copy is of a process that was killed
 
@@ -68,8 +69,7 @@ class CachedCopy:
             return
         try:
             self.file.close()
-            with open(Path(self.folder) / ".lock", "ab") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with locked(Path(self.folder) / ".lock", wait=True):
                 _make_room(Path(self.folder), self.limit - self.written)
                 os.replace(self.name, self.place)
             self.file = None

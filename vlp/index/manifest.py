@@ -9,7 +9,6 @@
 of all parts, one after the other; numbers never change.
 """
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ import numpy as np
 
 from vlp.config_reader import from_dict, to_dict
 from vlp.errors import UserError, WorkError
-from vlp.files import read_json, remove, write_errors, write_json, writing
+from vlp.files import locked, read_json, remove, write_errors, write_json, writing
 from vlp.index.parts import ENDING, Part
 
 FORMAT = "vlp-index-1"
@@ -143,12 +142,9 @@ def only_writer(folder: Path) -> Iterator[None]:
     with write_errors(folder):
         (folder / "parts").mkdir(parents=True, exist_ok=True)
         (folder / "neighbors").mkdir(exist_ok=True)
-        lock = open(folder / ".lock", "wb")  # noqa: SIM115 (closed below)
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise WorkError(f"Another run writes the index {folder} now; wait for it.") from None
+    with locked(folder / ".lock", wait=False) as alone:
+        if not alone:
+            raise WorkError(f"Another run writes the index {folder} now; wait for it.")
         for left in [*(folder / "parts").glob(".*.tmp-*"), *(folder / "neighbors").glob(".*.tmp-*")]:
             remove(left)
         try:

@@ -1,14 +1,13 @@
 """One BLIP model: an image encoder, the text tower and the heads. No losses, no tokenizer."""
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlp.config_model import ModelConfig
-from vlp.models.image_encoders.encoder import ImageEncoder
+from vlp.models.image_encoders.encoder import WHOLE, ImageEncoder, ImageView
 from vlp.models.image_memory import ImageMemory, SelfAttentionCache
 from vlp.models.language_head import LanguageHead
 from vlp.models.text_tower import TextTower
@@ -45,11 +44,11 @@ class Blip(nn.Module):
         """The scalar that divides ITC's cosines."""
         return self.log_temperature.exp()
 
-    def encode_images(self, images: Tensor, *view: Any) -> Tensor:
+    def encode_images(self, images: Tensor, view: ImageView = WHOLE) -> Tensor:
         """Images [batch, 3, size, size] (uint8, or normalized float) -> image tokens [batch, tokens, width].
 
         Args:
-            view: which part of the images is encoded, see `ImageEncoder.forward`.
+            view: what of the images is encoded.
         """
         return self.image_encoder(images, *view)
 

@@ -1,7 +1,6 @@
 """The momentum twin, which computes ITC's soft targets, and queues of its past features (He et al. 2020; ALBEF)."""
 
 import copy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +8,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vlp.models.blip import Blip
+from vlp.models.image_encoders.encoder import WHOLE, ImageView
 from vlp.models.text_layers import Shareable
 
 
@@ -43,11 +43,11 @@ class MomentumTwin(nn.Module):
             buffer.copy_(buffers[name])
 
     @torch.no_grad()
-    def embed(self, images: Tensor, ids: Tensor, mask: Tensor, *view: Any) -> tuple[Tensor, Tensor]:
+    def embed(self, images: Tensor, ids: Tensor, mask: Tensor, view: ImageView = WHOLE) -> tuple[Tensor, Tensor]:
         """Unit vectors of images [images, embed_dim] and of texts [texts, embed_dim], float32. ids begin with [CLS].
 
         Args:
-            view: which part of the images is encoded, see `ImageEncoder.forward`.
+            view: what of the images is encoded.
         """
         self.eval()  # dropout would make the targets noisier
         image = self.image_projection(self.image_encoder(images, *view)[:, 0])

@@ -1,12 +1,12 @@
 """Draws the loss curves of runs from their log.jsonl, as SVG."""
 
-import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vlp.extras import extra
+from vlp.log import read_log
+from vlp.report.figures import as_svg, remove_frame
 
 with extra("report"):
     from matplotlib import rc_context
@@ -29,7 +29,7 @@ def loss_curves(logs: Mapping[str, str | Path], names: tuple[str, ...] = ("itc",
     Args:
         logs: the path of log.jsonl by the run's name. A panel leaves out runs that lack its loss.
     """
-    runs = {name: _read(path) for name, path in logs.items()}
+    runs = {name: read_log(path) for name, path in logs.items()}
     with rc_context(STYLE):
         figure = Figure(figsize=(4 * len(names), 2.9))  # not pyplot's, which would choose a backend for the process
         panels = figure.subplots(1, len(names), squeeze=False)
@@ -42,13 +42,7 @@ def loss_curves(logs: Mapping[str, str | Path], names: tuple[str, ...] = ("itc",
                 panel.axhline(PLATEAU, linestyle=":", linewidth=1, color=INK)
             panel.set_title(TITLES.get(name, name), loc="left")
             panel.set_xlabel("step")
-            panel.spines[["top", "right"]].set_visible(False)
+            remove_frame(panel)
         panels[0][-1].legend(frameon=False)
         figure.tight_layout()
-        data = io.StringIO()
-        figure.savefig(data, format="svg", transparent=True, metadata={"Date": None})
-    return data.getvalue()[data.getvalue().index("<svg") :]
-
-
-def _read(path: str | Path) -> list[dict]:
-    return [json.loads(line) for line in Path(path).read_text().splitlines() if line.endswith("}")]
+        return as_svg(figure)

@@ -1,9 +1,9 @@
 """Draws histograms and threshold curves as SVG for white pages, one color per source."""
 
-import io
 from typing import Any
 
 from vlp.extras import extra
+from vlp.report.figures import as_svg, remove_frame
 from vlp.report.score_statistics import Histogram, Kept
 
 with extra("report"):
@@ -60,7 +60,7 @@ def kept_svg(kept: Kept, label: str) -> str:
 def _panel(label: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(4.2, 2.5))  # not pyplot's, which would choose a backend for the process
     panel = figure.subplots()
-    panel.spines[["top", "right", "left"]].set_visible(False)
+    remove_frame(panel, ("top", "right", "left"))
     panel.tick_params(length=0)
     panel.grid(axis="y", color=LINE, linewidth=0.5)
     panel.set_axisbelow(True)
@@ -71,7 +71,5 @@ def _panel(label: str) -> tuple[Figure, Axes]:
 
 
 def _svg(figure: Figure) -> str:
-    data = io.StringIO()
     figure.tight_layout()
-    figure.savefig(data, format="svg", transparent=True, metadata={"Date": None})
-    return data.getvalue()[data.getvalue().index("<svg") :]
+    return as_svg(figure)

@@ -1,6 +1,5 @@
 """Reads the logs and scores of run folders, and draws their curves over one another."""
 
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -13,13 +12,16 @@ from markupsafe import Markup
 
 from vlp.errors import UserError
 from vlp.extras import extra
+from vlp.log import read_log
 from vlp.report.curves import STYLE, TITLES
+from vlp.report.figures import as_svg, remove_frame
 
 with extra("report"):
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
 INK = "#59616e"  # 4.5:1 and more on white and on pale gray
+DARKER = {**STYLE, **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK)}
 LINES = ("#1f6feb", "#c2410c", "#15803d", "#9333ea", "#b91c1c", "#0e7490", "#854d0e", "#475569")
 DASHES = ("-", "--", "-.", ":")
 SCORE_FILES = ("scores.json", "results.json")
@@ -59,10 +61,9 @@ def read_runs(folders: Sequence[str]) -> RunLogs:
     paths = [Path(one).absolute() for one in folders]
     for path, name in zip(paths, _short_names(paths), strict=True):
         try:
-            lines = (path / "log.jsonl").read_text("utf-8").splitlines()
+            logs.records[name] = read_log(path / "log.jsonl")
         except (OSError, UnicodeDecodeError):
             raise UserError(f"{path} has no log.jsonl that can be read; name folders of runs.") from None
-        logs.records[name] = [record for record in map(_record, lines) if record]
         logs.scores[name] = {key: value for file in SCORE_FILES for key, value in _numbers(path / file).items()}
         logs.folders[name] = str(path)
     return logs
@@ -76,7 +77,7 @@ def series_svg(logs: RunLogs, names: Sequence[str], smooth: int = 1) -> str:
     """
     columns = min(len(names), 2)
     rows = math.ceil(len(names) / columns)
-    with rc_context({**STYLE, **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK)}):
+    with rc_context(DARKER):
         figure = Figure(figsize=(5.2 * columns, 3.1 * rows + 0.5))
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         drawn: dict[str, Any] = {}
@@ -90,19 +91,13 @@ def series_svg(logs: RunLogs, names: Sequence[str], smooth: int = 1) -> str:
                     )
             panel.set_title(TITLES.get(name, name.replace("_", " ")), loc="left")
             panel.set_xlabel("step")
-            panel.spines[["top", "right"]].set_visible(False)
+            remove_frame(panel)
         for panel in panels[len(names) :]:
             panel.set_visible(False)
         figure.tight_layout(rect=(0, 0, 1, 1 - 0.35 / (3.1 * rows + 0.5) * math.ceil(max(len(drawn), 1) / 5)))
         if drawn:
             figure.legend(drawn.values(), drawn.keys(), loc="upper left", ncols=5, frameon=False)
-        data = io.StringIO()
-        figure.savefig(data, format="svg", transparent=True, metadata={"Date": None})
-    svg = data.getvalue()[data.getvalue().index("<svg") :]
-    label = Markup('<svg role="img" aria-label="{} of {} against the step" ').format(
-        ", ".join(names), ", ".join(logs.records)
-    )
-    return svg.replace("<svg ", str(label), 1)
+        return as_svg(figure, f"{', '.join(names)} of {', '.join(logs.records)} against the step")
 
 
 def scores_html(logs: RunLogs) -> str:
@@ -148,15 +143,6 @@ def _short_names(paths: list[Path]) -> list[str]:
         if len(set(names)) == len(paths):
             return names
     return list(map(str, paths))
-
-
-def _record(line: str) -> dict[str, Any] | None:
-    """A record; None for a line that a run is still writing."""
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) else None
 
 
 def _numbers(path: Path) -> dict[str, float]:

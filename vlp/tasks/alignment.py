@@ -1,7 +1,6 @@
 """ITC and ITM, the losses that pretraining and retrieval finetuning share."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from vlp.data.tokenizer import CaptionTokenizer
 from vlp.distributed import all_sum, exchange_rows, gather, gather_texts, rank, world_size
 from vlp.losses.matching import matching_loss
 from vlp.models.blip import Blip
+from vlp.models.image_encoders.encoder import WHOLE, ImageView
 from vlp.models.image_memory import ImageMemory
 from vlp.models.momentum import FeatureQueue, MomentumTwin
 from vlp.models.precision import product_dtype
@@ -68,7 +68,13 @@ class Alignment(nn.Module):
         return self.seed * 1_000_000_007 + self.draws
 
     def forward(
-        self, model: Blip, batch: Batch, image_tokens: Tensor, memory: ImageMemory, same_image: bool, *view: Any
+        self,
+        model: Blip,
+        batch: Batch,
+        image_tokens: Tensor,
+        memory: ImageMemory,
+        same_image: bool,
+        view: ImageView = WHOLE,
     ) -> TaskOutput:
         """The losses `itc` and `itm`, and the metrics `itm_accuracy` (of pairs in the batch) and `temperature`.
 
@@ -81,11 +87,11 @@ class Alignment(nn.Module):
             image_tokens: [batch, tokens, width] of the batch's images.
             memory: their image memory for matching.
             same_image: whether all captions of an image are its positives (retrieval), or only those of this visit.
-            view: which part of the images was encoded, see `ImageEncoder.forward`. The twin sees the same part: its
-                targets describe what this view shows, and it costs the same share of the time.
+            view: what of the images was encoded. The twin sees the same: its targets describe what this view shows,
+                and it costs the same share of the time.
         """
         table = text_table(batch, self.texts_per_image)
-        itc, hard_texts, hard_images = self._contrast(model, batch, table, image_tokens, same_image, *view)
+        itc, hard_texts, hard_images = self._contrast(model, batch, table, image_tokens, same_image, view)
         ids, mask = batch.text_ids.clone(), batch.text_mask
         ids[:, 0] = self.enc_id
         texts = gather_texts(table.spread(ids), table.spread(mask))  # of all processes
@@ -108,13 +114,13 @@ class Alignment(nn.Module):
         return TaskOutput({"itc": itc, "itm": itm}, metrics)
 
     def _contrast(
-        self, model: Blip, batch: Batch, table: TextTable, image_tokens: Tensor, same_image: bool, *view: Any
+        self, model: Blip, batch: Batch, table: TextTable, image_tokens: Tensor, same_image: bool, view: ImageView
     ) -> tuple[Tensor, Negatives, Negatives]:
         """The ITC loss, a hard text for the image of each text, and a hard image for each text."""
         each = self.texts_per_image
         images = model.embed_image_tokens(image_tokens)  # [images, embed_dim]
         texts = model.embed_texts(batch.text_ids, batch.text_mask)  # [texts, embed_dim]
-        twin_images, twin_texts = self.twin.embed(batch.images, batch.text_ids, batch.text_mask, *view)
+        twin_images, twin_texts = self.twin.embed(batch.images, batch.text_ids, batch.text_mask, view)
         all_images, all_texts = gather(twin_images), gather(table.spread(twin_texts))
         image_hashes, text_hashes = gather(batch.image_hashes), gather(table.spread(batch.text_hashes))
         filled = self._filled(table)  # [all images x each]

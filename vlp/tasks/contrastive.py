@@ -71,7 +71,7 @@ class ContrastiveTask(Task):
     def _embed_images(self, images: Tensor) -> Tensor:
         """Images [images, 3, size, size] -> float32 unit vectors [images, embed_dim], without the dropped patches."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.locked is not self.model.image_encoder):
-            tokens = self.model.image_encoder(images, self.view.keep, self.view.size)
+            tokens = self.model.image_encoder(images, *self.view)
         return self.model.embed_image_tokens(tokens)
 
     def _embed_texts(self, ids: Tensor, mask: Tensor) -> Tensor:

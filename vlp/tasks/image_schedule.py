@@ -1,21 +1,7 @@
 """Cheaper images for a part of a run: fewer patches until its end (FLIP), a lower resolution at its start (CLIPA)."""
 
-from typing import NamedTuple
-
 from vlp.config import ObjectiveConfig
-from vlp.models.image_encoders.encoder import ImageEncoder
-
-
-class ImageView(NamedTuple):
-    """What a step encodes of its images.
-
-    Attributes:
-        keep: the share of patches.
-        size: in pixels; 0: as the images are.
-    """
-
-    keep: float = 1.0
-    size: int = 0
+from vlp.models.image_encoders.encoder import ImageEncoder, ImageView
 
 
 def image_view(objective: ObjectiveConfig, progress: float) -> ImageView:

@@ -10,7 +10,6 @@ from vlp.data.tokenizer import CaptionTokenizer
 from vlp.distributed import rank
 from vlp.losses.matching import uniform_noise
 from vlp.models.blip import Blip
-from vlp.models.image_encoders.vit import Noise
 from vlp.tasks.alignment import Alignment
 from vlp.tasks.image_schedule import check_views, image_view
 from vlp.tasks.language import caption_loss
@@ -37,16 +36,15 @@ class PretrainTask(Task):
     def forward(self, batch: Batch) -> TaskOutput:
         """The losses `itc`, `itm` and `lm` of a batch, and the metrics of ITM."""
         model = self.model
-        keep, size = self.view
-        noise: Noise | None = None
-        if keep < 1:  # which patches stay depends on the step and the sample, not on the process
+        view = self.view
+        if view.keep < 1:  # which patches stay depends on the step and the sample, not on the process
             numbers = torch.arange(len(batch.images), device=batch.images.device) + rank() * len(batch.images)
-            noise = partial(uniform_noise, self.alignment.next_seed(), numbers)
-        image_tokens = model.encode_images(batch.images, keep, size, noise)  # [batch, tokens, width]
+            view = view._replace(noise=partial(uniform_noise, self.alignment.next_seed(), numbers))
+        image_tokens = model.encode_images(batch.images, view)  # [batch, tokens, width]
         memory = model.text_tower.project_image(image_tokens, "encoder")
         for_decoding = memory
         if not model.text_tower.shares_memory:
             for_decoding = model.text_tower.project_image(image_tokens, "decoder")
-        aligned = self.alignment(model, batch, image_tokens, memory, False, keep, size, noise)
+        aligned = self.alignment(model, batch, image_tokens, memory, same_image=False, view=view)
         lm = caption_loss(model, batch, for_decoding, self.dec_id, self.objective.label_smoothing)
         return TaskOutput({**aligned.losses, "lm": lm}, aligned.metrics)

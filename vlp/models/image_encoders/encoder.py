@@ -1,7 +1,7 @@
 """The image encoder: images to image tokens, by the architecture that `ImageEncoderConfig.name` names."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,23 @@ from vlp.models.image_encoders.families import build_tower, resolve
 from vlp.models.image_encoders.layers import fit_positions
 from vlp.models.image_encoders.timm_tower import PREFIX
 from vlp.models.image_encoders.vit import Noise
+
+
+class ImageView(NamedTuple):
+    """What is encoded of images; the arguments of `ImageEncoder.forward`.
+
+    Attributes:
+        keep: the share of patches.
+        size: in pixels; 0: as the images are.
+        noise: decides which patches are kept; None: torch's random numbers.
+    """
+
+    keep: float = 1.0
+    size: int = 0
+    noise: Noise | None = None
+
+
+WHOLE = ImageView()
 
 
 class ImageEncoder(nn.Module):

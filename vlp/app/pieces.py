@@ -1,0 +1,31 @@
+"""What all tabs share: places for HTML, sentences, commands to copy, and how events behave."""
+
+from typing import Any
+
+from markupsafe import Markup
+
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+LIVE: dict[str, Any] = {**QUIET, "trigger_mode": "always_last"}  # of controls that one drags
+
+
+def html(value: str = "", **settings: Any) -> Any:
+    """A place for HTML, in the page's own style."""
+    import gradio as gr
+
+    return gr.HTML(value, apply_default_css=False, **settings)
+
+
+def note(text: str, kind: str = "info") -> str:
+    """A sentence; kind "error" is announced by screen readers."""
+    role = "alert" if kind == "error" else "status"
+    return str(Markup('<p class="vlp-note vlp-{}" role="{}">{}</p>').format(kind, role, text)) if text else ""
+
+
+def command_html(command: str, label: str) -> str:
+    """A command line with a button that copies it."""
+    return str(
+        Markup(
+            '<div class="vlp-command"><span class="vlp-label">{}</span><code tabindex="0">{}</code>'
+            '<button type="button" class="vlp-copy" aria-label="Copy the command: {}">Copy</button></div>'
+        ).format(label, command, label)
+    )
