@@ -19,4 +19,5 @@ def extra(name: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise UserError(f"{error.name} is not installed; install it with: pip install 'vlp[{name}]'.") from error
+        package = (error.name or str(error)).partition(".")[0]
+        raise UserError(f"{package} is not installed; install it with: pip install 'vlp[{name}]'.") from error

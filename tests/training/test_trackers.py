@@ -69,7 +69,8 @@ def test_a_tracker_gets_the_records_and_stays_local(tmp_path, name):
     elif name == "wandb":
         offline = list((folder / "wandb").glob("offline-run-*"))
         identity = json.loads((folder / "tracker.json").read_text())["id"]
-        assert len(offline) == 2 and all(one.name.endswith(f"-{identity}") for one in offline)
+        # Weights & Biases numbers the folder of a second start in the same second.
+        assert len(offline) == 2 and all(f"-{identity}" in one.name for one in offline)
     elif name == "trackio":
         assert "4 4" in printed
     else:
