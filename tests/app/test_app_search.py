@@ -56,6 +56,14 @@ def copied(page, place):
     return shlex.split(page.locator(f"{place} code").first.inner_text())[1:]
 
 
+def run_all(line):
+    """What the last of several commands prints, each after the one before."""
+    for command in line.split(" && "):
+        made = CliRunner().invoke(app, shlex.split(command)[1:])
+        assert made.exit_code == 0, made.output
+    return made.stdout
+
+
 def upload(page, place, path):
     """Choose a file; the one before is cleared first."""
     clear = page.locator(f"{place} button[aria-label='Clear']")
@@ -104,6 +112,17 @@ def test_a_text_and_a_picture_find_what_the_command_finds(page, files, models, a
     assert names == [line.split()[-1] for line in made.stdout.splitlines()]
 
 
+def check_matches(page, printed):
+    """The table of matches has what the command prints."""
+    rows = [one.split("\t")[:3] for one in page.locator("#vlp-match-result tbody tr").all_inner_texts()]
+    lines = [one.split("\t") for one in printed.splitlines()]
+    assert [one[0] for one in rows] == [one[2] for one in lines] == [QUERY, "a blue square"]
+    shown, made = (
+        [[float(one) for one in row] for row in some] for some in ([r[1:] for r in rows], [r[:2] for r in lines])
+    )
+    assert np.allclose(shown, made, atol=1e-3)
+
+
 @needs_browser
 def test_a_picture_and_a_frame_get_what_the_commands_print(page, files, models, axe, monkeypatch):
     monkeypatch.chdir(files)
@@ -131,9 +150,7 @@ def test_a_picture_and_a_frame_get_what_the_commands_print(page, files, models, 
     page.fill("#vlp-match-lines textarea", f"{QUERY}\na blue square")
     page.click("#vlp-match")
     page.wait_for_selector("#vlp-match-result table")
-    match = optimise_for_cpu(load_model(models[1])).match("photo.png", [QUERY, "a blue square"])
-    cells = [one.split("\t")[1:3] for one in page.locator("#vlp-match-result tbody tr").all_inner_texts()]
-    assert np.allclose([list(map(float, one)) for one in cells], np.stack([match.itc, match.itm], 1), atol=1e-3)
+    check_matches(page, run_all(page.inner_text("#vlp-match-command code")))
     page.fill("#vlp-labels textarea, #vlp-labels input", "a red circle, , ...")
     page.click("#vlp-classify")
     page.wait_for_selector("#vlp-classify-result >> text=The label '...' has no words.")
@@ -147,8 +164,9 @@ def test_a_picture_and_a_frame_get_what_the_commands_print(page, files, models, 
     before = page.get_attribute("#vlp-try-shown img", "src")
     page.locator("#vlp-frame input[type=range]").fill("16")
     page.wait_for_function("old => document.querySelector('#vlp-try-shown img').src !== old", arg=before)
-    page.click("#vlp-caption")
-    page.wait_for_selector("#vlp-caption-commands >> text=frame-16.png")
+    page.click("#vlp-match")
+    page.wait_for_selector("#vlp-match-command >> text=--number 16 --of 16 --out frame-16.png")
+    check_matches(page, run_all(page.inner_text("#vlp-match-command code")))
 
 
 def test_fifty_visitors_at_once_fail_nowhere(server):

@@ -17,6 +17,7 @@ from vlp.app.search_actions import SearchActions
 from vlp.app.try_actions import TryActions
 from vlp.app.uploads import Upload, check_upload
 from vlp.cli.main import app
+from vlp.data.images import video_frame
 from vlp.errors import UserError
 from vlp.index import open_index
 
@@ -47,9 +48,11 @@ def test_an_upload_that_is_gone_or_no_video_is_a_sentence(tmp_path, thread):
         check_upload(str(tmp_path / "a.mp4"))
     write_video(tmp_path / "b.mp4", gray_frames(16))
     upload = check_upload(str(tmp_path / "b.mp4"))
-    assert upload.frame == 8 and upload.image().size == (uploads.VIDEO_SIZE, uploads.VIDEO_SIZE)
+    assert upload.frame == 8 and upload.image().size == (64, 48)
     shown, _ = TryActions(thread).classify(Upload(upload.path), "a red circle", 0)
     assert "choose a frame of the video" in shown
+    with pytest.raises(UserError, match=r"^The number of a frame is from 1 to 16, not 17\.$"):
+        video_frame(tmp_path / "b.mp4", 17, 16)
     shown, _ = TryActions(thread).match(upload, "a red circle\n" * 60)
     assert "Type at most 50 texts, not 60." in shown
 

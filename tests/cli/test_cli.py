@@ -80,7 +80,8 @@ def test_all_commands_from_scenes_to_captions(tmp_path, run_config):
     assert {hit["name"] for hit in hits} >= {str(tmp_path / "red.png")}
     hits = json.loads(vlp("search", model, tmp_path / "web/*.tar", "--query", "a red circle", "--top", 5, "--json"))
     assert len(hits) == 5
-    assert 0 <= json.loads(vlp("match", model, tmp_path / "red.png", "a red circle", "--json"))["itm"] <= 1
+    matches = json.loads(vlp("match", model, tmp_path / "red.png", "a red circle", "a blue square", "--json"))
+    assert [one["text"] for one in matches] == ["a red circle", "a blue square"] and 0 <= matches[1]["itm"] <= 1
     scores = json.loads(vlp("evaluate", "retrieval", model, tmp_path / "web/*.tar", "--rerank", 3, "--json"))
     assert scores["metrics"]["images"] == 24
     vlp("evaluate", "captioning", model, tmp_path / "web/*.tar", "--limit", 5, "--out", tmp_path / "scores.json")

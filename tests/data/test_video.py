@@ -9,7 +9,7 @@ from videos import gray_frames, numbers, rotate, write_audio, write_video
 
 from vlp.data.bad_samples import BadSampleError
 from vlp.data.transforms import evaluation_image
-from vlp.data.video import is_video, load_frames
+from vlp.data.video import is_video, load_frame, load_frames
 
 FASTSTART = {"movflags": "faststart"}
 
@@ -32,6 +32,8 @@ def test_frames_equal_those_of_a_plain_loop_over_all(tmp_path):
     with av.open(str(path)) as container:
         decoded = [evaluation_image(frame.to_ndarray(format="rgb24"), 24) for frame in container.decode(video=0)]
     assert (load_frames(path, 3, 24) == np.stack(decoded)[[2, 6, 10]]).all()
+    single = load_frame(path, 2, 3)  # the same frame in its own size
+    assert single.shape == (40, 56, 3) and (evaluation_image(single, 24) == decoded[6]).all()
 
 
 def test_variable_frame_rates_are_sampled_by_time(tmp_path):

@@ -5,8 +5,6 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from PIL import Image
-
 from vlp.app.model_thread import ModelThread
 from vlp.app.pieces import command_html, note
 from vlp.app.search_view import details_html, hits_html
@@ -21,10 +19,11 @@ from vlp.index.fingerprint import check_model
 from vlp.index.places import Place
 from vlp.index.search import Hit, Query, search_index
 from vlp.model.attention import similarity_maps, word_maps
-from vlp.report.overlays import overlay
+from vlp.report.overlays import fit, overlay
 
 WHOLE = "whole text"
 LONGEST = 500  # characters of a query
+DRAWN = 384  # pixels of the longer side of an attention picture
 MAPS = 256  # of pairs of image and text that are kept, some kilobytes each
 
 
@@ -114,7 +113,7 @@ class SearchActions:
         except (UserError, WorkError) as error:
             return note(str(error), "error"), ""
         low = 0.0 if self.model.can.match else float(values.min())
-        drawn = overlay(_enlarged(picture), values, low, float(values.max()))
+        drawn = overlay(fit(picture, DRAWN), values, low, float(values.max()))
         save = f"{self._show(number)} --out picture.png"
         command = (
             f"{save} && vlp attention {shlex.quote(self.model.name)} picture.png {shlex.quote(text)} --out words.png"
@@ -154,7 +153,8 @@ class SearchActions:
     def _command(self, text: str, upload: Upload | None, top: int, rerank: int) -> str:
         query = f"--image {shlex.quote(upload.name)}" if upload else f"--query {shlex.quote(text)}"
         given = f" --rerank {rerank}" if self.model.can.match and not upload else ""
-        return command_html(f"{self._vlp()} {query} --top {top}{given}", "Search")
+        line = f"{self._vlp()} {query} --top {top}{given}"
+        return command_html(upload.command(line) if upload else line, "Search")
 
 
 def _line(text: str | None) -> str:
@@ -173,10 +173,3 @@ def _captions(place: Place) -> list[str]:
         return []
     finally:
         reader.close()
-
-
-def _enlarged(picture: Image.Image, side: int = 384) -> Image.Image:
-    """The picture with its longer side at `side` pixels, so that maps are smooth."""
-    scale = side / max(picture.size)
-    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    return picture.resize(size, Image.Resampling.BICUBIC)

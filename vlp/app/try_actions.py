@@ -48,34 +48,21 @@ class TryActions:
 
     def match(self, upload: Upload | None, texts: str | None) -> tuple[str, str]:
         """HTML of how well each line matches, and of the command."""
-        if upload is None:
-            return NOTHING, ""
 
-        texts = (texts or "")[:LONGEST]
-
-        def work() -> list[tuple[Any, ...]]:
-            lines = _items(texts.splitlines(), "text")
-            found = self.model.call(lambda model: model.match(upload.image(), lines))
+        def match(model: Any, image: Any, lines: list[str]) -> list[tuple[Any, ...]]:
+            found = model.match(image, lines)
             return list(zip(lines, found.itc.tolist(), found.itm.tolist(), strict=True))
 
-        first = next((one.strip() for one in texts.splitlines() if one.strip()), "")
-        command = self._command("match", upload, shlex.quote(first), "Match the first text")
-        return self._table("Matches", ["text", "cosine (ITC)", "match (ITM)", ""], work, command, bars=True)
+        columns = ["text", "cosine (ITC)", "match (ITM)", ""]
+        return self._lines(("match", "Matches"), upload, texts, columns, match, bars=True)
 
     def answer(self, upload: Upload | None, questions: str | None) -> tuple[str, str]:
         """HTML of the answer to each line, and of the command."""
-        if upload is None:
-            return NOTHING, ""
 
-        questions = (questions or "")[:LONGEST]
+        def answer(model: Any, image: Any, lines: list[str]) -> list[tuple[Any, ...]]:
+            return list(zip(lines, model.answer(image, lines), strict=True))
 
-        def work() -> list[tuple[Any, ...]]:
-            lines = _items(questions.splitlines(), "question")
-            answers = self.model.call(lambda model: model.answer(upload.image(), lines))
-            return list(zip(lines, answers, strict=True))
-
-        asked = " ".join(shlex.quote(one.strip()) for one in questions.splitlines() if one.strip())
-        return self._table("Answers", ["question", "answer"], work, self._command("answer", upload, asked, "Answer"))
+        return self._lines(("answer", "Answers"), upload, questions, ["question", "answer"], answer)
 
     def classify(self, upload: Upload | None, labels: str | None, rerank: float) -> tuple[str, str]:
         """HTML of the probabilities of labels, the best first, and of the command."""
@@ -97,6 +84,28 @@ class TryActions:
         command = self._command("classify", upload, f"{given}--top {MOST}", "Choose among the labels")
         return self._table("Labels", ["label", "probability", ""], work, command, bars=True)
 
+    def _lines(
+        self,
+        name: tuple[str, str],
+        upload: Upload | None,
+        given: str | None,
+        columns: list[str],
+        work: Callable[[Any, Any, list[str]], list[tuple[Any, ...]]],
+        bars: bool = False,
+    ) -> tuple[str, str]:
+        """A table with a row for each given line, from model, image and lines; `name` is of command and table."""
+        if upload is None:
+            return NOTHING, ""
+        command, label = name
+        given = (given or "")[:LONGEST]
+
+        def rows() -> list[tuple[Any, ...]]:
+            lines = _items(given.splitlines(), columns[0])
+            return self.model.call(lambda model: work(model, upload.image(), lines))
+
+        quoted = " ".join(shlex.quote(one.strip()) for one in given.splitlines() if one.strip())
+        return self._table(label, columns, rows, self._command(command, upload, quoted, command.capitalize()), bars)
+
     def _table(
         self,
         label: str,
@@ -112,7 +121,7 @@ class TryActions:
 
     def _command(self, name: str, upload: Upload, given: str, label: str) -> str:
         line = f"vlp {name} {shlex.quote(self.model.name)} {shlex.quote(upload.name)} {given}"
-        return command_html(line, f"{label} of the saved frame" if upload.frame else label)
+        return command_html(upload.command(line), label)
 
 
 def _items(given: Sequence[str], what: str) -> list[str]:

@@ -87,7 +87,9 @@ def _ask(action: Any, upload: Any, title: str, label: str, button: str, name: st
     html(f"<h3>{title}</h3>")
     lines = gr.Textbox(label=label, lines=2, max_length=LONGEST, elem_id=f"vlp-{name}-lines")
     run = gr.Button(button, elem_id=f"vlp-{name}", size="sm", variant="primary")
-    run.click(action, [upload, lines], [html(elem_id=f"vlp-{name}-result"), html()], **QUIET)
+    run.click(
+        action, [upload, lines], [html(elem_id=f"vlp-{name}-result"), html(elem_id=f"vlp-{name}-command")], **QUIET
+    )
 
 
 def _labels(actions: TryActions, upload: Any) -> None:

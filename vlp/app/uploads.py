@@ -1,7 +1,7 @@
 """Pictures and videos that visitors upload: checked before anything decodes them, and shown small."""
 
-import io
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,8 @@ from PIL import Image
 from vlp.app.pieces import note
 from vlp.data.bad_samples import BadSampleError
 from vlp.data.image_decoding import EncodedImage, shrink_for
-from vlp.data.video import is_video, load_frames
+from vlp.data.image_encoding import small_jpeg
+from vlp.data.video import is_video, load_frame
 from vlp.errors import UserError
 from vlp.report.page import data_uri
 
@@ -20,7 +21,6 @@ LARGEST = 20 * 2**20  # bytes
 MOST_PIXELS = 40_000_000
 SHOWN = 512  # pixels of the longer side
 VIDEO_FRAMES = 16  # to choose from
-VIDEO_SIZE = 384  # pixels of a frame
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,13 @@ class Upload:
         """As commands name it: the visitor's name of the file, or that of a frame that was saved."""
         return f"frame-{self.frame}.png" if self.frame else os.path.basename(self.path)
 
+    def command(self, line: str) -> str:
+        """A command line that names the upload by `name`, after the one that saves the frame of a video."""
+        if not self.frame:
+            return line
+        video = shlex.quote(os.path.basename(self.path))
+        return f"vlp data frame {video} --number {self.frame} --of {VIDEO_FRAMES} --out {self.name} && {line}"
+
     @property
     def is_video(self) -> bool:
         """Whether it is a video."""
@@ -56,10 +63,9 @@ class Upload:
         if not self.frame:
             return self.path
         try:
-            frames = load_frames(self.path, VIDEO_FRAMES, VIDEO_SIZE)
+            return Image.fromarray(load_frame(self.path, self.frame, VIDEO_FRAMES))
         except BadSampleError as error:
             raise _unusable(self.path, error) from None
-        return Image.fromarray(frames[self.frame - 1].transpose(1, 2, 0))
 
 
 def check_upload(path: str) -> Upload:
@@ -115,23 +121,15 @@ def picture_html(picture: Image.Image, caption: str, alt: str = "") -> str:
     """A picture, made smaller, with a line below it."""
     return str(
         Markup('<figure class="vlp-picture"><img src="{}" alt="{}"><figcaption>{}</figcaption></figure>').format(
-            data_uri(small_jpeg(picture), "jpeg"), alt or caption, caption
+            data_uri(small_jpeg(_enlarged(picture), SHOWN), "jpeg"), alt or caption, caption
         )
     )
 
 
-def small_jpeg(picture: Image.Image) -> bytes:
-    """A JPEG whose longer side has `SHOWN` pixels; small pictures are enlarged by whole factors."""
-    longer = max(picture.size)
-    if longer > SHOWN:
-        picture = picture.convert("RGB")
-        picture.thumbnail((SHOWN, SHOWN), Image.Resampling.BICUBIC)
-    else:
-        factor = max(1, SHOWN // 2 // longer)
-        picture = Image.fromarray(np.asarray(picture.convert("RGB")).repeat(factor, 0).repeat(factor, 1))
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=88)
-    return file.getvalue()
+def _enlarged(picture: Image.Image) -> np.ndarray:
+    """RGB pixels, uint8 [height, width, 3]; of small pictures, enlarged by a whole factor."""
+    factor = max(1, SHOWN // 2 // max(picture.size))
+    return np.asarray(picture.convert("RGB")).repeat(factor, 0).repeat(factor, 1)
 
 
 def _unusable(path: str, error: BadSampleError) -> UserError:

@@ -1,6 +1,5 @@
 """The image of a row of a score table, read from its shard by offset, as a small JPEG."""
 
-import io
 import threading
 from functools import lru_cache
 
@@ -10,6 +9,7 @@ import pyarrow.compute as pc
 from vlp.data.bad_samples import BadSampleError
 from vlp.data.find_tables import ScoreTable
 from vlp.data.image_decoding import decode_image
+from vlp.data.image_encoding import small_jpeg
 from vlp.data.score_tables import is_same_shard, shard_exists, table_settings
 from vlp.data.shard_index import ShardIndex, index_shard
 from vlp.data.shards import Sample, ShardReader
@@ -56,10 +56,7 @@ class ReviewImages:
             picture = decode_image(sample.image, shortest=PIXELS)
         except BadSampleError as error:
             raise UserError(f"The image of {key} in {table.shard} cannot be shown: {error.reason}.") from None
-        picture.thumbnail((PIXELS, PIXELS))
-        data = io.BytesIO()
-        picture.convert("RGB").save(data, "JPEG", quality=88)
-        return data.getvalue()
+        return small_jpeg(picture, PIXELS)
 
     def close(self) -> None:
         """Close the shards."""

@@ -85,6 +85,25 @@ def data_answers(
     print(f"{out}: {len(found)} answers")
 
 
+@data_app.command("frame")
+def data_frame(
+    video: str,
+    out: Annotated[str, typer.Option(help="Image to write: FILE.png or FILE.jpg.")],
+    number: Annotated[int, typer.Option(min=1, help="Which of the frames, from 1.")] = 1,
+    of: Annotated[int, typer.Option(min=1, help="Frames of the video, sampled uniformly.")] = 1,
+) -> None:
+    """Save a frame of a video. Example: vlp data frame clip.mp4 --number 8 --of 16 --out frame-8.png
+
+    The commands that take a video sample its frames in the same way, with --frames.
+    """
+    from vlp.data.image_encoding import check_image_file, write_image
+    from vlp.data.images import video_frame
+
+    check_image_file(out)
+    write_image(out, video_frame(video, number, of))
+    print(f"{out}: frame {number} of {of}")
+
+
 @data_app.command("inspect")
 def data_inspect(
     shards: Annotated[list[str], typer.Argument(help="Shards: paths, globs, brace patterns or URLs.")],

@@ -100,21 +100,17 @@ def search(
 
 def _show(index: str, number: int | None, out: str, as_json: bool) -> None:
     """Print what an index knows of an image, and write the image."""
-    from pathlib import Path
-
+    from vlp.data.image_encoding import check_image_file, write_image
     from vlp.errors import UserError
-    from vlp.files import writing
     from vlp.index.opened import open_index
 
     if not index or number is None:
         raise UserError("--show takes the number of an image and needs --index; --out needs --show.")
-    if out and Path(out).suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise UserError(f"{out} must end in .png or .jpg.")
+    if out:
+        check_image_file(out)
     opened = open_index(index)
     row = opened.row(number)
     if out:
-        picture = opened.image(number)
-        with writing(out) as temporary:
-            picture.save(temporary, "PNG" if out.lower().endswith(".png") else "JPEG")
+        write_image(out, opened.image(number))
     values = {"key": row.place.key, "path": row.place.path, "width": row.width, "height": row.height}
     print_values({**values, "caption": row.caption}, as_json)

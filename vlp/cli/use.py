@@ -131,17 +131,25 @@ def answer(
 def match(
     model: str,
     image: Annotated[str, typer.Argument(help="An image or a video.")],
-    text: str,
+    texts: list[str],
     frames: Frames = 8,
     precision: Precision = "auto",
     as_json: Json = False,
 ) -> None:
-    """ITC and ITM scores of an image or video and a text. Example: vlp match MODEL photo.jpg "a dog" """
+    """ITC and ITM scores of an image or video and each text. Example: vlp match MODEL photo.jpg "a dog" "two dogs"
+
+    A line for each text: the cosine of the embeddings (ITC), the probability that they match (ITM), and the text.
+    """
     from vlp.model import load_model
     from vlp.models.cpu.optimise import optimise_for_cpu
 
-    result = optimise_for_cpu(load_model(model, precision=precision)).match(image, text, frames=frames)
-    print_values({"itc": result.itc.item(), "itm": result.itm.item()}, as_json)
+    found = optimise_for_cpu(load_model(model, precision=precision)).match(image, texts, frames=frames)
+    rows = list(zip(texts, found.itc.tolist(), found.itm.tolist(), strict=True))
+    if as_json:
+        print(json.dumps([{"text": text, "itc": itc, "itm": itm} for text, itc, itm in rows]))
+        return
+    for text, itc, itm in rows:
+        print(f"{itc:.4f}\t{itm:.4f}\t{text}")
 
 
 def compare(

@@ -12,7 +12,7 @@ from vlp.data.bad_samples import BadSampleError
 from vlp.data.exif import orient, read_pil_orientation
 from vlp.data.image_decoding import decode_pixels
 from vlp.data.transforms import evaluation_image
-from vlp.data.video import is_video, load_frames
+from vlp.data.video import is_video, load_frame, load_frames
 from vlp.errors import UserError
 
 ImageLike = str | Path | Image.Image | Tensor
@@ -52,6 +52,20 @@ def load_video(path: str | Path, frames: int, size: int) -> Tensor:
     """
     try:
         return torch.as_tensor(load_frames(path, frames, size))
+    except BadSampleError as error:
+        raise UserError(f"{path} cannot be used as a video: {error.reason}.") from None
+
+
+def video_frame(path: str | Path, number: int, count: int) -> Image.Image:
+    """One of `count` frames of a video, in its own size; `number` is from 1 to `count`. See `load_frames`.
+
+    Raises:
+        UserError: the path does not lead to a video, or there is no frame of this number.
+    """
+    if not 1 <= number <= count:
+        raise UserError(f"The number of a frame is from 1 to {count}, not {number}.")
+    try:
+        return Image.fromarray(load_frame(path, number, count))
     except BadSampleError as error:
         raise UserError(f"{path} cannot be used as a video: {error.reason}.") from None
 

@@ -1,6 +1,6 @@
 """Videos to frames: sampled uniformly over time, each at the model's size like an image for evaluation."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,26 @@ def load_frames(path: str | Path, count: int, size: int) -> np.ndarray:
         BadSampleError: the file is missing, empty, damaged, truncated or has no video.
         UserError: `av` is not installed.
     """
+    return np.stack(_read(path, count, range(count), lambda pixels: evaluation_image(pixels, size)))
+
+
+def load_frame(path: str | Path, number: int, count: int) -> np.ndarray:
+    """One of the `count` frames of `load_frames` in its own size: uint8 [height, width, 3].
+
+    Args:
+        number: from 1 to `count`.
+
+    Raises:
+        BadSampleError, UserError: as in `load_frames`.
+    """
+    (frame,) = _read(path, count, [number - 1], lambda pixels: pixels)
+    return frame
+
+
+def _read(
+    path: str | Path, count: int, numbers: Iterable[int], convert: Callable[[np.ndarray], np.ndarray]
+) -> list[np.ndarray]:
+    """Some of `count` frames, by rising number from 0, each converted before the next is decoded."""
     av = find_av()
     from av.error import FFmpegError
 
@@ -46,10 +66,9 @@ def load_frames(path: str | Path, count: int, size: int) -> np.ndarray:
     try:
         with av.open(str(path), options=options, metadata_errors="ignore") as container:
             reader = _Reader(container, count)
-            frames = [evaluation_image(_pixels(reader.frame_at(number)), size) for number in range(count)]
+            return [convert(_pixels(reader.frame_at(number))) for number in numbers]
     except (FFmpegError, OSError, ValueError):  # ValueError: sizes or times that make no sense
         raise BadSampleError("video undecodable") from None
-    return np.stack(frames)
 
 
 def find_av() -> Any:

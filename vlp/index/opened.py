@@ -11,17 +11,17 @@ from PIL import Image
 from torch import Tensor
 
 from vlp.data.bad_samples import BadSampleError
-from vlp.data.video import load_frames
+from vlp.data.image_encoding import small_jpeg
+from vlp.data.video import load_frame
 from vlp.errors import UserError
 from vlp.index.clip_retrieval import EmbeddingFiles, is_clip_retrieval
 from vlp.index.manifest import IndexModel, Manifest, is_index, open_part, part_path, read_left_out, read_manifest
 from vlp.index.neighbors import EXACT, Neighbors, neighbors_in_memory, open_neighbors, to_float32
 from vlp.index.parts import IndexedImage, Part
-from vlp.index.pixels import make_thumbnail, picture
+from vlp.index.pixels import QUALITY, THUMBNAIL, picture
 from vlp.index.places import read_bytes
 
 OPEN_PARTS = 64  # that stay mapped into memory
-VIDEO_SIZE = 384  # pixels of a video's frame
 
 
 class Found(NamedTuple):
@@ -180,10 +180,10 @@ class ImageIndex:
         Raises:
             UserError: there is no such number, or the index keeps no thumbnails and the image has disappeared.
         """
-        return self._rows.files.thumbnail(*self._find(number)) or make_thumbnail(np.asarray(self.image(number)))
+        return self._rows.files.thumbnail(*self._find(number)) or small_jpeg(self.image(number), THUMBNAIL, QUALITY)
 
     def image(self, number: int) -> Image.Image:
-        """The image at full size, read from where it is, upright, RGB; of a video, its middle frame as a square.
+        """The image at full size, read from where it is, upright, RGB; of a video, its middle frame.
 
         Raises:
             UserError: there is no such number, or the image has disappeared, or is damaged.
@@ -191,7 +191,7 @@ class ImageIndex:
         place = self.row(number).place
         try:
             if place.is_video:
-                return Image.fromarray(load_frames(place.path, 1, VIDEO_SIZE)[0].transpose(1, 2, 0))
+                return Image.fromarray(load_frame(place.path, 1, 1))
             return picture(read_bytes(place))
         except BadSampleError as error:
             raise UserError(f"{place.name} cannot be read ({error.reason}); run `vlp index` again.") from None

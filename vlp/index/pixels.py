@@ -10,13 +10,13 @@ from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
-import simplejpeg
 import torch
 from PIL import Image
 from torch import Tensor
 
 from vlp.data.bad_samples import BadSampleError, BadSamples
 from vlp.data.image_decoding import EncodedImage, shrink_for
+from vlp.data.image_encoding import small_jpeg
 from vlp.data.transforms import evaluation_image
 from vlp.data.video import load_frames
 from vlp.index.places import Item, read_bytes
@@ -66,22 +66,16 @@ def decode(item: Item, size: int, frames: int, thumbnail: bool = False) -> Decod
     if item.place.is_video:
         pixels = load_frames(item.place.path, frames, size)
         middle = pixels[frames // 2].transpose(1, 2, 0)
-        return Decoded(item, pixels, size, size, make_thumbnail(middle) if thumbnail else b"")
+        return Decoded(item, pixels, size, size, small_jpeg(middle, THUMBNAIL, QUALITY) if thumbnail else b"")
     image = EncodedImage(read_bytes(item.place) if item.data is None else item.data)
     pixels = image.pixels(shrink_for(image.width, image.height, size))
     small = b""
     if thumbnail:
         largest = max(image.width, image.height)
         enough = max(pixels.shape) >= min(THUMBNAIL, largest)  # not so for models of small images
-        small = make_thumbnail(pixels if enough else image.pixels(shrink_for(largest, largest, THUMBNAIL)))
+        small_pixels = pixels if enough else image.pixels(shrink_for(largest, largest, THUMBNAIL))
+        small = small_jpeg(small_pixels, THUMBNAIL, QUALITY)
     return Decoded(item, evaluation_image(pixels, size)[None], image.width, image.height, small)
-
-
-def make_thumbnail(pixels: np.ndarray) -> bytes:
-    """RGB pixels, uint8 [height, width, 3], as a small JPEG."""
-    picture = Image.fromarray(np.ascontiguousarray(pixels))
-    picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC, reducing_gap=2.0)
-    return simplejpeg.encode_jpeg(np.ascontiguousarray(picture), QUALITY, "RGB", "420")
 
 
 def read_batches(

@@ -1,12 +1,12 @@
 """Pictures of attention: maps over an image, as a contact sheet or as a page that opens from disk."""
 
-import io
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from vlp.report.overlays import overlay
+from vlp.data.image_encoding import small_jpeg
+from vlp.report.overlays import fit, overlay
 from vlp.report.page import data_uri, render
 from vlp.report.sheets import PAPER, contact_sheet
 
@@ -48,7 +48,7 @@ class MapGroup:
 
 def attention_sheet(picture: Image.Image, groups: list[MapGroup]) -> bytes:
     """A PNG with a row or more for each group: the image, then an overlay for each map."""
-    shown = _fit(picture, CELL)
+    shown = fit(picture, CELL)
     cells: list[tuple[Image.Image, str]] = []
     columns = min(COLUMNS, max((1 + len(group.maps()) for group in groups), default=1))
     for group in groups:
@@ -62,7 +62,7 @@ def attention_sheet(picture: Image.Image, groups: list[MapGroup]) -> bytes:
 
 def attention_page(title: str, about: str, picture: Image.Image, groups: list[MapGroup]) -> str:
     """An HTML page that shows the overlay of the word that one points at; it loads nothing else."""
-    shown = _fit(picture, PIXELS)
+    shown = fit(picture, PIXELS)
     maps = [one for group in groups for one in group.maps()]
     words = [one for group in groups for one in group.words] or maps
     numbers = iter(range(len(maps)))
@@ -70,8 +70,8 @@ def attention_page(title: str, about: str, picture: Image.Image, groups: list[Ma
         "attention.html.j2",
         title=title,
         about=about,
-        image=_jpeg(shown),
-        pictures=[_jpeg(overlay(shown, one.values, one.low, one.high)) for one in maps],
+        image=_address(shown),
+        pictures=[_address(overlay(shown, one.values, one.low, one.high)) for one in maps],
         groups=[
             (group, [[(next(numbers), one) for one in part] for part in (group.words, group.others)])
             for group in groups
@@ -80,14 +80,5 @@ def attention_page(title: str, about: str, picture: Image.Image, groups: list[Ma
     )
 
 
-def _fit(picture: Image.Image, side: int) -> Image.Image:
-    """The picture with its longer side at `side` pixels; small ones are enlarged, so that maps are smooth."""
-    scale = side / max(picture.size)
-    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    return picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
-
-
-def _jpeg(picture: Image.Image) -> str:
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=88)
-    return data_uri(file.getvalue(), "jpeg")
+def _address(picture: Image.Image) -> str:
+    return data_uri(small_jpeg(picture, PIXELS), "jpeg")

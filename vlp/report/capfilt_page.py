@@ -1,7 +1,6 @@
 """Writes CapFilt's report: score tables as numbers, figures and sample images, in one HTML file."""
 
 import glob
-import io
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from markupsafe import Markup
 from vlp.data.bad_samples import BadSampleError
 from vlp.data.find_tables import ScoreTable, copy_tables, find_tables
 from vlp.data.image_decoding import decode_image
+from vlp.data.image_encoding import small_jpeg
 from vlp.data.score_tables import image_uid, is_same_shard, shard_exists, table_settings
 from vlp.data.shard_index import expand_shards, index_shard
 from vlp.data.shards import Sample, ShardReader, iterate_samples
@@ -265,10 +265,7 @@ def _addresses(table: ScoreTable, keys: set[str]) -> dict[str, str]:
     for sample in _samples(shard, keys):
         with suppress(BadSampleError):
             picture = decode_image(sample.image, shortest=PIXELS)
-            picture.thumbnail((PIXELS, PIXELS))
-            data = io.BytesIO()
-            picture.save(data, "JPEG", quality=85)
-            found[sample.key] = data_uri(data.getvalue(), "jpeg")
+            found[sample.key] = data_uri(small_jpeg(picture, PIXELS), "jpeg")
     return found
 
 

@@ -1,19 +1,20 @@
 """Tables and a page of the results of `vlp evaluate all`, made from the files in its folder."""
 
-import io
 import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from vlp.data.bad_samples import BadSampleError
 from vlp.data.image_decoding import decode_image
+from vlp.data.image_encoding import small_jpeg
 from vlp.data.shard_index import expand_shards, index_shard
 from vlp.data.shards import Sample, ShardReader
-from vlp.data.video import is_video, load_frames
+from vlp.data.video import is_video, load_frame
 from vlp.errors import UserError
 from vlp.files import read_json, write_text
 from vlp.report.page import data_uri, render
@@ -195,10 +196,10 @@ def _middle_frames(folder: str, keys: set[str]) -> dict[str, list[str]]:
     for path in sorted(path for path in Path(folder).rglob("*") if is_video(path)):
         for key in {path.name, path.stem} & keys:
             try:
-                (frame,) = load_frames(path, 1, PIXELS)
+                frame = load_frame(path, 1, 1)
             except (BadSampleError, UserError):  # UserError: the extra `video` is not installed
                 continue
-            found[key] = [_small(Image.fromarray(frame.transpose(1, 2, 0)))]
+            found[key] = [_address(frame)]
     return found
 
 
@@ -224,12 +225,8 @@ def _images(shards: list[str], keys: set[str]) -> dict[str, list[str]]:
 
 
 def _sample_pictures(sample: Sample) -> list[str]:
-    return [_small(decode_image(data)) for data in (sample.image, sample.right) if data]
+    return [_address(decode_image(data)) for data in (sample.image, sample.right) if data]
 
 
-def _small(picture: Image.Image) -> str:
-    scale = min(1.0, PIXELS / max(picture.size))
-    file = io.BytesIO()
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    picture.convert("RGB").resize(size).save(file, "JPEG", quality=85)
-    return data_uri(file.getvalue(), "jpeg")
+def _address(picture: Image.Image | np.ndarray) -> str:
+    return data_uri(small_jpeg(picture, PIXELS), "jpeg")

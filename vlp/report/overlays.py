@@ -27,3 +27,10 @@ def ramp(values: np.ndarray) -> np.ndarray:
     """Values [...] in 0..1 (others are clipped) -> colors float [..., 3] in 0..255."""
     places = np.linspace(0, 1, len(RAMP))
     return np.stack([np.interp(values, places, RAMP[:, channel]) for channel in range(3)], axis=-1)
+
+
+def fit(picture: Image.Image, side: int) -> Image.Image:
+    """The picture with its longer side at `side` pixels; small ones are enlarged, so that maps are smooth."""
+    scale = side / max(picture.size)
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    return picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
