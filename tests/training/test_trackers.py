@@ -2,13 +2,16 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from vlp.config import RunConfig
-from vlp.errors import UserError
+from vlp.errors import UserError, WorkError
+from vlp.training.loop import train
 from vlp.training.trackers import check_tracker, open_tracker
 
 # Two starts of one run; every connection but those to this machine fails and is printed.
@@ -86,6 +89,20 @@ def _tensorboard_values(folder) -> dict[int, float]:
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
     return {one.step: one.value for one in events.Scalars("itc")}
+
+
+@pytest.mark.parametrize(("name", "reason"), [("wandb", "No API key configured"), ("mlflow", "127.0.0.1")])
+def test_a_server_that_refuses_is_found_before_the_run_folder_is_made(tmp_path, monkeypatch, run_config, name, reason):
+    pytest.importorskip(name)
+    for variable in [one for one in os.environ if one.startswith(("WANDB", "MLFLOW"))]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("HOME", str(tmp_path))  # no key
+    with socket.socket() as taken:  # a port on which nothing answers
+        taken.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        with pytest.raises(WorkError, match=rf"^{name} did not start \(.*{reason}.*\); set tracker=none to train"):
+            train(replace(run_config("run"), tracker=name, output=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
 
 
 def test_no_tracker_and_a_missing_one(tmp_path, monkeypatch):

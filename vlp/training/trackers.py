@@ -3,6 +3,8 @@
 import importlib
 import json
 import os
+import subprocess
+import sys
 import uuid
 from pathlib import Path
 from typing import Any
@@ -15,17 +17,62 @@ from vlp.files import write_json
 from vlp.training.settings import leaves
 
 PROJECT = "vlp"  # the project or experiment of runs that name none in the environment
+ANSWERS_WITHIN = 60  # seconds, of a server
+# What needs the key and the server of a tracker, but records nothing.
+PROBES = {
+    "wandb": "import wandb; wandb.login(verify=True)",
+    "mlflow": "import mlflow; mlflow.search_experiments(max_results=1)",
+}
+PROBE = """
+try:
+    {}
+except Exception as error:
+    print(type(error).__name__ + ": " + str(error))
+    raise SystemExit(1)
+"""
 
 
 def check_tracker(name: TrackerName) -> None:
-    """Import the tracker's package. TensorBoard, the default, is left out where it is not installed.
+    """Import the tracker's package, and ask its server, if it has one, whether a run may start.
+
+    TensorBoard, the default, is left out where it is not installed.
 
     Raises:
         UserError: another tracker is not installed.
+        WorkError: its server does not answer, or refuses the key.
     """
     if name not in ("none", "tensorboard"):
         with extra(name):
             importlib.import_module(name)
+    served = os.environ.get("MLFLOW_TRACKING_URI", "").startswith(("http://", "https://", "databricks"))
+    if name == "wandb" or (name == "mlflow" and served):
+        _probe(name)
+
+
+def _probe(name: str) -> None:
+    """Ask a tracker's server in a process of its own: the packages start threads, which workers must not inherit."""
+    settings = {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(ANSWERS_WITHIN // 4),
+    }
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", PROBE.format(PROBES[name])],
+            env={**os.environ, **settings},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=ANSWERS_WITHIN,
+        )
+    except subprocess.TimeoutExpired:
+        raise _did_not_start(name, f"no answer in {ANSWERS_WITHIN} s") from None
+    if done.returncode:
+        raise _did_not_start(name, (done.stdout.strip() or done.stderr.strip()).splitlines()[-1])
+
+
+def _did_not_start(name: str, reason: str) -> WorkError:
+    return WorkError(f"{name} did not start ({reason}); set tracker=none to train without it.")
 
 
 def open_tracker(config: RunConfig, folder: Path, from_step: int = 0) -> Any:
@@ -51,9 +98,7 @@ def open_tracker(config: RunConfig, folder: Path, from_step: int = 0) -> Any:
         if name != "tensorboard" and not identity:
             tracker.store_init_configuration(_settings(config))
     except Exception as error:
-        raise WorkError(
-            f"{name} did not start ({type(error).__name__}: {error}); set tracker=none to train without it."
-        ) from error
+        raise _did_not_start(name, f"{type(error).__name__}: {error}") from error
     if name != "tensorboard":
         write_json(path, {"tracker": name, "id": _identity(name, tracker)})
     return tracker
