@@ -1,14 +1,20 @@
 """The page's parts without a browser: rules and sliders, runs, the demo's folder, what the server refuses."""
 
 import json
+import shutil
+from contextlib import closing
 
 import pytest
 from typer.testing import CliRunner
 
 from vlp.app.inputs import AppInputs, demo_inputs, find_runs
-from vlp.app.review_actions import threshold_in, with_threshold
+from vlp.app.review_actions import ReviewActions, threshold_in, with_threshold
 from vlp.app.server import serve
+from vlp.capfilt.review import Review
+from vlp.capfilt.review_tables import RowOrder
 from vlp.cli.main import app
+from vlp.data.score_tables import Scored, write_table
+from vlp.data.shard_index import expand_shards
 from vlp.errors import UserError
 from vlp.report.runs import read_runs, series_svg
 
@@ -36,6 +42,30 @@ def runs(tmp_path):
         lines = [json.dumps({"step": step, "loss": 4.0 / step, "note": "x"}) for step in range(1, 5)]
         (tmp_path / name / "log.jsonl").write_text("\n".join(lines) + '\n{"step": 5, "lo')
     return tmp_path
+
+
+def test_reviewers_see_each_other_on_the_next_move(tmp_path, web_scenes):
+    shutil.copytree(web_scenes, tmp_path / "web")
+    (shard, *_) = expand_shards(str(tmp_path / "web" / "*.tar"))
+    write_table(shard, [Scored(f"{key}", "web", f"text {key}", 0.5, 0.5, f"u{key}") for key in range(6)], {})
+    with closing(Review(str(tmp_path / "web"))) as mine, closing(Review(str(tmp_path / "web"))) as other:
+        order, pages = RowOrder(), [ReviewActions(mine), ReviewActions(other)]
+
+        def label(page, verdict, at, reviewer):
+            return pages[page].label(verdict, at, order, "itm >= 0", reviewer)[-1]
+
+        at = [page.start(order, "itm >= 0")[-1] for page in pages]
+        first = at[0]
+        at = [label(0, "accept", at[0], "ann"), label(1, "reject", at[1], "bob")]  # both saw the first row
+        assert [one.split(":")[0] for one in at] == ["1", "1"]
+        at[1] = label(1, "accept", at[1], "bob")
+        card, progress, _ = pages[0].move(first, 0, order, "itm >= 0")
+        assert "label: accepted by ann, rejected by bob" in card
+        assert "2 labels: 2 accepted, 1 rejected" in progress
+        assert label(0, "accept", first, "ann").split(":")[0] == "2"  # bob labeled the second row
+        label(1, "", first, "bob")  # takes back only his own
+        assert "label: accepted<" in pages[0].move(first, 0, order, "itm >= 0")[0]
+        assert "label: accepted<" in pages[1].move(first, 0, order, "itm >= 0")[0]
 
 
 def test_runs_are_found_named_apart_and_drawn(runs, tmp_path):

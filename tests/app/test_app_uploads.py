@@ -82,9 +82,12 @@ def test_an_index_of_another_model_and_forged_numbers_are_sentences(tmp_path, sc
             assert "Choose an image first." in actions.details(forged)
         assert "has images 0 to 19, not 20." in actions.details(20)
         assert "Type a text to show where its words look." in actions.attention(0, None, "1")[0]
-        stamp = (tmp_path / "index" / "index.json").stat().st_mtime_ns
+        parts = [(one, one.stat().st_mtime_ns) for one in sorted((tmp_path / "index" / "parts").iterdir())]
         open_models(given, stack)  # the next start finds it
-        assert (tmp_path / "index" / "index.json").stat().st_mtime_ns == stamp
+        assert [(one, one.stat().st_mtime_ns) for one in sorted((tmp_path / "index" / "parts").iterdir())] == parts
+        other = AppInputs(model=str(tmp_path / "rebuilt"), index=given.index, images=given.images)
+        make_model(seed=9).save(other.model)
+        assert open_models(other, stack)[0].model.name == other.model  # the page's own index is made anew
         with pytest.raises(UserError, match="was made with another model"):
             SearchActions(index, open_models(AppInputs(model=models[0]), stack)[1])
     done = CliRunner().invoke(app, ["search", "--index", given.index, "--show", "3", "--out", f"{tmp_path}/a.png"])

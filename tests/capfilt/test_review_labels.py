@@ -9,7 +9,9 @@ import threading
 import pyarrow.parquet as pq
 import pytest
 
+from vlp.capfilt import review_news
 from vlp.capfilt.review_labels import PARQUET, LabelStore
+from vlp.capfilt.review_news import LabelNews
 from vlp.errors import UserError, WorkError
 
 
@@ -86,6 +88,35 @@ def test_two_stores_and_several_threads_lose_none_while_others_compact(tmp_path)
     assert keys(stores[1]) == expected
     stores[1].close()
     assert keys(LabelStore(tmp_path)) == expected and not list(tmp_path.glob("review.*.jsonl"))
+
+
+def test_news_are_what_others_added_and_cost_no_reading(tmp_path, monkeypatch):
+    mine, other = LabelStore(tmp_path), LabelStore(tmp_path)
+    other.add(label(0))
+    news = LabelNews(mine)
+
+    def looked():
+        return sorted(int(one["key"]) for one in news.look())
+
+    assert looked() == [0] and looked() == []
+    mine.add(label(1))
+    other.add(label(2))
+    assert looked() == [2]
+    with open(other.journal.name, "ab") as torn:  # another line is being written
+        torn.write(b'{"shard": ')
+        torn.flush()
+        assert looked() == []
+        torn.write(b'"of another program"}\n')
+    third = LabelStore(tmp_path)
+    third.add(label(3))
+    third.close()  # moves the label into the parquet file before anyone looked
+    assert looked() == [3] and looked() == []
+    monkeypatch.setattr(review_news, "SETTLED", -1)
+    looked()
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", None)
+        patch.setattr("pathlib.Path.glob", None)
+        assert looked() == []  # some stats only
 
 
 def test_the_last_verdict_of_a_reviewer_counts_and_an_empty_one_takes_it_back(tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.convert.test_convert import TEXTS, ids_of, make_theirs, pictures
+from tests.convert.blip_models import TEXTS, ids_of, make_theirs, pictures
 from vlp.config import DecodingConfig
 from vlp.convert.command import to_ours
 from vlp.data.tokenizer import load_tokenizer

@@ -1,17 +1,23 @@
 """Opens the index and the model of the page; the demo's index is made on its first start."""
 
+import logging
 import os
 from contextlib import ExitStack
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from vlp.app.inputs import AppInputs
 from vlp.app.model_thread import ModelThread
 from vlp.errors import UserError
+from vlp.files import remove
 from vlp.index import ImageIndex, open_index
 from vlp.index.build import build_index
-from vlp.index.manifest import is_index
+from vlp.index.fingerprint import check_model
+from vlp.index.manifest import is_index, read_manifest
 from vlp.model import Model, load_model
 from vlp.models.cpu.optimise import optimise_for_cpu
+
+log = logging.getLogger("vlp")
 
 
 def open_models(inputs: AppInputs, stack: ExitStack) -> tuple[ImageIndex | None, ModelThread]:
@@ -38,11 +44,31 @@ def open_models(inputs: AppInputs, stack: ExitStack) -> tuple[ImageIndex | None,
 
 
 def _index_scenes(model: Model, name: str, inputs: AppInputs, stack: ExitStack) -> str:
-    """The folder of the demo's index: made where it is not there, temporary where the demo cannot be written."""
+    """The folder of the demo's index, up to date with its model and scenes.
+
+    It is made where it is not there, and anew for another model or demo: the page made it, and can make it again. It is
+    temporary where the demo cannot be written.
+    """
     folder, made_with = inputs.index, os.path.abspath(name)
-    if is_index(folder):
+    fits, writable = _fits(folder, model, made_with), os.access(os.path.dirname(folder) or ".", os.W_OK)
+    if fits and not writable:
         return folder
-    if not os.access(os.path.dirname(folder) or ".", os.W_OK):
+    if not writable:
         folder = os.path.join(stack.enter_context(TemporaryDirectory(prefix="vlp-index-")), "index")
-    build_index(model, inputs.images, folder, made_with)
+    elif is_index(folder) and not fits:
+        log.info("%s is of another model or demo, so its scenes are indexed anew", folder)
+        remove(Path(folder))
+    build_index(model, inputs.images, folder, made_with, quiet=fits)  # what it has is not embedded again
     return folder
+
+
+def _fits(folder: str, model: Model, made_with: str) -> bool:
+    """Whether an index is there that this model, in this folder, made."""
+    if not is_index(folder):
+        return False
+    try:
+        known = read_manifest(folder).model
+        check_model(known, model, folder)
+        return known.name == made_with
+    except UserError:
+        return False

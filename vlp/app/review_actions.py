@@ -4,16 +4,14 @@ import getpass
 import itertools
 import re
 import shlex
-import threading
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from vlp.app.pieces import command_html, note
 from vlp.app.review_curves import threshold_svg
+from vlp.app.review_marks import Marks
 from vlp.app.review_view import card_html, counts_html, suggestion_html
 from vlp.capfilt.review import Review
 from vlp.capfilt.review_export import export_labels
@@ -37,8 +35,7 @@ class ReviewActions:
 
     def __init__(self, review: Review):
         self.review = review
-        self.marks: dict[int, list[str]] = review.verdicts()
-        self.lock = threading.Lock()
+        self.marks = Marks(review)
         self.cards = itertools.count()
         self.order = lru_cache(64)(review.tables.order)
         self.counted = lru_cache(64)(review.tables.counts)
@@ -59,7 +56,7 @@ class ReviewActions:
 
     def start(self, order: RowOrder, rule: str) -> tuple[str, str, str]:
         """The first row of an order without a label; what `show` returns."""
-        self.refresh()
+        self.marks.refresh()
         try:
             rows = self.order(order)
         except (UserError, WorkError) as error:
@@ -87,7 +84,8 @@ class ReviewActions:
             texts = self.review.tables.texts(current)
             kept = self._kept(rule, texts[0]["image"])
             picture = self._picture(current, texts[0]["key"])
-            card = card_html(texts, current, picture, kept, self.marks, rule)
+            marks = {one["id"]: self.marks.of(one["id"]) for one in texts}
+            card = card_html(texts, current, picture, kept, marks, rule)
             return card, self._progress(rows, place), self._shown(place, current)
         except (UserError, WorkError) as error:
             return note(str(error), "error"), "", self._shown(place)
@@ -97,18 +95,17 @@ class ReviewActions:
     ) -> tuple[str, str, str, str]:
         """Keep a verdict on the row that the browser shows, and go on; also returns a note for an error."""
         place, row = _parse_shown(shown)
+        self.marks.refresh()
         if row < 0:
             return ("", *self.show(order, rule, place))
+        reviewer = reviewer or getpass.getuser()
         try:
             rows = self.order(order)
             by = order.name() if 0 <= place < len(rows) and int(rows[place]) == row else "chosen"
-            self.review.label(self.review.tables.text(row), verdict, by, reviewer or getpass.getuser())
+            time = self.review.label(self.review.tables.text(row), verdict, by, reviewer)
         except (UserError, WorkError) as error:
             return (note(str(error), "error"), *self.show(order, rule, place, row))
-        with self.lock:
-            self.marks = (
-                {**self.marks, row: [verdict]} if verdict else {k: v for k, v in self.marks.items() if k != row}
-            )
+        self.marks.add(row, reviewer, verdict, time)
         if not verdict:
             return ("", *self.show(order, rule, place, row))
         return ("", *self.show(order, rule, _next_unlabeled(rows, place, self.marks)))
@@ -116,6 +113,7 @@ class ReviewActions:
     def move(self, shown: str, step: int, order: RowOrder, rule: str) -> tuple[str, str, str]:
         """The next or previous row."""
         place, _ = _parse_shown(shown)
+        self.marks.refresh()
         return self.show(order, rule, max(0, place + step))
 
     def choose(self, shown: str, step: int, order: RowOrder, rule: str) -> tuple[str, str, str]:
@@ -128,11 +126,6 @@ class ReviewActions:
         except (UserError, WorkError) as error:
             return note(str(error), "error"), "", self._shown(place, row)
         return self.show(order, rule, place, ids[(ids.index(row) + step) % len(ids)])
-
-    def refresh(self) -> None:
-        """Read the labels that others added."""
-        with suppress(WorkError):  # `suggest` and `export` name the damage
-            self.marks = self.review.verdicts()
 
     def suggest(self, score: str, precision: float, source: str) -> tuple[str, str, str]:
         """HTML of the suggestion, its rule (empty if there is none), and HTML of the command."""
@@ -200,12 +193,9 @@ class ReviewActions:
             return str(error)
 
     def _progress(self, rows: np.ndarray, place: int) -> str:
-        verdicts = [one for given in self.marks.values() for one in set(given)]
-        accepted = sum(one == "accept" for one in verdicts)
+        labeled, accepted, rejected = self.marks.counts()
         where = f"row {min(place + 1, len(rows)):,} of {len(rows):,}"
-        return note(
-            f"{where} · {len(self.marks):,} labels: {accepted:,} accepted, {len(verdicts) - accepted:,} rejected"
-        )
+        return note(f"{where} · {labeled:,} labels: {accepted:,} accepted, {rejected:,} rejected")
 
 
 def threshold_in(rule: str, score: str) -> float | None:
@@ -229,7 +219,7 @@ def _source(source: str) -> str:
     return "" if source == "all" else source
 
 
-def _next_unlabeled(rows: np.ndarray, place: int, marks: dict[int, Any]) -> int:
+def _next_unlabeled(rows: np.ndarray, place: int, marks: Marks) -> int:
     """The first place after another whose row has no label; the end if there is none."""
     return next((number for number in range(place + 1, len(rows)) if int(rows[number]) not in marks), len(rows))
 

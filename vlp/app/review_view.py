@@ -43,7 +43,7 @@ def card_html(
     current: int,
     picture: bytes | str,
     kept: set[int],
-    marks: Mapping[int, list[str]],
+    marks: Mapping[int, Mapping[str, str]],
     rule: str,
 ) -> str:
     """An image beside all its texts.
@@ -53,7 +53,7 @@ def card_html(
         current: the id of the text that a key labels.
         picture: a JPEG, or the sentence that says why there is none.
         kept: the ids of the texts that the rule keeps.
-        marks: the verdicts on rows, by id.
+        marks: the verdicts on rows, by id and reviewer.
     """
     key = texts[0]["key"]
     if isinstance(picture, bytes):
@@ -61,7 +61,7 @@ def card_html(
     else:
         frame = Markup('<p class="vlp-note vlp-error">{}</p>').format(picture)
     blocks = Markup("").join(
-        _text(one, one["id"] == current, one["id"] in kept, marks.get(one["id"], [])) for one in texts
+        _text(one, one["id"] == current, one["id"] in kept, marks.get(one["id"], {})) for one in texts
     )
     size = f"{texts[0]['width']} × {texts[0]['height']} pixels" if texts[0]["width"] else ""
     return str(
@@ -73,13 +73,14 @@ def card_html(
     )
 
 
-def _text(row: dict[str, Any], current: bool, kept: bool, verdicts: list[str]) -> Markup:
+def _text(row: dict[str, Any], current: bool, kept: bool, verdicts: Mapping[str, str]) -> Markup:
     scores = Markup("").join(
         Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(name, f"{row[name]:.3f}")
         for name in SCORES
         if row.get(name) is not None
     )
-    mark = ", ".join(MARKS[one] for one in dict.fromkeys(verdicts) if one in MARKS)
+    named = len(verdicts) > 1  # by whom, where there are several
+    mark = ", ".join(MARKS[one] + (f" by {who}" if named else "") for who, one in verdicts.items() if one in MARKS)
     return Markup(
         '<li class="vlp-text{}"{}><p class="vlp-head"><span class="vlp-source">{}</span>'
         '<span class="vlp-{}">{}</span>{}</p><p class="vlp-words" lang="">{}</p><dl>{}</dl></li>'

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from vlp.capfilt.review_estimates import (
     LEAST_LABELS,
@@ -20,7 +21,7 @@ from vlp.capfilt.review_estimates import (
     suggest_threshold,
 )
 from vlp.capfilt.review_images import ReviewImages
-from vlp.capfilt.review_labels import LabelStore
+from vlp.capfilt.review_labels import LABELS, LabelStore
 from vlp.capfilt.review_tables import LOWER_IS_BETTER, ReviewTables, RowOrder
 from vlp.data.text_choice import SOURCES
 from vlp.errors import UserError
@@ -62,7 +63,7 @@ class Review:
         self.images.close()
         self.tables.close()
 
-    def label(self, row: dict[str, Any], verdict: str, shown: str, reviewer: str = "") -> None:
+    def label(self, row: dict[str, Any], verdict: str, shown: str, reviewer: str = "") -> int:
         """Keep a verdict.
 
         Args:
@@ -70,12 +71,15 @@ class Review:
             verdict: accept, reject, or empty to take an earlier one back.
             shown: how the row came up: `RowOrder.name()`, or "chosen".
 
+        Returns:
+            The time of the label, in nanoseconds since 1970.
+
         Raises:
             UserError, WorkError: it cannot be written, see `LabelStore.add`.
         """
         shard = Path(self.tables.table_of(row["id"]).shard).name
         values = {name: row.get(name) for name in ("key", "uid", "source", "caption_id", "text")}
-        self.labels.add({**values, "shard": shard, "verdict": verdict, "shown": shown, "reviewer": reviewer})
+        return self.labels.add({**values, "shard": shard, "verdict": verdict, "shown": shown, "reviewer": reviewer})
 
     def label_named(self, name: str, verdict: str, order: RowOrder, reviewer: str = "") -> None:
         """Keep a verdict on the row with a name, see `name`; it is "chosen" if the order does not list it.
@@ -109,13 +113,17 @@ class Review:
 
     def verdicts(self) -> dict[int, list[str]]:
         """The verdicts on each row that has any, by its id."""
-        labels = self.labels.read()
         found: dict[int, list[str]] = defaultdict(list)
-        given = labels["verdict"].to_pylist()
-        matched = self.tables.find(labels, self._any_score())
-        for place, row in zip(matched["place"].to_pylist(), matched["id"].to_pylist(), strict=True):
-            found[row].append(given[place])
+        for row, label in self.rows_of(self.labels.read().to_pylist()):
+            found[row].append(label["verdict"])
         return dict(found)
+
+    def rows_of(self, labels: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
+        """The id of each row that a label is about, with the label; a text that tables repeat has several rows."""
+        if not labels:
+            return []
+        matched = self.tables.find(pa.Table.from_pylist(labels, LABELS), self._any_score())
+        return [(row, labels[one]) for one, row in zip(*(matched[c].to_pylist() for c in ("place", "id")), strict=True)]
 
     def suggest(self, score: str, precision: float, source: str = "") -> tuple[Suggestion, list[ThresholdEstimate]]:
         """A threshold of a score for a wanted precision, and the estimates at every threshold.

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from vlp.errors import UserError, WorkError
 from vlp.files import locked, writing
 
-PARQUET, LOCK = "review.labels.parquet", ".review.lock"
+PARQUET, LOCK, JOURNALS = "review.labels.parquet", ".review.lock", "review.*.jsonl"
 VERDICTS = ("accept", "reject", "")  # "" takes a verdict back
 LABELS = pa.schema(
     [
@@ -65,11 +65,14 @@ class LabelStore:
                 f"Labels cannot be written in {self.folder}, which is read-only; name a folder with --labels."
             )
 
-    def add(self, label: dict[str, Any]) -> None:
+    def add(self, label: dict[str, Any]) -> int:
         """Write a label; after this call neither a crash of the process nor one of the machine loses it.
 
         Args:
             label: the fields of `LABELS` without `time`; a verdict "" takes back the reviewer's earlier one.
+
+        Returns:
+            The `time` of the label.
 
         Raises:
             UserError: the folder is read-only or missing, or the verdict is not one of `VERDICTS`.
@@ -79,7 +82,8 @@ class LabelStore:
             raise UserError(f"{label['verdict']!r} is not a verdict; use accept, reject or an empty one.")
         self.check()
         with self.lock:
-            line = json.dumps({**{name: label.get(name) for name in LABELS.names}, "time": time.time_ns()}) + "\n"
+            now = time.time_ns()
+            line = json.dumps({**{name: label.get(name) for name in LABELS.names}, "time": now}) + "\n"
             try:
                 if self.journal is None:
                     self.journal = self._open_journal()
@@ -88,6 +92,7 @@ class LabelStore:
                 self.journal.flush()
                 os.fsync(self.journal.fileno())
                 self.torn = False
+                return now
             except OSError as error:
                 raise WorkError(
                     f"The label cannot be written in {self.folder}: {error.strerror or error}; it was not kept."
@@ -100,7 +105,7 @@ class LabelStore:
             WorkError: the parquet file is damaged.
         """
         lines = [line for path in self._journals() for line in _read_journal(path)]  # before the parquet file
-        return _last([*self._stored(), *lines])
+        return _last([*self.stored(), *lines])
 
     def compact(self) -> None:
         """Move the lines of ended processes, and of this one if it is closed, into the parquet file.
@@ -116,7 +121,7 @@ class LabelStore:
             with _ended(self._journals()) as ended:
                 if not ended:
                     return
-                rows = [*self._stored(), *(line for path in ended for line in _read_journal(path))]
+                rows = [*self.stored(), *(line for path in ended for line in _read_journal(path))]
                 table = _last(rows, keep_removed=True)
                 with writing(self.folder / PARQUET) as temporary:
                     pq.write_table(table, temporary)
@@ -133,9 +138,10 @@ class LabelStore:
             self.compact()
 
     def _journals(self) -> list[Path]:
-        return sorted(self.folder.glob("review.*.jsonl"))
+        return sorted(self.folder.glob(JOURNALS))
 
-    def _stored(self) -> list[dict[str, Any]]:
+    def stored(self) -> list[dict[str, Any]]:
+        """The labels of the parquet file, also verdicts that were taken back; raises WorkError if it is damaged."""
         path = self.folder / PARQUET
         try:
             return pq.read_table(path).select(LABELS.names).to_pylist()
@@ -190,13 +196,16 @@ def _ended(paths: list[Path]) -> Iterator[list[Path]]:
 
 
 def _read_journal(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a journal; the last one may be torn by a crash."""
     try:
-        lines = path.read_bytes().split(b"\n")
+        return parse_lines(path.read_bytes())
     except OSError:
         return []
+
+
+def parse_lines(lines: bytes) -> list[dict[str, Any]]:
+    """The complete lines of a journal; the last one may be torn by a crash."""
     found = []
-    for line in lines:
+    for line in lines.split(b"\n"):
         with suppress(ValueError):
             label = json.loads(line)
             if isinstance(label, dict) and set(LABELS.names) <= label.keys():

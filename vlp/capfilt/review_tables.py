@@ -29,6 +29,7 @@ SCORES = ("itm", "itc", "clip", "nll")
 LOWER_IS_BETTER = ("nll",)
 LOADED = ("itm", "itc", "clip", "nll", "tokens")  # columns read at the start
 LISTED = 1000  # rows of an order
+FEW = 20  # labels
 MOST_RULES = 1000  # compiled rules in memory
 WORDED = f"trim(text, {quote(SPACES)}) <> ''"
 ROW_BITS = 32  # of a row's id, below the number of its table
@@ -255,6 +256,11 @@ class ReviewTables:
             }
         )
         numbered = labels.append_column("place", pa.array(range(len(labels)), pa.int64()))
+        few = "true"
+        if len(labels) <= FEW:  # constants spare reading the rows of other shards
+            named = set(labels["shard"].to_pylist())
+            numbers = [number for number, one in enumerate(self.tables) if Path(one.shard).name in named]
+            few = f"rows.file_index IN ({', '.join(map(str, numbers)) or -1})"
         cursor = self._cursor()
         cursor.register("given_labels", numbered)
         cursor.register("shard_names", names)
@@ -262,7 +268,7 @@ class ReviewTables:
             f"SELECT place, id, rows.source, {quote_name(score)} AS score FROM given_labels "
             "JOIN shard_names USING (shard) JOIN rows ON rows.file_index = shard_names.file_index "
             "AND rows.key = given_labels.key AND rows.source = given_labels.source "
-            "AND identity = hash(coalesce(given_labels.uid, ''), given_labels.text) ORDER BY place, id"
+            f"AND identity = hash(coalesce(given_labels.uid, ''), given_labels.text) WHERE {few} ORDER BY place, id"
         ).to_arrow_table()
 
     def _check(self, order: RowOrder) -> None:
