@@ -144,6 +144,9 @@ class ObjectiveConfig:
     # pretrain, retrieval: negatives of each image that ITM gets beside those of the batch, made of the image's captions
     # by swapping spans and replacing words; 0: none
     altered_texts: Annotated[int, Range(0, 64)] = 0
+    # retrieval: negatives of an image that ITM gets from `wrong_texts` of the sample's JSON, such as the texts that
+    # reviewers rejected; at most this many of an image in a step; 0: none
+    wrong_texts: Annotated[int, Range(0, 64)] = 0
     gradient_cache: Natural = 0  # contrastive: images whose activations are in memory at once; 0: those of a batch
 
 

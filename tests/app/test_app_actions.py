@@ -65,7 +65,10 @@ def test_reviewers_see_each_other_on_the_next_move(tmp_path, web_scenes):
         assert label(0, "accept", first, "ann").split(":")[0] == "2"  # bob labeled the second row
         label(1, "", first, "bob")  # takes back only his own
         assert "label: accepted<" in pages[0].move(first, 0, order, "itm >= 0")[0]
+        assert "--labels" not in pages[0].list_command(order)
         assert "label: accepted<" in pages[1].move(first, 0, order, "itm >= 0")[0]
+    with closing(Review(str(tmp_path / "web"), str(tmp_path / "my labels"))) as elsewhere:
+        assert "--labels &#39;" in ReviewActions(elsewhere).list_command(order)
 
 
 def test_runs_are_found_named_apart_and_drawn(runs, tmp_path):

@@ -70,6 +70,9 @@ def current_text(page):
 @needs_browser
 def test_twenty_rows_by_keyboard_a_reload_and_an_export(page, served):
     _, folder = served
+    for tab in ("Runs", "Review CapFilt"):  # keys work after a click on a tab
+        page.get_by_role("tab", name=tab).click()
+    page.wait_for_selector("#vlp-review-card .vlp-card")
     said = []
     for number in range(20):
         text, key = current_text(page), "a" if number % 3 else "r"

@@ -128,6 +128,8 @@ def test_labels_give_a_threshold_a_rule_and_an_export(review, tmp_path, capsys):
     assert (counts.accepted, counts.rejected) == (len(accepted), 81 - len(accepted))
     samples = list(iterate_samples(str(tmp_path / "out" / "*.tar")))
     assert sorted(text for one in samples for text in one.captions) == sorted(rows[row]["text"] for row in accepted)
+    wrong = [rows[row]["text"] for row in shown if rows[row]["itm"] < 0.6]
+    assert sorted(text for one in samples for text in one.info["wrong_texts"]) == sorted(wrong)
     texts, labels = _read_pairs(tmp_path / "out" / "pairs.tsv")
     assert sum(map(sum, labels.values())) == len(accepted) and sum(map(len, labels.values())) == 81
     assert all((tmp_path / "out" / "images" / name).is_file() for name in texts)

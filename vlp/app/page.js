@@ -10,8 +10,9 @@
     const id = KEYS[event.key.toLowerCase()];
     const button = id && document.getElementById(id);
     if (!button || !button.offsetParent || event.ctrlKey || event.altKey || event.metaKey) return;
-    const inRange = event.target.matches("input[type=range]") && event.key.length === 1;
-    if (event.target.closest(WIDGETS) && !inRange) return;
+    // Sliders, tabs and lists take arrow keys, but no letters.
+    const free = event.key.length === 1 && event.target.matches("input[type=range], input[readonly], [role=tab]");
+    if (event.target.closest(WIDGETS) && !free) return;
     event.preventDefault();
     if (waits || event.repeat) return;
     waits = true;
@@ -26,6 +27,9 @@
       }
     }, 15);
     button.click();
+  });
+  document.addEventListener("click", (event) => { // a tab that the mouse chose leaves the arrow keys to the review
+    if (event.detail && event.target.closest("[role=tab]")) document.activeElement.blur();
   });
   document.addEventListener("click", async (event) => {
     const button = event.target.closest(".vlp-copy");

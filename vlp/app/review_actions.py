@@ -157,8 +157,9 @@ class ReviewActions:
         said = f"{counts.accepted} accepted and {counts.rejected} rejected texts are in {target}."
         if counts.skipped:
             said += f" {sum(counts.skipped.values())} images could not be read."
-        train = f"vlp finetune configs/retrieval.yaml start_from=FILTER 'data.sources=[{{shards: \"{target}/*.tar\"}}]'"
-        return note(said), command + command_html(train, "Finetune the filter on the accepted pairs")
+        train = "vlp finetune configs/retrieval.yaml start_from=FILTER objective.wrong_texts=4 "
+        train += f"'data.sources=[{{shards: \"{target}/*.tar\"}}]'"
+        return note(said), command + command_html(train, "Finetune the filter on the labels")
 
     def list_command(self, order: RowOrder) -> str:
         """HTML of the command that lists and labels the rows of an order."""
@@ -173,7 +174,9 @@ class ReviewActions:
 
     def _command(self, given: str, source: str = "") -> str:
         tables = " ".join(map(shlex.quote, self.review.patterns))
-        return f"vlp capfilt review {tables} {given}{f' --source {source}' if source else ''}{self._also()}"
+        chosen = self.review.chosen_folder
+        labels = f" --labels {shlex.quote(chosen)}" if chosen else ""
+        return f"vlp capfilt review {tables} {given}{f' --source {source}' if source else ''}{labels}{self._also()}"
 
     def _also(self) -> str:
         """The options that name the other tables."""

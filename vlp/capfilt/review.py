@@ -54,7 +54,7 @@ class Review:
         if not labels and is_remote(first):
             self.tables.close()
             raise UserError(f"{first} is remote; name a local folder for the labels with --labels.")
-        self.folder = labels or os.path.dirname(first) or "."
+        self.chosen_folder, self.folder = labels, labels or os.path.dirname(first) or "."
         self.labels = LabelStore(self.folder)
 
     def close(self) -> None:

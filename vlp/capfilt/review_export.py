@@ -1,10 +1,11 @@
-"""Writes reviewers' labels as data for the filter: shards of accepted pairs, and all labeled pairs for evaluation."""
+"""Writes reviewers' labels as data for the filter: shards of right and wrong texts, and all pairs for evaluation."""
 
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vlp.capfilt.review import Review
+from vlp.data.examples_matching import WRONG_TEXTS
 from vlp.data.shard_index import IMAGE_EXTENSIONS
 from vlp.data.shard_writer import ShardWriter
 from vlp.errors import UserError
@@ -28,9 +29,9 @@ class ExportCounts:
 def export_labels(review: Review, output: str, quiet: bool = False) -> ExportCounts:
     """Write a new folder.
 
-    OUTPUT/*.tar: the images with an accepted text and their accepted texts, which `vlp finetune configs/retrieval.yaml`
-    reads to finetune the filter. That task draws its wrong pairs from the batch, so rejected texts are not in it; they
-    stand in the JSON of the samples as `rejected`.
+    OUTPUT/*.tar: the images with their accepted texts as captions, and their rejected ones as `wrong_texts` of the
+    JSON, which `vlp finetune configs/retrieval.yaml objective.wrong_texts=4` learns to tell apart. An image all of
+    whose texts were rejected has no caption.
     OUTPUT/pairs.tsv and OUTPUT/images: all labeled pairs, which `vlp evaluate matching` reads to score a filter.
 
     Raises:
@@ -78,9 +79,9 @@ def _export_image(
     counts.images += 1
     counts.accepted += len(listed["accept"])
     counts.rejected += len(listed["reject"])
-    if listed["accept"]:
-        info = {**sample.info, "captions": listed["accept"], "rejected": listed["reject"]}
-        writer.write(name, sample.image, extension, listed["accept"][0]["text"], info)
+    wrong = [one["text"] for one in listed["reject"]]
+    info = {**sample.info, "captions": listed["accept"], WRONG_TEXTS: wrong}
+    writer.write(name, sample.image, extension, listed["accept"][0]["text"] if listed["accept"] else None, info)
     labels = {"accept": "match", "reject": "no-match"}
     return [
         f"{name}.{extension}\t{' '.join(one['text'].split())}\t{labels[verdict]}"

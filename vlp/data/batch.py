@@ -36,6 +36,9 @@ class Batch(DeviceBatch):
         image_hashes: int64 [batch]; equal where shard and key are equal.
         texts: the cleaned captions, for people.
         image_index: int64 [texts], the image of each caption; None where all images have equally many.
+        captioned: bool [batch], False for an image that has no caption and a wrong text in its place; None: all have.
+        wrong_ids, wrong_mask: int64 and bool [wrong, tokens], wrong texts of images beside those; ids begin with [ENC].
+        wrong_images: int64 [wrong], their images. These three are None where there are none.
     """
 
     text_ids: Tensor
@@ -44,6 +47,10 @@ class Batch(DeviceBatch):
     image_hashes: Tensor
     texts: list[str]
     image_index: Tensor | None = None
+    captioned: Tensor | None = None
+    wrong_ids: Tensor | None = None
+    wrong_mask: Tensor | None = None
+    wrong_images: Tensor | None = None
 
 
 @dataclass

@@ -18,10 +18,12 @@ def contrastive_targets(twin_similarities: Tensor, positives: Tensor, alpha: flo
     return alpha * twin_similarities.softmax(dim=1) + (1 - alpha) * truth
 
 
-def contrastive_loss(similarities: Tensor, targets: Tensor) -> Tensor:
+def contrastive_loss(similarities: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
     """The mean over rows of the cross-entropy between similarities and soft targets, both [rows, columns].
 
-    Similarities are divided by the temperature. Absent columns have similarity -inf and must have target 0.
+    Similarities are divided by the temperature. Absent columns have similarity -inf and must have target 0. `weights`
+    is float32 [rows]; None: each row has weight 1.
     """
     log_probabilities = similarities.log_softmax(dim=1)
-    return -(targets * log_probabilities.masked_fill(targets == 0, 0.0)).sum(dim=1).mean()
+    losses = -(targets * log_probabilities.masked_fill(targets == 0, 0.0)).sum(dim=1)
+    return losses.mean() if weights is None else (losses * weights).mean()

@@ -7,6 +7,7 @@ from vlp.config import RunConfig
 from vlp.data.examples import CaptionExamples, Examples
 from vlp.data.examples_classification import LabelExamples
 from vlp.data.examples_contrastive import ContrastiveExamples
+from vlp.data.examples_matching import MatchingExamples
 from vlp.data.examples_nlvr2 import Nlvr2Examples
 from vlp.data.examples_references import ReferenceExamples
 from vlp.data.examples_visdial import DialogExamples
@@ -42,6 +43,13 @@ def _captions(config: RunConfig, tokenizer: CaptionTokenizer) -> CaptionExamples
     return CaptionExamples(tokenizer, data.max_tokens, config.objective.prompt, data.texts_per_image)
 
 
+def _matches(config: RunConfig, tokenizer: CaptionTokenizer) -> CaptionExamples:
+    data, objective = config.data, config.objective
+    if not objective.wrong_texts:
+        return _captions(config, tokenizer)
+    return MatchingExamples(tokenizer, data.max_tokens, objective.prompt, data.texts_per_image, objective.wrong_texts)
+
+
 def _dialogs(config: RunConfig, tokenizer: CaptionTokenizer) -> DialogExamples:
     data = config.data
     return DialogExamples(tokenizer, data.max_tokens, data.texts_per_image, data.false_answers)
@@ -58,7 +66,7 @@ def _contrastive(config: RunConfig, tokenizer: CaptionTokenizer) -> ContrastiveE
 EXAMPLES: dict[str, Callable[[RunConfig, Any], Examples]] = {
     "pretrain": _captions,
     "captioning": _captions,
-    "retrieval": _captions,
+    "retrieval": _matches,
     "visdial": _dialogs,
     "nlvr2": lambda config, tokenizer: Nlvr2Examples(tokenizer, config.data.max_tokens),
     "self_critical": lambda config, tokenizer: ReferenceExamples(),

@@ -79,7 +79,8 @@ class Alignment(nn.Module):
         """The losses `itc` and `itm`, and the metrics `itm_accuracy` (of pairs in the batch) and `temperature`.
 
         With `objective.altered_texts`, ITM also tells altered captions from true ones, whose metric is
-        `altered_accuracy`.
+        `altered_accuracy`. With `objective.wrong_texts`, it also tells the wrong texts of an image from true ones; an
+        image without a caption has no part in ITC but as a negative of others.
 
         Args:
             model: the online model.
@@ -97,7 +98,18 @@ class Alignment(nn.Module):
         texts = gather_texts(table.spread(ids), table.spread(mask))  # of all processes
         logits, counted = self._match(model, batch, table, texts, image_tokens, memory, hard_texts, hard_images)
         labels = (torch.arange(len(logits), device=logits.device) < len(batch.text_ids)).long()  # positives come first
+        if batch.captioned is not None:
+            labels[: len(batch.text_ids)] = batch.captioned[table.images].long()
         total, right, pairs = matching_loss(logits, labels, counted)
+        if batch.wrong_ids is not None and batch.wrong_mask is not None:
+            logits = model.match_logits(batch.wrong_ids, batch.wrong_mask, memory, batch.wrong_images)
+            none = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+            total, right, pairs = (
+                one + other
+                for one, other in zip(
+                    (total, right, pairs), matching_loss(logits, none, torch.ones_like(none).bool()), strict=True
+                )
+            )
         pairs = all_sum(pairs)
         metrics = {
             "itm_accuracy": right * world_size() / pairs.clamp(min=1),
@@ -128,7 +140,10 @@ class Alignment(nn.Module):
         own = numbers[rank() * len(images) :][: len(images)]
         text_places = table.places + rank() * len(table.filled)
 
-        image_rows = Rows(images, twin_images, own, own, batch.image_hashes, text_hashes.view(-1, each)[own])
+        image_weights, text_weights = _row_weights(batch, table)
+        image_rows = Rows(
+            images, twin_images, own, own, batch.image_hashes, text_hashes.view(-1, each)[own], image_weights
+        )
         text_rows = Rows(
             texts,
             twin_texts,
@@ -136,6 +151,7 @@ class Alignment(nn.Module):
             own[table.images],
             batch.image_hashes[table.images],
             batch.text_hashes[:, None],
+            text_weights,
         )
         text_columns = _columns(
             self.text_queue,
@@ -243,6 +259,16 @@ class Alignment(nn.Module):
         wanted = torch.full_like(table.source, rank() * (len(table.filled) // self.texts_per_image))
         wanted[table.places] = hard_image
         return wanted
+
+
+def _row_weights(batch: Batch, table: TextTable) -> tuple[Tensor | None, Tensor | None]:
+    """The weights of images and of texts in ITC: 0 where the text is a wrong one, else equal, with mean 1 over all."""
+    if batch.captioned is None:
+        return None, None
+    kept = [one.float() for one in (batch.captioned, batch.captioned[table.images])]
+    counts = [count for one in kept for count in (torch.full_like(one[0], len(one)), one.sum())]
+    images, kept_images, texts, kept_texts = all_sum(torch.stack(counts)).unbind()
+    return kept[0] * (images / kept_images.clamp(min=1)), kept[1] * (texts / kept_texts.clamp(min=1))
 
 
 def _columns(

@@ -24,6 +24,7 @@ class Rows:
         images: int64 [rows], the number of each row's image in the batch of all processes.
         image_hashes: int64 [rows], equal where images are.
         text_hashes: int64 [rows, texts], of a text, or of all texts of an image; equal where texts are.
+        weights: float32 [rows], of each row in the loss; None: 1.
     """
 
     features: Tensor
@@ -32,10 +33,13 @@ class Rows:
     images: Tensor
     image_hashes: Tensor
     text_hashes: Tensor
+    weights: Tensor | None = None
 
     def part(self, start: int, stop: int) -> "Rows":
         """Some of the rows."""
-        return Rows(*(getattr(self, name)[start:stop] for name in self.__dataclass_fields__))
+        weights = None if self.weights is None else self.weights[start:stop]
+        names = [name for name in self.__dataclass_fields__ if name != "weights"]
+        return Rows(*(getattr(self, name)[start:stop] for name in names), weights=weights)
 
 
 @dataclass
@@ -105,4 +109,4 @@ def _contrast(
                 forbidden |= mine[:, None] == theirs
         noise = uniform_noise(seed, rows.numbers, everyone)
         drawn, found = draw_hard_negatives(similarities[:, :everyone], forbidden, noise, negatives)
-    return contrastive_loss(similarities, targets), drawn, found
+    return contrastive_loss(similarities, targets, rows.weights), drawn, found

@@ -61,6 +61,8 @@ def check_config(config: RunConfig) -> None:
         raise UserError(
             f"objective.altered_texts is for tasks pretrain and retrieval; leave it out for task {config.task}."
         )
+    if config.objective.wrong_texts and config.task != "retrieval":
+        raise UserError(f"objective.wrong_texts is for task retrieval; leave it out for task {config.task}.")
     if config.stop_after and not config.best_by:
         raise UserError("stop_after needs best_by; name the score of validation that must get better.")
     if config.best_by and not config.evaluate_every:
