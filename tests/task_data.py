@@ -1,4 +1,4 @@
-"""A folder with small data for every evaluation."""
+"""A folder with small data for every evaluation, and images with wrong texts."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ from videos import gray_frames, write_video
 
 from vlp.data.shard_writer import ShardWriter
 from vlp.data.shards import iterate_samples
+from vlp.demo.scenes import make_sample
 
 
 def write_task_data(folder: Path, scenes: Path) -> None:
@@ -58,3 +59,13 @@ def _numbered(info: dict, number: int) -> dict:
     if "label" in info:
         info["label"] = number % 2 == 0
     return info | {"image_id": number}
+
+
+def write_judged(folder) -> str:
+    """Shards of 16 images: with captions and wrong texts, with captions alone, and with wrong texts alone."""
+    with ShardWriter(folder) as writer:
+        for number in range(16):
+            wrong = [f"a wrong text {number} {one}" for one in range(3)] if number % 3 else []
+            info = {"captions": [] if number % 3 == 2 else [f"a true text {number}"], "wrong_texts": wrong}
+            writer.write(f"{number:03d}", make_sample(number, "human", 0.0, 32, 7)[0], "png", None, info)
+    return f"{folder}/*.tar"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.labelled_data import write_shards
+from tests.task_data import write_judged
 from vlp.config import PRETRAINING
 from vlp.config_reader import save_config
 from vlp.demo.vqa_scenes import make_vqa_scenes
@@ -31,7 +32,7 @@ LEVERS = [
     [
         ("pretrain", 2, ["batch_size=8", "accumulation=2", "activation_checkpointing=true"]),
         ("pretrain", 3, ["optim={name: muon, layer_decay: 0.9, clip_norm: 1, average: 0.9, warmup_steps: 2}"]),
-        ("retrieval", 2, []),
+        ("retrieval", 2, ["objective.wrong_texts=2"]),
         ("pretrain", 3, ["data.texts_per_image=3", *LEVERS]),
         ("captioning", 2, []),
         ("self_critical", 2, ["objective.reward_samples=2", "data.max_tokens=8"]),
@@ -49,6 +50,8 @@ def test_several_processes_equal_one(run_config, tmp_path, captioned, task, proc
         shards = write_shards(tmp_path / "shards", 24)
         more = [*more, f"data.sources=[{{shards: '{shards}'}}]", "tokenizer=''", "model={network: classifier}"]
         more += ["model.image_encoder={image_size: 16, patch_size: 8, width: 32, layers: 2, heads: 2}"]
+    if task == "retrieval":
+        more = [*more, f"data.sources=[{{shards: '{write_judged(tmp_path / 'judged')}'}}]"]
     if task == "pretrain" and "data.texts_per_image=3" in more:
         more = [*more, f"data.sources=[{{shards: '{captioned}/*.tar'}}]"]
     common = f"task={task}", "objective.queue_size=20", "batch_size=6", *more

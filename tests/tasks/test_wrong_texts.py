@@ -6,12 +6,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.task_data import write_judged
 from vlp.data.examples import CaptionExamples
 from vlp.data.examples_matching import MatchingExamples
 from vlp.data.loader import training_loader
-from vlp.data.shard_writer import ShardWriter
 from vlp.data.tokenizer import load_tokenizer
-from vlp.demo.scenes import make_sample
 from vlp.errors import UserError
 from vlp.tasks import alignment, build_examples, build_task
 from vlp.training.loop import train
@@ -20,15 +19,7 @@ from vlp.training.model_setup import build_model
 
 @pytest.fixture
 def judged(tmp_path):
-    """16 images: with captions and wrong texts, with captions alone, and with wrong texts alone."""
-    with ShardWriter(tmp_path / "judged") as writer:
-        for number in range(16):
-            image = make_sample(number, "human", 0.0, 32, 7)[0]
-            wrong = [f"a wrong text {number} {one}" for one in range(3)] if number % 3 else []
-            captioned = number % 3 != 2
-            info = {"captions": [f"a true text {number}"] if captioned else [], "wrong_texts": wrong}
-            writer.write(f"{number:03d}", image, "png", None, info)
-    return f"data.sources=[{{shards: '{tmp_path}/judged/*.tar'}}]"
+    return f"data.sources=[{{shards: '{write_judged(tmp_path / 'judged')}'}}]"
 
 
 def first_batch(config, seed=1):

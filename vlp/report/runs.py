@@ -159,4 +159,6 @@ def _is_number(value: object) -> bool:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+    if value is None or isinstance(value, int):
+        return "–" if value is None else f"{value:,}"
+    return f"{value:.4f}" if abs(value) >= 0.001 or not value else f"{value:.2e}"
