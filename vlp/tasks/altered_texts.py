@@ -16,7 +16,8 @@ from torch import Tensor
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.losses.matching import uniform_noise
 
-SWAPS = 32  # random swaps of a caption, of which the best is taken
+SWAPS = 96  # random swaps of a caption, of which the best is taken
+FINALISTS = 8  # the best swaps, of which the first is taken that equals no caption of the image
 REPLACEMENTS = 16  # random replacements, of which the first possible one is taken
 LONGEST_SPAN = 3  # words
 NOTHING = 2**62  # a key that no words have
@@ -148,19 +149,43 @@ def _swap(bank: TextBank, texts: Texts, noise: Tensor, refused: Tensor) -> tuple
     left, right = torch.minimum(one, two), torch.maximum(one, two)
     rooms = ((right - left).clamp(min=1), count - right + 1)  # words up to the second span, and up to the end
     lengths = [1 + (noise[:, 2 + n] * room.clamp(max=LONGEST_SPAN)).long() for n, room in enumerate(rooms)]
-    possible = (left < right) & (right <= count)
     borders = torch.stack([left, left + lengths[0], right, right + lengths[1]], dim=-1)  # [n, swaps, 4]
-    part = (texts.words[:, None, :, None] >= borders[:, :, None]).sum(dim=-1)  # [n, swaps, tokens], 0 to 4
+    score = torch.where((left < right) & (right <= count), _unseen(bank, texts, borders) + noise[:, 4], float("inf"))
+    score, best = score.topk(FINALISTS, dim=1, largest=False)  # [n, finalists]
+    borders = borders.gather(1, best[..., None].expand(-1, -1, 4))
+    part = (texts.words[:, None, :, None] >= borders[:, :, None]).sum(dim=-1)  # [n, finalists, tokens], 0 to 4
     order = part.new_tensor([0, 3, 2, 1, 4])[part]  # the second span comes first
     places = torch.arange(order.shape[-1], device=order.device)
     sources = (order * len(places) + places).argsort(dim=-1)
-    ids = texts.ids[:, None].expand(-1, SWAPS, -1).gather(2, sources)
+    ids = texts.ids[:, None].expand(-1, FINALISTS, -1).gather(2, sources)
     mask = texts.mask[:, None].expand_as(ids)
-    keys = torch.where(mask[..., 1:], ids[..., :-1] * bank.vocabulary + ids[..., 1:], NOTHING)
-    unseen = (~_contains(bank.pairs, keys) & mask[..., 1:]).sum(dim=-1)  # neighbors that no caption has
-    possible &= ~_is_refused(ids, mask, refused)
-    best = torch.where(possible, unseen + noise[:, 4], float("inf")).argmin(dim=1, keepdim=True)
-    return _pick(best, ids), _pick(best, mask), possible.any(dim=1)
+    return _first(score.isfinite() & ~_is_refused(ids, mask, refused), ids, mask)
+
+
+def _unseen(bank: TextBank, texts: Texts, borders: Tensor) -> Tensor:
+    """How many neighbors of each swap no caption has: int64 [n, swaps], 0 to 4.
+
+    Args:
+        borders: int64 [n, swaps, 4], the first word of each of two spans and the word behind it.
+    """
+    length = texts.ids.shape[1]
+    words = torch.arange(1, length + 1, device=borders.device).expand(len(texts.words), -1).contiguous()
+    starts = torch.searchsorted(texts.words, words)  # [n, words], the place of each word; words[n] never falls
+    places = starts.gather(1, (borders - 1).flatten(1).clamp(max=length - 1)).view_as(borders).clamp(max=length - 1)
+
+    def token(border: int, offset: int = 0) -> Tensor:
+        return texts.ids.gather(1, (places[..., border] + offset).clamp(min=0))  # [n, swaps]
+
+    adjacent = borders[..., 1] == borders[..., 2]
+    keys = [
+        token(0, -1) * bank.vocabulary + token(2),
+        token(3, -1) * bank.vocabulary + torch.where(adjacent, token(0), token(1)),
+        token(2, -1) * bank.vocabulary + token(0),  # what stands between the spans, and the first one
+        token(1, -1) * bank.vocabulary + token(3),
+    ]
+    unseen = ~_contains(bank.pairs, torch.stack(keys, dim=-1))  # [n, swaps, 4]
+    unseen[..., 2] &= ~adjacent
+    return unseen.sum(dim=-1)
 
 
 def _replace(bank: TextBank, texts: Texts, noise: Tensor, refused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -187,8 +212,7 @@ def _replace(bank: TextBank, texts: Texts, noise: Tensor, refused: Tensor) -> tu
     ids = torch.where(inside, bank.texts.ids[text].gather(2, theirs), own_ids)
     mask = places < total[..., None]
     possible = here.any(dim=-1) & (found > 0) & (total <= length) & ~_is_refused(ids, mask, refused)
-    best = possible.long().argmax(dim=1, keepdim=True)  # the first possible one
-    return _pick(best, ids), _pick(best, mask), possible.any(dim=1)
+    return _first(possible, ids, mask)
 
 
 def _contains(ordered: Tensor, keys: Tensor) -> Tensor:
@@ -201,6 +225,7 @@ def _is_refused(ids: Tensor, mask: Tensor, refused: Tensor) -> Tensor:
     return (text_keys(ids, mask)[..., None] == refused[:, None]).any(dim=-1)
 
 
-def _pick(best: Tensor, values: Tensor) -> Tensor:
-    """One candidate of each row: int64 [n, 1], [n, candidates, tokens] -> [n, tokens]."""
-    return values.gather(1, best[..., None].expand(-1, 1, values.shape[-1]))[:, 0]
+def _first(possible: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The first possible candidate of each text: bool [n, candidates], [n, candidates, tokens]; as `alter_texts`."""
+    first = possible.long().argmax(dim=1)[:, None, None].expand(-1, 1, ids.shape[-1])
+    return ids.gather(1, first)[:, 0], mask.gather(1, first)[:, 0], possible.any(dim=1)
