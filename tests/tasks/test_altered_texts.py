@@ -60,7 +60,7 @@ def test_an_alteration_swaps_two_spans_or_replaces_a_word_by_one_between_the_sam
                 relations += 1
                 flips += after in ((before[0], INVERSE[before[1]]), (before[0][::-1], before[1]))
     assert 0.4 < kinds[True] / kinds.total() < 0.6
-    assert flips / relations > 0.08  # the relations that ITM should learn to read
+    assert flips / relations > 0.2  # the relations that ITM should learn to read
 
 
 def words_of(tokenizer, ids, mask) -> list[str]:

@@ -1,9 +1,11 @@
 """Altered captions, hard negatives of ITM that no batch holds: a caption with another order or another word.
 
-Half of them swap two spans of one to three words of the caption, the rest replace a word by one that stands between the
-same two neighbors in another caption of the batch. Both read word starts and neighbors alone, so they work in any
-language. Of many random swaps one is taken whose neighbors mostly occur in the batch's captions, because a swap that
-reads badly would be recognized without the image (Hsieh et al. 2023). All of it happens on the device, without waiting.
+Every second one swaps two spans of one to four words of the caption, the others replace a word by one that stands
+between the same two neighbors in another caption of the batch. Both read word starts and neighbors alone, so they work
+in any language. Of many random swaps one is taken whose neighbors mostly occur in the batch's captions, because a swap
+that reads badly would be recognized without the image (Hsieh et al. 2023). Among those that read well, one that moves
+many words is taken: whole phrases change places, so that ITM must read who does what to whom, not which words occur.
+All of it happens on the device, without waiting.
 
 An alteration may still be true: "a red one and a blue one" with its colors swapped, or a word replaced by a synonym.
 """
@@ -16,10 +18,10 @@ from torch import Tensor
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.losses.matching import uniform_noise
 
-SWAPS = 96  # random swaps of a caption, of which the best is taken
+SWAPS = 256  # random swaps of a caption, of which the best is taken
 FINALISTS = 8  # the best swaps, of which the first is taken that equals no caption of the image
 REPLACEMENTS = 16  # random replacements, of which the first possible one is taken
-LONGEST_SPAN = 3  # words
+LONGEST_SPAN = 4  # words
 NOTHING = 2**62  # a key that no words have
 
 
@@ -113,6 +115,8 @@ def alter_texts(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One alteration of each of some texts of a bank; seed and number decide everything that is random.
 
+    Those with even numbers swap, the others replace, if they can.
+
     Args:
         rows: int64 [n], texts of the bank.
         numbers: int64 [n], of the alterations among those of all processes.
@@ -122,14 +126,14 @@ def alter_texts(
         ids, mask: int64 and bool [n, tokens].
         exists: bool [n], False where a text has no alteration.
     """
-    noise = uniform_noise(seed, numbers, 1 + 5 * SWAPS + 2 * REPLACEMENTS)  # [n, columns]
-    swap_noise = noise[:, 1 : 1 + 5 * SWAPS].unflatten(1, (5, SWAPS))
-    replace_noise = noise[:, 1 + 5 * SWAPS :].unflatten(1, (2, REPLACEMENTS))
+    noise = uniform_noise(seed, numbers, 2 * SWAPS + 2 * REPLACEMENTS)  # [n, columns]
+    swap_noise = noise[:, : 2 * SWAPS].unflatten(1, (2, SWAPS))
+    replace_noise = noise[:, 2 * SWAPS :].unflatten(1, (2, REPLACEMENTS))
     texts = bank.texts.rows(rows)
     others = text_keys(bank.texts.ids, bank.texts.mask)[refused]  # [n, texts]
     swapped, swapped_mask, swaps = _swap(bank, texts, swap_noise, others)
     replaced, replaced_mask, replaces = _replace(bank, texts, replace_noise, others)
-    takes_swap = swaps & ((noise[:, 0] < 0.5) | ~replaces)
+    takes_swap = swaps & ((numbers % 2 == 0) | ~replaces)
     ids = torch.where(takes_swap[:, None], swapped, replaced)
     return ids, torch.where(takes_swap[:, None], swapped_mask, replaced_mask), swaps | replaces
 
@@ -143,15 +147,18 @@ def text_keys(ids: Tensor, mask: Tensor) -> Tensor:
 
 
 def _swap(bank: TextBank, texts: Texts, noise: Tensor, refused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Each text with two of its spans swapped; noise [n, 5, swaps]; returns as `alter_texts`."""
+    """Each text with two of its spans swapped; noise [n, 2, swaps]; returns as `alter_texts`."""
     count = texts.starts.sum(dim=1, keepdim=True)  # [n, 1]
-    one, two = (1 + (noise[:, number] * count).long() for number in (0, 1))  # first words of the spans, [n, swaps]
-    left, right = torch.minimum(one, two), torch.maximum(one, two)
-    rooms = ((right - left).clamp(min=1), count - right + 1)  # words up to the second span, and up to the end
-    lengths = [1 + (noise[:, 2 + n] * room.clamp(max=LONGEST_SPAN)).long() for n, room in enumerate(rooms)]
-    borders = torch.stack([left, left + lengths[0], right, right + lengths[1]], dim=-1)  # [n, swaps, 4]
-    score = torch.where((left < right) & (right <= count), _unseen(bank, texts, borders) + noise[:, 4], float("inf"))
-    score, best = score.topk(FINALISTS, dim=1, largest=False)  # [n, finalists]
+    one, two, chance = _digits(noise[:, 0], count, count)  # [n, swaps], as all that follows
+    left, right = 1 + torch.minimum(one, two), 1 + torch.maximum(one, two)  # first words of the spans
+    most = (right - left).clamp(1, LONGEST_SPAN), (count - right + 1).clamp(1, LONGEST_SPAN)  # before the other, or end
+    equal, before, rest = _digits(noise[:, 1], most[0].new_tensor(2), most[0])
+    before, behind = 1 + before, 1 + (rest * most[1]).long()  # words of the spans
+    behind = torch.where(equal.bool(), torch.minimum(before, most[1]), behind)
+    borders = torch.stack([left, left + before, right, right + behind], dim=-1)  # [n, swaps, 4]
+    # Of those that read equally well, one that moves many words comes first. Chance decides among equals.
+    score = _unseen(bank, texts, borders) - (before + behind) / (2 * LONGEST_SPAN + 1) + chance / (2 * LONGEST_SPAN + 1)
+    score, best = torch.where(left < right, score, float("inf")).topk(FINALISTS, dim=1, largest=False)
     borders = borders.gather(1, best[..., None].expand(-1, -1, 4))
     part = (texts.words[:, None, :, None] >= borders[:, :, None]).sum(dim=-1)  # [n, finalists, tokens], 0 to 4
     order = part.new_tensor([0, 3, 2, 1, 4])[part]  # the second span comes first
@@ -160,6 +167,16 @@ def _swap(bank: TextBank, texts: Texts, noise: Tensor, refused: Tensor) -> tuple
     ids = texts.ids[:, None].expand(-1, FINALISTS, -1).gather(2, sources)
     mask = texts.mask[:, None].expand_as(ids)
     return _first(score.isfinite() & ~_is_refused(ids, mask, refused), ids, mask)
+
+
+def _digits(noise: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Split random numbers in [0, 1) into a digit below `first`, one below `second`, and what remains in [0, 1)."""
+    digits = []
+    for size in (first, second):
+        digit = (noise * size).floor()
+        noise = noise * size - digit
+        digits.append(digit.long())
+    return digits[0], digits[1], noise
 
 
 def _unseen(bank: TextBank, texts: Texts, borders: Tensor) -> Tensor:
