@@ -22,8 +22,9 @@ SPEEDS = Speeds(
 def test_estimates_are_amounts_times_speeds():
     seconds = stage_seconds(SPEEDS, FULL)
     assert seconds["data"] == pytest.approx(21.5)
-    assert seconds["noisy"] == seconds["bootstrapped"] == pytest.approx(2 + 1400 * 0.2)
-    assert (seconds["captioner"], seconds["filter"]) == pytest.approx((2 + 1200 * 0.1, 2 + 600 * 0.15))
+    assert seconds["noisy"] == seconds["bootstrapped"] == pytest.approx(2 + FULL.pretrain_steps * 0.2)
+    finetunings = 2 + FULL.captioner_steps * 0.1, 2 + FULL.filter_steps * 0.15
+    assert (seconds["captioner"], seconds["filter"]) == pytest.approx(finetunings)
     assert seconds["capfilt"] == pytest.approx(16_000 * 0.02 + 5)
     assert seconds["scores"] == pytest.approx(2 * 500 * 0.05)
 

@@ -41,9 +41,8 @@ def test_a_contact_sheet_shows_every_picture():
 
 def test_the_demo_page_is_whole_and_loads_nothing(tmp_path):
     scores = {"itc_t2i_r1": 0.2, "i2t_r1": 0.5, "t2i_r1": 0.25, "caption_exact": 0.125}
-    quality = dict.fromkeys(
-        ("filter_auc", "web_texts_kept_right", "web_texts_kept_wrong", "synthetic_kept", "synthetic_exact"), 0.75
-    )
+    names = "filter_auc web_wrong_dropped filter_relation_itm_auc web_texts_kept_right web_texts_kept_wrong"
+    quality = dict.fromkeys([*names.split(), "synthetic_kept", "synthetic_exact"], 0.75)
     results = {"noisy": scores, "bootstrapped": {**scores, "t2i_r1": 0.375}, **quality}
     results |= {"synthetic_kept_exact": float("nan"), "seed": 0, "quick": False, "seconds": 12.0}
     (tmp_path / "report.json").write_text(json.dumps(results))

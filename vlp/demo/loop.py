@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vlp.demo.estimate import Clock, Speeds, measure_speeds, stage_seconds
+from vlp.demo.matching_scores import flipped_relation_auc
 from vlp.demo.page import write_demo_page
 from vlp.demo.stages import (
     FULL,
@@ -29,6 +30,8 @@ from vlp.demo.stages import (
 from vlp.demo.truth import filter_quality
 from vlp.files import scratch_folder, write_json
 from vlp.log import format_duration
+from vlp.model import load_model
+from vlp.models.cpu.optimise import optimise_for_cpu
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,9 @@ def _stages(root: Path, sizes: DemoSizes, rules: str, seed: int) -> list[Stage]:
 
     def score() -> None:
         scores = {name: score_model(root, name) for name in ("noisy", "bootstrapped")}
-        write_json(root / "scores.json", {**scores, **filter_quality(shards_of(root, "web"), rules)})
+        relations = flipped_relation_auc(optimise_for_cpu(load_model(root / "filter")), shards_of(root, "held-out"))
+        relations = {f"filter_{name}": value for name, value in relations.items()}
+        write_json(root / "scores.json", {**scores, **filter_quality(shards_of(root, "web"), rules), **relations})
 
     return [
         Stage("data", "generate scenes, train a tokenizer", "tokenizer", lambda: make_data(root, sizes, seed)),

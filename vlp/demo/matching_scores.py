@@ -64,11 +64,18 @@ def web_text_scores(
     right, wrong = ([row["itm"] for row in rows if row["right"] == kind] for kind in (True, False))
     if not right or not wrong:
         raise UserError("Web texts need right and wrong ones; these shards contain one kind only.")
-    threshold = np.quantile(right, 1 - KEPT, method="lower")
     return {
         "web_itm_auc": area_under_curve([*right, *wrong], [True] * len(right) + [False] * len(wrong)),
-        "web_wrong_dropped": sum(score < threshold for score in wrong) / len(wrong),
+        "web_wrong_dropped": wrong_dropped(right, wrong),
     }
+
+
+def wrong_dropped(right: list[float], wrong: list[float]) -> float:
+    """The share of the wrong texts' scores below the threshold that keeps 92% of the right ones'; nan without texts."""
+    if not right or not wrong:
+        return float("nan")
+    threshold = np.quantile(right, 1 - KEPT, method="lower")
+    return float(np.mean(np.asarray(wrong) < threshold))
 
 
 @constant_weights()

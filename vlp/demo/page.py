@@ -9,9 +9,11 @@ from markupsafe import Markup
 
 from vlp.data.image_decoding import decode_image
 from vlp.data.shards import iterate_samples
+from vlp.demo.stages import PRETRAIN_ALTERED
 from vlp.files import write_text
 from vlp.report.curves import loss_curves
 from vlp.report.page import data_uri, render
+from vlp.training.health import plateau_level
 
 EXAMPLES = 12
 ROWS = (  # (name on the page, key in report.json)
@@ -28,6 +30,7 @@ def write_demo_page(root: Path) -> None:
     """Write ROOT/report.html from the demo's files in ROOT. The page opens from disk and loads nothing else."""
     results = json.loads((root / "report.json").read_text())
     logs = {name: root / name / "log.jsonl" for name in ("noisy", "bootstrapped")}
+    plateau = plateau_level(PRETRAIN_ALTERED)
     page = render(
         "page.html.j2",
         package="vlp.demo",
@@ -38,7 +41,8 @@ def write_demo_page(root: Path) -> None:
             if key in results["noisy"]
         ],
         tasks=finished_tasks(root),
-        curves=Markup(loss_curves(logs)),
+        curves=Markup(loss_curves(logs, plateau=plateau)),
+        plateau=plateau,
         examples=_examples(root / "data"),
     )
     write_text(root / "report.html", page)

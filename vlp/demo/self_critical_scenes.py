@@ -29,7 +29,7 @@ def self_critical_config(config: RunConfig) -> RunConfig:
     return replace(
         config,
         task="self_critical",
-        optim=replace(config.optim, learning_rate=2e-4),
+        optim=replace(config.optim, name="adamw", learning_rate=2e-4),
         steps=200,
         log_every=10,
     )

@@ -41,6 +41,7 @@ RULES = "itm >= 0.25 and nll <= 1.2"
 QUICK_RULES = "top(itm, 0.3)"  # after a few steps every nll is above 1.2
 # Cropping and flipping would falsify captions that tell positions, and color jitter those that tell colors.
 PLAIN = AugmentConfig(crop_min=1.0, crop_max=1.0, flip=False, operations=0)
+PRETRAIN_ALTERED, FILTER_ALTERED = 1, 2  # altered captions of each image, in pretraining and for the filter
 GREEDY = DecodingOverrides(beams=1, min_length=4, max_length=24)  # stored with the models
 NUCLEUS = SamplingOverrides(repetition_penalty=1.0)
 
@@ -67,8 +68,8 @@ FULL = DemoSizes(
     human=5000,
     web=16000,
     held_out=500,
-    pretrain_steps=1400,
-    captioner_steps=1200,
+    pretrain_steps=400,
+    captioner_steps=400,
     filter_steps=600,
     warmup_steps=100,
     batch_size=64,
@@ -169,8 +170,8 @@ def pretrain_config(root: Path, name: str, sources: list[str], sizes: DemoSizes,
         seed=seed,
         model=demo_model(sizes),
         data=_data(root, sources),
-        objective=ObjectiveConfig(queue_size=2048),
-        optim=OptimConfig(learning_rate=1e-3, warmup_steps=sizes.warmup_steps, decay="cosine", clip_norm=1.0),
+        objective=ObjectiveConfig(queue_size=2048, altered_texts=PRETRAIN_ALTERED),
+        optim=OptimConfig("muon", learning_rate=3e-3, warmup_steps=sizes.warmup_steps, decay="cosine", clip_norm=1.0),
         decoding=GREEDY,
         batch_size=sizes.batch_size,
         steps=sizes.pretrain_steps,
@@ -188,15 +189,19 @@ def finetune_config(
     start: str = "noisy/model",
     source: str = "human",
 ) -> RunConfig:
-    """The config of a finetuning in ROOT/NAME-run, from the model ROOT/START on the shards of ROOT/data/SOURCE."""
+    """The config of a finetuning in ROOT/NAME-run, from the model ROOT/START on the shards of ROOT/data/SOURCE.
+
+    ITM of a filter (task retrieval) also sees altered captions: web texts often have one wrong word or relation.
+    """
+    altered = FILTER_ALTERED if task == "retrieval" else 0
     return RunConfig(
         task=task,
         output=str(root / f"{name}-run"),
         start_from=str(root / start),
         seed=seed,
         data=_data(root, [source]),
-        objective=ObjectiveConfig(queue_size=2048, alpha_ramp_epochs=1.0),
-        optim=OptimConfig(learning_rate=5e-4, warmup_steps=20, decay="cosine", floor=0.0, clip_norm=1.0),
+        objective=ObjectiveConfig(queue_size=2048, alpha_ramp_epochs=1.0, altered_texts=altered),
+        optim=OptimConfig("muon", learning_rate=2e-3, warmup_steps=20, decay="cosine", floor=0.0, clip_norm=1.0),
         batch_size=sizes.batch_size,
         steps=sizes.captioner_steps if task == "captioning" else sizes.filter_steps,
         checkpoint_every=500,

@@ -227,7 +227,7 @@ def finetuning_config(
     root: Path, task: SceneTask, change: Callable[[RunConfig], RunConfig], sizes: DemoSizes, seed: int
 ) -> RunConfig:
     """The config of a task's finetuning in ROOT/TASK-run on the scenes of ROOT/data/TASK-train."""
-    config = finetune_config(root, task.name, "retrieval", sizes, seed, task.start, f"{task.name}-train")
+    config = finetune_config(root, task.name, "captioning", sizes, seed, task.start, f"{task.name}-train")
     return change(config)
 
 

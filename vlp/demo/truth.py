@@ -11,6 +11,7 @@ from vlp.data.find_tables import open_score_table
 from vlp.data.score_tables import NAME, check_table, read_table, table_path
 from vlp.data.shard_index import expand_shards
 from vlp.data.shards import iterate_samples
+from vlp.demo.matching_scores import wrong_dropped
 from vlp.demo.scene_captions import caption_is_exact
 from vlp.evaluation.captioning import Captioned
 from vlp.evaluation.metrics import area_under_curve
@@ -28,6 +29,7 @@ def filter_quality(shards: str | list[str], rules: str = "itm >= 0.5", name: str
     Returns:
         `rules`: the argument.
         `filter_auc`: AUC of the ITM probability on web texts.
+        `web_wrong_dropped`: the share of wrong web texts below the ITM probability that keeps 92% of the right ones.
         `web_texts_kept_right`, `web_texts_kept_wrong`: the shares of correct and of wrong web texts kept by the rules.
         `synthetic_kept`: the share of synthetic texts that the rules keep.
         `synthetic_exact`, `synthetic_kept_exact`: the shares of exact captions among all and among the kept synthetic
@@ -58,6 +60,7 @@ def filter_quality(shards: str | list[str], rules: str = "itm >= 0.5", name: str
     return {
         "rules": rules,
         "filter_auc": area_under_curve(score, label),
+        "web_wrong_dropped": wrong_dropped(score[label].tolist(), score[~label].tolist()),
         "web_texts_kept_right": web_kept[label].mean().item(),
         "web_texts_kept_wrong": web_kept[~label].mean().item(),
         "synthetic_kept": kept.float().mean().item(),

@@ -50,7 +50,7 @@ def finetuning(config: RunConfig) -> RunConfig:
         config,
         task="vqa",
         data=replace(config.data, texts_per_image=QUESTIONS),
-        optim=replace(config.optim, learning_rate=6e-4, warmup_steps=100),
+        optim=replace(config.optim, name="adamw", learning_rate=6e-4, warmup_steps=100),
         decoding=DecodingOverrides(beams=1),
         batch_size=32,
         steps=STEPS,

@@ -13,7 +13,6 @@ with extra("report"):
     from matplotlib.figure import Figure
 
 TITLES = {"itc": "ITC", "itm": "ITM", "lm": "LM"}
-PLATEAU = 0.6365  # ITM of a model that always answers "no match"
 INK = "#7a8190"  # readable on light and on dark pages
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -23,11 +22,14 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def loss_curves(logs: Mapping[str, str | Path], names: tuple[str, ...] = ("itc", "itm", "lm")) -> str:
+def loss_curves(
+    logs: Mapping[str, str | Path], names: tuple[str, ...] = ("itc", "itm", "lm"), plateau: float = 0.6365
+) -> str:
     """An SVG with one panel per loss and one line per run.
 
     Args:
         logs: the path of log.jsonl by the run's name. A panel leaves out runs that lack its loss.
+        plateau: ITM of a model that always answers "no match", a dotted line; higher without altered texts than with.
     """
     runs = {name: read_log(path) for name, path in logs.items()}
     with rc_context(STYLE):
@@ -39,7 +41,7 @@ def loss_curves(logs: Mapping[str, str | Path], names: tuple[str, ...] = ("itc",
                 if points:
                     panel.plot(*zip(*points, strict=True), label=run, linewidth=1.8)
             if name == "itm":
-                panel.axhline(PLATEAU, linestyle=":", linewidth=1, color=INK)
+                panel.axhline(plateau, linestyle=":", linewidth=1, color=INK)
             panel.set_title(TITLES.get(name, name), loc="left")
             panel.set_xlabel("step")
             remove_frame(panel)
