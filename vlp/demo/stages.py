@@ -69,8 +69,8 @@ FULL = DemoSizes(
     web=16000,
     held_out=500,
     pretrain_steps=400,
-    captioner_steps=400,
-    filter_steps=600,
+    captioner_steps=600,
+    filter_steps=700,
     warmup_steps=100,
     batch_size=64,
 )
