@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from vlp.losses import parts
-from vlp.losses.contrastive import contrastive_loss, contrastive_targets
 from vlp.losses.matching import draw_hard_negatives, matching_loss, uniform_noise
-from vlp.tasks.contrast import Columns, Rows, contrast
+from vlp.losses.soft_targets import contrastive_loss, contrastive_targets
+from vlp.tasks.itc import Columns, Rows, contrast
 
 
 def test_contrastive_loss_equals_a_plain_loop():

@@ -16,7 +16,7 @@ from vlp.models.image_memory import ImageMemory
 from vlp.models.momentum import FeatureQueue, MomentumTwin
 from vlp.models.precision import product_dtype
 from vlp.tasks.altered_texts import alter_texts, read_texts, text_bank, word_starts
-from vlp.tasks.contrast import Columns, Rows, contrast
+from vlp.tasks.itc import Columns, Rows, contrast
 from vlp.tasks.task import TaskOutput
 from vlp.tasks.text_table import TextTable, text_table
 

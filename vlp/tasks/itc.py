@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlp.losses.contrastive import contrastive_loss, contrastive_targets
 from vlp.losses.matching import draw_hard_negatives, uniform_noise
 from vlp.losses.parts import in_parts
+from vlp.losses.soft_targets import contrastive_loss, contrastive_targets
 
 
 @dataclass
