@@ -103,13 +103,9 @@ class Alignment(nn.Module):
         total, right, pairs = matching_loss(logits, labels, counted)
         if batch.wrong_ids is not None and batch.wrong_mask is not None:
             logits = model.match_logits(batch.wrong_ids, batch.wrong_mask, memory, batch.wrong_images)
-            none = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
-            total, right, pairs = (
-                one + other
-                for one, other in zip(
-                    (total, right, pairs), matching_loss(logits, none, torch.ones_like(none).bool()), strict=True
-                )
-            )
+            no_match = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+            more, more_right, wrong = matching_loss(logits, no_match, torch.ones_like(no_match, dtype=torch.bool))
+            total, right, pairs = total + more, right + more_right, pairs + wrong
         pairs = all_sum(pairs)
         metrics = {
             "itm_accuracy": right * world_size() / pairs.clamp(min=1),
