@@ -35,8 +35,8 @@ from vlp.models.cpu.optimise import optimise_for_cpu
 from vlp.training.loop import train
 
 WRONG = 0.4  # share of wrong web texts
-# Selection rules. They drop one point more of the wrong web texts than the paper's `itm >= 0.5` and keep one point less
-# of the right ones (docs/capfilt.md).
+# Selection rules. The paper's `itm >= 0.5` would drop many right texts: altered captions made matches rarer in training
+# (docs/capfilt.md).
 RULES = "itm >= 0.25 and nll <= 1.2"
 QUICK_RULES = "top(itm, 0.3)"  # after a few steps every nll is above 1.2
 # Cropping and flipping would falsify captions that tell positions, and color jitter those that tell colors.
