@@ -1,5 +1,6 @@
 """Gathering, exchanging and summing over gloo processes, compared with a single process."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def _in_two(rank: int, meeting_point: str, results: str) -> None:
         try:
             distributed.run_on_main(lambda error=error: _raise(error))
         except BaseException as raised:
-            found[type(error).__name__] = repr(raised)
+            found[type(error).__name__], found[f"{type(error).__name__} at"] = repr(raised), time.time()
     distributed.barrier()
     torch.save(found, f"{results}-{rank}.pt")
     dist.destroy_process_group()
@@ -84,6 +85,12 @@ def test_errors_of_the_first_process_end_the_others_silently_with_the_same_code(
     names = ("UserError", "WorkError", "KeyboardInterrupt")
     assert [found[0][name] for name in names] == ["UserError('wrong')", "WorkError('failed')", "KeyboardInterrupt()"]
     assert [found[1][name] for name in names] == ["SystemExit(2)", "SystemExit(1)", "SystemExit(1)"]
+
+
+def test_the_first_process_raises_before_the_others_exit(found: list[dict]) -> None:
+    """A launcher ends all processes when one exits, and would replace the error by that of the stop."""
+    for name in ("UserError", "WorkError", "KeyboardInterrupt"):
+        assert found[0][f"{name} at"] < found[1][f"{name} at"]
 
 
 def test_largest_is_over_processes(found: list[dict]) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from itertools import count
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -122,7 +122,7 @@ def run_on_main(work: Callable[[], Result], while_waiting: Callable[[], None] = 
     except dist.DistError:
         raise WorkError("The first process of the run ended; see its error message.") from None
     if "exit code" in outcome:
-        raise SystemExit(outcome["exit code"])
+        _exit_quietly(outcome["exit code"])
     return outcome["result"]
 
 
@@ -173,7 +173,7 @@ def end_with_others() -> None:
         _exit_quietly(code)
 
 
-def _exit_quietly(code: int) -> None:
+def _exit_quietly(code: int) -> NoReturn:
     time.sleep(20 * POLL)  # the launcher ends all processes when one exits, also one that is about to show its error
     raise SystemExit(code)
 
