@@ -7,7 +7,6 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "vlp").rglob("*.py"))
-IDS = [str(path.relative_to(ROOT)) for path in FILES]
 # The rooms (packages and top-level modules of vlp). A room may import itself and the rooms in the lines below it.
 ORDER = [
     ["__main__"],
@@ -54,30 +53,48 @@ def imported_rooms(tree: ast.Module) -> set[str]:
     return {name.split(".")[1] for name in names if name.startswith("vlp.")}
 
 
-@pytest.mark.parametrize("path", FILES, ids=IDS)
-def test_imports_run_one_way(path):
-    here = room(path)
-    wrong = {other for other in imported_rooms(ast.parse(path.read_text())) - {here} if LEVEL[other] <= LEVEL[here]}
-    assert not wrong, f"{path.relative_to(ROOT)} must not import {wrong}"
+@pytest.fixture(scope="module")
+def trees() -> dict[Path, ast.Module]:
+    return {path: ast.parse(path.read_text()) for path in FILES}
 
 
-@pytest.mark.parametrize("path", FILES, ids=IDS)
-def test_files_and_functions_stay_short(path):
-    text = path.read_text()
-    tree = ast.parse(text)
-    assert len(text.splitlines()) < LONGEST_FILE
-    assert ast.get_docstring(tree), "the first line must state the purpose of the file"
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef):
-            long = node.end_lineno - node.lineno + 1 > LONGEST_FUNCTION
-            allowed = (str(path.relative_to(ROOT / "vlp")), node.name) in LONG_FUNCTIONS
-            assert allowed or not long, f"line {node.lineno}: {node.name} has more than {LONGEST_FUNCTION} lines"
+def functions(trees):
+    """The path, the node and the place of every function."""
+    for path, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                yield path, node, f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=IDS)
-def test_public_functions_are_typed(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
-            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-            untyped = [one.arg for one in arguments if one.annotation is None and one.arg not in ("self", "cls")]
-            assert not untyped and node.returns is not None, f"line {node.lineno}: {node.name} {untyped}"
+def test_imports_run_one_way(trees):
+    wrong = []
+    for path, tree in trees.items():
+        here = room(path)
+        others = sorted(other for other in imported_rooms(tree) - {here} if LEVEL[other] <= LEVEL[here])
+        wrong += [f"{path.relative_to(ROOT)} must not import {other}" for other in others]
+    assert wrong == []
+
+
+def test_every_file_states_its_purpose_and_stays_short(trees):
+    assert [str(path) for path, tree in trees.items() if not ast.get_docstring(tree)] == []
+    lengths = {str(path): len(path.read_text().splitlines()) for path in trees}
+    assert {path: length for path, length in lengths.items() if length >= LONGEST_FILE} == {}
+
+
+def test_functions_stay_short(trees):
+    long = []
+    for path, node, place in functions(trees):
+        lines = node.end_lineno - node.lineno + 1
+        allowed = (str(path.relative_to(ROOT / "vlp")), node.name) in LONG_FUNCTIONS
+        long += [f"{place} has {lines} lines"] if lines > LONGEST_FUNCTION and not allowed else []
+    assert long == []
+
+
+def test_public_functions_are_typed(trees):
+    untyped = []
+    for _, node, place in functions(trees):
+        arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        missing = [one.arg for one in arguments if one.annotation is None and one.arg not in ("self", "cls")]
+        missing += ["->"] if node.returns is None else []
+        untyped += [f"{place} {missing}"] if missing and not node.name.startswith("_") else []
+    assert untyped == []
