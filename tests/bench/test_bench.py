@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from vlp.bench import capfilt, command
+from vlp.bench import capfilt, command, data, timing
 from vlp.bench.caption import LENGTH, Size
 from vlp.bench.peers import PeerProcess, peers_folder
 from vlp.bench.timing import UNCOUNTED_FLOPS, compare
@@ -24,6 +24,14 @@ from vlp.models.cpu.optimise import optimise_for_cpu
 
 TINY = Size(width=32, layers=1, heads=2, image_size=32, vocabulary=60)
 WORKER = Path(__file__).parents[2] / "scripts" / "bench" / "peer_worker.py"
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """A short measurement of the rate of matrix products, of which each line has one, and few batches."""
+    monkeypatch.setattr(timing, "SIDE", 512)
+    monkeypatch.setattr(timing, "RATE_SECONDS", 0.05)
+    monkeypatch.setattr(data, "BATCHES", 2)
 
 
 @pytest.fixture

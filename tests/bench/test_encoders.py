@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from vlp.bench import encoders
+from vlp.bench import encoders, timing
 from vlp.bench.command import as_table
 from vlp.bench.encoder_shapes import SHAPES, count, small_encoder
 from vlp.config_model import ImageEncoderConfig
@@ -37,6 +37,8 @@ def test_peers_have_our_features(config):
 
 
 def test_lines_have_speeds_sizes_and_a_peer_where_there_is_one(monkeypatch):
+    monkeypatch.setattr(timing, "SIDE", 512)
+    monkeypatch.setattr(timing, "RATE_SECONDS", 0.05)
     monkeypatch.setattr(encoders, "SHAPES", {"cct": SHAPES["cct"], "pvt_v2": SHAPES["pvt_v2"]})
     lines = encoders.bench_encoders("small", "bf16", 1, True, 1)
     assert [line.what for line in lines] == [

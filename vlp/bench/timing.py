@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 REPEATS = 5
 SIDE = 2048  # of the matrices whose products give the machine's rate
+RATE_SECONDS = 1.0  # of these products
 
 
 @dataclass
@@ -116,13 +117,13 @@ def compare(
     )
 
 
-def matmul_rate(dtype: torch.dtype, seconds: float = 1.0) -> float:
+def matmul_rate(dtype: torch.dtype) -> float:
     """FLOP/s of square matrix products on the device that benchmarks use."""
     a = torch.randn(SIDE, SIDE, device=device()).to(dtype)
     torch.mm(a, a)
     _wait()
     started, products = time.perf_counter(), 0
-    while time.perf_counter() - started < seconds:
+    while time.perf_counter() - started < RATE_SECONDS:
         for _ in range(4):
             torch.mm(a, a)
         _wait()
