@@ -15,7 +15,7 @@ from vlp.data.score_tables import open_table
 from vlp.errors import WorkError
 
 DECODING = SamplingOverrides(max_length=10, min_length=3)
-AWAY = 5.0  # seconds
+AWAY = 2.0  # seconds
 
 
 def contents(s3, folder: str) -> dict[str, str]:

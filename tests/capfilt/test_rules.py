@@ -212,12 +212,12 @@ def test_random_rules_select_the_same_texts_as_plain_python(tmp_path, monkeypatc
     paths, others, rows = write_tables(tmp_path / "t", rng, tables=3, images=40)
     rows = [row for row in rows if row.text.strip()]
     maker, sizes = RandomRules(rng), []
-    for _ in range(150):
+    for _ in range(75):
         text, holds = maker.rule()
         expected = holds(rows)
         assert selected_by(paths, text, tmp_path, other=others) == expected, text
         sizes.append(len(expected))
-    assert sum(0 < size < len(rows) for size in sizes) > 75  # most rules select some texts but not all
+    assert sum(0 < size < len(rows) for size in sizes) > 30  # most rules select some texts but not all
 
 
 def test_shares_are_exact_and_ties_with_the_last_text_are_kept(tmp_path):

@@ -175,10 +175,10 @@ def test_likelihoods_of_answers_equal_theirs(both):
                 assert found.log_probability == pytest.approx(expected, abs=1e-4)
 
 
-def test_base_size_equals_theirs(tokenizer_folder):
-    """ViT-B/16 and BERT-base: image tokens and LM logits, once."""
+def test_a_deep_model_equals_theirs(tokenizer_folder):
+    """ViT-B/16 and BERT-base at half their width: image tokens and LM logits, once."""
     tokenizer = load_tokenizer(str(tokenizer_folder))
-    theirs = make_theirs("captioning", tokenizer, width=768, layers=12, heads=12, image_size=224, patch=16)
+    theirs = make_theirs("captioning", tokenizer, width=384, layers=12, heads=12, image_size=224, patch=16)
     redraw(theirs, 0.03)
     config = from_config(theirs.config)
     state, _ = to_our_names(transformers_table("captioning", config), theirs.state_dict())

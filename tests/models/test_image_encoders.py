@@ -186,7 +186,7 @@ def test_drop_path_drops_whole_branches_in_training_only(name):
     assert torch.equal(*still) and not torch.allclose(*moving)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [*FAMILIES, "t2t, performer", "pvt_v2, linear"])  # all kinds of blocks
 def test_blocks_compile(name):
     plain, compiled = make(name), make(name)
     compile_blocks(compiled, backend="aot_eager")
