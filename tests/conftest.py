@@ -9,6 +9,12 @@ import torch
 from tests.s3 import s3, s3_server  # noqa: F401
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # scripts/gpu.sh sets it to test on a GPU
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # else names that are on no hub are tried again and again without network
+
+
+def pytest_collection_modifyitems(items):
+    """Run the long tests first, so that no process waits for another one at the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith(("tests/end_to_end/", "tests/scripts/")))
 
 
 @pytest.fixture(scope="session", autouse=True)

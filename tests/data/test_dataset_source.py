@@ -281,7 +281,7 @@ def test_training_from_a_data_set_without_network(tmp_path, run_config):
         "from vlp.cli.main import main\n"
         "main()"
     )
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "home")}
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
     command = [sys.executable, "-c", code, "pretrain", str(tmp_path / "run.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
