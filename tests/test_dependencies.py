@@ -3,7 +3,6 @@
 import ast
 import importlib
 import re
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import vlp
+from tests.processes import run_code
 from vlp.errors import UserError
 from vlp.extras import extra
 
@@ -107,13 +107,21 @@ COMMANDS = {
 }
 
 
+# The process may have imported modules of vlp, and with them the package.
+WITHOUT = """
+import sys
+for name in [name for name in sys.modules if name.partition(".")[0] == "vlp"]:
+    del sys.modules[name]
+sys.modules[{package!r}] = None
+from vlp.cli.main import main
+main()
+"""
+
+
 @pytest.mark.parametrize("package", COMMANDS)
-def test_a_command_asks_for_the_optional_package_that_it_needs(package, tmp_path):
-    code = (
-        f"import sys; sys.modules[{package!r}] = None; sys.argv = ['vlp', *{COMMANDS[package]!r}]; "
-        "from vlp.cli.main import main; main()"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+def test_a_command_asks_for_the_optional_package_that_it_needs(package, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run_code(WITHOUT.format(package=package), *COMMANDS[package])
     assert done.returncode == 2 and done.stdout == ""
     name = {"av": "video", "gradio": "app", "matplotlib": "report", "ray": "ray"}.get(package, "capfilt")
     assert done.stderr == f"vlp: {package} is not installed; install it with: pip install 'vlp[{name}]'.\n"

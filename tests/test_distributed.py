@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 
+from tests.processes import run_ranks
 from vlp import distributed
 from vlp.errors import UserError, WorkError
 
@@ -31,7 +31,6 @@ def _error_of(call: Callable[[], object]) -> str:
 
 
 def _in_two(rank: int, meeting_point: str, results: str) -> None:
-    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=2)
     rows = torch.arange(6.0).view(2, 3) + 10 * rank
     leaf = rows.clone().requires_grad_()
@@ -63,7 +62,7 @@ def _in_two(rank: int, meeting_point: str, results: str) -> None:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     folder: Path = tmp_path_factory.mktemp("two")
-    multiprocessing.spawn(_in_two, (str(folder / "meet"), str(folder / "found")), nprocs=2)
+    run_ranks(_in_two, str(folder / "meet"), str(folder / "found"))
     return [torch.load(folder / f"found-{rank}.pt") for rank in range(2)]
 
 
@@ -149,7 +148,6 @@ def _weights_of(rank: int, drawn: torch.Tensor) -> torch.Tensor:
 
 
 def _exchange(rank: int, processes: int, meeting_point: str, results: str) -> None:
-    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=processes)
     sent = []
     original = dist.all_to_all_single
@@ -176,7 +174,7 @@ def _exchange(rank: int, processes: int, meeting_point: str, results: str) -> No
 def exchanged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     folder: Path = tmp_path_factory.mktemp("exchange")
     arguments = (request.param, str(folder / "meet"), str(folder / "found"))
-    multiprocessing.spawn(_exchange, arguments, nprocs=request.param)
+    run_ranks(_exchange, *arguments, count=request.param)
     return [torch.load(folder / f"found-{rank}.pt") for rank in range(request.param)]
 
 

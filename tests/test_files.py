@@ -2,11 +2,10 @@
 
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 
+from tests.processes import run_code
 from vlp import files
 from vlp.errors import FullDiskError, UserError, WorkError
 from vlp.files import prepare_output, remove_leftovers, scratch_folder, temporary_path, writing, writing_folder
@@ -62,7 +61,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next_one(tmp_path, kind):
         "    (path / 'a' if path.is_dir() else path).write_text('half')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)"
     )
-    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], capture_output=True)
+    killed = run_code(code, tmp_path / "out")
     assert killed.returncode == -signal.SIGKILL and len(names(tmp_path)) == 1
     with getattr(files, kind)(tmp_path / "out") as temporary:
         if not temporary.is_dir():

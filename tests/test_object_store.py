@@ -3,12 +3,11 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 
 import pytest
 
+from tests.processes import run_code
 from vlp import files
 from vlp.data.bad_samples import BadSample
 from vlp.data.importers.write import write_imported
@@ -78,7 +77,7 @@ def test_what_a_killed_process_left_is_incomplete_and_replaced(s3, scratch):
         "    with writing(f'{folder}/2.tar') as temporary:\n"
         "        temporary.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
     )
-    killed = subprocess.run([sys.executable, "-c", code, f"{s3.url}/out"], capture_output=True, text=True)
+    killed = run_code(code, f"{s3.url}/out")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert s3.names() == ["out/0.tar", "out/1.tar", "out/_STARTED"]
     with pytest.raises(UserError, match="out is incomplete"):

@@ -3,8 +3,6 @@
 import math
 import os
 import shutil
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from tests.processes import run_vlp, start_vlp
 from tests.scoring import score_shards
 from vlp.capfilt import score as scoring
 from vlp.capfilt.duplicates import find_duplicates
@@ -166,12 +165,8 @@ def test_two_processes_of_a_launcher_change_no_row(web, models, tmp_path):
     for shard in expand_shards(web):
         Path(table_path(shard)).unlink()
     save_config(config, tmp_path / "capfilt.yaml")
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [sys.executable, *launch, "-m", "vlp", "capfilt", "run", str(tmp_path / "capfilt.yaml")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "Warning" not in done.stderr, done.stderr[-3000:]
+    errors = run_vlp(tmp_path / "printed", "capfilt", "run", tmp_path / "capfilt.yaml", count=2).err
+    assert "Warning" not in errors, errors[-3000:]
     assert rows_of(web) == expected
     assert len(list(iterate_samples(str(tmp_path / "two/*.tar")))) == 60
     assert "capfilt" in (tmp_path / "two" / "report.html").read_text()
@@ -321,10 +316,10 @@ def test_two_runs_over_the_same_shards_at_the_same_time(web, models, tmp_path):
         ),
         tmp_path / "capfilt.yaml",
     )
-    command = [sys.executable, "-m", "vlp", "capfilt", "run", str(tmp_path / "capfilt.yaml")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    runs = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    results = [(run.communicate(timeout=300)[1], run.returncode) for run in runs]
+    printed = tmp_path / "printed"
+    printed.mkdir()
+    runs = [start_vlp(printed / name, "capfilt", "run", tmp_path / "capfilt.yaml") for name in "ab"]
+    results = [(run.err, code) for run in runs for code in run.finish()]
     assert 0 in [code for _, code in results], results
     for error, code in results:
         assert code == 0 or (error.count("\n") == 1 and str(tmp_path / "new") in error), error
@@ -334,7 +329,7 @@ def test_two_runs_over_the_same_shards_at_the_same_time(web, models, tmp_path):
         Path(table_path(shard)).unlink()
     score_shards(web, *models, DECODING)
     assert rows_of(web) == both
-    assert {path.name for path in tmp_path.iterdir()} == {"web", "new", "capfilt.yaml"}
+    assert {path.name for path in tmp_path.iterdir()} == {"web", "new", "capfilt.yaml", "printed"}
     assert not list((tmp_path / "web").glob(".*"))
 
 

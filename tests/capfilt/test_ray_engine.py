@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -88,14 +89,16 @@ def options(cluster) -> RayOptions:
 
 def test_tables_equal_those_of_processes_bit_for_bit_and_a_rerun_skips_them(cluster, many_shards, models):
     handler = signal.getsignal(signal.SIGTERM)
-    config, expected = make_config(many_shards, models), [path.read_bytes() for path in tables(many_shards)]
-    for path in tables(many_shards):
+    config = replace(make_config(many_shards, models), shards=str(many_shards / "0000[0-5].tar"))
+    first = tables(many_shards)[:6]
+    expected = [path.read_bytes() for path in first]
+    for path in first:
         path.unlink()
     counts = score_shards_on_ray(config, options(cluster))
-    assert counts == ScoreCounts(shards=COUNT, images=COUNT * 8, texts=COUNT * 8 * 5)
-    assert [path.read_bytes() for path in tables(many_shards)] == expected
+    assert counts == ScoreCounts(shards=6, images=6 * 8, texts=6 * 8 * 5)
+    assert [path.read_bytes() for path in first] == expected
     assert not list(many_shards.glob(".*"))
-    assert score_shards_on_ray(config, options(cluster), part="2/5") == ScoreCounts(skipped_shards=COUNT // 5)
+    assert score_shards_on_ray(config, options(cluster), part="2/3") == ScoreCounts(skipped_shards=2)
     assert signal.getsignal(signal.SIGTERM) == handler and not ray.is_initialized()
 
 

@@ -2,11 +2,8 @@
 
 import hashlib
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from tests.processes import run_code
 from tests.scoring import score_shards
 from vlp.capfilt.run import run_capfilt
 from vlp.capfilt.selection import select
@@ -142,8 +140,7 @@ def test_a_killed_selection_leaves_nothing_that_looks_complete(s3, scored, tmp_p
         "s._write_sample = die; s.select(sys.argv[1], 'itm >= 0', sys.argv[2])"
     )
     tables, out = f"{scored}/*.capfilt.parquet", f"{s3.url}/out"
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    killed = subprocess.run([sys.executable, "-c", code, tables, out], env=environment, capture_output=True)
+    killed = run_code(f"import tempfile; tempfile.tempdir = {str(tmp_path)!r}\n{code}", tables, out)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert s3.names() == ["out/00000.tar", "out/_STARTED"]
     select(tables, "itm >= 0", out, quiet=True)

@@ -6,9 +6,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -17,7 +14,7 @@ import pytest
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from typer.testing import CliRunner
 
-from tests.capfilt.groups import finish, start
+from tests.processes import finish, start, start_vlp
 from vlp.capfilt import STOPPED, scoring_batches
 from vlp.capfilt.run import parse_part, score_shards
 from vlp.capfilt.score import ScoreCounts
@@ -106,15 +103,14 @@ def test_a_stop_by_a_signal_is_one_sentence_and_no_crash(config, expected, tmp_p
     """As SLURM, Kubernetes and spot machines stop a process; the launcher and the scheduler may both send a signal."""
     save_config(config, tmp_path / "capfilt.yaml")
     given = [f"output={tmp_path / 'new'}", "rules=itm >= 0"]
-    command = [sys.executable, "-m", "vlp", "capfilt", "run", str(tmp_path / "capfilt.yaml"), *given]
-    process = psutil.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    while not tables(config) and process.poll() is None:
-        time.sleep(0.001)
-    process.send_signal(number)
-    process.send_signal(number)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 1, error
-    assert error == f"vlp: {STOPPED}\n"
+    command = start_vlp(tmp_path / "printed", "capfilt", "run", tmp_path / "capfilt.yaml", *given)
+    (process,) = command.processes
+    while not tables(config) and process.is_alive():
+        process.join(0.001)
+    os.kill(process.pid, number)
+    os.kill(process.pid, number)
+    assert command.finish() == [1], command.err
+    assert command.err == f"vlp: {STOPPED}\n"
     assert not (tmp_path / "new").exists()
     assert not list((tmp_path / "web").glob(".*")), "no marker and no half table"
     finished = {path: path.stat().st_mtime_ns for path in tables(config)}

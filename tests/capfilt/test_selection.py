@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from tests.processes import run_code
 from vlp import files
 from vlp.capfilt import selection, uids
 from vlp.capfilt.selection import select
@@ -172,8 +173,7 @@ def test_a_killed_call_is_repeated_whole(scored, tmp_path):
         "    if writer.number == 1: os.kill(os.getpid(), signal.SIGKILL)\n"
         "s._write_sample = die; s.select(sys.argv[1], 'itm >= 0.5', sys.argv[2])"
     )
-    command = [sys.executable, "-c", code, tables_of(scored), str(tmp_path / "out")]
-    killed = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
+    killed = run_code(code, tables_of(scored), tmp_path / "out")
     assert killed.returncode == -signal.SIGKILL
     (half,) = tmp_path.glob(".out.tmp-*")
     assert (half / "00000.tar").exists() and not (tmp_path / "out").exists()

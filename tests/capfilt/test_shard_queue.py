@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from tests.capfilt.groups import finish, start
+from tests.processes import finish, start
 from vlp.capfilt import shard_queue
 from vlp.capfilt.crash_markers import count_crashes, crash_marker
 from vlp.capfilt.score import ScoreCounts

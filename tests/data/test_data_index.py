@@ -5,9 +5,6 @@ import itertools
 import os
 import pickle
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +12,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from tests.processes import start_vlp
 from vlp.cli.main import app
 from vlp.config import AugmentConfig, DataConfig, SourceConfig
 from vlp.data.data_index import open_index
@@ -167,12 +165,12 @@ def test_a_killed_build_continues(scenes, tmp_path, monkeypatch):
     for number in range(300):
         shutil.copy(scenes / f"0000{number % 5}.tar", tmp_path / f"many/{number:04d}.tar")
     command = ["data", "index", f"{tmp_path}/many/*.tar", "--out", str(tmp_path / "index"), "--workers", "1"]
-    build = subprocess.Popen([sys.executable, "-m", "vlp", *command], stdout=subprocess.DEVNULL)
+    (build,) = start_vlp(tmp_path / "printed", *command).processes
     deadline = time.monotonic() + 60
-    while not (cached := _cached(tmp_path)) and time.monotonic() < deadline and build.poll() is None:
-        time.sleep(0.01)
-    build.send_signal(signal.SIGKILL)
-    build.wait()
+    while not (cached := _cached(tmp_path)) and time.monotonic() < deadline and build.is_alive():
+        build.join(0.01)
+    build.kill()
+    build.join()
     assert cached and not (tmp_path / "index").exists()
     done = _cached(tmp_path)
     result = CliRunner().invoke(app, [*command, "--json"])

@@ -7,7 +7,6 @@ import json
 import resource
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from unittest import mock
 import pytest
 
 from tests.end_to_end.bad_input import good, picture, refused, run, succeeded, tidy, write_tar
+from tests.processes import run_code, start_vlp
 
 # Runs `vlp` in a process that kills itself where CALL is called for the NUMBER-th time.
 KILLED = """
@@ -86,7 +86,7 @@ def test_a_killed_command_leaves_nothing_half_written(name, call, number, place,
     output = place / "out"
     arguments = command(name, place, output, models)
     script = KILLED.format(call=call, number=number, signal="SIGKILL")
-    killed = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=60)
+    killed = run_code(script, *arguments)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not output.exists()
     succeeded(run(*arguments))
@@ -98,7 +98,7 @@ def test_a_killed_command_leaves_nothing_half_written(name, call, number, place,
 def test_ctrl_c_ends_with_one_sentence_and_nothing_half_written(place, models):
     script = KILLED.format(call=SAMPLE, number=25, signal="SIGINT")
     arguments = command("import", place, place / "out", models)
-    stopped = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=60)
+    stopped = run_code(script, *arguments)
     assert stopped.returncode == 1
     assert stopped.stderr == "vlp: Interrupted; rerun the command to continue.\n"
     assert not (place / "out").exists()
@@ -184,37 +184,28 @@ def test_a_full_disk_ends_training_with_one_sentence(tmp_path, run_config):
         tidy(disk)
 
 
-def together(calls: list[list[str]]) -> list[subprocess.CompletedProcess]:
-    """Run commands at the same time."""
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "vlp", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for arguments in calls
-    ]
-    done = []
-    for process in started:
-        out, err = process.communicate(timeout=100)
-        done.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
-    return done
+def together(folder: Path, arguments: list[str]) -> list[tuple[int, str]]:
+    """Run a command twice at the same time; returns the exit codes and what is printed to stderr."""
+    started = [start_vlp(folder / name, *arguments) for name in ("first", "second")]
+    return [(code, program.err) for program in started for code in program.finish()]
 
 
-def test_two_runs_that_write_the_same_output(place, models):
+def test_two_runs_that_write_the_same_output(place, models, tmp_path_factory):
     arguments = command("tokenizer", place, place / "out", models)
-    for done in together([arguments, arguments]):
-        assert done.returncode in (0, 1, 2) and "Traceback" not in done.stderr
-        assert not done.returncode or done.stderr.startswith("vlp: ")
+    for code, errors in together(tmp_path_factory.mktemp("printed"), arguments):
+        assert code in (0, 1, 2) and "Traceback" not in errors
+        assert not code or errors.startswith("vlp: ")
     tidy(place)
     succeeded(run(*command("tokenizer", place, place / "alone", models)))
     assert content(place / "out") == content(place / "alone")
 
 
-def test_two_runs_that_write_the_same_tables(tmp_path, scenes, models):
+def test_two_runs_that_write_the_same_tables(tmp_path, scenes, models, tmp_path_factory):
     for name in ("00000.tar", "00001.tar"):
         (tmp_path / name).write_bytes((scenes / name).read_bytes())
     score = ["capfilt", "score", "--shards", f"{tmp_path}/*.tar", "--filter", models[1]]
-    for done in together([score, score]):
-        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    for code, errors in together(tmp_path_factory.mktemp("printed"), score):
+        assert code == 0 and "Traceback" not in errors, errors
     outcome = run(*score)
     succeeded(outcome)
     assert "skipped_shards  2\n" in outcome.out

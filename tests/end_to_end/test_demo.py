@@ -1,15 +1,13 @@
 """The demo: what it announces, what it leaves, and that a killed one resumes."""
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
+from tests.processes import start_code
 from vlp.demo.loop import run_demo
 from vlp.demo.page import write_demo_page
 from vlp.errors import UserError
@@ -25,8 +23,25 @@ demo.run_demo(sys.argv[1], quick=True, seed=3)
 MEASURED = {"noisy", "bootstrapped", "filter_auc", "web_texts_kept_right", "web_texts_kept_wrong", "synthetic_kept"}
 
 
-def start_demo(folder):
-    return subprocess.Popen([sys.executable, "-c", TINY, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def start_demo(folder, number):
+    """The demo, started for the NUMBER-th time."""
+    return start_code(folder.parent / f"{folder.name} {number}", TINY, folder)
+
+
+def finished(demo):
+    """What a demo prints."""
+    assert demo.finish() == [0], demo.err[-3000:]
+    return demo.out
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a demo that ran undisturbed, and what it printed."""
+    folder = tmp_path_factory.mktemp("demo") / "whole"
+    demo = start_demo(folder, 1)
+    output = finished(demo)
+    assert "Warning" not in demo.err, demo.err[-3000:]
+    return folder, output
 
 
 def scores(folder):
@@ -53,26 +68,21 @@ def check_announcement(output):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
-def test_a_killed_demo_resumes_and_ends_the_same(tmp_path):
-    whole = start_demo(tmp_path / "whole")
-    output, errors = whole.communicate(timeout=300)
-    assert whole.returncode == 0, errors.decode()[-3000:]
-    assert b"Warning" not in errors, errors.decode()[-3000:]
-    check_announcement(output.decode())
-    for marker in ("noisy", "data/web/00000.capfilt.parquet", "bootstrapped"):  # kill it as soon as this exists
-        demo = start_demo(tmp_path / "killed")
+def test_a_killed_demo_resumes_and_ends_the_same(tmp_path, whole):
+    check_announcement(whole[1])
+    markers = ("noisy", "data/web/00000.capfilt.parquet", "bootstrapped")  # kill it as soon as this exists
+    for number, marker in enumerate(markers):
+        (demo,) = start_demo(tmp_path / "killed", number).processes
         until = time.monotonic() + 200
-        while demo.poll() is None and not (tmp_path / "killed" / marker).exists():
+        while demo.is_alive() and not (tmp_path / "killed" / marker).exists():
             assert time.monotonic() < until
-            time.sleep(0.01)
-        assert demo.poll() is None, "the demo ended before it could be killed"
-        os.kill(demo.pid, signal.SIGKILL)
-        demo.communicate()
-    last = start_demo(tmp_path / "killed")
-    output, errors = last.communicate(timeout=300)
-    assert last.returncode == 0, errors.decode()[-3000:]
-    assert b"Measuring" not in output and re.search(rb"pretrain on the noisy data +done", output)
-    assert scores(tmp_path / "killed") == pytest.approx(scores(tmp_path / "whole"), nan_ok=True)
+            demo.join(0.01)
+        assert demo.is_alive(), "the demo ended before it could be killed"
+        demo.kill()
+        demo.join()
+    output = finished(start_demo(tmp_path / "killed", len(markers)))
+    assert "Measuring" not in output and re.search(r"pretrain on the noisy data +done", output)
+    assert scores(tmp_path / "killed") == pytest.approx(scores(whole[0]), nan_ok=True)
     kept = json.loads((tmp_path / "killed" / "capfilt.json").read_text())["selected"]["kept_texts"]
     assert sum(kept.values()) > 0
     for name in ("captioner", "filter"):
@@ -81,19 +91,16 @@ def test_a_killed_demo_resumes_and_ends_the_same(tmp_path):
     assert not re.findall(r"<(?:link|script|iframe)|(?:src|href)=\"(?!data:|#)", page), "the page must load nothing"
 
 
-def test_a_finished_demo_is_not_run_again(tmp_path):
-    demo = start_demo(tmp_path / "demo")
-    assert demo.communicate(timeout=300) and demo.returncode == 0
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "demo").rglob("*.safetensors")}
-    again = start_demo(tmp_path / "demo")
-    output, errors = again.communicate(timeout=300)
-    assert again.returncode == 0, errors.decode()[-3000:]
-    assert len(output.splitlines()) == 1 and output.startswith(b"Done after ")
-    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "demo").rglob("*.safetensors")}
+def test_a_finished_demo_is_not_run_again(whole):
+    folder, _ = whole
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+    output = finished(start_demo(folder, 2))
+    assert len(output.splitlines()) == 1 and output.startswith("Done after ")
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     task = {"metrics": {"accuracy": 0.875}, "metric": "accuracy", "target": 0.9, "seconds": 90.0}
-    (tmp_path / "demo" / "tasks.json").write_text(json.dumps({"retrieval": task, "vqa": {"seconds": 1.0}}))
-    write_demo_page(tmp_path / "demo")
-    page = (tmp_path / "demo" / "report.html").read_text()
+    (folder / "tasks.json").write_text(json.dumps({"retrieval": task, "vqa": {"seconds": 1.0}}))
+    write_demo_page(folder)
+    page = (folder / "report.html").read_text()
     assert "0.875" in page and "1.5" in page and "vqa" not in page  # an unfinished task is left out
 
 

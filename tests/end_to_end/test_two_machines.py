@@ -1,6 +1,7 @@
 """Two machines, each with its own torchrun, give the weights and the tables of two processes on one machine."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -13,6 +14,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from tests.processes import run_vlp
 from vlp.config_reader import save_config
 from vlp.data.shard_index import expand_shards
 from vlp.demo.scenes import write_scenes
@@ -101,12 +103,9 @@ def tables(folder: Path) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def expected(eight_shards, models) -> list[dict]:
+def expected(eight_shards, models, tmp_path_factory) -> list[dict]:
     """The tables that two processes of one machine write."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "vlp"]
-    command = [*launcher, *score_command(eight_shards, models)]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=200)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_vlp(tmp_path_factory.mktemp("machine") / "printed", *score_command(eight_shards, models), count=2)
     return columns(eight_shards)
 
 
@@ -116,15 +115,7 @@ def shards(eight_shards, expected, tmp_path) -> Path:
     return shutil.copytree(eight_shards, tmp_path / "web", ignore=shutil.ignore_patterns("*.parquet"))
 
 
-def test_scoring_on_two_machines_gives_the_same_tables(shards, expected, models, tmp_path):
-    assert finish(start_machines(tmp_path, *score_command(shards, models)), tmp_path) == [0, 0]
-    assert columns(shards) == expected
-    logs = [path.read_text() for path in tmp_path.glob("machine-*/log")]
-    assert sorted("skipped_shards" in log for log in logs) == [False, True], "the first process prints the counts"
-    assert "images          64" in "".join(logs)
-
-
-def test_a_rerun_finishes_what_a_lost_machine_left(shards, expected, models, tmp_path):
+def test_scoring_on_two_machines_gives_the_same_tables_after_one_was_lost(shards, expected, models, tmp_path):
     agents = start_machines(tmp_path, *score_command(shards, models))
     deadline = time.monotonic() + 120
     while len(tables(shards)) < 2 and time.monotonic() < deadline:
@@ -136,5 +127,9 @@ def test_a_rerun_finishes_what_a_lost_machine_left(shards, expected, models, tmp
     assert agents[0].wait(timeout=60) == 1
     assert finish(start_machines(tmp_path, *score_command(shards, models)), tmp_path) == [0, 0]
     assert columns(shards) == expected
+    logs = [path.read_text() for path in tmp_path.glob("machine-*/log")]
+    assert sorted("skipped_shards" in log for log in logs) == [False, True], "the first process prints the counts"
+    counts = dict(re.findall(r"^(images|skipped_shards) +(\d+)$", "".join(logs), re.MULTILINE))
+    assert int(counts["images"]) + 8 * int(counts["skipped_shards"]) == 64
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     assert sorted(path.name for path in shards.iterdir() if path.name.startswith(".")) == []

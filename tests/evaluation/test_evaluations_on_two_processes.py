@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from task_data import write_task_data
 
+from tests.processes import run_ranks
 from vlp.evaluation.all_tasks import EVALUATIONS, NEEDS
 from vlp.evaluation.find_data import FoundData, find_data
 from vlp.evaluation.settings import EvaluationSettings
@@ -35,7 +35,6 @@ def results_of(data: list[FoundData], folder: str, settings: EvaluationSettings)
 
 
 def _process(rank: int, folder: str, data: list[FoundData], model: str) -> None:
-    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     found = results_of(data, model, EvaluationSettings(BATCH, spread=True, about={"model": "of two"}))
     dist.barrier()
@@ -50,7 +49,7 @@ def found(tmp_path_factory, scenes, models) -> list[dict]:
     write_task_data(folder, scenes)
     data = [one for one in find_data(str(folder)) if one.task in EVALUATIONS]
     place = tmp_path_factory.mktemp("two")
-    multiprocessing.spawn(_process, (str(place), data, models[0]), nprocs=2)
+    run_ranks(_process, str(place), data, models[0])
     one = results_of(data, models[0], EvaluationSettings(BATCH, about={"model": "of one"}))  # own cached features
     return [one, *(json.loads((place / f"found-{rank}.json").read_text()) for rank in range(2))]
 

@@ -1,9 +1,6 @@
 """Linear probe on handwritten digits: features computed once, scikit-learn's classifier, few shots, bad data."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,6 +10,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from typer.testing import CliRunner
 
+from tests.processes import run_vlp
 from tests.tiny_model import make_model
 from vlp.cli.main import app
 from vlp.data.labelled_images import open_labelled
@@ -139,10 +137,7 @@ def test_two_processes_equal_one(models, digits, tmp_path, monkeypatch):
     monkeypatch.setenv("VLP_CACHE", str(tmp_path / "cache"))
     one = CliRunner().invoke(app, [*call, str(tmp_path / "one.json")])
     assert one.exit_code == 0, one.output
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "vlp"]
-    environment = {**os.environ, "VLP_CACHE": str(tmp_path / "other cache"), "OMP_NUM_THREADS": "1"}
-    command = [*launch, *call, str(tmp_path / "two.json")]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=180)
-    assert done.returncode == 0, done.stderr[-3000:]
+    monkeypatch.setenv("VLP_CACHE", str(tmp_path / "other cache"))
+    run_vlp(tmp_path / "printed", *call, tmp_path / "two.json", count=2)
     for end in (".json", ".predictions.jsonl"):
         assert (tmp_path / f"one{end}").read_text() == (tmp_path / f"two{end}").read_text()

@@ -9,11 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from typer.testing import CliRunner
 
+from tests.processes import run_ranks, start, start_vlp
 from vlp.cli.main import app
 from vlp.data.shard_writer import ShardWriter
 from vlp.data.shards import iterate_samples
@@ -57,7 +56,6 @@ def expected(shards) -> dict:
 
 
 def _process(rank: int, world: int, folder: str, shards: str, settings: EvaluationSettings) -> None:
-    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{world}", rank=rank, world_size=world)
     steps: list[int] = []
     settings = replace(settings, spread=True, progress=lambda _, count: steps.append(count))
@@ -68,7 +66,7 @@ def _process(rank: int, world: int, folder: str, shards: str, settings: Evaluati
 
 
 def in_processes(world: int, folder: Path, shards: str, settings: EvaluationSettings) -> list[dict]:
-    multiprocessing.spawn(_process, (world, str(folder), shards, settings), nprocs=world)
+    run_ranks(_process, world, str(folder), shards, settings, count=world)
     return [json.loads((folder / f"found-{world}-{rank}.json").read_text()) for rank in range(world)]
 
 
@@ -170,9 +168,7 @@ def _slow_process(shards: str, partial: str) -> None:
 
 
 def test_a_killed_process_goes_on_and_gives_the_rows_of_an_undisturbed_one(shards, expected, tmp_path):
-    context = multiprocessing.get_context("spawn")
-    killed = context.Process(target=_slow_process, args=(shards, str(tmp_path / "partial")))
-    killed.start()
+    (killed,) = start(_slow_process, shards, str(tmp_path / "partial"))
     kept = tmp_path / "partial" / "describe.0.jsonl"
     while killed.is_alive() and not (kept.exists() and kept.read_bytes().count(b"\n") > 2):
         time.sleep(0.01)
@@ -215,12 +211,13 @@ def test_a_command_continues_its_own_results_and_no_others(models, scenes, tmp_p
 @pytest.mark.parametrize("wrong", ["input of all", "one process"])
 def test_a_failure_is_one_sentence_and_ends_all(models, scenes, tmp_path, wrong):
     (tmp_path / "failing.py").write_text(FAILING)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
     command = ["evaluate", "captioning", models[0], f"{scenes}/*.tar", "--batch-size", "8"]
-    if wrong == "one process":
-        command = [*launcher, "failing", *command]
-    else:
-        command = [*launcher, "vlp", *command, "--max-length", "5000"]
+    if wrong == "input of all":
+        both = start_vlp(tmp_path / "printed", *command, "--max-length", "5000", count=2)
+        assert 0 not in both.finish() and both.err.count("vlp: ") == 1, both.err
+        return
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+    command = [*launcher, "failing", *command]
     path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}:{os.getcwd()}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from PIL import Image
 from tiny_model import make_images, make_model
 from typer.testing import CliRunner
 
+from tests.processes import run_ranks
 from vlp.cli.main import app
 from vlp.data.shard_writer import ShardWriter
 from vlp.data.transforms import clean_caption
@@ -163,7 +163,6 @@ def test_an_image_that_is_lost_before_reranking_ends_the_evaluation(shards, monk
 
 
 def _process(rank: int, world: int, folder: str, shards: str, batch_size: int, partial: str) -> None:
-    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{world}", rank=rank, world_size=world)
     settings = EvaluationSettings(batch_size, spread=True, partial=partial)
     results = evaluate_retrieval(make_model(), shards, 3, settings)
@@ -175,7 +174,7 @@ def _process(rank: int, world: int, folder: str, shards: str, batch_size: int, p
 @pytest.mark.parametrize("world", [2, 3])
 def test_several_processes_give_the_same_digits_as_one(shards, tmp_path, world):
     one = evaluate_retrieval(make_model(), shards, 3, EvaluationSettings(2))
-    multiprocessing.spawn(_process, (world, str(tmp_path), shards, 2, ""), nprocs=world)
+    run_ranks(_process, world, str(tmp_path), shards, 2, "", count=world)
     for rank in range(world):
         assert json.loads((tmp_path / f"found-{rank}.json").read_text()) == [one.metrics, one.predictions]
 

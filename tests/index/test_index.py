@@ -5,8 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,16 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from PIL import Image
 from tiny_model import make_images, make_model
 from typer.testing import CliRunner
 
+from tests.processes import finish, run_ranks, start
 from vlp.capfilt.export import export
 from vlp.cli.main import app
 from vlp.data.shard_writer import ShardWriter
 from vlp.errors import UserError, WorkError
-from vlp.index import neighbors, open_index, units
+from vlp.index import build, neighbors, open_index, units
 from vlp.index.build import build_index
 from vlp.index.manifest import only_writer
 from vlp.index.pixels import decode
@@ -126,25 +124,23 @@ def test_it_grows_by_new_and_changed_images_only(photos, tmp_path, small_units, 
         build_index(model, str(photos), folder)
 
 
-KILLED = """
-import os, signal, sys
-from vlp.index import build, units
-from vlp.model import load_model
-units.LARGEST = units.SMALLEST = 5
-written, real = [], build.write_part
-def write_part(*given):
-    if len(written) == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-    written.append(real(*given))
-build.write_part = write_part
-build.build_index(load_model(sys.argv[1], precision="fp32"), sys.argv[2], sys.argv[3])
-"""
+def _killed(model: str, photos: str, folder: str) -> None:
+    """Index the photos, and die before the third part is written."""
+    units.LARGEST = units.SMALLEST = 5
+    written, real = [], build.write_part
+
+    def write_part(*given):
+        if len(written) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        written.append(real(*given))
+
+    build.write_part = write_part
+    build_index(load_model(model, precision="fp32"), photos, folder)
 
 
 def test_a_killed_run_is_continued(photos, models, tmp_path, small_units, monkeypatch):
     folder = str(tmp_path / "index")
-    killed = subprocess.run([sys.executable, "-c", KILLED, models[1], str(photos), folder], capture_output=True)
-    assert killed.returncode == -signal.SIGKILL
+    assert finish(start(_killed, models[1], str(photos), folder)) == [-signal.SIGKILL]
     model = load_model(models[1], precision="fp32")
     with pytest.raises(UserError, match="is no index"):
         open_index(folder)
@@ -162,7 +158,6 @@ def test_a_killed_run_is_continued(photos, models, tmp_path, small_units, monkey
 
 
 def _process(rank: int, place: str, photos: str, model: str) -> None:
-    torch.set_num_threads(1)
     units.LARGEST = units.SMALLEST = 2
     dist.init_process_group("gloo", init_method=f"file://{place}/meet", rank=rank, world_size=2)
     counts = build_index(load_model(model, precision="fp32"), photos, f"{place}/index")
@@ -172,7 +167,7 @@ def _process(rank: int, place: str, photos: str, model: str) -> None:
 
 
 def test_two_processes_equal_one(photos, models, tmp_path):
-    multiprocessing.spawn(_process, (str(tmp_path), str(photos), models[1]), nprocs=2)
+    run_ranks(_process, str(tmp_path), str(photos), models[1])
     model = load_model(models[1], precision="fp32")
     one = build_index(model, str(photos), str(tmp_path / "one"))
     assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)] == [vars(one)] * 2

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.processes import run_ranks
 from vlp.losses import parts
 from vlp.losses.info_nce import info_nce
 from vlp.losses.sigmoid import sigmoid_loss
@@ -90,7 +90,6 @@ def test_no_tensor_grows_with_the_square_of_the_batch(name, monkeypatch):
 
 
 def _in_two(rank: int, meeting_point: str, results: str) -> None:
-    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=2)
     found = {}
     for name, (_, ours) in LOSSES.items():
@@ -102,7 +101,7 @@ def _in_two(rank: int, meeting_point: str, results: str) -> None:
 
 
 def test_two_processes_equal_one(tmp_path):
-    multiprocessing.spawn(_in_two, (str(tmp_path / "meet"), str(tmp_path / "found")), nprocs=2)
+    run_ranks(_in_two, str(tmp_path / "meet"), str(tmp_path / "found"))
     found = [torch.load(tmp_path / f"found-{rank}.pt") for rank in range(2)]
     for name, (plain, _) in LOSSES.items():
         for count in (1, 3):

@@ -1,24 +1,19 @@
 """Batch normalization in a run of two processes: model, twin and queue are equal in both after every step."""
 
-import os
-import socket
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 
+from tests.processes import finish, run_ranks, start
 from vlp.config import RunConfig
 from vlp.models.batch_norm import average_running_statistics, statistics_kept
 from vlp.tasks.contrastive import in_chunks
 from vlp.training import loop, run
 
 
-def _run(rank: int, config: RunConfig, port: int, results: str) -> None:
-    torch.set_num_threads(1)
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in place.items()})
+def _run(config: RunConfig, results: str) -> None:
     tasks, build_task = [], run.build_task
 
     def build(*arguments: object) -> torch.nn.Module:
@@ -27,7 +22,7 @@ def _run(rank: int, config: RunConfig, port: int, results: str) -> None:
 
     run.build_task = build
     loop.train(config)
-    torch.save(tasks[0].state_dict(), f"{results}-{rank}.pt")
+    torch.save(tasks[0].state_dict(), f"{results}-{dist.get_rank()}.pt")
 
 
 RESNET = "model.image_encoder={name: timm:resnet10t, image_size: 32, width: 512}"
@@ -40,10 +35,7 @@ CVT = (
 @pytest.mark.parametrize(("task", "image"), [("pretrain", RESNET), ("captioning", RESNET), ("pretrain", CVT)])
 def test_two_processes_keep_one_statistic(run_config, tmp_path, task, image):
     config = run_config("run", image, "steps=3", f"task={task}")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(_run, (config, port, str(tmp_path / "found")), nprocs=2)
+    assert finish(start(_run, config, str(tmp_path / "found"), count=2)) == [0, 0]
     one, two = (torch.load(tmp_path / f"found-{rank}.pt") for rank in range(2))
     statistics = [name for name in one if "running" in name]
     assert len(statistics) >= 20 * (2 if task == "pretrain" else 1)
@@ -51,8 +43,8 @@ def test_two_processes_keep_one_statistic(run_config, tmp_path, task, image):
     for name, value in one.items():
         assert torch.equal(value, two[name]), name
     for name in statistics:
-        start = torch.full_like(one[name], float(name.endswith("var")))
-        assert not torch.allclose(one[name], start, atol=1e-3), name
+        initial = torch.full_like(one[name], float(name.endswith("var")))
+        assert not torch.allclose(one[name], initial, atol=1e-3), name
 
 
 def _average(rank: int, meeting_point: str, results: str) -> None:
@@ -69,7 +61,7 @@ def _average(rank: int, meeting_point: str, results: str) -> None:
 
 
 def test_means_over_processes_leave_other_buffers_alone(tmp_path: Path):
-    multiprocessing.spawn(_average, (str(tmp_path / "meet"), str(tmp_path / "found")), nprocs=2)
+    run_ranks(_average, str(tmp_path / "meet"), str(tmp_path / "found"))
     for rank in range(2):
         found = torch.load(tmp_path / f"found-{rank}.pt")
         assert found["0.running_mean"].tolist() == [1.5] * 3 and found["0.running_var"].tolist() == [5, 6, 7]

@@ -2,13 +2,12 @@
 
 import itertools
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.processes import run_vlp
 from tests.tiny_model import make_images, make_model
 from vlp.config import RunConfig
 from vlp.config_model import ImageEncoderConfig, ModelConfig, TextTowerConfig
@@ -94,11 +93,7 @@ def test_two_processes_equal_one(dialog_config, tmp_path):
     train(one)
     two = dialog_config("two", "steps=4")
     save_config(two, tmp_path / "two.yaml")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*launcher, "-m", "vlp", "finetune", str(tmp_path / "two.yaml")], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_vlp(tmp_path / "printed", "finetune", tmp_path / "two.yaml", count=2)
     expected, got = (read_log(f"{config.output}/log.jsonl") for config in (one, two))
     assert [record["step"] for record in got] == [1, 2, 3, 4]
     for mine, theirs in zip(expected, got, strict=True):

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from PIL import Image
 
+from tests.processes import run_ranks
 from vlp.data.shard_writer import ShardWriter
 from vlp.errors import UserError, WorkError
 from vlp.training.checkpoint import checkpoints
@@ -91,7 +91,7 @@ def _see_folder(rank: int, folder: str) -> None:
 def test_processes_that_do_not_see_the_run_folder_are_refused(tmp_path):
     for name in ("shared", "elsewhere"):
         (tmp_path / name).mkdir()
-    multiprocessing.spawn(_see_folder, (str(tmp_path),), nprocs=2)
+    run_ranks(_see_folder, str(tmp_path))
     assert "cannot see the run folder" in (tmp_path / "error-0").read_text()
     assert (tmp_path / "error-1").read_text() == "SystemExit: 2"
     assert not list((tmp_path / "shared").iterdir())

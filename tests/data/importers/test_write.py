@@ -3,13 +3,12 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from tests.processes import run_code
 from vlp.cli.main import app
 from vlp.data.bad_samples import BadSampleError
 from vlp.data.importers.flickr import flickr
@@ -142,8 +141,7 @@ def test_a_killed_import_leaves_nothing_and_can_be_rerun(images, tmp_path):
         "progress = lambda *_: (seen.append(1), len(seen) == 3 and os.kill(os.getpid(), signal.SIGKILL))\n"
         "write.write_imported(folder.image_folder(sys.argv[1]), sys.argv[2], 2, progress=progress)"
     )
-    command = [sys.executable, "-c", code, str(images), str(tmp_path / "out")]
-    assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
+    assert run_code(code, images, tmp_path / "out").returncode == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
     (left,) = (path for path in tmp_path.iterdir() if path.name.startswith(".out."))
     assert (left / "00000.tar").exists()
