@@ -1,4 +1,4 @@
-"""Many visitors of the page at once: python scripts/bench/app_clients.py --demo --folder demo
+"""Many visitors of the page at once: python scripts/bench/app_clients.py --demo demo
 
 Starts `vlp app` with the arguments it is given. As browsers do, 50 clients search, re-rank, open images, caption, step
 through rows and move the rule's threshold, in the tabs that the page has. They warm up for 15 seconds and then go on

@@ -1,6 +1,9 @@
 """The page's parts without a browser: rules and sliders, runs, the demo's folder, what the server refuses."""
 
+import html
 import json
+import re
+import shlex
 import shutil
 from contextlib import closing
 
@@ -9,6 +12,7 @@ from typer.testing import CliRunner
 
 from vlp.app.inputs import AppInputs, demo_inputs, find_runs
 from vlp.app.review_actions import ReviewActions, threshold_in, with_threshold
+from vlp.app.runs_tab import draw_runs
 from vlp.app.server import serve
 from vlp.capfilt.review import Review
 from vlp.capfilt.review_tables import RowOrder
@@ -80,6 +84,10 @@ def test_runs_are_found_named_apart_and_drawn(runs, tmp_path):
     done = CliRunner().invoke(app, ["runs", str(runs), "--out", str(tmp_path / "c.svg"), "--json"])
     assert done.exit_code == 0 and {one["loss"] for one in json.loads(done.stdout).values()} == {1.0}
     assert (tmp_path / "c.svg").read_text().startswith("<svg")
+    spaced = str(shutil.copytree(runs / "c", tmp_path / "my run"))
+    _, command, _ = draw_runs([spaced], list(read_runs([spaced]).records), ["loss"], 2)
+    words = shlex.split(html.unescape(re.sub(r".*<code[^>]*>(.*)</code>.*", r"\1", command)))
+    assert words == ["vlp", "runs", spaced, "--curves", "loss", "--smooth", "2", "--out", "curves.svg"]
 
 
 @pytest.mark.parametrize(
@@ -101,6 +109,10 @@ def test_the_demo_of_this_folder_is_found(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"^There is no demo in demo or runs/demo; run `vlp demo demo` first\.$"):
         demo_inputs()
+    done = CliRunner().invoke(app, ["app", "--demo", "other"])
+    assert str(done.exception) == "There is no demo in other; run `vlp demo other` first."
+    done = CliRunner().invoke(app, ["app", "other"])
+    assert str(done.exception).startswith("The page does not know what other is; name it with --index, --model")
     (tmp_path / "demo" / "noisy").mkdir(parents=True)
     (tmp_path / "demo" / "demo.json").write_text("{}")
     (tmp_path / "demo" / "noisy" / "log.jsonl").write_text("")

@@ -64,6 +64,11 @@ def run_all(line):
     return made.stdout
 
 
+WATCH = """() => new MutationObserver(() => {
+  window.waited ||= !!document.querySelector("#vlp-hits [data-testid='status-tracker'].minimal:not(.hide)");
+}).observe(document.body, {subtree: true, childList: true, attributes: true})"""
+
+
 def upload(page, place, path):
     """Choose a file; the one before is cleared first."""
     clear = page.locator(f"{place} button[aria-label='Clear']")
@@ -77,9 +82,11 @@ def upload(page, place, path):
 def test_a_text_and_a_picture_find_what_the_command_finds(page, files, models, axe, monkeypatch):
     monkeypatch.chdir(files)
     model, index = optimise_for_cpu(load_model(models[1])), open_index("index")
+    page.evaluate(WATCH)
     page.fill("#vlp-query textarea, #vlp-query input", QUERY)
     page.keyboard.press("Enter")
     page.wait_for_selector(".vlp-hit")
+    assert page.evaluate("window.waited")  # meanwhile the page shows that it works
     numbers = shown_numbers(page)
     assert numbers == [hit.number for hit in search_index(model, index, QUERY, top=12)]
     made = CliRunner().invoke(app, copied(page, "#vlp-search-command"))
@@ -102,6 +109,9 @@ def test_a_text_and_a_picture_find_what_the_command_finds(page, files, models, a
         assert serious_problems(page, axe) == []
     page.click("#vlp-similar")
     page.wait_for_function(f"document.querySelector('.vlp-hit').dataset.number === '{by_cosine[1]}'")
+    page.locator("#vlp-top input[type=range]").fill("5")
+    page.wait_for_selector("#vlp-search-command >> text=--top 5")
+    assert "--image picture.png" in page.inner_text("#vlp-search-command")  # a slider repeats the last query
     upload(page, "#vlp-query-file", "bad.png")
     page.wait_for_selector("#vlp-query-shown >> text=bad.png cannot be used as a picture: image undecodable.")
     upload(page, "#vlp-query-file", "photo.png")
@@ -110,13 +120,17 @@ def test_a_text_and_a_picture_find_what_the_command_finds(page, files, models, a
     made = CliRunner().invoke(app, copied(page, "#vlp-search-command"))
     names = [index.row(one).place.name for one in shown_numbers(page)]
     assert names == [line.split()[-1] for line in made.stdout.splitlines()]
+    page.focus("#vlp-query textarea, #vlp-query input")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#vlp-search-command >> text=--query")  # the text, and no longer the upload
+    assert page.locator("#vlp-query-shown img").count() == 0
 
 
 def check_matches(page, printed):
     """The table of matches has what the command prints."""
     rows = [one.split("\t")[:3] for one in page.locator("#vlp-match-result tbody tr").all_inner_texts()]
     lines = [one.split("\t") for one in printed.splitlines()]
-    assert [one[0] for one in rows] == [one[2] for one in lines] == [QUERY, "a blue square"]
+    assert [one[0] for one in rows] == [one[2] for one in lines] == [QUERY, "- a blue square"]
     shown, made = (
         [[float(one) for one in row] for row in some] for some in ([r[1:] for r in rows], [r[:2] for r in lines])
     )
@@ -147,7 +161,7 @@ def test_a_picture_and_a_frame_get_what_the_commands_print(page, files, models, 
         assert [(text, pytest.approx(float(score), abs=0.002)) for text, score in made] == [
             (one[1], float(one[2])) for one in some
         ]
-    page.fill("#vlp-match-lines textarea", f"{QUERY}\na blue square")
+    page.fill("#vlp-match-lines textarea", f"{QUERY}\n- a blue square")
     page.click("#vlp-match")
     page.wait_for_selector("#vlp-match-result table")
     check_matches(page, run_all(page.inner_text("#vlp-match-command code")))
@@ -161,6 +175,7 @@ def test_a_picture_and_a_frame_get_what_the_commands_print(page, files, models, 
         assert serious_problems(page, axe) == []
     upload(page, "#vlp-try-file", "clip.mp4")
     page.wait_for_selector("#vlp-frame input[type=range]", state="visible")
+    page.wait_for_function("!document.querySelector('#vlp-captions table, #vlp-match-result table')")  # of the picture
     before = page.get_attribute("#vlp-try-shown img", "src")
     page.locator("#vlp-frame input[type=range]").fill("16")
     page.wait_for_function("old => document.querySelector('#vlp-try-shown img').src !== old", arg=before)

@@ -1,11 +1,18 @@
 """What all tabs share: places for HTML, sentences, commands to copy, and how events behave."""
 
+import shlex
+from collections.abc import Iterable
 from typing import Any
 
 from markupsafe import Markup
 
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 LIVE: dict[str, Any] = {**QUIET, "trigger_mode": "always_last"}  # of controls that one drags
+
+
+def waiting(place: Any) -> dict[str, Any]:
+    """How events of the model behave: until the result is there, its place shows the seconds and who is ahead."""
+    return {**QUIET, "show_progress": "minimal", "show_progress_on": place}
 
 
 def html(value: str = "", **settings: Any) -> Any:
@@ -19,6 +26,13 @@ def note(text: str, kind: str = "info") -> str:
     """A sentence; kind "error" is announced by screen readers."""
     role = "alert" if kind == "error" else "status"
     return str(Markup('<p class="vlp-note vlp-{}" role="{}">{}</p>').format(kind, role, text)) if text else ""
+
+
+def quoted(texts: Iterable[str]) -> str:
+    """Texts as the last arguments of a command, after `--` where one would be an option."""
+    given = list(texts)
+    dashes = ["--"] if any(one.startswith("-") for one in given) else []
+    return " ".join([*dashes, *map(shlex.quote, given)])
 
 
 def command_html(command: str, label: str) -> str:

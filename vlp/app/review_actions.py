@@ -176,7 +176,8 @@ class ReviewActions:
         tables = " ".join(map(shlex.quote, self.review.patterns))
         chosen = self.review.chosen_folder
         labels = f" --labels {shlex.quote(chosen)}" if chosen else ""
-        return f"vlp capfilt review {tables} {given}{f' --source {source}' if source else ''}{labels}{self._also()}"
+        chosen_source = f" --source {shlex.quote(source)}" if source else ""
+        return f"vlp capfilt review {tables} {given}{chosen_source}{labels}{self._also()}"
 
     def _also(self) -> str:
         """The options that name the other tables."""

@@ -1,5 +1,6 @@
 """The tab Runs: loss curves and scores of several run folders over one another."""
 
+import shlex
 from typing import Any
 
 from vlp.app.pieces import LIVE, command_html, html, note
@@ -25,7 +26,7 @@ def add_runs_tab(page: Any, folders: list[str]) -> None:
         picture, command, scores = html(elem_id="vlp-curves"), html(), html(elem_id="vlp-scores")
 
         def draw(shown: list[str], columns: list[str], window: float) -> tuple[str, str, str]:
-            return _draw(folders, shown, columns, int(window))
+            return draw_runs(folders, shown, columns, int(window))
 
         for control in (runs, curves, smooth):
             control.input(draw, [runs, curves, smooth], [picture, command, scores], **LIVE)
@@ -33,7 +34,8 @@ def add_runs_tab(page: Any, folders: list[str]) -> None:
         page.load(draw, [runs, curves, smooth], [picture, command, scores], **LIVE)
 
 
-def _draw(folders: list[str], shown: list[str], columns: list[str], window: int) -> tuple[str, str, str]:
+def draw_runs(folders: list[str], shown: list[str], columns: list[str], window: int) -> tuple[str, str, str]:
+    """HTML of the curves of some of the runs, of the command, and of the scores."""
     try:
         logs = read_runs(folders)
     except UserError as error:
@@ -45,6 +47,6 @@ def _draw(folders: list[str], shown: list[str], columns: list[str], window: int)
     )
     if not kept.records or not columns:
         return note("Choose at least one run and one curve."), "", scores_html(kept)
-    named = " ".join(kept.folders[name] for name in kept.records)
-    command = f"vlp runs {named} --curves {','.join(columns)} --smooth {window} --out curves.svg"
+    named = " ".join(shlex.quote(kept.folders[name]) for name in kept.records)
+    command = f"vlp runs {named} --curves {shlex.quote(','.join(columns))} --smooth {window} --out curves.svg"
     return series_svg(kept, columns, window), command_html(command, "Draw these curves"), scores_html(kept)

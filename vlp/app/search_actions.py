@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from vlp.app.model_thread import ModelThread
-from vlp.app.pieces import command_html, note
+from vlp.app.pieces import command_html, note, quoted
 from vlp.app.search_view import details_html, hits_html
 from vlp.app.uploads import Upload, picture_html
 from vlp.data.bad_samples import BadSampleError
@@ -70,7 +70,8 @@ class SearchActions:
             image = self.index.image(number)
             hits = self._with(lambda model: search_index(model, self.index, Query(image=image), int(top)))
             command = f"{self._show(number)} --out picture.png && {self._vlp()} --image picture.png --top {int(top)}"
-            return hits_html(self.index, hits), command_html(command, "Find similar images")
+            about = note(f"Images similar to {self.index.key(number)}")
+            return about + hits_html(self.index, hits), command_html(command, "Find similar images")
         except (UserError, WorkError) as error:
             return note(str(error), "error"), ""
 
@@ -115,9 +116,7 @@ class SearchActions:
         low = 0.0 if self.model.can.match else float(values.min())
         drawn = overlay(fit(picture, DRAWN), values, low, float(values.max()))
         save = f"{self._show(number)} --out picture.png"
-        command = (
-            f"{save} && vlp attention {shlex.quote(self.model.name)} picture.png {shlex.quote(text)} --out words.png"
-        )
+        command = f"{save} && vlp attention {shlex.quote(self.model.name)} picture.png --out words.png {quoted([text])}"
         shown = picture_html(drawn, f"{name}: {found.about}", f"Attention of: {name}")
         return shown, command_html(command, "Draw the attention of all words")
 

@@ -3,15 +3,16 @@
 from typing import Any
 
 from vlp.app.model_thread import ModelThread
-from vlp.app.pieces import LIVE, QUIET, html, note
+from vlp.app.pieces import LIVE, QUIET, html, note, waiting
 from vlp.app.search_actions import SearchActions
 from vlp.app.search_view import ON_LOAD
-from vlp.app.uploads import read_upload
+from vlp.app.uploads import Upload, read_upload
 from vlp.index import ImageIndex
 from vlp.index.search import RERANK
 
 TOP, MOST = 12, 60  # images that are shown
 SHOW = "() => document.getElementById('vlp-opened')?.scrollIntoView({block: 'nearest'})"
+TO_HITS = "() => document.getElementById('vlp-hits')?.scrollIntoView({block: 'nearest'})"
 
 
 def add_search_tab(page: Any, index: ImageIndex, model: ModelThread, named: str = "") -> None:
@@ -40,21 +41,9 @@ def add_search_tab(page: Any, index: ImageIndex, model: ModelThread, named: str 
                 command = html(elem_id="vlp-search-command")
             with gr.Column(scale=2, min_width=400):
                 hits = html(note("Type a text, or upload a picture."), elem_id="vlp-hits", js_on_load=ON_LOAD)
-        upload, number = gr.State(None), gr.State(-1)
+        number, found = gr.State(-1), [hits, command]
         similar, opened = _details(actions, text, number)
-        given, found = [text, upload, top, rerank], [hits, command]
-        text.submit(actions.search, given, found, **QUIET)
-        for slider in (top, rerank):
-            slider.input(actions.search, given, found, **LIVE)
-
-        def uploaded(path: str | None, query: str, *controls: float) -> tuple[Any, ...]:
-            picture, shown = read_upload(path)
-            if path and picture is None:
-                return picture, shown, "", ""
-            return picture, shown, *actions.search(query, picture, *controls)
-
-        for event in (file.upload, file.clear):
-            event(uploaded, [file, text, top, rerank], [upload, preview, *found], **QUIET)
+        _react_to_queries(actions, (text, file, preview), [top, rerank], (similar, number), found)
 
         def chosen(event: gr.EventData) -> int:
             number = event._data.get("number") if isinstance(event._data, dict) else None
@@ -62,7 +51,42 @@ def add_search_tab(page: Any, index: ImageIndex, model: ModelThread, named: str 
 
         event = hits.click(chosen, None, number, **QUIET).then(opened[0], [number, text], opened[1], **QUIET)
         event.then(None, None, None, js=SHOW, api_visibility="private")
-        similar.click(actions.similar, [number, top], found, **QUIET)
+
+
+def _react_to_queries(
+    actions: SearchActions, query: tuple[Any, ...], sliders: list[Any], similar: tuple[Any, Any], found: list[Any]
+) -> None:
+    """The last of a text, an upload and a chosen image is the query; the sliders repeat it with other numbers."""
+    import gradio as gr
+
+    text, file, preview = query
+    upload, like = gr.State(None), gr.State(-1)  # -1: no chosen image
+
+    def typed(words: str, picture: Upload | None, *controls: float) -> tuple[Any, ...]:
+        if not words.strip():  # the picture is searched for again
+            return *actions.search(words, picture, *controls), -1, gr.skip(), gr.skip(), gr.skip()
+        return *actions.search(words, None, *controls), -1, None, None, ""
+
+    def uploaded(path: str | None, words: str, *controls: float) -> tuple[Any, ...]:
+        picture, shown = read_upload(path)
+        result = ("", "") if path and picture is None else actions.search(words, picture, *controls)
+        return *result, -1, picture, shown
+
+    def chose(number: int, top: float) -> tuple[Any, ...]:
+        return *actions.similar(number, top), number
+
+    def again(words: str, picture: Upload | None, number: int, *controls: float) -> tuple[str, str]:
+        return actions.search(words, picture, *controls) if number < 0 else actions.similar(number, controls[0])
+
+    shows = waiting(found[0])
+    text.submit(typed, [text, upload, *sliders], [*found, like, file, upload, preview], **shows)
+    for event in (file.upload, file.clear):
+        event(uploaded, [file, text, *sliders], [*found, like, upload, preview], **shows)
+    button, number = similar
+    done = button.click(chose, [number, sliders[0]], [*found, like], **shows)
+    done.then(None, None, None, js=TO_HITS, api_visibility="private")
+    for slider in sliders:
+        slider.input(again, [text, upload, like, *sliders], found, **{**LIVE, **shows})
 
 
 def _details(actions: SearchActions, query: Any, number: Any) -> tuple[Any, Any]:
@@ -88,5 +112,5 @@ def _details(actions: SearchActions, query: Any, number: Any) -> tuple[Any, Any]
         return actions.attention(at, typed, chosen)
 
     text.input(lambda typed: gr.Radio(actions.words(typed), value=None), text, word, **QUIET)
-    word.input(draw, [number, text, word], [picture, command], **QUIET)
+    word.input(draw, [number, text, word], [picture, command], **waiting(picture))
     return similar, (open_image, [panel, about, text, word, picture, command])

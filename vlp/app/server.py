@@ -48,6 +48,7 @@ def serve(inputs: AppInputs, host: str = "127.0.0.1", port: int = 7860, auth: li
                     prevent_thread_lock=True,
                     quiet=True,
                     inbrowser=False,
+                    _frontend=False,  # no check that the page answers in 3 s: a busy machine may take longer
                     max_file_size=LARGEST_UPLOAD,
                     footer_links=[],
                     run_history=False,
@@ -73,10 +74,12 @@ def serve(inputs: AppInputs, host: str = "127.0.0.1", port: int = 7860, auth: li
 
 
 def _keep_to_itself(uploads: Path) -> None:
-    """Settings that gradio reads from the environment: no telemetry, and a folder of its own for uploads."""
+    """Settings that gradio reads from the environment: no telemetry, no proxy, and a folder of its own for uploads."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["GRADIO_TEMP_DIR"] = str(uploads)
+    for name in ("no_proxy", "NO_PROXY"):  # gradio asks the page itself whether it has started
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name, ""), *LOCAL]))
     for name in ("GRADIO_SHARE", "GRADIO_ALLOWED_PATHS", "GRADIO_MCP_SERVER"):
         os.environ.pop(name, None)
 

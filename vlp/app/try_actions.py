@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vlp.app.model_thread import ModelThread
-from vlp.app.pieces import command_html, note
+from vlp.app.pieces import command_html, note, quoted
 from vlp.app.try_view import table_html
 from vlp.app.uploads import Upload
 from vlp.data.transforms import clean_caption
@@ -103,8 +103,8 @@ class TryActions:
             lines = _items(given.splitlines(), columns[0])
             return self.model.call(lambda model: work(model, upload.image(), lines))
 
-        quoted = " ".join(shlex.quote(one.strip()) for one in given.splitlines() if one.strip())
-        return self._table(label, columns, rows, self._command(command, upload, quoted, command.capitalize()), bars)
+        texts = quoted(one.strip() for one in given.splitlines() if one.strip())
+        return self._table(label, columns, rows, self._command(command, upload, texts, command.capitalize()), bars)
 
     def _table(
         self,

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from vlp.app.model_thread import ModelThread
-from vlp.app.pieces import LIVE, QUIET, html, note
+from vlp.app.pieces import LIVE, QUIET, html, note, waiting
 from vlp.app.try_actions import LONGEST, TryActions
 from vlp.app.uploads import VIDEO_FRAMES, Upload, read_upload, shown_html
 from vlp.errors import UserError
@@ -77,7 +77,8 @@ def _captions(actions: TryActions, upload: Any) -> None:
         seed = gr.Slider(0, 99, 0, step=1, label="Seed of the samples", elem_id="vlp-seed")
     run = gr.Button("Caption", elem_id="vlp-caption", size="sm", variant="primary")
     outputs = [html(elem_id="vlp-captions"), html(elem_id="vlp-caption-commands")]
-    run.click(actions.captions, [upload, beams, samples, seed], outputs, **QUIET)
+    run.click(actions.captions, [upload, beams, samples, seed], outputs, **waiting(outputs[0]))
+    _clear_with(upload, outputs)
 
 
 def _ask(action: Any, upload: Any, title: str, label: str, button: str, name: str) -> None:
@@ -87,9 +88,9 @@ def _ask(action: Any, upload: Any, title: str, label: str, button: str, name: st
     html(f"<h3>{title}</h3>")
     lines = gr.Textbox(label=label, lines=2, max_length=LONGEST, elem_id=f"vlp-{name}-lines")
     run = gr.Button(button, elem_id=f"vlp-{name}", size="sm", variant="primary")
-    run.click(
-        action, [upload, lines], [html(elem_id=f"vlp-{name}-result"), html(elem_id=f"vlp-{name}-command")], **QUIET
-    )
+    outputs = [html(elem_id=f"vlp-{name}-result"), html(elem_id=f"vlp-{name}-command")]
+    run.click(action, [upload, lines], outputs, **waiting(outputs[0]))
+    _clear_with(upload, outputs)
 
 
 def _labels(actions: TryActions, upload: Any) -> None:
@@ -103,4 +104,10 @@ def _labels(actions: TryActions, upload: Any) -> None:
     )
     run = gr.Button("Classify" if own else "Choose", elem_id="vlp-classify", size="sm", variant="primary")
     outputs = [html(elem_id="vlp-classify-result"), html()]
-    run.click(actions.classify, [upload, labels, rerank], outputs, **QUIET)
+    run.click(actions.classify, [upload, labels, rerank], outputs, **waiting(outputs[0]))
+    _clear_with(upload, outputs)
+
+
+def _clear_with(upload: Any, outputs: list[Any]) -> None:
+    """Clear results when the picture or the frame changes: beside another picture they would be wrong."""
+    upload.change(lambda: ("",) * len(outputs), None, outputs, **QUIET)

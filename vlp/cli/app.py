@@ -8,10 +8,8 @@ from vlp.cli.options import Json, print_values
 
 
 def app(
-    demo: Annotated[
-        bool, typer.Option("--demo", help="Show the output of `vlp demo`, from ./demo or --folder.")
-    ] = False,
-    folder: Annotated[str, typer.Option(help="With --demo: its folder.")] = "",
+    folder: Annotated[str, typer.Argument(help="With --demo: the folder of the demo; default: ./demo.")] = "",
+    demo: Annotated[bool, typer.Option("--demo", help="Show the output of `vlp demo`.")] = False,
     index: Annotated[str, typer.Option(help="An index of `vlp index` to search.")] = "",
     model: Annotated[str, typer.Option(help="A model to try; with --index, the default is the index's.")] = "",
     tables: Annotated[
@@ -27,12 +25,17 @@ def app(
     """Open the page: search, try a model, review score tables, compare runs. Example: vlp app --index photos-index
 
     The page is served on this machine only, and sends nothing anywhere. The tabs that appear depend on what is given;
-    `vlp app --demo` shows a finished demo.
+    `vlp app --demo demo` shows a finished demo.
     """
     from vlp.app.inputs import AppInputs, demo_inputs, find_runs
     from vlp.app.server import serve
     from vlp.capfilt.selection import parse_also
+    from vlp.errors import UserError
 
+    if folder and not demo:
+        raise UserError(
+            f"The page does not know what {folder} is; name it with --index, --model, --tables, --runs or --demo."
+        )
     inputs = demo_inputs(folder) if demo else AppInputs()
     inputs.tables += tables or []
     inputs.runs += [one for one in find_runs(runs or []) if one not in inputs.runs]
