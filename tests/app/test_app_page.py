@@ -137,14 +137,15 @@ def test_a_slider_and_the_rule_box_count_as_the_command_does(page, served):
 
 
 @needs_browser
-def test_both_tabs_are_accessible_and_fit_two_widths(page, axe):
+def test_both_tabs_are_accessible_and_fit_three_widths(page, axe):
     for tab, ready in (("Review CapFilt", "#vlp-counts table"), ("Runs", "#vlp-curves svg")):
         page.get_by_role("tab", name=tab).click()
         page.wait_for_selector(ready)
-        for width in (1280, 800):
+        for width in (1280, 800, 400):
             page.set_viewport_size({"width": width, "height": 900})
             page.wait_for_timeout(200)
             assert page.evaluate("document.documentElement.scrollWidth") <= width
+            assert page.evaluate("document.querySelector('#vlp-counts table').getBoundingClientRect().right") <= width
         if axe:
             assert serious_problems(page, axe) == []
     assert "0.6000" in page.inner_text("#vlp-scores") and page.locator("#vlp-curves svg").count() == 1

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vlp.app.pieces import LIVE, QUIET, html
+from vlp.app.pieces import LIVE, QUIET, html, waiting
 from vlp.app.review_actions import ORDERS, ReviewActions, threshold_in, with_threshold
 from vlp.capfilt.review import Review
 from vlp.capfilt.review_tables import LOWER_IS_BETTER, SCORES
@@ -177,7 +177,7 @@ def _suggestion(
         use = gr.Button("Use the suggested rule", elem_id="vlp-use", size="sm", min_width=150)
     result, found = html(elem_id="vlp-suggestion"), gr.Textbox(visible="hidden", label="Suggested rule")
     command = html()
-    ask.click(actions.suggest, [score, precision, source], [result, found, command], **QUIET)
+    ask.click(actions.suggest, [score, precision, source], [result, found, command], **waiting(result))
 
     def used(text: str, present: str) -> tuple[Any, ...]:
         chosen = text or present
@@ -192,7 +192,7 @@ def _suggestion(
         )
         write = gr.Button("Export the labels", elem_id="vlp-export", size="sm", min_width=150)
     wrote, commands = html(elem_id="vlp-exported"), html()
-    write.click(actions.export, name, [wrote, commands], **QUIET)
+    write.click(actions.export, name, [wrote, commands], **waiting(wrote))
 
 
 def _round(value: float) -> float:
