@@ -138,6 +138,10 @@ def test_a_slider_and_the_rule_box_count_as_the_command_does(page, served):
 
 @needs_browser
 def test_both_tabs_are_accessible_and_fit_three_widths(page, axe):
+    page.focus("#vlp-rule textarea")
+    for _ in range(5):  # the rule, then number, reset and range of the first sliders
+        assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+        page.keyboard.press("Tab")
     for tab, ready in (("Review CapFilt", "#vlp-counts table"), ("Runs", "#vlp-curves svg")):
         page.get_by_role("tab", name=tab).click()
         page.wait_for_selector(ready)
@@ -149,6 +153,9 @@ def test_both_tabs_are_accessible_and_fit_three_widths(page, axe):
         if axe:
             assert serious_problems(page, axe) == []
     assert "0.6000" in page.inner_text("#vlp-scores") and page.locator("#vlp-curves svg").count() == 1
+    page.evaluate("document.body.classList.add('dark')")  # the curves have dark labels
+    ground = "getComputedStyle(document.querySelector('#vlp-curves svg')).backgroundColor"
+    assert page.evaluate(ground) == "rgb(248, 250, 252)"
     if not axe:
         pytest.skip("axe-core could not be fetched with npm, so only the width is checked")
 
