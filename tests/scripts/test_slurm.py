@@ -123,7 +123,7 @@ def test_pretraining_stops_before_the_time_limit_and_the_requeued_job_continues(
     while not (log.exists() and log.read_text()) and time.monotonic() < deadline and job.poll() is None:
         time.sleep(0.02)
     job.send_signal(signal.SIGUSR1)
-    output, _ = job.communicate(timeout=100)
+    output, _ = job.communicate(timeout=300)
     assert job.returncode == 0, output
     assert "vlp: Stopped at step" in output and "goes back into the queue" in output
     assert submit.calls("scancel") == [["--signal=TERM", "4711"]]
@@ -133,7 +133,7 @@ def test_pretraining_stops_before_the_time_limit_and_the_requeued_job_continues(
     assert 1 <= stopped_at < 40
     assert json.loads((checkpoint / "progress.json").read_text())["processes"] == 2
     job = submit("pretrain.sbatch", str(tmp_path / "run.yaml"), nodes=1)  # the queue has fewer nodes now
-    output, _ = job.communicate(timeout=100)
+    output, _ = job.communicate(timeout=300)
     assert job.returncode == 0, output
     assert f"step {stopped_at + 1}/40" in output or "step 40/40" in output
     assert [record["step"] for record in read_log(log)] == list(range(1, 41))
@@ -146,6 +146,6 @@ def test_a_job_of_an_array_scores_its_part(submit, web_scenes, models, tmp_path)
         (tmp_path / name).write_bytes((web_scenes / name).read_bytes())
     array = {"SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_COUNT": "2", "SLURM_ARRAY_JOB_ID": "4700"}
     job = submit("score-array.sbatch", "--shards", f"{tmp_path}/*.tar", "--filter", models[1], nodes=1, **array)
-    output, _ = job.communicate(timeout=100)
+    output, _ = job.communicate(timeout=300)
     assert job.returncode == 0, output
     assert [path.name for path in tmp_path.glob("*.parquet")] == ["00001.capfilt.parquet"]
