@@ -49,11 +49,11 @@ FULL = DemoSizes(
     human=3000,
     web=9600,
     held_out=500,
-    pretrain_steps=700,
-    captioner_steps=900,
-    filter_steps=500,
-    warmup_steps=100,
-    batch_size=64,
+    pretrain_steps=600,
+    captioner_steps=600,
+    filter_steps=1000,
+    warmup_steps=130,
+    batch_size=32,
 )
 QUICK = DemoSizes(
     human=48,

@@ -24,11 +24,11 @@ FULL = DemoSizes(
     human=6000,
     web=64,  # only the tokenizer reads them
     held_out=500,
-    pretrain_steps=1000,
+    pretrain_steps=700,
     captioner_steps=0,
     filter_steps=0,
-    warmup_steps=100,
-    batch_size=64,
+    warmup_steps=130,
+    batch_size=32,
 )
 QUICK = DemoSizes(
     human=64,
