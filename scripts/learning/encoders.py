@@ -24,11 +24,12 @@ FULL = DemoSizes(
     human=6000,
     web=64,  # only the tokenizer reads them
     held_out=500,
-    pretrain_steps=700,
+    pretrain_steps=350,
     captioner_steps=0,
     filter_steps=0,
-    warmup_steps=130,
-    batch_size=32,
+    warmup_steps=80,
+    batch_size=96,
+    filter_batch_size=0,
 )
 QUICK = DemoSizes(
     human=64,
@@ -39,6 +40,7 @@ QUICK = DemoSizes(
     filter_steps=0,
     warmup_steps=1,
     batch_size=16,
+    filter_batch_size=0,
 )
 MEASURES = {
     "itc_t2i_r1": "text to image R@1, ITC",

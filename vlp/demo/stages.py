@@ -58,6 +58,7 @@ class DemoSizes:
     filter_steps: int
     warmup_steps: int
     batch_size: int
+    filter_batch_size: int
     image_size: int = 64
     width: int = 128
     layers: int = 4
@@ -68,11 +69,12 @@ FULL = DemoSizes(
     human=5000,
     web=16000,
     held_out=500,
-    pretrain_steps=650,
-    captioner_steps=1000,
-    filter_steps=1300,
-    warmup_steps=130,
-    batch_size=32,
+    pretrain_steps=300,
+    captioner_steps=400,
+    filter_steps=330,
+    warmup_steps=80,
+    batch_size=96,
+    filter_batch_size=128,  # in batches of 64 relations are not learned in as many pairs (docs/itm.md)
 )
 QUICK = DemoSizes(
     human=800,
@@ -83,6 +85,7 @@ QUICK = DemoSizes(
     filter_steps=20,
     warmup_steps=10,
     batch_size=64,
+    filter_batch_size=64,
 )
 
 
@@ -171,7 +174,7 @@ def pretrain_config(root: Path, name: str, sources: list[str], sizes: DemoSizes,
         model=demo_model(sizes),
         data=_data(root, sources),
         objective=ObjectiveConfig(queue_size=2048, altered_texts=PRETRAIN_ALTERED),
-        optim=OptimConfig("muon", learning_rate=2e-3, warmup_steps=sizes.warmup_steps, decay="cosine", clip_norm=1.0),
+        optim=OptimConfig("muon", learning_rate=3e-3, warmup_steps=sizes.warmup_steps, decay="cosine", clip_norm=1.0),
         decoding=GREEDY,
         batch_size=sizes.batch_size,
         steps=sizes.pretrain_steps,
@@ -193,7 +196,8 @@ def finetune_config(
 
     ITM of a filter (task retrieval) also sees altered captions: web texts often have one wrong word or relation.
     """
-    altered = FILTER_ALTERED if task == "retrieval" else 0
+    trains_filter = task == "retrieval"
+    altered, rate = (FILTER_ALTERED, 3e-3) if trains_filter else (0, 2e-3)
     return RunConfig(
         task=task,
         output=str(root / f"{name}-run"),
@@ -201,9 +205,9 @@ def finetune_config(
         seed=seed,
         data=_data(root, [source]),
         objective=ObjectiveConfig(queue_size=2048, alpha_ramp_epochs=1.0, altered_texts=altered),
-        optim=OptimConfig("muon", learning_rate=2e-3, warmup_steps=20, decay="cosine", floor=0.0, clip_norm=1.0),
-        batch_size=sizes.batch_size,
-        steps=sizes.captioner_steps if task == "captioning" else sizes.filter_steps,
+        optim=OptimConfig("muon", learning_rate=rate, warmup_steps=20, decay="cosine", floor=0.0, clip_norm=1.0),
+        batch_size=sizes.filter_batch_size if trains_filter else sizes.batch_size,
+        steps=sizes.filter_steps if trains_filter else sizes.captioner_steps,
         checkpoint_every=500,
         keep_checkpoints=1,
     )
