@@ -55,7 +55,9 @@ def test_the_clock_learns_from_finished_stages():
 
 
 def test_a_miniature_measures_every_part(tmp_path):
-    sizes = DemoSizes(64, 48, 16, 6, 3, 3, 2, batch_size=16, image_size=32, width=32, layers=2, heads=2)
+    sizes = DemoSizes(
+        64, 48, 16, 6, 3, 3, 2, batch_size=16, filter_batch_size=16, image_size=32, width=32, layers=2, heads=2
+    )
     speeds = asdict(measure_speeds(tmp_path, sizes, seed=0))
     assert all(0 < value < 60 for value in speeds.values())
     assert speeds == asdict(replace(SPEEDS, **speeds))

@@ -17,7 +17,9 @@ from vlp.errors import UserError
 from vlp.model_folder import save_model
 from vlp.models.blip import Blip
 
-SIZES = DemoSizes(64, 48, 16, 6, 3, 3, 2, batch_size=16, image_size=32, width=32, layers=2, heads=2)
+SIZES = DemoSizes(
+    64, 48, 16, 6, 3, 3, 2, batch_size=16, filter_batch_size=16, image_size=32, width=32, layers=2, heads=2
+)
 
 
 @pytest.fixture

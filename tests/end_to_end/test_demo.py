@@ -17,7 +17,7 @@ import os, sys, torch
 torch.set_num_threads(1)
 from vlp.demo import loop as demo
 demo.QUICK = demo.DemoSizes(human=64, web=48, held_out=16, pretrain_steps=6, captioner_steps=3, filter_steps=3,
-    warmup_steps=2, batch_size=16, image_size=32, width=32, layers=2, heads=2)
+    warmup_steps=2, batch_size=16, filter_batch_size=16, image_size=32, width=32, layers=2, heads=2)
 demo.run_demo(sys.argv[1], quick=True, seed=3)
 """
 MEASURED = {"noisy", "bootstrapped", "filter_auc", "web_texts_kept_right", "web_texts_kept_wrong", "synthetic_kept"}
