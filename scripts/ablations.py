@@ -49,11 +49,11 @@ FULL = DemoSizes(
     human=3000,
     web=9600,
     held_out=500,
-    pretrain_steps=250,
-    captioner_steps=400,
+    pretrain_steps=350,
+    captioner_steps=600,
     filter_steps=330,
-    warmup_steps=80,
-    batch_size=96,
+    warmup_steps=100,
+    batch_size=64,
     filter_batch_size=128,
 )
 QUICK = DemoSizes(

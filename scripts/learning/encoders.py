@@ -24,11 +24,11 @@ FULL = DemoSizes(
     human=6000,
     web=64,  # only the tokenizer reads them
     held_out=500,
-    pretrain_steps=350,
+    pretrain_steps=500,
     captioner_steps=0,
     filter_steps=0,
-    warmup_steps=80,
-    batch_size=96,
+    warmup_steps=100,
+    batch_size=64,
     filter_batch_size=0,
 )
 QUICK = DemoSizes(

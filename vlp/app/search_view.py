@@ -31,7 +31,7 @@ def _hit(index: ImageIndex, place: int, hit: Hit) -> Markup:
     assert hit.number is not None
     scores = Markup("<span>cosine {:.3f}</span>").format(hit.itc)
     if hit.itm is not None:
-        scores = Markup("<span>match {:.3f}</span> ").format(hit.itm) + scores
+        scores = Markup("<span>match {:.3g}</span> ").format(hit.itm) + scores
     text = hit.caption or index.key(hit.number)
     try:
         picture = Markup('<img src="{}" alt="">').format(data_uri(index.thumbnail(hit.number), "jpeg"))

@@ -69,11 +69,11 @@ FULL = DemoSizes(
     human=5000,
     web=16000,
     held_out=500,
-    pretrain_steps=300,
-    captioner_steps=400,
+    pretrain_steps=400,
+    captioner_steps=600,
     filter_steps=330,
-    warmup_steps=80,
-    batch_size=96,
+    warmup_steps=100,
+    batch_size=64,
     filter_batch_size=128,  # in batches of 64 relations are not learned in as many pairs (docs/itm.md)
 )
 QUICK = DemoSizes(
