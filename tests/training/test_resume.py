@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -103,9 +104,12 @@ def test_a_killed_process_resumes_bit_for_bit(run_config, tmp_path):
     deadline = time.monotonic() + 120
     while len(checkpoints(folder)) < 2 and time.monotonic() < deadline and process.is_alive():
         process.join(0.02)
+    workers = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.join()
     assert not (folder / "model").exists(), "the run ended before it was killed"
+    assert len(workers) >= 2
+    assert not psutil.wait_procs(workers, timeout=20)[1], "all of its processes end"
     run_vlp(tmp_path / "resumed", "pretrain", tmp_path / "part.yaml", "--resume")
     assert_same_run(whole, part)
 

@@ -1,7 +1,11 @@
 """Worker processes that read ahead, and page-locked memory for what they read."""
 
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator
+from multiprocessing.connection import wait
 from typing import Any, Literal
 
 import torch
@@ -32,7 +36,7 @@ def start_workers(
             collate_fn=_unchanged,  # type: ignore[arg-type]
             pin_memory=pin,
             prefetch_factor=prefetch,
-            worker_init_fn=_outlive_stop_signals,
+            worker_init_fn=_start_worker,
             generator=torch.Generator(),  # without one the workers' seed is drawn from the global random state
         )
     )
@@ -50,7 +54,24 @@ def pins_memory(setting: Literal["auto", "on", "off"]) -> bool:
     return cuda and setting != "off"
 
 
-def _outlive_stop_signals(_worker: int) -> None:
+def _start_worker(_worker: int) -> None:
+    _outlive_stop_signals()
+    threading.Thread(target=_end_with_the_main_process, daemon=True).start()
+
+
+def _end_with_the_main_process() -> None:
+    """End a worker whose main process was killed.
+
+    torch's own watch looks at the process that forked the worker, which is another one where a server forks them: so
+    Python starts processes by default since 3.14.
+    """
+    main = multiprocessing.parent_process()
+    if main is not None:
+        wait([main.sentinel])
+        os._exit(1)
+
+
+def _outlive_stop_signals() -> None:
     """Let a worker serve the step in progress when SIGTERM or SIGINT reaches the whole process group.
 
     The worker ends when the main process closes the iterator or dies. SIGTERM can also be the main process's last way
