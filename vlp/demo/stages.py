@@ -74,7 +74,7 @@ FULL = DemoSizes(
     filter_steps=330,
     warmup_steps=100,
     batch_size=64,
-    filter_batch_size=128,  # in batches of 64 relations are not learned in as many pairs (docs/itm.md)
+    filter_batch_size=128,  # as many pairs in smaller batches teach relations less surely (docs/itm.md)
 )
 QUICK = DemoSizes(
     human=800,
