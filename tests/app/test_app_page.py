@@ -82,8 +82,11 @@ def test_twenty_rows_by_keyboard_a_reload_and_an_export(page, served):
     stored = LabelStore(folder / "web").read().to_pylist()  # while the page is open
     assert [(one["text"], one["verdict"]) for one in stored] == [(text, verdict) for _, text, verdict in said]
     assert {one["shown"] for one in stored} == {"sample"}
+    page.fill("#vlp-rule textarea", "itm >= 0.9")
     page.reload()
-    page.wait_for_selector("#vlp-review-card .vlp-card")
+    page.wait_for_selector("#vlp-review-card .vlp-card")  # the tab is open again
+    page.wait_for_function("() => document.querySelector('#vlp-slider-itm input').value === '0.9'")
+    assert page.input_value("#vlp-rule textarea") == "itm >= 0.9"
     assert "20 labels: 13 accepted, 7 rejected" in page.inner_text("#vlp-progress")
     assert page.evaluate(SHOWN).startswith("20:")  # the first row without a label
     press(page, "ArrowLeft")

@@ -31,6 +31,23 @@
   document.addEventListener("click", (event) => { // a tab that the mouse chose leaves the arrow keys to the review
     if (event.detail && event.target.closest("[role=tab]")) document.activeElement.blur();
   });
+  // A reload keeps the tab and the typed rule.
+  const KEPT = "vlp-kept";
+  const kept = JSON.parse(sessionStorage.getItem(KEPT) ?? "{}");
+  window.vlpKeptRule = (rule) => kept.rule ?? rule;
+  const ruleBox = () => document.querySelector("#vlp-rule textarea");
+  addEventListener("pagehide", () => {
+    const tab = document.querySelector("[role=tab][aria-selected=true]")?.textContent.trim() ?? kept.tab;
+    const rule = ruleBox()?.value ?? kept.rule; // the box is not there before its tab was open
+    sessionStorage.setItem(KEPT, JSON.stringify({ tab, rule }));
+  });
+  const openKeptTab = () => {
+    const tab = [...document.querySelectorAll("[role=tab]")].find((one) => one.textContent.trim() === kept.tab);
+    if (tab && tab.getAttribute("aria-selected") !== "true") tab.click();
+    return tab;
+  };
+  if (kept.tab) new MutationObserver((_, watcher) => openKeptTab() && watcher.disconnect())
+    .observe(document.documentElement, { childList: true, subtree: true });
   document.addEventListener("click", async (event) => {
     const button = event.target.closest(".vlp-copy");
     if (!button) return;

@@ -9,6 +9,7 @@ from vlp.capfilt.review_tables import LOWER_IS_BETTER, SCORES
 from vlp.errors import UserError
 
 RULE = "itm >= 0.5"
+KEPT_RULE = "(rule) => window.vlpKeptRule(rule)"  # from before a reload
 KEYS = (
     '<p class="vlp-keys"><kbd>A</kbd> accept <kbd>R</kbd> reject <kbd>→</kbd> next <kbd>←</kbd> back '
     "<kbd>↑</kbd> <kbd>↓</kbd> another text of the image <kbd>U</kbd> take the verdict back</p>"
@@ -50,7 +51,9 @@ def add_review_tab(page: Any, review: Review) -> None:
         again.click(start, order, [*view, listing, error], **QUIET)
         _suggestion(actions, list(scores), list(review.tables.totals), rule, sliders, [counts, select])
         page.load(start, order, [*view, listing, error], **QUIET)
-        page.load(actions.counts, rule, [counts, select], **QUIET)
+        restored = page.load(None, rule, rule, js=KEPT_RULE, **QUIET)
+        restored.then(actions.counts, rule, [counts, select], **QUIET)
+        restored.then(lambda text: _positions(text, sliders), rule, list(sliders.values()), **QUIET)
 
 
 def _rule_controls(

@@ -98,10 +98,8 @@ def make_training_scenes(folder: Path, count: int, image_size: int, seed: str) -
 def visdial_config(config: RunConfig) -> RunConfig:
     """The config of a finetuning on these scenes, from that of another task."""
     data = replace(config.data, max_tokens=64, texts_per_image=ROUNDS, false_answers=2)
-    optim = replace(
-        config.optim, name="adamw", learning_rate=4e-4, warmup_steps=100
-    )  # with 1e-3 it learns colors alone
-    return replace(config, task="visdial", data=data, optim=optim, batch_size=32, steps=2000)
+    optim = replace(config.optim, warmup_steps=100)
+    return replace(config, task="visdial", data=data, optim=optim, batch_size=64, steps=500)
 
 
 def score_visdial(model: Model, folder: Path) -> dict[str, float]:

@@ -15,7 +15,7 @@ from vlp.demo.scenes import Scene, write_annotated_scenes
 from vlp.evaluation.vqa import evaluate_vqa
 from vlp.model import Model
 
-STEPS = 1500
+STEPS = 400
 QUESTIONS = 7  # most of a scene
 ANNOTATORS = 10  # as in VQA; here they agree
 NUMBERS = ("none", "one", "two")  # the tokenizer of the scenes has no digits
@@ -50,9 +50,9 @@ def finetuning(config: RunConfig) -> RunConfig:
         config,
         task="vqa",
         data=replace(config.data, texts_per_image=QUESTIONS),
-        optim=replace(config.optim, name="adamw", learning_rate=6e-4, warmup_steps=100),
+        optim=replace(config.optim, warmup_steps=100),
         decoding=DecodingOverrides(beams=1),
-        batch_size=32,
+        batch_size=64,
         steps=STEPS,
     )
 
