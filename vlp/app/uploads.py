@@ -133,5 +133,5 @@ def _enlarged(picture: Image.Image) -> np.ndarray:
 
 
 def _unusable(path: str, error: BadSampleError) -> UserError:
-    kind = "a video" if is_video(path) else "a picture"
-    return UserError(f"{os.path.basename(path)} cannot be used as {kind}: {error.reason}.")
+    kind, others = ("a video", "") if is_video(path) else ("a picture", "; choose a JPEG, PNG or WebP file")
+    return UserError(f"{os.path.basename(path)} cannot be used as {kind}: {error.reason}{others}.")
