@@ -2,7 +2,9 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from task_data import write_task_data
@@ -40,6 +42,33 @@ def test_data_is_recognised_by_its_content(data):
     }
     with pytest.raises(UserError, match="no folder"):
         find_data(f"{data}/absent")
+
+
+def test_data_of_one_name_links_and_image_folders_are_all_found(data, scenes, tmp_path):
+    for name in ("a/coco", "b/coco", "scenes-test", "photos/cat", "photos/dog", "plain/x", "plain/y", "wds/test"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("a/coco", "b/coco", "scenes-test", "wds/test"):
+        shutil.copy(data / "scenes/test/00000.tar", tmp_path / name / "0.tar")
+    for name in ("photos/cat/1.png", "photos/dog/2.png", "plain/x/1.jpg", "plain/y/1.jpg"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "photos/classnames.txt").write_text("a cat\na dog\n")
+    (tmp_path / "wds/test/nshards.txt").write_text("1")
+    (tmp_path / "wds/dataset_type.txt").write_text("retrieval")
+    (tmp_path / "scenes").symlink_to(data / "scenes")
+    (tmp_path / "photos/loop").symlink_to(tmp_path)
+    found = find_data(str(tmp_path))
+    assert [(one.task, one.dataset) for one in found if one.task != "captioning"] == [
+        ("retrieval", "a/coco"),
+        ("retrieval", "b/coco"),
+        ("retrieval", "scenes/test"),
+        ("retrieval", "scenes-test"),
+        ("", "wds/test"),
+        ("classification", "photos"),
+        ("", "plain"),
+    ]
+    assert ["import" in one.reason for one in found if not one.task] == [True, False]
+    files = {str(all_tasks.results_path(Path("out"), one)) for one in found}
+    assert len(files) == len(found)  # scenes/test and scenes-test have files of their own
 
 
 def evaluate(model, data, out, *options):
@@ -124,6 +153,7 @@ def test_published_figures_need_the_whole_of_the_same_test_set():
     assert published_figures(result, "images") == ""
     assert published_figures({**result, "metrics": {"images": 4999}}, "i2t_r1") == ""
     assert published_figures({**result, "dataset": "flickr8k/test"}, "i2t_r1") == ""
+    assert published_figures({**result, "dataset": "coco/val"}, "i2t_r1") == ""  # which has 5,000 images too
     visdial = {"task": "visdial", "dataset": "visdial/val", "metrics": {"images": 2064}}
     assert published_figures(visdial, "mrr") == "BLIP 69.41 (finetuned)"
     assert all(len(values) in (1, 3, 4) for one in PUBLISHED for values in one.figures.values())

@@ -14,8 +14,9 @@ from vlp.data.image_decoding import decode_pixels
 from vlp.data.shards import iterate_samples
 from vlp.data.transforms import evaluation_image
 from vlp.demo.nlvr2_scenes import KINDS, make_nlvr2_scenes, score_nlvr2
-from vlp.errors import UserError
+from vlp.errors import UserError, WorkError
 from vlp.evaluation.nlvr2 import evaluate_nlvr2, pair_metrics, save_submission
+from vlp.evaluation.results import check_complete
 from vlp.evaluation.settings import EvaluationSettings
 from vlp.model import Model
 from vlp.models.finetuned import extend
@@ -119,6 +120,11 @@ def test_samples_that_are_no_whole_pair_are_skipped_counted_and_named(model, tmp
         "skipped: no sentence": 1,
     }
 
+    with pytest.raises(UserError, match="needs pairs"):
+        evaluate_nlvr2(model, write_tar(tmp_path / "1.tar", members[2:3]))
+    with pytest.raises(WorkError, match="some samples have no prediction"):
+        check_complete("x.csv", results)
+
 
 def test_the_command_writes_results_and_a_submission(model, pairs, tmp_path):
     model.save(tmp_path / "model")
@@ -135,6 +141,8 @@ def test_the_command_writes_results_and_a_submission(model, pairs, tmp_path):
     scored = dict(line.split(",") for line in lines)  # as NLVR2's scorer reads them
     accuracy = sum(scored[name].lower() == str(label).lower() for name, label in labels.items()) / len(labels)
     assert accuracy == written["metrics"]["accuracy"]
+    limited = CliRunner().invoke(app, [str(one) for one in [*arguments, "--limit", 3]])
+    assert "leave --limit out" in str(limited.exception)
 
 
 def test_a_submission_names_samples_without_an_identifier_by_their_keys(tmp_path):

@@ -15,7 +15,7 @@ from tests.tiny_model import WORDS, make_model
 from vlp.cli.main import app
 from vlp.data.shard_writer import ShardWriter
 from vlp.data.transforms import clean_caption
-from vlp.errors import UserError
+from vlp.errors import UserError, WorkError
 from vlp.evaluation.visdial import evaluate_visdial, submission_rows
 from vlp.model import Model, dialog
 from vlp.models.cpu.optimise import optimise_for_cpu
@@ -195,13 +195,17 @@ def test_a_model_without_dialog_finetuning_is_refused(shards):
 def test_the_command_writes_results_and_a_submission(model, shards, tmp_path):
     model.save(tmp_path / "model")
     out, ranks = tmp_path / "x.json", tmp_path / "ranks.json"
-    arguments = ["evaluate", "visdial", str(tmp_path / "model"), shards[0], "--out", str(out), "--precision", "fp32"]
-    done = CliRunner().invoke(app, [*arguments, "--submission", str(ranks)])
+    rest = ["--out", str(out), "--precision", "fp32", "--submission", str(ranks)]
+    refused = CliRunner().invoke(app, ["evaluate", "visdial", str(tmp_path / "model"), shards[0], *rest])
+    assert isinstance(refused.exception, WorkError) and not ranks.exists()  # EvalAI refuses a file that lacks some
+    (tmp_path / "x.json.partial").rename(tmp_path / "other")
+    first = shards[0].replace("*", "00000")
+    done = CliRunner().invoke(app, ["evaluate", "visdial", str(tmp_path / "model"), first, *rest])
     assert done.exit_code == 0, done.output
     results = json.loads(out.read_text())
-    assert results["task"] == "visdial" and results["metrics"]["rounds"] == 20
+    assert results["task"] == "visdial" and results["metrics"]["rounds"] == 12
     rows = json.loads(ranks.read_text())
-    assert [(row["image_id"], row["round_id"]) for row in rows] == [(i, r) for i in range(5) for r in range(1, 5)]
+    assert [(row["image_id"], row["round_id"]) for row in rows] == [(i, r) for i in range(3) for r in range(1, 5)]
     assert all(sorted(row["ranks"]) == list(range(1, 8)) for row in rows)
 
 

@@ -6,9 +6,11 @@ import json
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from tests.models.test_finetuned import QUESTIONS, vqa_model
 from tests.tiny_model import make_images
+from vlp.cli.main import app
 from vlp.data.questions import frequent_answers, read_answer_list
 from vlp.data.shard_writer import ShardWriter
 from vlp.errors import UserError, WorkError
@@ -153,6 +155,26 @@ def test_the_submission_covers_every_question_or_is_not_written(shards, tmp_path
 
 def scored_counts(metrics: dict) -> dict:
     return {name: value for name, value in metrics.items() if name.startswith("skipped")}
+
+
+def test_after_a_refused_submission_the_results_need_no_new_predictions(shards, tmp_path):
+    vqa_model().save(tmp_path / "model")
+    arguments = ["evaluate", "vqa", tmp_path / "model", shards, "--out", tmp_path / "out.json", "--batch-size", 2]
+    refused = CliRunner().invoke(app, [str(one) for one in [*arguments, "--submission", tmp_path / "vqa.json"]])
+    assert isinstance(refused.exception, WorkError) and (tmp_path / "out.json.partial").exists()
+    assert CliRunner().invoke(app, [str(one) for one in arguments]).exit_code == 0
+
+
+def test_another_list_of_answers_does_not_go_on_with_a_partial_evaluation(shards, tmp_path):
+    model, settings = vqa_model(), EvaluationSettings(2, partial=str(tmp_path / "partial"))
+    evaluate_vqa(model, shards, ["yes", "no"], settings=settings)
+    with pytest.raises(UserError, match="another list of answers"):
+        evaluate_vqa(model, shards, ["yes", "red"], settings=settings)
+
+
+def test_shards_without_questions_are_refused(scenes):
+    with pytest.raises(UserError, match="VQA needs images with questions"):
+        evaluate_vqa(vqa_model(), f"{scenes}/00000.tar", settings=EvaluationSettings(limit=2))
 
 
 def test_results_of_another_split_are_named(shards, tmp_path):

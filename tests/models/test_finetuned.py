@@ -82,3 +82,16 @@ def test_answers_do_not_depend_on_the_other_questions_of_a_batch(beams):
 def test_a_model_that_was_not_finetuned_says_what_to_do():
     with pytest.raises(UserError, match=r"cannot answer questions.*vlp finetune configs/vqa.yaml start_from=MODEL"):
         make_model(sharing="nothing").answer(make_images(1), "is it red")
+
+
+def test_a_network_of_a_task_does_not_pretend_to_do_what_pretraining_trained():
+    model, images = vqa_model(), make_images(1)
+    uses = (
+        lambda: model.embed_texts("a star"),
+        lambda: model.embed_images(images),
+        lambda: model.match(images, "a star"),
+        lambda: model.caption_texts(images),
+    )
+    for use in uses:
+        with pytest.raises(UserError, match="was finetuned for vqa, so it cannot"):
+            use()

@@ -5,6 +5,7 @@ import logging
 import shutil
 import subprocess
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from vlp.errors import WorkError
@@ -43,7 +44,7 @@ def java_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) ->
     truths = {str(number): list(texts) for number, texts in enumerate(references)}
     for name, compute in {"METEOR": _meteor, "SPICE": _spice}.items():
         if name in absent:
-            log.warning("%s is left out; it needs %s", name, absent[name])
+            _name_absent(name, absent[name])
             continue
         try:
             scores[name] = compute(truths, ours)
@@ -52,6 +53,12 @@ def java_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) ->
                 f"The Java program of {name} failed ({error}); check that `java -version` works."
             ) from error
     return scores
+
+
+@cache
+def _name_absent(name: str, needs: str) -> None:
+    """Warn once in a process; NoCaps is scored once for each domain."""
+    log.warning("%s is left out; it needs %s", name, needs)
 
 
 def _meteor(references: dict[str, list[str]], captions: dict[str, list[str]]) -> float:

@@ -38,5 +38,5 @@ def all_tasks(
         print(f"{result['task']} {result['dataset']}")
         print_values({f"  {name}": value for name, value in result["metrics"].items()}, False)
     for one in summary["not_run"]:
-        print(f"not evaluated: {one['task']} {one['dataset']}: {one['reason']}")
+        print(f"not evaluated: {' '.join(filter(None, (one['task'], one['dataset'])))}: {one['reason']}")
     print(f"{out}/results.md and {out}/report.html show the results")

@@ -7,7 +7,7 @@ import typer
 from vlp.cli import decoding as options
 from vlp.cli.decoding import decoding_settings
 from vlp.cli.evaluate_captions import Java
-from vlp.cli.evaluation_options import BatchSize, Dataset, Limit, Out, Workers, run_evaluation
+from vlp.cli.evaluation_options import BatchSize, Dataset, Limit, Out, Workers, check_limit, run_evaluation
 from vlp.cli.options import Json, Precision
 
 
@@ -42,11 +42,12 @@ def captioning(
 
     Example: vlp evaluate captioning MODEL 'data/val/*.tar' --beams 3 --submission captions.json
     """
-    given = {name: value for name, value in locals().items() if name not in ("submission", "java")}
+    given = {name: value for name, value in locals().items() if name != "java"}
+    check_limit(submission, limit)
     from vlp.distributed import is_main
     from vlp.evaluation.caption_files import caption_file_rows
     from vlp.evaluation.captioning import evaluate_captioning
-    from vlp.evaluation.results import Results
+    from vlp.evaluation.results import Results, check_complete
     from vlp.evaluation.settings import EvaluationSettings
     from vlp.files import write_json
     from vlp.generation.settings import named_overrides, resolve_decoding
@@ -56,6 +57,7 @@ def captioning(
         decoding = resolve_decoding(loaded.decoding, named_overrides(decoding_settings(given)))
         results = evaluate_captioning(loaded, shards, decoding, seed, settings=settings, java=java)
         if submission and is_main():
+            check_complete(submission, results)
             write_json(submission, caption_file_rows(results.predictions))
         return results
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from vlp.cli.evaluation_options import BatchSize, Dataset, Limit, Out, Workers, run_evaluation
+from vlp.cli.evaluation_options import BatchSize, Dataset, Limit, Out, Workers, check_limit, run_evaluation
 from vlp.cli.options import Json, Precision
 
 
@@ -28,17 +28,20 @@ def visdial(
 
     Example: vlp evaluate visdial MODEL 'data/visdial-val/*.tar' --out visdial.json --submission ranks.json
     """
-    given = {name: value for name, value in locals().items() if name != "submission"}
+    given = locals()
+    check_limit(submission, limit)
+    from vlp.data.dialogs import NO_DIALOG
     from vlp.distributed import is_main
-    from vlp.evaluation.results import Results
+    from vlp.evaluation.results import Results, check_complete
     from vlp.evaluation.settings import EvaluationSettings
-    from vlp.evaluation.visdial import evaluate_visdial, submission_rows
+    from vlp.evaluation.visdial import NO_OPTIONS, evaluate_visdial, submission_rows
     from vlp.files import write_json
     from vlp.model import Model
 
     def evaluate(loaded: Model, settings: EvaluationSettings) -> Results:
         results = evaluate_visdial(loaded, shards, settings)
         if submission and is_main():
+            check_complete(submission, results, (NO_DIALOG, NO_OPTIONS))
             write_json(submission, submission_rows(results.predictions))
         return results
 

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from vlp.cli import decoding as options
-from vlp.cli.evaluation_options import BatchSize, Dataset, Limit, Out, Workers, run_evaluation
+from vlp.cli.evaluation_options import BatchSize, Dataset, Limit, Out, Workers, check_limit, run_evaluation
 from vlp.cli.options import Json, Precision
 
 Answers = Annotated[
@@ -36,7 +36,6 @@ def vqa(
     given = locals()
     from vlp.data.questions import read_answer_list
     from vlp.distributed import is_main
-    from vlp.errors import UserError
     from vlp.evaluation.results import Results
     from vlp.evaluation.settings import EvaluationSettings
     from vlp.evaluation.vqa import evaluate_vqa
@@ -45,8 +44,7 @@ def vqa(
     from vlp.model import Model
 
     changes = {"beams": beams, "min_length": min_length, "max_length": max_length}
-    if submission and limit:
-        raise UserError("A submission answers every question; leave --limit out.")
+    check_limit(submission, limit)
     listed = read_answer_list(answers) if answers else None
 
     def evaluate(loaded: Model, settings: EvaluationSettings) -> Results:

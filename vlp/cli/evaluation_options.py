@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlp.cli.options import print_values
+from vlp.errors import UserError
 
 if TYPE_CHECKING:
     from vlp.evaluation.results import Results
@@ -28,7 +29,7 @@ Out = Annotated[
         "--out", help="Also write the results to this JSON file, and the predictions beside it; a rerun continues."
     ),
 ]
-NOT_ABOUT = ("model", "workers", "dataset", "out", "as_json")  # arguments that decide no prediction
+NOT_ABOUT = ("model", "workers", "dataset", "submission", "out", "as_json")  # arguments that decide no prediction
 
 
 @dataclass
@@ -75,6 +76,12 @@ def run_evaluation(
         print(json.dumps(to_json(results, model)))
     else:
         print_values(results.metrics, False)
+
+
+def check_limit(submission: str | None, limit: int | None) -> None:
+    """Raise a UserError where a submission would lack the samples beyond a limit."""
+    if submission and limit:
+        raise UserError("A submission needs a prediction for every sample; leave --limit out.")
 
 
 @contextmanager

@@ -96,7 +96,8 @@ def open_labelled(
             writes them or as CLIP_benchmark's webdatasets are downloaded; shards as paths, patterns or addresses; or a
             folder or file of parquet, or one that `datasets` saved.
         names: a file of class names: one a line in the order of the classes, or for an image folder also
-            FOLDER<tab>NAME. None means the names beside the shards, or those of the subfolders.
+            FOLDER<tab>NAME. None means the names beside the shards or in the image folder, or those of the
+            subfolders.
         split: of a downloaded data set, or of one that `datasets` reads.
         folders: the class of each subfolder of an image folder, for a second folder with the classes of a first.
         label: the key of the class in the JSON of samples, or the column of a data set; empty: `cls`, or guessed.
@@ -223,7 +224,7 @@ def _multi_label(shard: str) -> UserError:
 
 
 def _open_folder(data: str, names: str | None, folders: dict[str, int] | None) -> LabelledImages:
-    """An image folder; its classes are its subfolders in alphabetical order."""
+    """An image folder; its classes are its subfolders in alphabetical order; names and templates may lie in it."""
     pictures = LoosePictures(data).names
     counts = Counter(name.partition("/")[0] for name in pictures if "/" in name)
     if not counts:
@@ -231,7 +232,9 @@ def _open_folder(data: str, names: str | None, folders: dict[str, int] | None) -
     if folders is None:
         every = sorted(one.name for one in Path(data).iterdir() if one.is_dir() and not one.name.startswith("."))
         folders = {name: number for number, name in enumerate(every)}
-    return LabelledImages([data], _folder_names(names, list(folders)), folders=folders)
+    named, templates = Path(data, NAMES_FILE), Path(data, TEMPLATES_FILE)
+    found = _folder_names(names or (str(named) if named.is_file() else None), list(folders))
+    return LabelledImages([data], found, read_templates(templates) if templates.is_file() else [], folders=folders)
 
 
 def _folder_names(path: str | None, folders: list[str]) -> list[str]:

@@ -93,7 +93,7 @@ def evaluate_all(
     reasons = [_reason(model, one, tasks) for one in found]
     finished: list[dict[str, Any]] = []
     for number, one in enumerate(found):
-        path = Path(out) / f"{one.task}-{one.dataset.replace('/', '-')}.json"
+        path = results_path(Path(out), one)
         if reasons[number]:
             continue
         if not run_on_main(path.exists):
@@ -122,6 +122,11 @@ def evaluate_all(
         write_evaluation_report(out)
     meet()
     return summary
+
+
+def results_path(out: Path, data: FoundData) -> Path:
+    """The file of the results of an evaluation; `coco/test` and `coco-test` have files of their own."""
+    return out / f"{data.task}-{data.dataset.replace('/', '--')}.json"
 
 
 def _probe(model: Model, data: FoundData, settings: EvaluationSettings) -> Results:

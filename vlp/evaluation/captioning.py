@@ -7,6 +7,7 @@ from typing import Any
 from vlp.caption_metrics.scores import caption_scores
 from vlp.config import DecodingConfig
 from vlp.data.batch import EvaluationBatch
+from vlp.data.importers.clip_benchmark import refuse_raw_captions
 from vlp.errors import UserError
 from vlp.evaluation.predict import predict
 from vlp.evaluation.results import Results, dataset_name
@@ -56,6 +57,7 @@ def evaluate_captioning(
         UserError: the shards contain no image, or a setting is out of range.
     """
     decoding = decoding or model.decoding
+    refuse_raw_captions(shards)
 
     def caption(batch: EvaluationBatch) -> list[dict]:
         made = model.caption_tokens(model.encode_images(batch.images), decoding, batch.keys, seed)

@@ -1,12 +1,16 @@
-"""What can be evaluated on the data in a folder: shards and lists of videos, recognised by their content."""
+"""What can be evaluated on the data in a folder: shards, image folders and lists of videos, by their content."""
 
 import json
-from dataclasses import dataclass, field
+import os
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from vlp.data.class_names import COUNT_FILE, NAMES_FILE
+from vlp.data.importers.clip_benchmark import RAW_CAPTIONS, has_raw_captions
+from vlp.data.shard_index import IMAGE_EXTENSIONS
 from vlp.data.shards import iterate_samples
 from vlp.data.transforms import clean_caption
 from vlp.data.video import is_video
@@ -24,9 +28,9 @@ class FoundData:
 
     Attributes:
         task: the name of the evaluation; "" where nothing can be evaluated, for the `reason`.
-        dataset: the name of the data set.
-        shards: of the test.
-        train: shards of the training set, for a linear probe.
+        dataset: the name of the data set; its path below the folder where several would have the same name.
+        shards: of the test, or the image folder.
+        train: the same of the training set, for a linear probe.
         annotations, videos: a list of videos and the folder of its files.
     """
 
@@ -43,22 +47,52 @@ def find_data(folder: str) -> list[FoundData]:
     """All data below a folder, in the order of their paths. Folders named `train` serve linear probes only.
 
     Raises:
-        UserError: the folder does not exist, or holds neither shards nor lists of videos.
+        UserError: the folder does not exist, or holds no data.
     """
     if not Path(folder).is_dir():
         raise UserError(f"There is no folder {folder}; name the one that holds the data sets.")
+    places = _places(folder)
     found: list[FoundData] = []
-    for place in sorted({path.parent for path in Path(folder).rglob("*.tar") if not _is_hidden(path, folder)}):
+    for place in sorted(place for place, files in places.items() if any(name.endswith(".tar") for name in files)):
         found += _shards(place)
-    for path in sorted(one for one in Path(folder).rglob("*.json*") if one.suffix in (".json", ".jsonl")):
-        found += [] if _is_hidden(path, folder) else _videos(path)
+    found += _image_folders(places)
+    for place, files in sorted(places.items()):
+        for name in files:
+            found += _videos(place / name) if name.endswith((".json", ".jsonl")) else []
     if not found:
-        raise UserError(f"{folder} holds no shards (*.tar) and no list of videos beside a folder of videos.")
+        raise UserError(
+            f"{folder} holds no shards (*.tar), no image folder and no list of videos beside a folder of videos."
+        )
+    return _named_apart(found, folder)
+
+
+def _places(folder: str) -> dict[Path, list[str]]:
+    """The folders below a folder, itself included, with the names of their files; hidden ones are left out.
+
+    Links are followed, because data sets are often linked into a folder.
+    """
+    found: dict[Path, list[str]] = {}
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link to a folder above
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found[Path(place)] = sorted(name for name in files if not name.startswith("."))
     return found
 
 
-def _is_hidden(path: Path, folder: str) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+def _named_apart(found: list[FoundData], folder: str) -> list[FoundData]:
+    """The same data with a path for a name where several data sets of a task have the same name."""
+    counts = Counter((one.task, one.dataset) for one in found)
+
+    def path(one: FoundData) -> str:
+        source = Path(one.annotations or one.shards[0])
+        return (source.parent if source.name == "*.tar" else source).relative_to(folder).as_posix()
+
+    return [replace(one, dataset=path(one)) if counts[one.task, one.dataset] > 1 else one for one in found]
 
 
 def _shards(place: Path) -> list[FoundData]:
@@ -73,6 +107,8 @@ def _shards(place: Path) -> list[FoundData]:
         if place.name in ("val", "test") and any(train.glob("*.tar")):
             found.append(FoundData("linear_probe", dataset, shards, [str(train / "*.tar")]))
         return found
+    if has_raw_captions(str(place / "0.tar")):
+        return [FoundData("", dataset, shards, reason=RAW_CAPTIONS)]
     samples = list(islice(iterate_samples(sorted(map(str, place.glob("*.tar")))), FIRST_SAMPLES))
     infos = [sample.info for sample in samples]
     if any(isinstance(info.get("questions"), list) for info in infos):
@@ -86,6 +122,30 @@ def _shards(place: Path) -> list[FoundData]:
     else:
         return [FoundData("", dataset, shards, reason="its first samples have no captions, questions or classes")]
     return [FoundData(task, dataset, shards) for task in tasks]
+
+
+def _image_folders(places: dict[Path, list[str]]) -> list[FoundData]:
+    """Folders with several subfolders of images, which are classes where the folder names them in classnames.txt."""
+    holding = [place for place, files in places.items() if any(_is_image(name) for name in files)]
+    counts = Counter(place.parent for place in holding)
+    several = {place for place, count in counts.items() if count > 1 and place in places}
+    found: list[FoundData] = []
+    for place in sorted(several):
+        dataset, shown = dataset_name(f"{place}/*"), [str(place)]
+        if place.name == "train":
+            continue
+        if NAMES_FILE not in places[place]:
+            reason = f"its subfolders of images are classes only where {NAMES_FILE} names them"
+            found.append(FoundData("", dataset, shown, reason=reason))
+            continue
+        found.append(FoundData("classification", dataset, shown))
+        if place.name in ("val", "test") and place.parent / "train" in several:
+            found.append(FoundData("linear_probe", dataset, shown, [str(place.parent / "train")]))
+    return found
+
+
+def _is_image(name: str) -> bool:
+    return name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS
 
 
 def _videos(path: Path) -> list[FoundData]:

@@ -7,6 +7,7 @@ from typing import Any
 from vlp.data.bad_samples import BadSampleError
 from vlp.data.batch import EvaluationBatch
 from vlp.data.examples_nlvr2 import pair_sentence
+from vlp.errors import UserError
 from vlp.evaluation.predict import predict
 from vlp.evaluation.results import Results, dataset_name
 from vlp.evaluation.settings import EvaluationSettings
@@ -27,7 +28,7 @@ def evaluate_nlvr2(model: Model, shards: str | list[str], settings: EvaluationSe
     a sentence are skipped and counted.
 
     Raises:
-        UserError: the model was not finetuned for NLVR2, or no shard matches.
+        UserError: the model was not finetuned for NLVR2, or the shards contain no usable pair.
     """
     require(model.config, "nlvr2", "be scored on NLVR2")
 
@@ -42,6 +43,8 @@ def evaluate_nlvr2(model: Model, shards: str | list[str], settings: EvaluationSe
 
     settings = settings or EvaluationSettings()
     found = predict(shards, model.image_size, settings, make, "nlvr2", images_per_sample=2)
+    if not found.rows:
+        raise UserError("NLVR2 needs pairs of images with a sentence; these shards contain none.")
     return Results("nlvr2", dataset_name(shards), pair_metrics(found.rows) | found.counts(), found.rows)
 
 

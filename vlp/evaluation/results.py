@@ -1,11 +1,12 @@
 """Results of an evaluation: CLIP_benchmark's JSON with the predictions beside it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from vlp.errors import WorkError
 from vlp.files import write_json, write_text
 
 SPLITS = ("train", "val", "valid", "validation", "dev", "test", "test-dev", "test-std", "minival", "shards")
@@ -68,6 +69,23 @@ def to_json(results: Results, model: str, pretrained: str = "") -> dict[str, Any
         "metrics": results.metrics,
         "language": results.language,
     }
+
+
+def check_complete(path: str, results: Results, harmless: Collection[str] = ()) -> None:
+    """Check that a submission in `path` would have all predictions; servers refuse one that lacks some.
+
+    Args:
+        harmless: reasons of skipped samples that need no prediction.
+
+    Raises:
+        WorkError: samples were skipped for other reasons.
+    """
+    start = "skipped: "
+    reasons = {name.removeprefix(start): count for name, count in results.metrics.items() if name.startswith(start)}
+    reasons = {reason: count for reason, count in reasons.items() if reason not in harmless}
+    if reasons:
+        named = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
+        raise WorkError(f"{path} was not written, because some samples have no prediction ({named}); repair the data.")
 
 
 def save_results(results: Results, out: str, model: str, pretrained: str = "") -> None:

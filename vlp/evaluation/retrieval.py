@@ -7,6 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from vlp.data.batch import EvaluationBatch
+from vlp.data.importers.clip_benchmark import refuse_raw_captions
 from vlp.evaluation.gallery import (
     EncodedBatch,
     Gallery,
@@ -51,9 +52,11 @@ def evaluate_retrieval(
         and `captions`. The predictions hold the ten best candidates of each image and of each distinct text.
 
     Raises:
-        UserError: the shards contain no image with a caption, or a model without ITM is to re-rank.
+        UserError: the shards contain no image with a caption, a model without ITM is to re-rank, or the shards are of
+            CLIP_benchmark and not imported.
     """
     rerank = model.rerank_count(rerank, RERANK)
+    refuse_raw_captions(shards)
 
     def source(make: Callable[[EncodedBatch], list[Row]], stage: str) -> Predictions:
         def encode(batch: EvaluationBatch) -> list[Row]:

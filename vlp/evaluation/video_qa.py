@@ -1,6 +1,7 @@
 """Questions about videos, zero-shot: the share of right answers of a model finetuned for VQA on images."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ def evaluate_video_qa(
     """
     require(model.config, "vqa", "answer questions")
     videos, skipped_rows = read_video_questions(listed, folder)
+    settings = replace(settings, about={**settings.about, "list of answers": answers})
     ranked = AnswerList(model, answers) if answers is not None else None
 
     def make(batch: VideoBatch) -> list[Row]:

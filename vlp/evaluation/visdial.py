@@ -39,7 +39,7 @@ def evaluate_visdial(model: Model, shards: str | list[str], settings: Evaluation
     made = predict(shards, model.image_size, settings, rank, "rank answers")
     if not made.rows:
         raise UserError("VisDial needs dialogs with answer options; these shards contain none.")
-    images = len({row["key"] for row in made.rows})
+    images = len({(row["key"], str(row["image_id"])) for row in made.rows})  # shards may share keys
     return Results(
         "visdial", dataset_name(shards), {**dialog_metrics(made.rows), "images": images, **made.counts()}, made.rows
     )

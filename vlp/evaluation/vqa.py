@@ -1,6 +1,7 @@
 """VQA: answers to the questions in shards, by generation or by ranking a list, scored by the official accuracy."""
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from vlp.config import DecodingConfig
 from vlp.data.bad_samples import BadSampleError
 from vlp.data.batch import EvaluationBatch
 from vlp.data.questions import Question, read_questions
+from vlp.errors import UserError
 from vlp.evaluation.predict import predict
 from vlp.evaluation.results import Results, dataset_name, skipped_metrics
 from vlp.evaluation.settings import DEFAULT_SETTINGS, EvaluationSettings
@@ -39,9 +41,10 @@ def evaluate_vqa(
         The metrics of `vqa_metrics`, and a row for each question: its id, text, answer, annotators and `score`.
 
     Raises:
-        UserError: the model was not finetuned for VQA, or no shard matches.
+        UserError: the model was not finetuned for VQA, or the shards contain no question.
     """
     require(model.config, "vqa", "answer questions")
+    settings = replace(settings, about={**settings.about, "list of answers": answers})
     listed = AnswerList(model, answers) if answers is not None else None
 
     def make(batch: EvaluationBatch) -> list[dict[str, Any]]:
@@ -73,6 +76,8 @@ def evaluate_vqa(
         return rows
 
     predictions = predict(shards, model.image_size, settings, make, "questions")
+    if not predictions.rows:
+        raise UserError("VQA needs images with questions; these shards contain none.")
     rows, duplicates = distinct(predictions.rows)
     skipped = Counter(predictions.skipped)
     if duplicates:

@@ -8,8 +8,8 @@ from typing import Any
 from vlp.data.bad_samples import BadSampleError, BadSamples
 from vlp.data.questions import Question, read_questions
 from vlp.data.shards import iterate_samples
-from vlp.errors import UserError, WorkError
-from vlp.evaluation.results import Results, dataset_name, skipped_metrics
+from vlp.errors import UserError
+from vlp.evaluation.results import Results, check_complete, dataset_name, skipped_metrics
 from vlp.evaluation.vqa_accuracy import accuracy
 from vlp.files import read_text, write_text
 
@@ -59,12 +59,7 @@ def write_submission(path: str, results: Results) -> None:
     Raises:
         WorkError: a question would be missing or occurs twice, because samples were skipped.
     """
-    start = "skipped: "
-    reasons = {name.removeprefix(start): count for name, count in results.metrics.items() if name.startswith(start)}
-    reasons.pop(NO_QUESTION, None)
-    if reasons:
-        named = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
-        raise WorkError(f"{path} was not written, because some questions have no answer ({named}); repair the shards.")
+    check_complete(path, results, (NO_QUESTION,))
     rows = [{"question_id": row["question_id"], "answer": row["answer"]} for row in results.predictions]
     write_text(path, json.dumps(rows) + "\n")
 

@@ -31,6 +31,7 @@ from vlp.model_folder import save_model
 from vlp.models.blip import Blip
 from vlp.models.clip import Clip
 from vlp.models.cpu.linear import constant_weights
+from vlp.models.finetuned import refuse_finetuned
 from vlp.models.image_memory import ImageMemory
 from vlp.models.network import Network, as_blip, as_two_towers, require_network
 from vlp.models.precision import compute_dtype
@@ -350,6 +351,7 @@ class Model:
         num_captions: int = 1,
     ) -> list[list[Caption]]:
         """Caption encoded images [images, tokens, width]; see `caption_memory`."""
+        refuse_finetuned(self.config, "caption images")
         return self.caption_memory(self.project(image_tokens, "decoder"), decoding, keys, seed, num_captions)
 
     @constant_weights()

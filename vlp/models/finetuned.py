@@ -101,6 +101,22 @@ def require(config: ModelConfig, task: FinetunedFor, use: str) -> None:
         )
 
 
+def refuse_finetuned(config: ModelConfig, use: str) -> None:
+    """Check that a model was not finetuned for a task whose network does what pretraining trained no longer.
+
+    Args:
+        use: what the caller asked for, such as "caption images".
+
+    Raises:
+        UserError: it was finetuned for questions, pairs or dialogs.
+    """
+    if config.finetuned_for:
+        raise UserError(
+            f"The model was finetuned for {config.finetuned_for}, so it cannot {use}; use a pretrained model, or one "
+            "that was finetuned for retrieval or captioning."
+        )
+
+
 def _sources(name: str) -> list[str]:
     """The pretrained weights that a weight may start from, the best first."""
     name = ONE_OF_PAIR.sub(r"\1", name)

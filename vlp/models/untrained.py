@@ -7,6 +7,7 @@ from torch import nn
 
 from vlp.config_model import ModelConfig
 from vlp.errors import UserError
+from vlp.models.finetuned import refuse_finetuned
 from vlp.models.network import require_network
 
 # The parts without which a use of the model means nothing, and the recipe that trains each.
@@ -42,11 +43,13 @@ def require_trained(config: ModelConfig, parts: Sequence[str], use: str) -> None
         use: what the caller asked for, such as "match images and texts".
 
     Raises:
-        UserError: some of them are random, because the model was converted from one without them; or the network has
-            no such parts.
+        UserError: some of them are random, because the model was converted from one without them; the network has no
+            such parts; or finetuning for another task left them behind.
     """
     if set(parts) - set(EMBEDDING):
         require_network(config, "blip", use)
+    if "language_head" not in parts:  # which VQA's finetuning trains
+        refuse_finetuned(config, use)
     missing = [part for part in parts if part in config.untrained]
     if missing:
         raise UserError(

@@ -112,12 +112,13 @@ def _markdown(summary: dict[str, Any], rows: list[dict[str, str]]) -> str:
         "",
         f"BLIP: the figures of {SOURCE}, where the whole of the same test set was evaluated.",
     ]
-    left = [f"- {one['task']} {_cell(one['dataset'])}: {one['reason']}" for one in _left(summary)]
+    left = [f"- {_cell(one['data'])}: {one['reason']}" for one in _left(summary)]
     return "\n".join(lines + (["", "Not evaluated:", "", *left] if left else [])) + "\n"
 
 
 def _left(summary: dict[str, Any]) -> list[dict[str, str]]:
-    return [{**one, "task": _title(one["task"])} for one in summary["not_run"]]
+    """What was not evaluated: the task, where it is known, with the data set as `data`, and the reason."""
+    return [{"data": f"{_title(one['task'])} {one['dataset']}".strip(), **one} for one in summary["not_run"]]
 
 
 def _cell(text: str) -> str:
@@ -188,7 +189,20 @@ def _number(value: Any) -> str:
 
 def _pictures(data: dict[str, Any], keys: set[str]) -> dict[str, list[str]]:
     """The pictures of samples, or the middle frames of videos, as data URIs by key; those that fail are left out."""
-    return _middle_frames(data["videos"], keys) if data["videos"] else _images(data["shards"], keys)
+    if data["videos"]:
+        return _middle_frames(data["videos"], keys)
+    folder = Path(data["shards"][0])
+    return _loose_pictures(folder, keys) if folder.is_dir() else _images(data["shards"], keys)
+
+
+def _loose_pictures(folder: Path, keys: set[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for key in keys:
+        try:
+            found[key] = [_address(decode_image((folder / key).read_bytes()))]
+        except (OSError, BadSampleError):
+            continue
+    return found
 
 
 def _middle_frames(folder: str, keys: set[str]) -> dict[str, list[str]]:

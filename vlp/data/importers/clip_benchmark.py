@@ -17,10 +17,15 @@ from vlp.data.class_names import (
 )
 from vlp.data.importers.tar_samples import read_tar
 from vlp.data.importers.write import ImportedSample
-from vlp.data.shard_index import index_shard
+from vlp.data.shard_index import expand_shards, index_shard
 from vlp.errors import UserError
 from vlp.files import read_text
+from vlp.remote import is_remote
 
+RAW_CAPTIONS = (
+    "a CLIP_benchmark data set as downloaded has a text with a caption on each line; import it with "
+    "`vlp data import clip-benchmark`"
+)
 KEPT = (NAMES_FILE, TEMPLATES_FILE, TYPE_FILE)
 
 
@@ -75,6 +80,22 @@ class ClipBenchmark:
         if self.template is not None:
             sample.captions.append(fill_template(self.template, self.classes[number]))
         return sample
+
+
+def has_raw_captions(shard: str) -> bool:
+    """Whether a shard is of a data set for retrieval as downloaded, in which a text holds several captions."""
+    if is_remote(shard):
+        return False
+    folder = Path(shard).absolute().parent
+    kinds = [place / TYPE_FILE for place in (folder, folder.parent) if (place / TYPE_FILE).is_file()]
+    return (folder / COUNT_FILE).is_file() and any("retrieval" in read_text(kind) for kind in kinds)
+
+
+def refuse_raw_captions(shards: str | list[str]) -> None:
+    """Raise a UserError where shards are of a data set for retrieval as downloaded."""
+    for shard in expand_shards(shards):
+        if has_raw_captions(shard):
+            raise UserError(f"{shard} cannot be used: {RAW_CAPTIONS}.")
 
 
 def split_shards(folder: str, split: str) -> list[Path]:
