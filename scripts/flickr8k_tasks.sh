@@ -7,7 +7,7 @@ set -euo pipefail
 command -v vlp >/dev/null || { echo "Activate an environment with vlp first, for example: . .venv/bin/activate" >&2; exit 2; }
 [ $# -ge 2 ] || { sed -n '4s/^# //p' "$0" >&2; exit 2; }
 configs="$(cd "$(dirname "$0")/../configs" && pwd)"
-flickr8k=$1 out=$2 pretrain_steps=${3:-650} retrieval_steps=${4:-350} captioning_steps=${5:-500}
+flickr8k=$1 out=$2 pretrain_steps=${3:-1500} retrieval_steps=${4:-350} captioning_steps=${5:-500}
 
 for split in train val; do
     [ -e "$out/data/$split" ] || vlp data import flickr8k "$flickr8k/captions.txt" "$out/data/$split" \

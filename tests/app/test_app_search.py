@@ -113,7 +113,9 @@ def test_a_text_and_a_picture_find_what_the_command_finds(page, files, models, a
     page.wait_for_selector("#vlp-search-command >> text=--top 5")
     assert "--image picture.png" in page.inner_text("#vlp-search-command")  # a slider repeats the last query
     upload(page, "#vlp-query-file", "bad.png")
-    page.wait_for_selector("#vlp-query-shown >> text=bad.png cannot be used as a picture: image undecodable; choose a JPEG, PNG or WebP file.")
+    page.wait_for_selector(
+        "#vlp-query-shown >> text=bad.png cannot be used as a picture: image undecodable; choose a JPEG"
+    )
     upload(page, "#vlp-query-file", "photo.png")
     page.wait_for_selector("#vlp-query-shown img")
     page.wait_for_selector("#vlp-search-command >> text=--image photo.png")
@@ -144,7 +146,9 @@ def test_a_picture_and_a_frame_get_what_the_commands_print(page, files, models, 
     page.click("#vlp-caption")
     page.wait_for_selector("#vlp-captions >> text=Upload a picture or a video first.")
     upload(page, "#vlp-try-file", "bad.png")
-    page.wait_for_selector("#vlp-try-shown >> text=bad.png cannot be used as a picture: image undecodable; choose a JPEG, PNG or WebP file.")
+    page.wait_for_selector(
+        "#vlp-try-shown >> text=bad.png cannot be used as a picture: image undecodable; choose a JPEG"
+    )
     upload(page, "#vlp-try-file", "photo.png")
     page.wait_for_selector("#vlp-try-shown img")
     page.click("#vlp-caption")

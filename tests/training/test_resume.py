@@ -126,7 +126,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(run_config, monke
 
 
 @pytest.mark.parametrize("where", ["save_model", "validate", "write_json"])
-def test_a_run_killed_at_its_end_is_finished_by_a_resume(run_config, scenes, monkeypatch, where):
+def test_a_run_killed_at_its_end_is_finished_by_a_resume(run_config, scenes, monkeypatch, caplog, where):
     settings = ["steps=4", f"validation='{scenes}/00004.tar'", "checkpoint_every=0", "log_every=0"]
     whole, part = run_config("whole", *settings), run_config("part", *settings)
     expected = train(whole)
@@ -148,6 +148,9 @@ def test_a_run_killed_at_its_end_is_finished_by_a_resume(run_config, scenes, mon
     }
     assert_same_run(whole, part)
     assert "t2i_r1" in (output / "model" / "README.md").read_text()
+    with caplog.at_level("INFO"):
+        assert train(part, resume=True) == results
+    assert f"{output} was finished before, with these settings; its model is {output / 'model'}" in caplog.messages
 
 
 def test_a_longer_run_continues_a_finished_one(run_config):

@@ -1,5 +1,6 @@
 """Checks before the first step: what would otherwise end a run hours or days later."""
 
+import logging
 import os
 import shutil
 import socket
@@ -23,6 +24,7 @@ from vlp.training.resume_settings import check_resumed_settings
 from vlp.training.trackers import check_tracker
 from vlp.training.validation import check_validation
 
+log = logging.getLogger("vlp")
 CAPTION_TASKS = ("pretrain", "captioning", "retrieval", "contrastive")  # tasks that score tables can give texts to
 APPEARS_WITHIN = 3.0  # seconds
 
@@ -135,6 +137,8 @@ def open_run_folder(config: RunConfig, resume: bool) -> bool:
     output = Path(config.output)
     finished = run_on_main(lambda: _open(output, config, resume))
     check_shared(output)
+    if finished and is_main():
+        log.info("%s was finished before, with these settings; its model is %s", output, output / "model")
     return finished
 
 
