@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
 from multiprocessing.connection import wait
 from typing import Any, Literal
@@ -27,19 +28,22 @@ def start_workers(
         pin: whether a thread of this process copies items to page-locked memory, by their `pin_memory()`.
         items: what the dataset's `__getitem__` is called with; None for an iterable dataset.
     """
-    return iter(
-        DataLoader(
-            dataset,
-            sampler=items,  # type: ignore[arg-type]
-            batch_size=None,
-            num_workers=workers,
-            collate_fn=_unchanged,  # type: ignore[arg-type]
-            pin_memory=pin,
-            prefetch_factor=prefetch,
-            worker_init_fn=_start_worker,
-            generator=torch.Generator(),  # without one the workers' seed is drawn from the global random state
+    with warnings.catch_warnings():
+        # More workers than cores are slower at worst, and the log tells how long a step waits for data.
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        return iter(
+            DataLoader(
+                dataset,
+                sampler=items,  # type: ignore[arg-type]
+                batch_size=None,
+                num_workers=workers,
+                collate_fn=_unchanged,  # type: ignore[arg-type]
+                pin_memory=pin,
+                prefetch_factor=prefetch,
+                worker_init_fn=_start_worker,
+                generator=torch.Generator(),  # without one the workers' seed is drawn from the global random state
+            )
         )
-    )
 
 
 def pins_memory(setting: Literal["auto", "on", "off"]) -> bool:
