@@ -81,7 +81,7 @@ def test_images_are_projected_once(model, monkeypatch):
 
 def test_wrong_calls_are_refused(model):
     for labels, templates, message in (
-        ([], [], "at least one class name"),
+        ([], [], "at least one class name or label"),
         (["a"], ["a photo"], r"'a photo' has no \{\}"),
         (["a", "!!"], [], "'!!' has no words"),
     ):

@@ -237,6 +237,24 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def files_below(folder: str | Path) -> dict[Path, list[str]]:
+    """A folder and all folders below it, with the names of their files; hidden ones are left out.
+
+    Links are followed, because data sets are often linked into a folder; each folder is listed once.
+    """
+    found: dict[Path, list[str]] = {}
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # such as a link to a folder above
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found[Path(place)] = sorted(name for name in files if not name.startswith("."))
+    return found
+
+
 def absolute(path: str | Path) -> Path:
     """An absolute path without `..`, links kept; so that every path has a name and a parent."""
     return Path(os.path.abspath(path))

@@ -56,7 +56,17 @@ def test_data_of_one_name_links_and_image_folders_are_all_found(data, scenes, tm
     (tmp_path / "wds/dataset_type.txt").write_text("retrieval")
     (tmp_path / "scenes").symlink_to(data / "scenes")
     (tmp_path / "photos/loop").symlink_to(tmp_path)
+    for name, video in (("clips/0.mp4", None), ("msvd/vid7.mp4", None), ("lists/qa.json", 7), ("qa.json", 7)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(
+            json.dumps([{"video": video, "question": "who?", "answer": "man"}]) if video else ""
+        )
     found = find_data(str(tmp_path))
+    assert [(one.task, one.dataset, one.videos) for one in found if one.annotations] == [
+        ("video_qa", "qa", str(tmp_path / "msvd")),
+        ("", "qa", ""),
+    ]
+    found = [one for one in found if not one.annotations]
     assert [(one.task, one.dataset) for one in found if one.task != "captioning"] == [
         ("retrieval", "a/coco"),
         ("retrieval", "b/coco"),

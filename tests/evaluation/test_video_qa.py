@@ -30,7 +30,7 @@ def answering():
     return model
 
 
-def test_questions_about_videos(tmp_path, videos, answering):
+def test_questions_about_videos(tmp_path, videos, answering, caplog):
     frames = load_videos(answering, [videos / f"v{number}.mp4" for number in range(3)], FRAMES)
     asked = [["what is red", "where is the star"], ["what is above"], ["is it small"]]
     rows, expected = [], []
@@ -61,6 +61,7 @@ def test_questions_about_videos(tmp_path, videos, answering):
         "skipped: no answer": 1,
         "skipped: video undecodable": 2,
     }
+    assert f"skipped {path} bad: video undecodable" in caplog.text
     ranked = evaluate_video_qa(answering, path, str(videos), FRAMES, ["red", "star", "the"], 3, settings=settings)
     assert {row["answer"] for row in ranked.predictions} <= {"red", "star", "the"}
 

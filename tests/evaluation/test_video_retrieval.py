@@ -60,7 +60,7 @@ def plain_ranks(model, videos, texts, owner, rerank):
 
 
 @pytest.mark.parametrize("rerank, workers", [(0, 0), (4, 0), (4, 2)])
-def test_video_retrieval_equals_a_plain_loop(videos, captions, rerank, workers):
+def test_video_retrieval_equals_a_plain_loop(videos, captions, rerank, workers, caplog):
     model = make_model()
     settings = EvaluationSettings(batch_size=4, workers=workers)
     results = evaluate_video_retrieval(model, captions, str(videos), FRAMES, rerank, settings)
@@ -81,6 +81,9 @@ def test_video_retrieval_equals_a_plain_loop(videos, captions, rerank, workers):
         "skipped: missing file": 1,
         "skipped: video undecodable": 1,
     }
+    assert [one.getMessage() for one in caplog.records if "undecodable" in one.message] == [
+        f"skipped {captions} bad: video undecodable"  # once, though re-ranking decodes the videos again
+    ]
     assert results.task == "video_retrieval"
     assert Counter(row["query"] for row in results.predictions) == {"video": 9, "text": 10}
 

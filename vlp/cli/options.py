@@ -31,7 +31,14 @@ def print_values(values: dict[str, Any], as_json: bool) -> None:
         return
     width = max(len(key) for key in values)
     for key, value in values.items():
-        print(f"{key:<{width}}  {value:.4f}" if isinstance(value, float) else f"{key:<{width}}  {value}")
+        print(f"{key:<{width}}  {_readable(value)}")
+
+
+def _readable(value: Any) -> str:
+    """A value with four decimals if it is a float, or three digits if four decimals would make it zero."""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.3g}" if 0 < abs(value) < 0.5e-4 else f"{value:.4f}"
 
 
 def save_results(results: dict[str, Any], out: str | None, as_json: bool) -> None:

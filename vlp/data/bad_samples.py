@@ -155,7 +155,9 @@ class UnusableSources:
 def _name(sample: BadSample, number: int, level: int) -> None:
     """Log a skipped sample, the `number`-th with its reason."""
     if number <= NAMED_PER_REASON:
-        where = f"{sample.shard} {sample.key}".encode("utf-8", "backslashreplace").decode()  # half surrogate pairs
+        where = (
+            f"{sample.shard} {sample.key}".strip().encode("utf-8", "backslashreplace").decode()
+        )  # half surrogate pairs
         log.log(level, "skipped %s: %s", where, sample.reason)
     elif number == NAMED_PER_REASON + 1:
         log.log(level, "more samples with %r: they are only counted from now on", sample.reason)

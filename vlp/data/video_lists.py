@@ -11,7 +11,7 @@ from vlp.data.bad_samples import NO_TEXT, BadSample, BadSampleError, BadSamples
 from vlp.data.transforms import clean_caption
 from vlp.data.video import VIDEO_EXTENSIONS, is_video
 from vlp.errors import UserError
-from vlp.files import read_text
+from vlp.files import files_below, read_text
 
 NAMES = ("clip_name", "video", "video_id")  # the fields that name a video
 IDS = ("question_id", "id")  # the fields that number a question
@@ -108,7 +108,7 @@ def _read(
     for row in rows:
         name = _name(row)
         try:
-            file = _find(files, name)
+            file = _find(files, row)
             video = videos.setdefault(file, ListedVideo(name, file, [], []))
             read(row, video)
         except BadSampleError as error:
@@ -145,8 +145,8 @@ def _video_files(folder: str) -> dict[str, str]:
     if not Path(folder).is_dir():
         raise UserError(f"There is no folder of videos {folder}; name it with --videos.")
     files: dict[str, str] = {}
-    found = sorted(path for path in Path(folder).rglob("*") if is_video(path) and path.is_file())
-    for path in found:
+    found = (place / name for place, names in files_below(folder).items() for name in names if is_video(name))
+    for path in sorted(path for path in found if path.is_file()):
         inside = path.relative_to(folder)
         for name in (inside.as_posix(), inside.with_suffix("").as_posix(), path.name, path.stem):
             files.setdefault(name, str(path))
@@ -160,10 +160,17 @@ def _name(row: Row) -> str:
     return next((str(row[field]) for field in NAMES if isinstance(row.get(field), str | int)), "")
 
 
-def _find(files: dict[str, str], name: str) -> str:
-    """The file of a video by its name or number; raises BadSampleError if there is none."""
-    names = [name, name.removeprefix("./")] + [form.format(name) for form in NUMBERED if name.isdigit()]
+def file_names(row: Row) -> list[str]:
+    """What the file of the video of a row may be called, with its folders and its extension or without."""
+    name = _name(row)
+    numbered = [form.format(name) for form in NUMBERED if name.isdigit()]
+    return [name, name.removeprefix("./"), *numbered] if name else []
+
+
+def _find(files: dict[str, str], row: Row) -> str:
+    """The file of the video of a row; raises BadSampleError if there is none."""
+    names = file_names(row)
     for one in names:
         if one in files:
             return files[one]
-    raise BadSampleError("missing file" if name else "bad row")
+    raise BadSampleError("missing file" if names else "bad row")

@@ -1,7 +1,6 @@
 """What can be evaluated on the data in a folder: shards, image folders and lists of videos, by their content."""
 
 import json
-import os
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -14,12 +13,13 @@ from vlp.data.shard_index import IMAGE_EXTENSIONS
 from vlp.data.shards import iterate_samples
 from vlp.data.transforms import clean_caption
 from vlp.data.video import is_video
+from vlp.data.video_lists import NAMES, file_names
 from vlp.errors import UserError
 from vlp.evaluation.results import dataset_name
+from vlp.files import files_below
 
 FIRST_SAMPLES = 8  # that are read to recognise shards
 LONGEST_LINE = 2**20  # bytes of a list of videos that are read to recognise it
-MOST_NAMES = 1000  # files of a folder among which a video is looked for
 
 
 @dataclass(frozen=True)
@@ -51,37 +51,19 @@ def find_data(folder: str) -> list[FoundData]:
     """
     if not Path(folder).is_dir():
         raise UserError(f"There is no folder {folder}; name the one that holds the data sets.")
-    places = _places(folder)
+    places = files_below(folder)
     found: list[FoundData] = []
     for place in sorted(place for place, files in places.items() if any(name.endswith(".tar") for name in files)):
         found += _shards(place)
     found += _image_folders(places)
     for place, files in sorted(places.items()):
         for name in files:
-            found += _videos(place / name) if name.endswith((".json", ".jsonl")) else []
+            found += _videos(place / name, places) if name.endswith((".json", ".jsonl")) else []
     if not found:
         raise UserError(
             f"{folder} holds no shards (*.tar), no image folder and no list of videos beside a folder of videos."
         )
     return _named_apart(found, folder)
-
-
-def _places(folder: str) -> dict[Path, list[str]]:
-    """The folders below a folder, itself included, with the names of their files; hidden ones are left out.
-
-    Links are followed, because data sets are often linked into a folder.
-    """
-    found: dict[Path, list[str]] = {}
-    seen: set[str] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:  # a link to a folder above
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found[Path(place)] = sorted(name for name in files if not name.startswith("."))
-    return found
 
 
 def _named_apart(found: list[FoundData], folder: str) -> list[FoundData]:
@@ -148,16 +130,26 @@ def _is_image(name: str) -> bool:
     return name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS
 
 
-def _videos(path: Path) -> list[FoundData]:
-    """What a list of videos, beside them or beside their folder, is made for; nothing for any other JSON file."""
+def _videos(path: Path, places: dict[Path, list[str]]) -> list[FoundData]:
+    """What a list of videos, beside them or above their folder, is made for; nothing for any other JSON file.
+
+    Where several folders have videos, those of the list are in the one with the video of its first row.
+    """
     row = _first_row(path)
-    if not any(name in row for name in ("clip_name", "video", "video_id")):
-        return []
     task = "video_qa" if "question" in row else "video_retrieval" if "caption" in row else ""
-    for folder in [path.parent, *sorted(one for one in path.parent.iterdir() if one.is_dir())]:
-        if task and any(map(is_video, islice(folder.iterdir(), MOST_NAMES))):
-            return [FoundData(task, path.stem, annotations=str(path), videos=str(folder))]
-    return []
+    if not task or not any(name in row for name in NAMES):
+        return []
+    wanted = {Path(name).name for name in file_names(row)}
+    videos = {
+        place: {name for file in files if is_video(file) for name in (file, Path(file).stem)}
+        for place, files in places.items()
+        if place.is_relative_to(path.parent)
+    }
+    holding = sorted((not names & wanted, place) for place, names in videos.items() if names)
+    if not holding:
+        return [FoundData("", path.stem, annotations=str(path), reason="no folder beside this list has videos")]
+    inside = holding[0][1].relative_to(path.parent).parts[:1]
+    return [FoundData(task, path.stem, annotations=str(path), videos=str(path.parent.joinpath(*inside)))]
 
 
 def _first_row(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from vlp.data.video_lists import Question, read_video_questions
 from vlp.evaluation.predict import Row
 from vlp.evaluation.results import Results, skipped_metrics
 from vlp.evaluation.settings import DEFAULT_SETTINGS, EvaluationSettings
-from vlp.evaluation.video_retrieval import predict_videos
+from vlp.evaluation.video_retrieval import naming, predict_videos
 from vlp.evaluation.vqa_accuracy import normalize
 from vlp.model import Model
 from vlp.model.answer_ranking import AnswerList, rank_memory
@@ -51,10 +51,12 @@ def evaluate_video_qa(
     """
     require(model.config, "vqa", "answer questions")
     videos, skipped_rows = read_video_questions(listed, folder)
+    name = naming(listed)
     settings = replace(settings, about={**settings.about, "list of answers": answers})
     ranked = AnswerList(model, answers) if answers is not None else None
 
     def make(batch: VideoBatch) -> list[Row]:
+        name(batch)
         rows: list[Row] = [{"skipped": reason} for video, reason in batch.skipped for _ in video.questions]
         tokens = encode_videos(model, batch.frames) if batch.videos else []
         for video, own in zip(batch.videos, tokens, strict=True):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vlp.data.bad_samples import BadSample, BadSamples
 from vlp.data.cache import file_stamp, identity
 from vlp.data.video_batch import VideoBatch, VideoDecoder
 from vlp.data.video_lists import ListedVideo, read_video_captions
@@ -49,9 +50,11 @@ def evaluate_video_retrieval(
     """
     rerank = model.rerank_count(rerank, RERANK)
     videos, skipped_rows = read_video_captions(listed, folder)
+    name = naming(listed)
 
     def source(make: Callable[[EncodedBatch], list[Row]], stage: str) -> Predictions:
         def encode(batch: VideoBatch) -> list[Row]:
+            name(batch)
             skipped = [{"skipped": reason} for _, reason in batch.skipped]
             if not batch.videos:
                 return skipped
@@ -64,13 +67,30 @@ def evaluate_video_retrieval(
 
     metrics, predictions = score_retrieval(model, source, rerank, settings)
     skipped = Counter(
-        {name.removeprefix("skipped: "): value for name, value in metrics.items() if name.startswith("skipped: ")}
+        {one.removeprefix("skipped: "): value for one, value in metrics.items() if one.startswith("skipped: ")}
     )
-    numbers = {_video_name(name): value for name, value in metrics.items() if not name.startswith("skipped")}
+    numbers = {_video_name(one): value for one, value in metrics.items() if not one.startswith("skipped")}
     for row in predictions:
         row["query"] = row["query"].replace("image", "video")
     counts = skipped_metrics(skipped + skipped_rows)
     return Results("video_retrieval", Path(listed).stem, {**numbers, **counts}, predictions)
+
+
+def naming(listed: str) -> Callable[[VideoBatch], None]:
+    """A function that names the skipped videos of batches in the log, each once, though re-ranking decodes it again.
+
+    Args:
+        listed: the list of the videos, for the log.
+    """
+    bad, named = BadSamples(max_share=1.0), set()
+
+    def name(batch: VideoBatch) -> None:
+        for video, reason in batch.skipped:
+            if video.path not in named:
+                named.add(video.path)
+                bad.add(BadSample(listed, video.name, reason))
+
+    return name
 
 
 def predict_videos(

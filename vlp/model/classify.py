@@ -126,7 +126,7 @@ def embed_classes(
     patterns = [check_template(template) for template in templates] or ["{}"]
     texts = [fill_template(pattern, name) for name in names for pattern in patterns]
     if not texts:
-        raise UserError("Classification needs at least one class name; only a classifier has its own.")
+        raise UserError("Classification needs at least one class name or label; only a classifier has its own.")
     wordless = next((text for text in texts if not clean_caption(text)), None)
     if wordless is not None:
         raise UserError(f"The class text {wordless!r} has no words.")

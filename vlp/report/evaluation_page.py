@@ -16,7 +16,7 @@ from vlp.data.shard_index import expand_shards, index_shard
 from vlp.data.shards import Sample, ShardReader
 from vlp.data.video import is_video, load_frame
 from vlp.errors import UserError
-from vlp.files import read_json, write_text
+from vlp.files import files_below, read_json, write_text
 from vlp.report.page import data_uri, render
 from vlp.report.published import SOURCE, published_figures
 
@@ -207,7 +207,8 @@ def _loose_pictures(folder: Path, keys: set[str]) -> dict[str, list[str]]:
 
 def _middle_frames(folder: str, keys: set[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    for path in sorted(path for path in Path(folder).rglob("*") if is_video(path)):
+    videos = (place / name for place, names in files_below(folder).items() for name in names if is_video(name))
+    for path in sorted(videos):
         for key in {path.name, path.stem} & keys:
             try:
                 frame = load_frame(path, 1, 1)
