@@ -224,6 +224,8 @@ def test_no_shard_matches(tmp_path):
     for pattern in (str(tmp_path / "*.tar"), str(tmp_path / "{0..3}.tar"), ""):
         with pytest.raises(UserError, match="No shard matches"):
             expand_shards(pattern)
+    with pytest.raises(UserError, match=r"name those of the folder: '.*/\*\.tar'"):
+        expand_shards(str(tmp_path))
 
 
 def test_sixteen_bits_and_other_formats():

@@ -145,19 +145,21 @@ class UnusableSources:
         self.skipped[source] += 1
         if source in self.good or self.skipped[source] < self.most[source]:
             return
-        advice = "score them with `vlp capfilt score` and set texts" if filtered else "fix them"
+        texts = sample.reason in (NO_TEXT, NOT_SCORED, NO_TEXT_CHOSEN)
+        advice = (
+            ", or score them with `vlp capfilt score` and set texts" if texts else "" if filtered else ", or fix them"
+        )
         raise WorkError(
             f"data.sources[{source}]: none of the first {self.most[source]} samples could be used "
-            f"({sample.shard} {sample.key}: {sample.reason}); name other shards, or {advice}."
+            f"({sample.shard} {sample.key}: {sample.reason}); name other shards{advice}."
         )
 
 
 def _name(sample: BadSample, number: int, level: int) -> None:
     """Log a skipped sample, the `number`-th with its reason."""
     if number <= NAMED_PER_REASON:
-        where = (
-            f"{sample.shard} {sample.key}".strip().encode("utf-8", "backslashreplace").decode()
-        )  # half surrogate pairs
+        where = f"{sample.shard} {sample.key}".strip()
+        where = where.encode("utf-8", "backslashreplace").decode()  # half surrogate pairs
         log.log(level, "skipped %s: %s", where, sample.reason)
     elif number == NAMED_PER_REASON + 1:
         log.log(level, "more samples with %r: they are only counted from now on", sample.reason)

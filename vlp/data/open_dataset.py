@@ -14,6 +14,8 @@ from vlp.errors import UserError, WorkError
 
 COPIED = ("imagefolder", "json", "csv", "text")  # formats whose Arrow copy is small: it holds paths, or has no bytes
 SPLIT_COLUMN = "split"
+UNNAMED = "train"  # what `datasets` calls the split of files whose names tell none
+ROWS_AT_ONCE = 1000  # of the column `split`
 
 log = logging.getLogger("vlp")
 
@@ -64,7 +66,7 @@ def open_dataset(name: str, split: str) -> OpenedDataset:
     Args:
         name: a folder, a parquet file, NAME of the hub, or NAME:CONFIG.
         split: a split, or several with + between them. If the data set has one split and a column `split`, it may be
-            values of this column.
+            values of this column, which count more than the name of the split (Flickr30k has all rows in "test").
 
     Raises:
         UserError: there is no such data set or split, or `datasets` cannot read it.
@@ -73,17 +75,30 @@ def open_dataset(name: str, split: str) -> OpenedDataset:
     with dataset_errors(name), _quiet():
         splits, folder, counts, files = _open_splits(name)
     parts = [part.strip() for part in split.split("+")]
-    if set(parts) <= set(splits):
-        with dataset_errors(name):
+    (first, only), *more = splits.items()
+    by_column = not more and SPLIT_COLUMN in (only.column_names or [])
+    with dataset_errors(name):
+        named = set(parts) <= set(splits) and not (by_column and first != UNNAMED and _column_has(only, parts))
+        if named:
             known = [counts.get(part, 0) for part in parts]
             rows = _join([splits[part] for part in parts])
             paths = tuple(path for part in parts for path in files.get(part, ()))
             return OpenedDataset(name, rows, folder, examples=sum(known) if all(known) else 0, files=paths)
-    (first, rows), *more = splits.items()
-    if not more and SPLIT_COLUMN in (rows.column_names or []):
+    if by_column:
         log.info("%s has only the split %s; its rows with %s in the column split are taken", name, first, split)
-        return OpenedDataset(name, rows, folder, frozenset(parts), files=tuple(files.get(first, ())))
+        return OpenedDataset(name, only, folder, frozenset(parts), files=tuple(files.get(first, ())))
     raise UserError(f"{name} has no split {split!r}; set split to one of {', '.join(map(str, splits))}.")
+
+
+def _column_has(rows: Any, parts: list[str]) -> bool:
+    """Whether the column `split` has these values and others; a row of Flickr30k in the split test may be of train."""
+    missing, others = set(parts), False
+    for batch in rows.select_columns([SPLIT_COLUMN]).iter(ROWS_AT_ONCE):
+        values = set(batch[SPLIT_COLUMN])
+        missing, others = missing - values, others or bool(values - set(parts))
+        if others and not missing:
+            return True
+    return False
 
 
 def _open_splits(name: str) -> tuple[dict[str, Any], str, dict[str, int], dict[str, list[str]]]:

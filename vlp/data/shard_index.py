@@ -142,7 +142,11 @@ def expand_shards(shards: str | list[str]) -> list[str]:
         elif Path(path).is_file():
             found.append(path)
         else:
-            raise UserError(f"No shard matches {path!r}; check the path, or the numbers in braces.")
+            folder = Path(path).is_dir()
+            advice = (
+                f"name those of the folder: '{path}/*.tar'" if folder else "check the path, or the numbers in braces"
+            )
+            raise UserError(f"No shard matches {path!r}; {advice}.")
     if not found:
         raise UserError(f"No shard matches {' '.join(patterns) or 'an empty name'}; check the path.")
     return found

@@ -87,6 +87,13 @@ def test_the_column_split(written, tmp_path):
     assert counts.samples == 3 and [sample.info["img_id"] for sample in samples] == ["0", "4", "8"]
 
 
+def test_the_column_split_counts_more_than_a_split_that_holds_all(tmp_path):
+    (tmp_path / "data").mkdir()
+    flickr30k(IMAGES).to_parquet(tmp_path / "data" / "test-00000-of-00001.parquet")  # as on the hub
+    _, samples = imported(tmp_path, str(tmp_path / "data"), split="test")
+    assert [sample.info["img_id"] for sample in samples] == ["0", "4", "8"]
+
+
 def test_rows_of_questions_become_the_questions_of_their_image(written, tmp_path):
     rows = vqav2(IMAGES)
     more = (
