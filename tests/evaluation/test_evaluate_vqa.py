@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 from tests.models.test_finetuned import QUESTIONS, vqa_model
 from tests.tiny_model import make_images
 from vlp.cli.main import app
-from vlp.data.questions import frequent_answers, read_answer_list
+from vlp.data.questions import Question, frequent_answers, read_answer_list
 from vlp.data.shard_writer import ShardWriter
 from vlp.errors import UserError, WorkError
 from vlp.evaluation.settings import EvaluationSettings
 from vlp.evaluation.vqa import evaluate_vqa
-from vlp.evaluation.vqa_answers import score_answers, vqa_metrics, write_submission
+from vlp.evaluation.vqa_answers import question_row, score_answers, vqa_metrics, write_submission
 from vlp.model.answer_ranking import AnswerList, rank_memory
 from vlp.model.answers import question_memory
 
@@ -125,6 +125,13 @@ def test_no_question_is_dropped_silently(shards, answers):
         else:
             assert row["answer"] == model.rank_answers([picture], asked, answers)[0][0].text
             assert row["answer"] in answers
+
+
+def test_a_row_tells_whether_its_answer_is_right_or_wrong_unless_it_is_partly_right():
+    asked = Question("what", 1, ["red"] * 9 + ["blue"])
+    rows = [question_row("k", asked, answer) for answer in ("red", "green", "blue")]
+    assert [row.get("right") for row in rows] == [True, False, None] and 0 < rows[2]["score"] < 1
+    assert "right" not in question_row("k", Question("what", 1), "red")
 
 
 def test_accuracy_is_over_the_questions_with_answers():

@@ -145,10 +145,9 @@ class UnusableSources:
         self.skipped[source] += 1
         if source in self.good or self.skipped[source] < self.most[source]:
             return
-        texts = sample.reason in (NO_TEXT, NOT_SCORED, NO_TEXT_CHOSEN)
-        advice = (
-            ", or score them with `vlp capfilt score` and set texts" if texts else "" if filtered else ", or fix them"
-        )
+        advice = "" if filtered else ", or fix them"
+        if sample.reason in (NO_TEXT, NOT_SCORED, NO_TEXT_CHOSEN):
+            advice = ", or score them with `vlp capfilt score` and set texts"
         raise WorkError(
             f"data.sources[{source}]: none of the first {self.most[source]} samples could be used "
             f"({sample.shard} {sample.key}: {sample.reason}); name other shards{advice}."

@@ -142,11 +142,8 @@ def expand_shards(shards: str | list[str]) -> list[str]:
         elif Path(path).is_file():
             found.append(path)
         else:
-            folder = Path(path).is_dir()
-            advice = (
-                f"name those of the folder: '{path}/*.tar'" if folder else "check the path, or the numbers in braces"
-            )
-            raise UserError(f"No shard matches {path!r}; {advice}.")
+            inside = f"name those of the folder: '{path}/*.tar'" if Path(path).is_dir() else ""
+            raise UserError(f"No shard matches {path!r}; {inside or 'check the path, or the numbers in braces'}.")
     if not found:
         raise UserError(f"No shard matches {' '.join(patterns) or 'an empty name'}; check the path.")
     return found

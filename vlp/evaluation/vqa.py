@@ -38,7 +38,7 @@ def evaluate_vqa(
         decoding: of generation; None: the model's own settings.
 
     Returns:
-        The metrics of `vqa_metrics`, and a row for each question: its id, text, answer, annotators and `score`.
+        The metrics of `vqa_metrics`, and a row for each question: its id, text, answer, annotators, `score`, `right`.
 
     Raises:
         UserError: the model was not finetuned for VQA, or the shards contain no question.

@@ -21,7 +21,7 @@ log = logging.getLogger("vlp")
 
 
 def question_row(key: str, question: Question, answer: str) -> dict[str, Any]:
-    """The prediction of a question, with the accuracy of the answer as `score`; None where it has no annotators."""
+    """The prediction of a question, with the accuracy of the answer as `score`; see `_scored`."""
     return _scored(
         {
             "key": key,
@@ -115,8 +115,12 @@ def _check_same(path: str, asked: set[int | str], answered: set[int | str]) -> N
 
 
 def _scored(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with the accuracy of its answer as `score`; None where it has no annotators."""
-    return {**row, "score": accuracy(row["answer"], row["answers"]) if row["answers"] else None}
+    """The row with the accuracy of its answer as `score`; None where it has no annotators.
+
+    `right` tells whether the answer is right, unless it is partly right.
+    """
+    score = accuracy(row["answer"], row["answers"]) if row["answers"] else None
+    return {**row, "score": score, **({"right": score == 1} if score in (0, 1) else {})}
 
 
 def distinct(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:

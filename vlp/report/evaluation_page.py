@@ -160,9 +160,10 @@ def _groups(folder: Path, result: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _facts(row: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    """The fields of a prediction that people read: their names and lines."""
+    """The fields of a prediction that people read: their names and lines. Empty ones are left out."""
     hidden = ("right", "image_id", "scores", "ranks", "relevance", "info")
-    return [(name.replace("_", " "), _lines(value)) for name, value in row.items() if name not in hidden]
+    shown = [(name, value) for name, value in row.items() if name not in hidden and value not in ("", None, [])]
+    return [(name.replace("_", " "), _lines(value)) for name, value in shown]
 
 
 def _lines(value: Any) -> list[str]:

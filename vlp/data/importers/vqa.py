@@ -75,7 +75,8 @@ class Vqa:
             try:
                 data, extension = read_image(self.folder, *image.places)
             except BadSampleError as error:
-                yield BadSample(image.source, image.places[0], error.reason)
+                lost = f"{image.places[0]} with {len(image.questions)} questions"
+                yield BadSample(image.source, lost, error.reason)
                 continue
             info = {"uid": name, **image.info, "questions": image.questions}
             yield ImportedSample(make_key(name), data, extension, [], info)
