@@ -1,6 +1,8 @@
 """Attention as pictures: Grad-CAM equals autograd of a hand-written attention; maps lie on the grid of the image."""
 
+import base64
 import copy
+import io
 import json
 import math
 
@@ -16,6 +18,7 @@ from vlp.cli.main import app
 from vlp.config_model import ImageEncoderConfig, ModelConfig, StageConfig
 from vlp.errors import UserError
 from vlp.model.attention import layer_number, rollout_maps, similarity_maps, word_maps
+from vlp.model.attention_pictures import draw_attention
 from vlp.models.blip import Blip
 from vlp.models.clip import Clip
 from vlp.models.compiled import compile_blocks
@@ -291,3 +294,14 @@ def test_the_command_writes_a_sheet_and_a_page(tmp_path):
     assert "Give a text to show its words" in run(picture, "--out", page, code=1)
     assert "must end with .png" in run(picture, TEXTS[0], "--out", tmp_path / "page.pdf", code=1)
     assert "cannot be read" in run(tmp_path / "none.png", TEXTS[0], "--out", sheet, code=1)
+
+
+def test_a_map_lies_over_the_part_of_the_image_that_the_model_sees(tmp_path):
+    model = make_model()
+    Image.new("RGB", (90, 30)).save(tmp_path / "wide.png")
+    for resize, ratio in (("squash", 3), ("shortest", 1)):
+        model.config.image_encoder.resize = resize
+        draw_attention(model, str(tmp_path / "wide.png"), [], str(tmp_path / "page.html"), "rollout")
+        address = (tmp_path / "page.html").read_text().split("data:image/jpeg;base64,")[1].split('"')[0]
+        with Image.open(io.BytesIO(base64.b64decode(address))) as shown:
+            assert shown.width == ratio * shown.height

@@ -314,6 +314,8 @@ def plain_attention(module: nn.Module, x: torch.Tensor, heads: int) -> torch.Ten
             {"name": "vit:B/16", "width": 768, "heads": 12, "patch_size": 16, "layers": 3},
             r"layers is 3, but vit:B/16 has 12; remove it, or write name: vit",
         ),
+        ({"name": "timm:convnext_tny"}, r"no model convnext_tny \(did you mean convnext_tiny\?\)"),
+        ({"name": "timm:dla46_c", "drop_path": 0.1}, "dla46_c has no drop path; leave"),
         ({"image_size": 30}, r"image_size \(30\) must be a multiple of its patch_size \(8\)"),
         ({"name": "cct"}, "convolutions is 0; cct needs at least one"),
         ({"width": 33}, r"width \(33\) must be a multiple of heads"),
@@ -322,3 +324,10 @@ def plain_attention(module: nn.Module, x: torch.Tensor, heads: int) -> torch.Ten
 def test_wrong_settings_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
         make("vit", **changes)
+
+
+def test_models_of_timm_without_drop_path_or_checkpointing():
+    tower = ImageEncoder(ImageEncoderConfig("timm:dla46_c", 32, width=256)).eval()
+    assert tower(images_of(32)).shape == (3, 2, 256)
+    with pytest.raises(UserError, match="timm's DLA cannot recompute activations; set false"):
+        tower.checkpoint_activations()

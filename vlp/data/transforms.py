@@ -97,6 +97,15 @@ def evaluation_image(image: Image.Image | np.ndarray, size: int) -> np.ndarray:
     return _planes(_resize(image, high, wide, size.interpolation)[top : top + size, left : left + size])
 
 
+def seen_part(image: Image.Image, resize: Resize) -> Image.Image:
+    """The part of an image that `evaluation_image` keeps: all of it, or with "shortest" the square in its middle."""
+    side = min(image.size)
+    if resize == "squash" or image.width == image.height:
+        return image
+    left, top = round((image.width - side) / 2), round((image.height - side) / 2)
+    return image.crop((left, top, left + side, top + side))
+
+
 def clean_caption(text: str, max_words: int = 50) -> str:
     """A caption in BLIP's form: lower case, without the punctuation it drops, single spaces, at most 50 words."""
     text = text.strip()[:LONGEST_CAPTION]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vlp.data.bad_samples import BadSampleError
 from vlp.data.image_decoding import decode_image
+from vlp.data.transforms import seen_part
 from vlp.errors import UserError
 from vlp.files import write_text, writing
 from vlp.model.attention import layer_number, rollout_maps, similarity_maps, word_maps
@@ -50,7 +51,8 @@ def draw_attention(
         raise UserError(f"Only the maps of words take a layer, not {kind}.")
     groups = _groups(model, image, texts, kind, layer)
     try:
-        picture = decode_image(Path(image).read_bytes())
+        # A map covers what the model sees, which may be a part of the image.
+        picture = seen_part(decode_image(Path(image).read_bytes()), model.config.image_encoder.resize)
     except BadSampleError as error:
         raise UserError(f"{image} cannot be used as an image: {error.reason}.") from None
     if ending == ".html":

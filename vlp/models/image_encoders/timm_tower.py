@@ -1,5 +1,7 @@
 """Any timm image model as a tower: convolutional, windowed, or a transformer without a class token."""
 
+import difflib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,8 +31,17 @@ class TimmTower(nn.Module):
         return torch.cat([summary[:, None], features.flatten(1, -2)], dim=1)
 
     def set_grad_checkpointing(self, enable: bool) -> None:
-        """Recompute stages in the backward pass."""
-        self.trunk.set_grad_checkpointing(enable)
+        """Recompute stages in the backward pass.
+
+        Raises:
+            UserError: timm's model cannot.
+        """
+        try:
+            self.trunk.set_grad_checkpointing(enable)
+        except (AssertionError, AttributeError):
+            raise UserError(
+                f"activation_checkpointing: timm's {type(self.trunk).__name__} cannot recompute activations; set false."
+            ) from None
 
 
 def build_timm(config: ImageEncoderConfig) -> TimmTower:
@@ -56,15 +67,33 @@ def create_trunk(name: str, image_size: int = 0, pretrained: bool = False, **set
     """
     import timm  # takes a second, and other towers do without it
 
-    sized: dict[str, Any] = {"img_size": image_size} if image_size else {}
     name = name.removeprefix(PREFIX)
+    if image_size:
+        settings["img_size"] = image_size
     try:
-        try:
-            trunk = timm.create_model(name, pretrained=pretrained, num_classes=0, **settings, **sized)
-        except TypeError:  # convolutional models take any size and have no such argument
-            trunk = timm.create_model(name, pretrained=pretrained, num_classes=0, **settings)
+        trunk = _create(timm.create_model, name, {"pretrained": pretrained, "num_classes": 0, **settings})
     except (RuntimeError, OSError, ValueError) as error:
-        raise UserError(f"timm has no model {name} to give: {str(error).splitlines()[0]}.") from None
+        known = difflib.get_close_matches(name, timm.list_models(), n=1) if not timm.is_model(name) else []
+        hint = f" (did you mean {known[0]}?)" if known else ""
+        raise UserError(f"timm has no model {name}{hint} to give: {str(error).splitlines()[0]}.") from None
     if getattr(trunk, "head_hidden_size", trunk.num_features) != trunk.num_features:
         raise UserError(f"timm's {name} pools to {trunk.head_hidden_size} from {trunk.num_features}; choose another.")
     return trunk
+
+
+def _create(create: Callable[..., nn.Module], name: str, settings: dict[str, Any]) -> nn.Module:
+    """timm's model, without the settings that its class does not have.
+
+    Convolutional models take any image size and have no `img_size`; some models have no drop path.
+
+    Raises:
+        UserError: drop path is wanted, and the model has none.
+    """
+    for left_out in ((), ("img_size",), ("drop_path_rate",), ("img_size", "drop_path_rate")):
+        if "drop_path_rate" in left_out and settings.get("drop_path_rate"):
+            raise UserError(f"timm's {name} has no drop path; leave model.image_encoder.drop_path out.")
+        try:
+            return create(name, **{key: value for key, value in settings.items() if key not in left_out})
+        except TypeError as error:
+            refused = error
+    raise refused
