@@ -17,11 +17,14 @@ from vlp.capfilt.image_tables import EMBEDDINGS, write_image_tables
 from vlp.capfilt.rounds import _next
 from vlp.capfilt.score import ScoreSettings, score_shard
 from vlp.capfilt.scorers import load_scorers
+from vlp.config_model import ModelConfig
 from vlp.convert.command import to_ours
 from vlp.data.image_decoding import decode_image
 from vlp.data.score_tables import read_settings, table_path
 from vlp.data.shards import iterate_samples
 from vlp.errors import UserError
+from vlp.model_folder import save_model
+from vlp.models.classifier import Classifier
 
 NAME = "tiny-for-tests"
 CONFIG = {
@@ -159,3 +162,7 @@ def test_wrong_names_are_refused(clips, tmp_path):
         load_scorers("", f"open_clip:{NAME},{broken}")
     with pytest.raises(UserError, match="cannot caption; give it as a filter"):
         load_scorers(clips[0], clips[0])
+    config = ModelConfig(make_model().config.image_encoder, network="classifier", classes=["a", "b"])
+    save_model(Classifier(config), None, tmp_path / "classifier")
+    with pytest.raises(UserError, match="is a classifier, which has no text tower and cannot score or caption"):
+        load_scorers("", str(tmp_path / "classifier"))

@@ -8,8 +8,11 @@ import pytest
 import torch
 import transformers
 from transformers import BlipTextModel
+from typer.testing import CliRunner
 
 from tests.convert.blip_models import CLASSES, pictures, redraw
+from tests.tiny_model import make_model
+from vlp.cli.main import app
 from vlp.config import DecodingConfig
 from vlp.config_model import ModelConfig
 from vlp.convert.command import from_ours, to_ours
@@ -171,3 +174,29 @@ def test_broken_sources_write_nothing(both, tmp_path):
         (tmp_path / name).unlink()
     assert set(tmp_path.iterdir()) == before
     assert isinstance(theirs.text_decoder.bert, BlipTextModel)
+
+
+def test_a_model_folder_changes_its_image_size(tmp_path):
+    model = make_model()
+    model.save(tmp_path / "model")
+    source, output = str(tmp_path / "model"), str(tmp_path / "larger")
+
+    def run(*options):
+        return CliRunner().invoke(app, ["convert", source, output, *options]).exception
+
+    assert run("--image-size", "48") is None
+    larger = load_model(output, device="cpu", precision="fp32")
+    model.network.resize_images(48)
+    for name, weight in model.network.state_dict().items():
+        assert torch.equal(weight, larger.network.state_dict()[name]), name
+    output = str(tmp_path / "other")
+    for options, message in (
+        ((), "only its image size can change"),
+        (("--image-size", "40"), r"image_size \(40\) must be a multiple of its patch_size \(16\)"),
+        (("--image-size", "48", "--tokenizer", source), "only its image size can change"),
+        (("--image-size", "48", "--to", "hf"), "--image-size are for --to vlp"),
+        (("--kind", "vqa", "--image-size", "48"), "--kind is for --to hf"),
+    ):
+        with pytest.raises(UserError, match=message):
+            raise run(*options)
+        assert not (tmp_path / "other").exists()

@@ -58,6 +58,7 @@ CONFIGS = {
     "tiny-scaled": {"embed_dim": 16, "vision_cfg": {**VISION, "ls_init_value": 0.1}, "text_cfg": TEXT},
     "tiny-coca-text": {"embed_dim": 16, "vision_cfg": VISION, "text_cfg": {**TEXT, "no_causal_mask": True}},
     "tiny-resnet": {"embed_dim": 16, "vision_cfg": {**VISION, "layers": [1, 1, 1, 1]}, "text_cfg": TEXT},
+    "tiny-patches": {"embed_dim": 16, "vision_cfg": {**VISION, "patch_size": 8}, "text_cfg": TEXT},
 }
 CONVERTIBLE = list(CONFIGS)[:6]
 TEXTS = ["a red circle", "Two dogs, isn't it? & a CAT", "the small blue square " * 6, "strange: naïve 🙂"]
@@ -251,6 +252,13 @@ def test_wrong_sources_are_refused(folder, tmp_path):
         to_ours(f"open_clip:tiny-plain-patches,{tmp_path}/weights.safetensors", str(tmp_path / "out"))
     with pytest.raises(UserError, match="open_clip has no model 'ViT-Z'"):
         to_ours("open_clip:ViT-Z,openai", str(tmp_path / "out"))
+    with pytest.raises(UserError, match=r"no model 'ViT-B33' \(did you mean ViT-B-32\?\)"):
+        to_ours("open_clip:ViT-B33,openai", str(tmp_path / "out"))
+    other = (
+        r"of another architecture, with visual\.conv1\.weight of \[32, 3, 16, 16\]; tiny-patches has \[32, 3, 8, 8\]\.$"
+    )
+    with pytest.raises(UserError, match=other):
+        to_ours(f"open_clip:tiny-patches,{tmp_path}/weights.safetensors", str(tmp_path / "out"))
     make_theirs("tiny-siglip", tmp_path / "siglip.safetensors")
     with pytest.raises(UserError, match=r"needs the tokenizer nobody/nothing, .*; give its folder as --tokenizer\."):
         to_ours(f"open_clip:tiny-siglip,{tmp_path}/siglip.safetensors", str(tmp_path / "out"))

@@ -102,6 +102,9 @@ def test_pretraining_starts_from_the_encoder_of_a_classifier(classifier_config, 
         build_model(run_config("blip", started, "tokenizer=''", "model.image_encoder={}"))
     with pytest.raises(UserError, match=r"model.image_encoder.width is 64 \(the model has 32\)"):
         build_model(run_config("blip", started, "model.image_encoder={width: 64}"))
+    locked = "task=contrastive", "model.network=clip", "objective.locked=text", "model.image_encoder={}"
+    with pytest.raises(UserError, match="locked: text would keep the text tower at random weights, because start_from"):
+        build_model(run_config("lit", started, *locked))
     config = run_config("blip", started, "model.image_encoder={}", "image_size=32", "steps=2")
     with caplog.at_level(logging.INFO, logger="vlp"):
         network, tokenizer, _ = build_model(config)

@@ -16,6 +16,7 @@ from vlp.errors import UserError
 from vlp.model import Model, load_model
 from vlp.model_folder import is_model_folder
 from vlp.models.cpu.optimise import optimise_for_cpu
+from vlp.models.network import as_two_towers
 from vlp.models.precision import compute_dtype
 
 TRANSFORMERS = "hf:"
@@ -114,6 +115,7 @@ def _load(
     # Store bf16 weights if they would be converted at every call anyway.
     dtype = torch.bfloat16 if compute_dtype(precision, device) == torch.bfloat16 else None
     model, folder = optimise_for_cpu(load_model(name, device, precision, dtype, compile)), find_folder(name)
+    as_two_towers(model.network, "score or caption")
     converted = sorted(file for file in folder.iterdir() if file.suffix in READ)
     content_hash = folder_hash(folder) if is_model_folder(folder) else files_hash(converted)
     return clip_of_ours(model) if model.config.network == "clip" else model, content_hash

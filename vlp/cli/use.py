@@ -8,6 +8,7 @@ import typer
 from vlp.cli import decoding as options
 from vlp.cli.decoding import decoding_settings
 from vlp.cli.options import Json, Precision, print_values
+from vlp.errors import UserError
 
 Frames = Annotated[int, typer.Option(min=1, help="Frames of a video, sampled uniformly.")]
 
@@ -38,6 +39,10 @@ def convert(
     """
     from vlp.convert.command import from_ours, to_open_clip, to_ours
 
+    if to != "vlp" and (image or tokenizer or image_size):
+        raise UserError("--image, --tokenizer and --image-size are for --to vlp; convert twice, or leave them out.")
+    if to != "hf" and kind != "captioning":
+        raise UserError("--kind is for --to hf; leave it out.")
     if to == "vlp":
         lines = to_ours(source, output, image, tokenizer, image_size)
     else:

@@ -7,15 +7,17 @@ from vlp.convert.open_clip_read import read_open_clip
 from vlp.convert.open_clip_write import write_open_clip
 from vlp.convert.read import read_source
 from vlp.convert.write import CLASSES, Kind, write_transformers
+from vlp.errors import UserError
 from vlp.files import absolute, prepare_output
-from vlp.model_folder import read_model, save_model
+from vlp.model_folder import is_model_folder, read_model, save_model
 
 
 def to_ours(source: str, output: str, image: str = "", tokenizer: str = "", image_size: int = 0) -> list[str]:
     """Convert another project's model to a model folder; arguments as in `read_source` or `read_open_clip`.
 
     Args:
-        source: open_clip:NAME,PRETRAINED without `image` makes a CLIP model; everything else makes a BLIP model.
+        source: open_clip:NAME,PRETRAINED without `image` makes a CLIP model. A model folder is copied with another
+            image size. Everything else makes a BLIP model.
 
     Returns:
         A line for each part that the source lacks, with how it was initialized, and for each unused part of the source.
@@ -24,6 +26,9 @@ def to_ours(source: str, output: str, image: str = "", tokenizer: str = "", imag
         UserError: the source cannot be read or does not fit together, or the output exists.
     """
     prepare_output(output)
+    if is_model_folder(source):
+        _resize(source, output, image or tokenizer, image_size)
+        return []
     if source.startswith(OPEN_CLIP) and not image:
         clip = read_open_clip(source, tokenizer, image_size)
         card = f"# {Path(output).name}\n\nConverted by `vlp convert` from `{source}`. Features equal open_clip's.\n"
@@ -37,6 +42,16 @@ def to_ours(source: str, output: str, image: str = "", tokenizer: str = "", imag
     card = f"# {Path(output).name}\n\nConverted by `vlp convert` from {origin}.\n\n{notes}"
     save_model(found.blip, found.tokenizer, output, card, found.decoding)
     return lines
+
+
+def _resize(source: str, output: str, other: str, image_size: int) -> None:
+    """Copy a model folder with another image size; `other` is an option that only sources of other kinds take."""
+    if other or not image_size:
+        raise UserError(f"{source} is a model folder of vlp already; only its image size can change, by --image-size.")
+    saved = read_model(source)
+    saved.network.resize_images(image_size)
+    card = f"{saved.card.rstrip()}\n\nResized to {image_size} pixels by `vlp convert` from `{source}`.\n"
+    save_model(saved.network, saved.tokenizer, output, card, saved.decoding)
 
 
 def to_open_clip(source: str, output: str) -> list[str]:

@@ -1,6 +1,8 @@
 """Creates models of open_clip with pretrained weights, without running code that a file contains."""
 
+import difflib
 import pickle
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from vlp.errors import UserError
 
 OPEN_CLIP = "open_clip:"
 SCHEMES = ("local-dir:", "hf-hub:")  # open_clip's names of folders and of models on the hub
+OTHER_SHAPE = re.compile(r"size mismatch for (\S+): .*?Size\((\[.*?\])\).*?Size\((\[.*?\])\)")  # torch's words
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
 
@@ -65,11 +68,21 @@ def create_open_clip(source: str, precision: str = "fp32", device: torch.device 
     except pickle.UnpicklingError:
         raise UserError(f"{pretrained} contains more than tensors, and loading it would run code.") from None
     except Exception as error:  # each format and each library has exceptions of its own
-        problem = " ".join(str(error).split())[:200].rstrip(".")
-        raise UserError(f"{OPEN_CLIP}{name},{pretrained} cannot be loaded: {problem}.") from None
+        raise UserError(f"{OPEN_CLIP}{name},{pretrained} cannot be loaded: {_problem(error, name)}.") from None
     settings: Any = open_clip.get_model_config(name)
     model, prepare_image = created
     return OpenClipModel(name, pretrained, model.eval(), prepare_image, settings)
+
+
+def _problem(error: Exception, name: str) -> str:
+    """Why a model cannot be loaded, in one sentence without its period."""
+    text = " ".join(str(error).split())
+    if shapes := OTHER_SHAPE.search(text):
+        weight, theirs, ours = shapes.groups()
+        return f"the weights are those of another architecture, with {weight} of {theirs}; {name} has {ours}"
+    if isinstance(error, AssertionError):  # of open_clip, where it resizes positions
+        return f"the weights are those of another architecture than {name}"
+    return text[:200].rstrip(".")
 
 
 def _check_names(name: str, pretrained: str) -> None:
@@ -81,7 +94,9 @@ def _check_names(name: str, pretrained: str) -> None:
     import open_clip
 
     if name not in open_clip.list_models():
-        raise UserError(f"open_clip has no model {name!r}; choose a name from `open_clip.list_models()`.")
+        near = difflib.get_close_matches(name, open_clip.list_models(), n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise UserError(f"open_clip has no model {name!r}{hint}; choose a name from `open_clip.list_models()`.")
     tags = open_clip.list_pretrained_tags_by_model(name)
     is_file = pretrained.endswith(WEIGHTS) and Path(pretrained).is_file()
     if pretrained not in tags and not is_file:

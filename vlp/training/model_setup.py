@@ -38,6 +38,11 @@ def build_model(config: RunConfig) -> tuple[Network, CaptionTokenizer | None, De
         if config.image_size:
             started.network.resize_images(config.image_size)
         if isinstance(started.network, Classifier):
+            if config.objective.locked == "text":
+                raise UserError(
+                    "objective.locked: text would keep the text tower at random weights, because start_from is a "
+                    "classifier; start from a model with a text tower."
+                )
             made = _new_model(with_encoder_of(config, started.network))
             take_encoder(made[0], started.network, config.start_from)
             return made
