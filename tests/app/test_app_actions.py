@@ -69,10 +69,34 @@ def test_reviewers_see_each_other_on_the_next_move(tmp_path, web_scenes):
         assert label(0, "accept", first, "ann").split(":")[0] == "2"  # bob labeled the second row
         label(1, "", first, "bob")  # takes back only his own
         assert "label: accepted<" in pages[0].move(first, 0, order, "itm >= 0")[0]
-        assert "--labels" not in pages[0].list_command(order)
+        assert "--labels" not in pages[0].list_command(order, "itm >= 0")
         assert "label: accepted<" in pages[1].move(first, 0, order, "itm >= 0")[0]
     with closing(Review(str(tmp_path / "web"), str(tmp_path / "my labels"))) as elsewhere:
-        assert "--labels &#39;" in ReviewActions(elsewhere).list_command(order)
+        assert "--labels &#39;" in ReviewActions(elsewhere).list_command(order, "itm >= 0")
+
+
+def test_the_card_and_the_command_follow_the_rule(tmp_path, web_scenes):
+    shutil.copytree(web_scenes, tmp_path / "web")
+    (shard, *_) = expand_shards(str(tmp_path / "web" / "*.tar"))
+    write_table(shard, [Scored(f"{key}", "web", f"text {key}", key / 10, 0.5, f"u{key}") for key in range(10)], {})
+    with closing(Review(str(tmp_path / "web"))) as review:
+        actions, sample = ReviewActions(review), RowOrder()
+
+        def near(threshold):
+            return RowOrder("near", "itm", threshold)
+
+        card, _, at = actions.start(sample, "itm >= 0.95")
+        assert "rule: dropped" in card
+        card, _, moved, command = actions.follow(at, sample, "itm >= 0")
+        assert "rule: kept" in card and moved.split(":")[:2] == at.split(":")[:2]
+        assert "--rule &#39;itm &gt;= 0&#39;" in command
+        assert actions.follow(at, sample, "itm >=") is None  # the counts name the error, and the card stays
+        card = actions.show(sample, "itm >=", 0)[0]
+        assert "rule:" not in card.replace("the rule is", "") and "--rule" not in actions.list_command(sample, "itm >=")
+        at = actions.start(near(0.35), "itm >= 0.35")[-1]
+        at = actions.label("accept", at, near(0.35), "itm >= 0.35", "ann")[-1]
+        card, _, at, command = actions.follow(at, near(0.85), "itm >= 0.85")  # the nearest to the new threshold
+        assert "text 9" in card and at.startswith("0:") and "--threshold 0.85" in command
 
 
 def test_runs_are_found_named_apart_and_drawn(runs, tmp_path):

@@ -134,6 +134,15 @@ def test_a_slider_and_the_rule_box_count_as_the_command_does(page, served):
     page.wait_for_selector("#vlp-counts table")
     page.locator("#vlp-rule textarea").blur()
     page.wait_for_function("document.querySelector('#vlp-slider-itm input[type=range]').value === '0.25'")
+    widest = page.locator("#vlp-slider-itc input[type=range]")
+    page.fill("#vlp-rule textarea", "itc >= 0.6")
+    page.locator("#vlp-rule textarea").blur()
+    page.wait_for_function("document.querySelector('#vlp-slider-itc input[type=range]').value === '0.6'")
+    page.wait_for_selector("#vlp-review-card [aria-label$='the rule is itc >= 0.6']")  # the verdicts are its
+    page.fill("#vlp-rule textarea", "itm >= 0.25 or best(1)")
+    page.locator("#vlp-rule textarea").blur()
+    page.wait_for_function("document.querySelector('#vlp-slider-itc input').value !== '0.6'")
+    assert widest.input_value() == widest.get_attribute("min")  # no limit is in the rule
     page.click("#vlp-suggest")
     page.wait_for_selector("#vlp-suggestion >> text=labels count for itm")
     assert "<b>" in page.inner_text("#vlp-review-card")  # a text is never HTML
@@ -155,6 +164,7 @@ def test_both_tabs_are_accessible_and_fit_three_widths(page, axe):
             assert page.evaluate("document.querySelector('#vlp-counts table').getBoundingClientRect().right") <= width
         if axe:
             assert serious_problems(page, axe) == []
+    assert page.locator("#vlp-curves svg").bounding_box()["width"] >= 600  # it scrolls rather than shrinks
     assert "0.6000" in page.inner_text("#vlp-scores") and page.locator("#vlp-curves svg").count() == 1
     page.evaluate("document.body.classList.add('dark')")  # the curves have dark labels
     ground = "getComputedStyle(document.querySelector('#vlp-curves svg')).backgroundColor"

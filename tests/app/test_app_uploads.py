@@ -53,6 +53,9 @@ def test_an_upload_that_is_gone_or_no_video_is_a_sentence(tmp_path, thread):
     assert "choose a frame of the video" in shown
     with pytest.raises(UserError, match=r"^The number of a frame is from 1 to 16, not 17\.$"):
         video_frame(tmp_path / "b.mp4", 17, 16)
+    dashed = Upload(str(tmp_path / "-v.mp4"))
+    assert dashed.name == "./-v.mp4"  # no option of a command
+    assert Upload(dashed.path, 8).command("").startswith("vlp data frame ./-v.mp4 --number 8")
     shown, _ = TryActions(thread).match(upload, "a red circle\n" * 60)
     assert "Type at most 50 texts, not 60." in shown
 

@@ -256,7 +256,9 @@ def test_duplicates_need_their_tables(tmp_path):
     "rules, message",
     [
         (" ", "The rules are empty"),
-        ("itm >=", "not a valid expression: invalid syntax"),
+        ("itm >=", "expression: invalid syntax at its end; write one such as itm >= 0.5 and words < 30."),
+        ("text match 'red'", "forgot a comma? at its character 1; write"),
+        ("itm >= 0.5\nor ;", "invalid syntax at its character 15; write"),
         ("itm = 0.5", "not a valid expression"),
         ("itm >= 0.5; itm", "not a valid expression"),
         ("itm >= 0.5) or (itm", "is a number, not true or false"),

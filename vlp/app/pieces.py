@@ -28,6 +28,12 @@ def note(text: str, kind: str = "info") -> str:
     return str(Markup('<p class="vlp-note vlp-{}" role="{}">{}</p>').format(kind, role, text)) if text else ""
 
 
+def wide(drawing: str, label: str) -> str:
+    """A drawing that scrolls in a narrow window; `label` names the place for screen readers."""
+    start = Markup('<div class="vlp-wide" tabindex="0" role="region" aria-label="{}">').format(label)
+    return f"{start}{drawing}</div>"
+
+
 def quoted(texts: Iterable[str]) -> str:
     """Texts as the last arguments of a command, after `--` where one would be an option."""
     given = list(texts)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vlp.app.pieces import command_html, note
+from vlp.app.pieces import command_html, note, wide
 from vlp.app.review_curves import threshold_svg
 from vlp.app.review_marks import Marks
 from vlp.app.review_view import card_html, counts_html, suggestion_html
@@ -27,6 +27,7 @@ ORDERS = {
     "Lowest score": "lowest",
     "Two scores disagree": "disagreement",
 }
+THRESHOLDED = ("near", "above", "below")  # orders that depend on the threshold
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 
 
@@ -90,6 +91,24 @@ class ReviewActions:
         except (UserError, WorkError) as error:
             return note(str(error), "error"), "", self._shown(place)
 
+    def follow(self, shown: str, order: RowOrder, rule: str) -> tuple[str, str, str, str] | None:
+        """The card after a change of the rule, and the command that lists its rows; None for a rule with an error.
+
+        An order by the threshold starts again if another one changed it.
+        """
+        place, row = _parse_shown(shown)
+        if not self._is_valid(rule):
+            return None
+        try:
+            image_of, rows = self.review.tables.image_of, self.order(order)
+            there = row >= 0 and (
+                order.kind not in THRESHOLDED or (place < len(rows) and image_of(int(rows[place])) == image_of(row))
+            )
+        except (UserError, WorkError):
+            return None
+        view = self.show(order, rule, place, row) if there else self.start(order, rule)
+        return *view, self.list_command(order, rule)
+
     def label(
         self, verdict: str, shown: str, order: RowOrder, rule: str, reviewer: str | None
     ) -> tuple[str, str, str, str]:
@@ -140,7 +159,9 @@ class ReviewActions:
             self.review.rule(score, estimates, one, source) if one else ""
             for one in (suggestion.estimate, suggestion.sure)
         ]
-        page = suggestion_html(suggestion, *rules) + threshold_svg(estimates, score, precision)
+        page = suggestion_html(suggestion, *rules) + wide(
+            threshold_svg(estimates, score, precision), "Curves of the threshold"
+        )
         return page, rules[0], shown
 
     def export(self, name: str) -> tuple[str, str]:
@@ -161,11 +182,12 @@ class ReviewActions:
         train += f"'data.sources=[{{shards: \"{target}/*.tar\"}}]'"
         return note(said), command + command_html(train, "Finetune the filter on the labels")
 
-    def list_command(self, order: RowOrder) -> str:
+    def list_command(self, order: RowOrder, rule: str) -> str:
         """HTML of the command that lists and labels the rows of an order."""
         given = f"--order {order.kind} --score {order.score} --rows 20"
-        given += f" --threshold {order.threshold:g}" if order.kind in ("near", "above", "below") else ""
+        given += f" --threshold {order.threshold:g}" if order.kind in THRESHOLDED else ""
         given += f" --second {order.second}" if order.kind == "disagreement" else ""
+        given += f" --rule {shlex.quote(rule)}" if self._is_valid(rule) else ""
         return command_html(self._command(given, order.source), "List these rows; add --accept NAME or --reject NAME")
 
     def _shown(self, place: int, row: int = -1) -> str:
@@ -184,11 +206,19 @@ class ReviewActions:
         listed = [f"{name}={one}" for name, given in self.review.also.items() for one in given]
         return "".join(f" --also {shlex.quote(one)}" for one in listed)
 
-    def _kept(self, rule: str, image: int) -> set[int]:
+    def _is_valid(self, rule: str) -> bool:
+        try:
+            self.counted(rule)
+            return True
+        except (UserError, WorkError):
+            return False
+
+    def _kept(self, rule: str, image: int) -> set[int] | None:
+        """The rows of an image that a rule keeps; None for a rule with an error, which the counts name."""
         try:
             return self.review.tables.kept(rule, image)
         except UserError:
-            return set()  # the counts name what is wrong
+            return None
 
     def _picture(self, row: int, key: str) -> bytes | str:
         try:

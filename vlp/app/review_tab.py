@@ -44,10 +44,14 @@ def add_review_tab(page: Any, review: Review) -> None:
 
         def start(*given: str) -> tuple[str, ...]:
             row_order = actions.row_order(*given)
-            return (*actions.start(row_order, given[-1]), actions.list_command(row_order), "")
+            return (*actions.start(row_order, given[-1]), actions.list_command(row_order, given[-1]), "")
+
+        def follow(at: str, *given: str) -> Any:
+            return actions.follow(at, actions.row_order(*given), given[-1]) or gr.skip()
 
         for control in (kind, score, second, source):
             control.input(start, order, [*view, listing, error], **QUIET)
+        rule.change(follow, [shown, *order], [*view, listing], **LIVE)
         again.click(start, order, [*view, listing, error], **QUIET)
         _suggestion(actions, list(scores), list(review.tables.totals), rule, sliders, [counts, select])
         page.load(start, order, [*view, listing, error], **QUIET)
@@ -120,11 +124,11 @@ def _react_to_rule(actions: ReviewActions, rule: Any, sliders: dict[str, Any], o
 
 
 def _positions(rule: str, sliders: dict[str, Any]) -> Any:
-    """The sliders' values for a rule; those of scores without a number stay."""
-    import gradio as gr
-
-    values = [threshold_in(rule, name) for name in sliders]
-    moved = [gr.skip() if value is None else value for value in values]
+    """The sliders' values for a rule; that of a score without a number leaves nothing out."""
+    moved = []
+    for name, slider in sliders.items():
+        value, widest = threshold_in(rule, name), slider.maximum if name in LOWER_IS_BETTER else slider.minimum
+        moved.append(widest if value is None else value)
     return moved if len(moved) > 1 else moved[0]
 
 

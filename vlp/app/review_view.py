@@ -42,7 +42,7 @@ def card_html(
     texts: list[dict[str, Any]],
     current: int,
     picture: bytes | str,
-    kept: set[int],
+    kept: set[int] | None,
     marks: Mapping[int, Mapping[str, str]],
     rule: str,
 ) -> str:
@@ -52,7 +52,7 @@ def card_html(
         texts: rows of the score table.
         current: the id of the text that a key labels.
         picture: a JPEG, or the sentence that says why there is none.
-        kept: the ids of the texts that the rule keeps.
+        kept: the ids of the texts that the rule keeps; None if the rule has an error.
         marks: the verdicts on rows, by id and reviewer.
     """
     key = texts[0]["key"]
@@ -61,7 +61,8 @@ def card_html(
     else:
         frame = Markup('<p class="vlp-note vlp-error">{}</p>').format(picture)
     blocks = Markup("").join(
-        _text(one, one["id"] == current, one["id"] in kept, marks.get(one["id"], {})) for one in texts
+        _text(one, one["id"] == current, None if kept is None else one["id"] in kept, marks.get(one["id"], {}))
+        for one in texts
     )
     size = f"{texts[0]['width']} × {texts[0]['height']} pixels" if texts[0]["width"] else ""
     return str(
@@ -73,7 +74,7 @@ def card_html(
     )
 
 
-def _text(row: dict[str, Any], current: bool, kept: bool, verdicts: Mapping[str, str]) -> Markup:
+def _text(row: dict[str, Any], current: bool, kept: bool | None, verdicts: Mapping[str, str]) -> Markup:
     scores = Markup("").join(
         Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(name, f"{row[name]:.3f}")
         for name in SCORES
@@ -83,13 +84,12 @@ def _text(row: dict[str, Any], current: bool, kept: bool, verdicts: Mapping[str,
     mark = ", ".join(MARKS[one] + (f" by {who}" if named else "") for who, one in verdicts.items() if one in MARKS)
     return Markup(
         '<li class="vlp-text{}"{}><p class="vlp-head"><span class="vlp-source">{}</span>'
-        '<span class="vlp-{}">{}</span>{}</p><p class="vlp-words" lang="">{}</p><dl>{}</dl></li>'
+        '{}{}</p><p class="vlp-words" lang="">{}</p><dl>{}</dl></li>'
     ).format(
         " vlp-current" if current else "",
         Markup(' aria-current="true"') if current else "",
         row["source"],
-        "kept" if kept else "dropped",
-        "rule: kept" if kept else "rule: dropped",
+        "" if kept is None else Markup('<span class="vlp-{0}">rule: {0}</span>').format("kept" if kept else "dropped"),
         Markup('<span class="vlp-mark">label: {}</span>').format(mark) if mark else "",
         row["text"],
         scores,

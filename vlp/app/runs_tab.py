@@ -3,7 +3,7 @@
 import shlex
 from typing import Any
 
-from vlp.app.pieces import LIVE, command_html, html, note
+from vlp.app.pieces import LIVE, command_html, html, note, wide
 from vlp.errors import UserError
 from vlp.report.runs import RunLogs, read_runs, scores_html, series_svg
 
@@ -49,4 +49,8 @@ def draw_runs(folders: list[str], shown: list[str], columns: list[str], window: 
         return note("Choose at least one run and one curve."), "", scores_html(kept)
     named = " ".join(shlex.quote(kept.folders[name]) for name in kept.records)
     command = f"vlp runs {named} --curves {shlex.quote(','.join(columns))} --smooth {window} --out curves.svg"
-    return series_svg(kept, columns, window), command_html(command, "Draw these curves"), scores_html(kept)
+    return (
+        wide(series_svg(kept, columns, window), "Curves"),
+        command_html(command, "Draw these curves"),
+        scores_html(kept),
+    )

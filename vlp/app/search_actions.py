@@ -130,7 +130,7 @@ class SearchActions:
         if self.model.can.match:
             (one,) = self._with(lambda model: word_maps(model, picture, text))
             maps = [(WHOLE, one.sentence.numpy()), *zip(one.words, (row.numpy() for row in one.maps), strict=True)]
-            return TextMaps(maps, f"Grad-CAM; the text matches with {one.itm:.3f}")
+            return TextMaps(maps, f"Grad-CAM; the text matches with {one.itm:.3g}")
         (same,) = self._with(lambda model: similarity_maps(model, picture, text))
         return TextMaps([(WHOLE, same.map.numpy())], f"cosine of patches and text; of the image {same.itc:.3f}")
 

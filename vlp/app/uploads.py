@@ -38,13 +38,13 @@ class Upload:
     @property
     def name(self) -> str:
         """As commands name it: the visitor's name of the file, or that of a frame that was saved."""
-        return f"frame-{self.frame}.png" if self.frame else os.path.basename(self.path)
+        return f"frame-{self.frame}.png" if self.frame else _argument(os.path.basename(self.path))
 
     def command(self, line: str) -> str:
         """A command line that names the upload by `name`, after the one that saves the frame of a video."""
         if not self.frame:
             return line
-        video = shlex.quote(os.path.basename(self.path))
+        video = shlex.quote(_argument(os.path.basename(self.path)))
         return f"vlp data frame {video} --number {self.frame} --of {VIDEO_FRAMES} --out {self.name} && {line}"
 
     @property
@@ -124,6 +124,11 @@ def picture_html(picture: Image.Image, caption: str, alt: str = "") -> str:
             data_uri(small_jpeg(_enlarged(picture), SHOWN), "jpeg"), alt or caption, caption
         )
     )
+
+
+def _argument(name: str) -> str:
+    """A file's name as an argument of a command, which would take a name such as -v.png for an option."""
+    return f"./{name}" if name.startswith("-") else name
 
 
 def _enlarged(picture: Image.Image) -> np.ndarray:

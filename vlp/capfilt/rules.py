@@ -79,11 +79,26 @@ def parse_rules(
         tree = ast.parse(f"(\n{text}\n)", mode="eval")  # parentheses allow line breaks
         return _Compiler(others or {}, added or {}).compile(tree.body)
     except SyntaxError as error:
-        raise UserError(f"The rules {text[:80]!r} are not a valid expression: {error.msg}.") from None
+        raise UserError(
+            f"The rules {text[:80]!r} are not a valid expression: {_where(text, error)}; "
+            "write one such as itm >= 0.5 and words < 30."
+        ) from None
     except (RecursionError, MemoryError, ValueError):  # ValueError: null bytes
         raise UserError(
             f"The rules {text[:80]!r} are nested too deeply or contain null bytes; write a simpler expression."
         ) from None
+
+
+def _where(text: str, error: SyntaxError) -> str:
+    """What is wrong with a rule, and at which character."""
+    lines, line = text.split("\n"), (error.lineno or 0) - 2  # the first line is a parenthesis
+    inside = 0 <= line < len(lines) and 0 < (error.offset or 0) <= len(lines[line])
+    place = (
+        f"at its character {sum(len(one) + 1 for one in lines[:line]) + (error.offset or 0)}"
+        if inside
+        else "at its end"
+    )
+    return f"{error.msg.rstrip('.')} {place}"
 
 
 def _known_columns() -> dict[str, tuple[str, str]]:

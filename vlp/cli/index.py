@@ -94,7 +94,7 @@ def search(
         print(json.dumps([vars(hit) for hit in hits]))
         return
     for hit in hits:
-        matched = "" if hit.itm is None else f"  match {hit.itm:.2f}"
+        matched = "" if hit.itm is None else f"  match {hit.itm:.3g}"
         print(f"{hit.itc:.3f}{matched}  {hit.name}")
 
 
