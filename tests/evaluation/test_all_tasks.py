@@ -115,6 +115,8 @@ def test_everything_that_a_model_can_do(models, data, tmp_path, monkeypatch):
     monkeypatch.setattr(all_tasks, "EVALUATIONS", dict.fromkeys(all_tasks.EVALUATIONS, None))
     assert evaluate(models[0], data, out, *TASKS).exit_code == 0  # nothing is evaluated again
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert evaluate(models[0], data, out, "--tasks", "visdial").exit_code == 0  # what is finished stays in the table
+    assert json.loads((out / "results.json").read_text()) == summary
     for options, name in (((*TASKS, "--limit", "3"), "limit"), ((*TASKS, "--batch-size", "3"), "batch size")):
         assert f"another {name}" in str(evaluate(models[0], data, out, *options).exception)
     assert "another model" in str(evaluate(models[1], data, out, *TASKS).exception)

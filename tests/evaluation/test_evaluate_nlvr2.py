@@ -126,6 +126,15 @@ def test_samples_that_are_no_whole_pair_are_skipped_counted_and_named(model, tmp
         check_complete("x.csv", results)
 
 
+def test_a_pair_counts_once(model, pairs, caplog):
+    shard = f"{pairs}/00000.tar"
+    once, twice = evaluate_nlvr2(model, shard), evaluate_nlvr2(model, [shard, shard])
+    count = len(once.predictions)
+    assert twice.predictions == once.predictions
+    assert twice.metrics == {**once.metrics, "skipped": count, "skipped: duplicate identifier": count}
+    assert f"{count} duplicate identifier (" in caplog.text
+
+
 def test_the_command_writes_results_and_a_submission(model, pairs, tmp_path):
     model.save(tmp_path / "model")
     out, csv = tmp_path / "results.json", tmp_path / "submission.csv"

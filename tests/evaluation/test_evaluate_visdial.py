@@ -144,6 +144,12 @@ def test_samples_that_cannot_be_ranked_are_counted(model, shards):
     }
 
 
+def test_a_dialog_counts_once(model, shards):
+    first = shards[0].replace("*", "00000")
+    once, twice = evaluate_visdial(model, first), evaluate_visdial(model, [first, first])
+    assert twice.metrics == {**once.metrics, "skipped": 12, "skipped: duplicate image_id and round_id": 12}
+
+
 def test_one_memory_an_image_whatever_the_number_of_texts(model, shards, monkeypatch):
     tower = model.blip.text_tower
     seen, project, match = [], tower.project_image, tower.match

@@ -38,7 +38,7 @@ def _readable(value: Any) -> str:
     """A value with four decimals if it is a float, or three digits if four decimals would make it zero."""
     if not isinstance(value, float):
         return str(value)
-    return f"{value:.3g}" if 1e-12 < abs(value) < 0.5e-4 else f"{value:.4f}"  # a BLEU of 1e-17 is zero
+    return f"{value:.3g}" if 1e-7 < abs(value) < 0.5e-4 else f"{value:.4f}"  # a BLEU of 1e-9 is zero
 
 
 def save_results(results: dict[str, Any], out: str | None, as_json: bool) -> None:

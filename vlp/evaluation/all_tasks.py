@@ -55,6 +55,7 @@ DOES = {
     "clip": ("retrieval", "video_retrieval", "classification", "linear_probe"),
     "classifier": ("classification", "linear_probe"),
 }
+NOT_ASKED = "not among --tasks"  # the reason
 # How many candidates the paper re-ranks on a data set whose name has this word; the default is that of COCO.
 RERANKED = {"flickr30k": 128}
 # What a converted model may lack.
@@ -77,7 +78,7 @@ def evaluate_all(
     Args:
         name: of the model in the results.
         data: the folder; see `find_data`.
-        tasks: only these; None: all.
+        tasks: only these, and those that earlier calls finished; None: all.
 
     Returns:
         The content of OUT/results.json: `model`, `results` (as CLIP_benchmark writes them) and `not_run`, what was left
@@ -94,9 +95,12 @@ def evaluate_all(
     finished: list[dict[str, Any]] = []
     for number, one in enumerate(found):
         path = results_path(Path(out), one)
+        there = run_on_main(path.exists)
+        if there and reasons[number] == NOT_ASKED:  # an earlier call was asked
+            reasons[number] = ""
         if reasons[number]:
             continue
-        if not run_on_main(path.exists):
+        if not there:
             about = {**settings.about, "task": one.task}
             here = replace(settings, partial=f"{path}.partial" if settings.partial else "", about=about)
             try:
@@ -149,7 +153,7 @@ def _reason(model: Model, data: FoundData, tasks: list[str] | None) -> str:
     if data.reason:
         return data.reason
     if tasks and data.task not in tasks:
-        return "not among --tasks"
+        return NOT_ASKED
     if data.task not in EVALUATIONS:
         return "there is no evaluation for it"
     if untrained := [part for part in PARTS.get(data.task, ()) if part in model.config.untrained]:

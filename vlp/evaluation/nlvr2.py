@@ -1,6 +1,6 @@
 """NLVR2: whether sentences are true of pairs of images, scored by accuracy and consistency."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,8 +8,9 @@ from vlp.data.bad_samples import BadSampleError
 from vlp.data.batch import EvaluationBatch
 from vlp.data.examples_nlvr2 import pair_sentence
 from vlp.errors import UserError
+from vlp.evaluation.distinct import distinct
 from vlp.evaluation.predict import predict
-from vlp.evaluation.results import Results, dataset_name
+from vlp.evaluation.results import Results, dataset_name, skipped_metrics
 from vlp.evaluation.settings import EvaluationSettings
 from vlp.files import write_text
 from vlp.model import Model
@@ -25,7 +26,7 @@ def evaluate_nlvr2(model: Model, shards: str | list[str], settings: EvaluationSe
 
     Each prediction has `key`, `sentence`, `probability` and `prediction` (bool), `identifier` where the sample has one,
     and `label` and `right` where it has a label. Metrics: see `pair_metrics`. Pairs without a second image or without
-    a sentence are skipped and counted.
+    a sentence, and those with the identifier of an earlier pair, are skipped and counted.
 
     Raises:
         UserError: the model was not finetuned for NLVR2, or the shards contain no usable pair.
@@ -45,7 +46,9 @@ def evaluate_nlvr2(model: Model, shards: str | list[str], settings: EvaluationSe
     found = predict(shards, model.image_size, settings, make, "nlvr2", images_per_sample=2)
     if not found.rows:
         raise UserError("NLVR2 needs pairs of images with a sentence; these shards contain none.")
-    return Results("nlvr2", dataset_name(shards), pair_metrics(found.rows) | found.counts(), found.rows)
+    rows, duplicates = distinct(found.rows, "identifier", lambda row: row.get("identifier"))
+    counts = skipped_metrics(Counter(found.skipped) + duplicates)
+    return Results("nlvr2", dataset_name(shards), pair_metrics(rows) | counts, rows)
 
 
 def pair_metrics(rows: Sequence[Row]) -> dict[str, float | int]:

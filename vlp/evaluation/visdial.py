@@ -1,5 +1,6 @@
 """VisDial: rank the answer options of every round, and score the ranking as the challenge does."""
 
+from collections import Counter
 from typing import Any
 
 from vlp.data.bad_samples import BadSampleError, FilteredSampleError
@@ -7,8 +8,9 @@ from vlp.data.batch import EvaluationBatch
 from vlp.data.dialogs import read_dialog
 from vlp.errors import UserError
 from vlp.evaluation.dialog_metrics import dialog_metrics, option_ranks, true_rank
+from vlp.evaluation.distinct import distinct
 from vlp.evaluation.predict import predict
-from vlp.evaluation.results import Results, dataset_name
+from vlp.evaluation.results import Results, dataset_name, skipped_metrics
 from vlp.evaluation.settings import DEFAULT_SETTINGS, EvaluationSettings
 from vlp.model import Model
 from vlp.model.dialog import score_options
@@ -39,10 +41,15 @@ def evaluate_visdial(model: Model, shards: str | list[str], settings: Evaluation
     made = predict(shards, model.image_size, settings, rank, "rank answers")
     if not made.rows:
         raise UserError("VisDial needs dialogs with answer options; these shards contain none.")
-    images = len({(row["key"], str(row["image_id"])) for row in made.rows})  # shards may share keys
-    return Results(
-        "visdial", dataset_name(shards), {**dialog_metrics(made.rows), "images": images, **made.counts()}, made.rows
-    )
+    rows, duplicates = distinct(made.rows, "image_id and round_id", _place)
+    images = len({(row["key"], str(row["image_id"])) for row in rows})  # shards may share keys
+    counts = skipped_metrics(Counter(made.skipped) + duplicates)
+    return Results("visdial", dataset_name(shards), {**dialog_metrics(rows), "images": images, **counts}, rows)
+
+
+def _place(row: dict[str, Any]) -> tuple[str, int] | None:
+    """What tells a round from others; None where its image has no id."""
+    return None if row["image_id"] is None else (str(row["image_id"]), row["round_id"])
 
 
 def submission_rows(predictions: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -11,10 +11,11 @@ from vlp.data.bad_samples import BadSampleError
 from vlp.data.batch import EvaluationBatch
 from vlp.data.questions import Question, read_questions
 from vlp.errors import UserError
+from vlp.evaluation.distinct import distinct
 from vlp.evaluation.predict import predict
 from vlp.evaluation.results import Results, dataset_name, skipped_metrics
 from vlp.evaluation.settings import DEFAULT_SETTINGS, EvaluationSettings
-from vlp.evaluation.vqa_answers import DUPLICATE, NO_QUESTION, distinct, question_row, vqa_metrics
+from vlp.evaluation.vqa_answers import NO_QUESTION, QUESTION_ID, question_row, vqa_metrics
 from vlp.model import Model
 from vlp.model.answer_ranking import AnswerList, rank_memory
 from vlp.model.answers import answer_memory, question_memory
@@ -78,8 +79,6 @@ def evaluate_vqa(
     predictions = predict(shards, model.image_size, settings, make, "questions")
     if not predictions.rows:
         raise UserError("VQA needs images with questions; these shards contain none.")
-    rows, duplicates = distinct(predictions.rows)
-    skipped = Counter(predictions.skipped)
-    if duplicates:
-        skipped[DUPLICATE] = duplicates
+    rows, duplicates = distinct(predictions.rows, *QUESTION_ID)
+    skipped = Counter(predictions.skipped) + duplicates
     return Results("vqa", dataset_name(shards), {**vqa_metrics(rows), **skipped_metrics(skipped)}, rows)

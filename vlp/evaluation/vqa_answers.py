@@ -1,23 +1,21 @@
 """Answers to the questions of shards: their scores, results files of other models, and the file for VQA's server."""
 
 import json
-import logging
 from collections import Counter, defaultdict
+from operator import itemgetter
 from typing import Any
 
 from vlp.data.bad_samples import BadSampleError, BadSamples
 from vlp.data.questions import Question, read_questions
 from vlp.data.shards import iterate_samples
 from vlp.errors import UserError
+from vlp.evaluation.distinct import distinct, named_ids
 from vlp.evaluation.results import Results, check_complete, dataset_name, skipped_metrics
 from vlp.evaluation.vqa_accuracy import accuracy
 from vlp.files import read_text, write_text
 
 NO_QUESTION = "no question"
-DUPLICATE = "duplicate question_id"
-NAMED = 5  # questions of each kind of problem that an error names
-
-log = logging.getLogger("vlp")
+QUESTION_ID = "question_id", itemgetter("question_id")  # what tells questions apart
 
 
 def question_row(key: str, question: Question, answer: str) -> dict[str, Any]:
@@ -84,9 +82,9 @@ def score_answers(path: str, shards: str | list[str]) -> Results:
             continue
         skipped[NO_QUESTION] += not questions
         rows += [question_row(sample.key, one, answers.get(one.number, "")) for one in questions]
-    rows, skipped[DUPLICATE] = distinct(rows)
+    rows, duplicates = distinct(rows, *QUESTION_ID)
     _check_same(path, {row["question_id"] for row in rows}, set(answers))
-    counts = skipped_metrics(+(skipped + Counter(bad.counts)))
+    counts = skipped_metrics(skipped + duplicates + Counter(bad.counts))
     return Results("vqa", dataset_name(shards), {**vqa_metrics(rows), **counts}, rows)
 
 
@@ -123,20 +121,6 @@ def _scored(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, "score": score, **({"right": score == 1} if score in (0, 1) else {})}
 
 
-def distinct(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
-    """The first row of each question id, and the number of the others, which are named in the log."""
-    first: dict[Any, dict[str, Any]] = {}
-    twice = []
-    for row in rows:
-        if first.setdefault(row["question_id"], row) is not row:
-            twice.append(row["question_id"])
-    if twice:
-        log.warning("%s occur more than once; the first of each counts", _named(twice))
-    return list(first.values()), len(twice)
-
-
 def _named(numbers: list[Any]) -> str:
-    """Question ids for a sentence: the first few and how many there are."""
-    names = ", ".join(map(str, numbers[:NAMED]))
-    more = f" and {len(numbers) - NAMED} more" if len(numbers) > NAMED else ""
-    return f"{len(numbers)} question{'s' if len(numbers) > 1 else ''} (question_id {names}{more})"
+    """Question ids for a sentence."""
+    return named_ids(numbers, "questions" if len(numbers) > 1 else "question", "question_id")
