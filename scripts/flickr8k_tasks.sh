@@ -23,7 +23,7 @@ finetune() {  # RECIPE NAME STEPS: the recipe's settings are for large models, s
         optim.learning_rate=3e-4 optim.warmup_steps=30 optim.clip_norm=1
 }
 finetune retrieval retrieval "$retrieval_steps"
-finetune captioner captioning "$captioning_steps"
+finetune captioning captioner "$captioning_steps"
 
 evaluate() {  # TASK NAME [option ...]
     [ ! -e "$out/$2/$1.json" ] || return 0
