@@ -20,6 +20,7 @@ from vlp.cli.main import app
 from vlp.data.images import video_frame
 from vlp.errors import UserError
 from vlp.index import open_index
+from vlp.index.build import build_index
 
 
 @pytest.fixture
@@ -99,6 +100,19 @@ def test_an_index_of_another_model_and_forged_numbers_are_sentences(tmp_path, sc
         assert written.size == open_index(given.index).image(3).size
     done = CliRunner().invoke(app, ["search", "--show", "3"])
     assert str(done.exception) == "--show takes the number of an image and needs --index; --out needs --show."
+
+
+def test_the_page_names_an_image_that_disappeared(tmp_path, thread):
+    (tmp_path / "photos").mkdir()
+    for number in range(3):
+        Image.new("RGB", (48, 48), (80 * number, 9, 99)).save(tmp_path / "photos" / f"{number}.png")
+    build_index(thread.model, str(tmp_path / "photos"), str(tmp_path / "index"), "MODEL", quiet=True)
+    actions = SearchActions(open_index(tmp_path / "index"), thread)
+    gone = tmp_path / "photos" / "1.png"
+    gone.unlink()
+    said = f"Left out: 1 image that cannot be read, such as {gone} (missing file); run `vlp index` again."
+    for shown, _ in (actions.search("a circle", None, 3, 0), actions.similar(0, 3)):
+        assert said in shown and shown.count('class="vlp-hit"') == 2
 
 
 def test_a_demo_that_cannot_be_written_is_indexed_in_a_temporary_folder(tmp_path, scenes, models, monkeypatch):

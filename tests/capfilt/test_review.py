@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -145,6 +146,20 @@ def test_two_reviewers_who_disagree_are_counted_and_left_out_of_the_export(revie
     suggestion, _ = review.suggest("itm", 0.5)
     assert "Reviewers disagree on 1 texts; each counts as partly acceptable." in suggestion.notes
     assert export_labels(review, str(tmp_path / "out"), quiet=True).disputed == 1
+    for row in rows.values():
+        review.label(row, "accept", "sample", "one")
+        review.label(row, "reject", "sample", "two")
+    with pytest.raises(UserError, match=r"^Reviewers disagree on every labeled text; take the wrong verdicts back"):
+        export_labels(review, str(tmp_path / "other"), quiet=True)
+
+
+def test_an_export_without_a_readable_image_writes_nothing(review, tmp_path):
+    review.label(next(iter(all_rows(review).values())), "accept", "sample", "one")
+    for table in review.tables.tables:
+        Path(table.shard).unlink()
+    with pytest.raises(UserError, match=r"^No image of the labeled texts can be read: The shard .* is missing, .*\.$"):
+        export_labels(review, str(tmp_path / "out"), quiet=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_lists_labels_counts_and_exports(folder, tmp_path):

@@ -177,7 +177,9 @@ class ReviewActions:
             return note(str(error), "error"), command
         said = f"{counts.accepted} accepted and {counts.rejected} rejected texts are in {target}."
         if counts.skipped:
-            said += f" {sum(counts.skipped.values())} images could not be read."
+            said += f" {sum(counts.skipped.values())} images are left out: {next(iter(counts.skipped))}"
+        if counts.disputed:
+            said += f" {counts.disputed} texts on which reviewers disagree are left out."
         train = "vlp finetune configs/retrieval.yaml start_from=FILTER objective.wrong_texts=4 "
         train += f"'data.sources=[{{shards: \"{target}/*.tar\"}}]'"
         return note(said), command + command_html(train, "Finetune the filter on the labels")

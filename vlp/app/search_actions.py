@@ -16,8 +16,8 @@ from vlp.data.transforms import clean_caption
 from vlp.errors import UserError, WorkError
 from vlp.index import ImageIndex
 from vlp.index.fingerprint import check_model
-from vlp.index.places import Place
-from vlp.index.search import Hit, Query, search_index
+from vlp.index.places import KeptBad, Place
+from vlp.index.search import Query, search_index
 from vlp.model.attention import similarity_maps, word_maps
 from vlp.report.overlays import fit, overlay
 
@@ -58,8 +58,7 @@ class SearchActions:
             return note("Type a text, or upload a picture, to search for."), ""
         rerank = int(rerank) if self.model.can.match and not upload else 0
         try:
-            hits = self._found(text, upload, int(top), rerank)
-            return hits_html(self.index, hits), self._command(text, upload, int(top), rerank)
+            return self._found(text, upload, int(top), rerank), self._command(text, upload, int(top), rerank)
         except (UserError, WorkError) as error:
             return note(str(error), "error"), ""
 
@@ -68,10 +67,10 @@ class SearchActions:
         try:
             number = self._number(number)
             image = self.index.image(number)
-            hits = self._with(lambda model: search_index(model, self.index, Query(image=image), int(top)))
+            hits = self._hits(Query(image=image), int(top), 0)
             command = f"{self._show(number)} --out picture.png && {self._vlp()} --image picture.png --top {int(top)}"
             about = note(f"Images similar to {self.index.key(number)}")
-            return about + hits_html(self.index, hits), command_html(command, "Find similar images")
+            return about + hits, command_html(command, "Find similar images")
         except (UserError, WorkError) as error:
             return note(str(error), "error"), ""
 
@@ -120,10 +119,23 @@ class SearchActions:
         shown = picture_html(drawn, f"{name}: {found.about}", f"Attention of: {name}")
         return shown, command_html(command, "Draw the attention of all words")
 
-    def _search(self, text: str, upload: Upload | None, top: int, rerank: int) -> list[Hit]:
+    def _search(self, text: str, upload: Upload | None, top: int, rerank: int) -> str:
         image = upload.image() if upload else ""
         query = Query(image=image) if upload else Query(text=text)
-        return self._with(lambda model: search_index(model, self.index, query, top, rerank))
+        return self._hits(query, top, rerank)
+
+    def _hits(self, query: Query, top: int, rerank: int) -> str:
+        """HTML of what a query finds, after a sentence on images that cannot be read any more."""
+        missing = KeptBad()
+        hits = self._with(lambda model: search_index(model, self.index, query, top, rerank, missing=missing))
+        found = hits_html(self.index, hits)
+        if not missing.samples:
+            return found
+        one = missing.samples[0]
+        named = f"{one.shard}#{one.key} ({one.reason})" if one.shard else f"{one.key} ({one.reason})"
+        many = f"{len(missing.samples):,} image{'s' if len(missing.samples) > 1 else ''}"
+        said = f"Left out: {many} that cannot be read, such as {named}; run `vlp index` again."
+        return note(said, "error") + found
 
     def _make_maps(self, number: int, text: str) -> TextMaps:
         picture = self.index.image(number)

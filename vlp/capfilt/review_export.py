@@ -35,7 +35,8 @@ def export_labels(review: Review, output: str, quiet: bool = False) -> ExportCou
     OUTPUT/pairs.tsv and OUTPUT/images: all labeled pairs, which `vlp evaluate matching` reads to score a filter.
 
     Raises:
-        UserError: there are no labels for these tables, or the folder exists.
+        UserError: there are no labels for these tables, reviewers disagree on all of them, no image can be read, or the
+            folder exists.
         WorkError: the folder cannot be written.
     """
     by_image: dict[int, dict[int, str]] = defaultdict(dict)
@@ -45,6 +46,8 @@ def export_labels(review: Review, output: str, quiet: bool = False) -> ExportCou
             counts.disputed += 1
             continue
         by_image[review.tables.image_of(row)][row] = verdicts[0]
+    if not by_image and counts.disputed:
+        raise UserError("Reviewers disagree on every labeled text; take the wrong verdicts back, then export.")
     if not by_image:
         raise UserError("No text of these tables is labeled; label some in `vlp app --tables`, then export.")
     with writing_folder(output) as folder, Progress("images", len(by_image), quiet=quiet) as progress:
@@ -54,6 +57,8 @@ def export_labels(review: Review, output: str, quiet: bool = False) -> ExportCou
             for image in sorted(by_image):
                 lines += _export_image(review, image, by_image[image], writer, folder, counts)
                 progress.add("export")
+        if not counts.images:
+            raise UserError(f"No image of the labeled texts can be read: {next(iter(counts.skipped))}")
         write_text(folder / PAIRS_FILE, "\n".join(lines) + "\n")
     return counts
 

@@ -143,11 +143,15 @@ def search_index(
     top: int = 10,
     rerank: int | None = None,
     batch_size: int = 64,
+    missing: BadSamples | None = None,
 ) -> list[Hit]:
     """The best images of an index for a text or an image; arguments and order as in `search`.
 
     The images to re-rank are read from where they are. Those that have disappeared are named in the log and left out.
     By default, images of clip-retrieval's metadata of shards are not re-ranked, because it has only their keys.
+
+    Args:
+        missing: gets the images that are left out.
 
     Raises:
         UserError: the index was made with another model, or the query has no words.
@@ -158,7 +162,7 @@ def search_index(
     asked, rerank = rerank, query.rerank_count(model, rerank)
     best: list[_Candidate] = []
     places: list[Place] = []
-    missing = BadSamples(max_share=1.0)
+    missing = BadSamples(max_share=1.0) if missing is None else missing
     for number, itc in index.search(vector, max(top, rerank) + SPARE):
         row = index.row(number)
         if _has_disappeared(row.place):
