@@ -152,6 +152,8 @@ def test_the_command_writes_results_and_a_submission(model, pairs, tmp_path):
     assert accuracy == written["metrics"]["accuracy"]
     limited = CliRunner().invoke(app, [str(one) for one in [*arguments, "--limit", 3]])
     assert "leave --limit out" in str(limited.exception)
+    before = CliRunner().invoke(app, ["evaluate", "nlvr2", "absent", f"{pairs}/*.tar", "--submission", str(tmp_path)])
+    assert "is a folder" in str(before.exception)  # before the model is loaded
 
 
 def test_a_submission_names_samples_without_an_identifier_by_their_keys(tmp_path):

@@ -7,7 +7,7 @@ import typer
 from vlp.cli import decoding as options
 from vlp.cli.decoding import decoding_settings
 from vlp.cli.evaluate_captions import Java
-from vlp.cli.evaluation_options import BatchSize, Dataset, Limit, Out, Workers, check_limit, run_evaluation
+from vlp.cli.evaluation_options import BatchSize, Dataset, Limit, Out, Workers, run_evaluation
 from vlp.cli.options import Json, Precision
 
 
@@ -43,7 +43,6 @@ def captioning(
     Example: vlp evaluate captioning MODEL 'data/val/*.tar' --beams 3 --submission captions.json
     """
     given = {name: value for name, value in locals().items() if name != "java"}
-    check_limit(submission, limit)
     from vlp.distributed import is_main
     from vlp.evaluation.caption_files import caption_file_rows
     from vlp.evaluation.captioning import evaluate_captioning

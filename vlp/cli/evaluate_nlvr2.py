@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from vlp.cli.evaluation_options import BatchSize, Dataset, Limit, Out, Workers, check_limit, run_evaluation
+from vlp.cli.evaluation_options import BatchSize, Dataset, Limit, Out, Workers, run_evaluation
 from vlp.cli.options import Json, Precision
 
 Submission = Annotated[
@@ -29,7 +29,6 @@ def nlvr2(
     Splits without labels, such as the hidden test, are predicted only; --submission writes them for the scorer.
     """
     given = locals()
-    check_limit(submission, limit)
     from vlp.distributed import is_main
     from vlp.evaluation.nlvr2 import evaluate_nlvr2, save_submission
     from vlp.evaluation.results import Results, check_complete

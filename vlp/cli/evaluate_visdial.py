@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from vlp.cli.evaluation_options import BatchSize, Dataset, Limit, Out, Workers, check_limit, run_evaluation
+from vlp.cli.evaluation_options import BatchSize, Dataset, Limit, Out, Workers, run_evaluation
 from vlp.cli.options import Json, Precision
 
 
@@ -29,7 +29,6 @@ def visdial(
     Example: vlp evaluate visdial MODEL 'data/visdial-val/*.tar' --out visdial.json --submission ranks.json
     """
     given = locals()
-    check_limit(submission, limit)
     from vlp.data.dialogs import NO_DIALOG
     from vlp.distributed import is_main
     from vlp.evaluation.results import Results, check_complete

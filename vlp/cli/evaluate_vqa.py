@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from vlp.cli import decoding as options
-from vlp.cli.evaluation_options import BatchSize, Dataset, Limit, Out, Workers, check_limit, run_evaluation
+from vlp.cli.evaluation_options import BatchSize, Dataset, Limit, Out, Workers, run_evaluation
 from vlp.cli.options import Json, Precision
 
 Answers = Annotated[
@@ -44,7 +44,6 @@ def vqa(
     from vlp.model import Model
 
     changes = {"beams": beams, "min_length": min_length, "max_length": max_length}
-    check_limit(submission, limit)
     listed = read_answer_list(answers) if answers else None
 
     def evaluate(loaded: Model, settings: EvaluationSettings) -> Results:

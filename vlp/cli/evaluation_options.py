@@ -1,7 +1,7 @@
 """The options that all commands of `vlp evaluate` share, and how they run: processes, progress, resume and output."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +63,7 @@ def run_evaluation(
     model, out = given["model"], given["out"]
     partial = f"{out}.partial" if out and not is_remote(out) else ""
     about = {name: value for name, value in given.items() if name not in NOT_ABOUT}
-    with evaluation_run(given, {"task": task, **about}, partial, unit) as run:
+    with evaluation_run(given, {"task": task, **about}, partial, unit, (out, given.get("submission"))) as run:
         results = evaluate(run.model, run.settings)
     if not run.is_main:
         return
@@ -78,21 +78,20 @@ def run_evaluation(
         print_values(results.metrics, False)
 
 
-def check_limit(submission: str | None, limit: int | None) -> None:
-    """Raise a UserError where a submission would lack the samples beyond a limit."""
-    if submission and limit:
-        raise UserError("A submission needs a prediction for every sample; leave --limit out.")
-
-
 @contextmanager
 def evaluation_run(
-    given: dict[str, Any], about: dict[str, Any], partial: str, unit: str = "images"
+    given: dict[str, Any],
+    about: dict[str, Any],
+    partial: str,
+    unit: str = "images",
+    files: Sequence[str | None] = (),
 ) -> Iterator[EvaluationRun]:
     """Join the processes of the launcher, if any, load the model, and show progress; an error in one process ends all.
 
     Args:
         given: the command's model, batch_size, limit, workers, precision and as_json.
         about: what decides the predictions.
+        files: that the command will write, if it writes some.
     """
     from vlp.distributed import failing_together, is_main, join_processes, launched
     from vlp.evaluation.partial import model_stamp
@@ -104,6 +103,7 @@ def evaluation_run(
     device = join_processes() if launched() else None
     model = given["model"]
     with failing_together(), Progress(unit, quiet=given["as_json"] or not is_main()) as progress:
+        _check_outputs(given, files)
         loaded = optimise_for_cpu(load_model(model, device, given["precision"]))
         settings = EvaluationSettings(
             batch_size=given["batch_size"],
@@ -116,3 +116,12 @@ def evaluation_run(
             about={"model": model_stamp(model), **about},
         )
         yield EvaluationRun(loaded, settings, is_main())
+
+
+def _check_outputs(given: dict[str, Any], files: Sequence[str | None]) -> None:
+    """Find before the work what would keep a command's files from being written after it; raises UserError."""
+    if given.get("submission") and given["limit"]:
+        raise UserError("A submission needs a prediction for every sample; leave --limit out.")
+    for path in files:
+        if path and Path(path).is_dir():
+            raise UserError(f"{path} is a folder; name a file.")
