@@ -9,6 +9,7 @@ from tiny_model import make_images, make_model
 from typer.testing import CliRunner
 
 from vlp.cli.main import app
+from vlp.data.importers import clip_benchmark
 from vlp.data.shard_writer import ShardWriter
 from vlp.errors import UserError
 from vlp.evaluation import captioning, matching, predict, retrieval
@@ -42,7 +43,8 @@ def model(monkeypatch):
             )
 
     monkeypatch.setattr(predict, "evaluation_batches", batches)
-    monkeypatch.setattr(predict, "expand_shards", lambda shards: [])
+    for module in (predict, clip_benchmark):
+        monkeypatch.setattr(module, "expand_shards", lambda shards: [])
     return make_model()
 
 

@@ -142,7 +142,7 @@ def expand_shards(shards: str | list[str]) -> list[str]:
         elif Path(path).is_file():
             found.append(path)
         else:
-            inside = f"name those of the folder: '{path}/*.tar'" if Path(path).is_dir() else ""
+            inside = f"name those of the folder: '{path}/*.tar'" if path and Path(path).is_dir() else ""
             raise UserError(f"No shard matches {path!r}; {inside or 'check the path, or the numbers in braces'}.")
     if not found:
         raise UserError(f"No shard matches {' '.join(patterns) or 'an empty name'}; check the path.")
