@@ -106,6 +106,14 @@ def test_images_without_references_are_captioned_and_not_scored(tmp_path):
     assert ["score" in row for row in results.predictions] == [True, False, False]
 
 
+def test_an_image_counts_once(shards, caplog):
+    model = make_model()
+    once, twice = (evaluate_captioning(model, one) for one in (shards, [shards, shards]))
+    assert twice.predictions == once.predictions
+    assert twice.metrics == {**once.metrics, "skipped": 4, "skipped: duplicate image_id": 4}
+    assert "4 duplicate image_id (10, 11, 12, 13)" in caplog.text
+
+
 def test_the_commands_write_a_submission_and_score_it(models, shards, tmp_path):
     submission = tmp_path / "submission.json"
     arguments = ["evaluate", "captioning", models[0], shards, "--json", "--max-length", "8", "--submission", submission]

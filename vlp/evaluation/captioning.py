@@ -1,5 +1,6 @@
 """Captioning: a model's captions of shards, scored against the reference captions as COCO and NoCaps do."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -9,8 +10,9 @@ from vlp.config import DecodingConfig
 from vlp.data.batch import EvaluationBatch
 from vlp.data.importers.clip_benchmark import refuse_raw_captions
 from vlp.errors import UserError
+from vlp.evaluation.distinct import distinct
 from vlp.evaluation.predict import predict
-from vlp.evaluation.results import Results, dataset_name
+from vlp.evaluation.results import Results, dataset_name, skipped_metrics
 from vlp.evaluation.settings import DEFAULT_SETTINGS, EvaluationSettings
 from vlp.model import Model
 from vlp.models.cpu.linear import constant_weights
@@ -68,13 +70,14 @@ def evaluate_captioning(
 
     about = settings.about | {"decoding": asdict(decoding), "seed": seed}
     made = predict(shards, model.image_size, replace(settings, about=about), caption, "caption")
-    captioned = [Captioned(**row) for row in made.rows]
+    rows, duplicates = distinct(made.rows, "image_id", lambda row: row["info"].get("image_id"))
+    captioned = [Captioned(**row) for row in rows]
     if not captioned:
         raise UserError("Captioning needs images; these shards contain none that can be read.")
     results = scored_results(captioned, dataset_name(shards), java)
     if scored := [one for one in captioned if one.references]:
         results.metrics |= {name: value for scorer in scorers for name, value in scorer(scored).items()}
-    results.metrics |= made.counts()
+    results.metrics |= skipped_metrics(Counter(made.skipped) + duplicates)
     return results
 
 
