@@ -176,6 +176,9 @@ def test_the_command_lists_labels_counts_and_exports(folder, tmp_path):
     assert [row["verdict"] for row in values["rows"]] == ["accept", "reject"]
     stored = pq.read_table(folder / "review.labels.parquet").to_pylist()
     assert {row["shown"] for row in stored} == {"near itm"} and all(row["reviewer"] for row in stored)
+    for wrong in (["--score", "beauty"], ["--source", "radio"], ["--precision", "2"]):
+        done = CliRunner().invoke(app, ["capfilt", "review", str(folder), *wrong])
+        assert isinstance(done.exception, UserError) and not done.stdout
     assert "1 accept" in call("--clear", listed[1]["name"]) and "reject" not in call()
 
 

@@ -142,7 +142,7 @@ def test_a_killed_run_is_continued(photos, models, tmp_path, small_units, monkey
     folder = str(tmp_path / "index")
     assert finish(start(_killed, models[1], str(photos), folder)) == [-signal.SIGKILL]
     model = load_model(models[1], precision="fp32")
-    with pytest.raises(UserError, match="is no index"):
+    with pytest.raises(UserError, match="is not finished; rerun the `vlp index` that wrote it"):
         open_index(folder)
     with pytest.raises(UserError, match="interrupted index of another model"):
         build_index(make_model(), str(photos), folder)

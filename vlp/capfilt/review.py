@@ -135,12 +135,7 @@ class Review:
             UserError: there is no such score or source, the precision is not between 0 and 1, or fewer than
                 `LEAST_LABELS` labels count.
         """
-        if not 0 < precision <= 1:
-            raise UserError(f"The wanted precision {precision:g} is not above 0 and at most 1.")
-        if score not in self.tables.scores():
-            raise UserError(f"No text has the score {score}; known: {', '.join(self.tables.scores())}.")
-        if source and source not in self.tables.totals:
-            raise UserError(f"No text has the source {source!r}; these tables have: {', '.join(self.tables.totals)}.")
+        self._check(score, precision, source)
         labels, notes, total = self._labels_for(score, source)
         count = sum(len(given) for given in labels.values())
         if count < LEAST_LABELS:
@@ -177,7 +172,12 @@ class Review:
         return f"{source}({rule})" if source in SOURCES else rule
 
     def summary(self, rule: str, score: str, precision: float, source: str = "") -> dict[str, Any]:
-        """Counts of a rule and of labels, the suggestion, and the estimates at every threshold, as JSON takes them."""
+        """Counts of a rule and of labels, the suggestion, and the estimates at every threshold, as JSON takes them.
+
+        Raises:
+            UserError: as in `suggest`, but for too few labels, which a note tells; or the rule has an error.
+        """
+        self._check(score, precision, source)
         labels = self.labels.read()
         values: dict[str, Any] = {
             "rule": rule,
@@ -198,6 +198,14 @@ class Review:
             values["sure"] = {"rule": rules, **asdict(suggestion.sure)}
         thresholds = [asdict(one) for one in estimates]
         return {**values, "notes": suggestion.notes, "thresholds": thresholds}
+
+    def _check(self, score: str, precision: float, source: str) -> None:
+        if not 0 < precision <= 1:
+            raise UserError(f"The wanted precision {precision:g} is not above 0 and at most 1.")
+        if score not in self.tables.scores():
+            raise UserError(f"No text has the score {score}; known: {', '.join(self.tables.scores())}.")
+        if source and source not in self.tables.totals:
+            raise UserError(f"No text has the source {source!r}; these tables have: {', '.join(self.tables.totals)}.")
 
     def _labels_for(self, score: str, source: str) -> tuple[dict[str, list[tuple[float, float]]], list[str], int]:
         """The labels that count: score and mean verdict by source; notes about the others; and the number of all."""

@@ -277,7 +277,7 @@ class ReviewTables:
         if order.source and order.source not in self.totals:
             raise UserError(f"No text has the source {order.source!r}; these tables have: {', '.join(self.totals)}.")
         if order.kind == "disagreement" and not order.second:
-            raise UserError("A disagreement needs two scores, such as itm and itc; name the second one.")
+            raise UserError("A disagreement needs two scores, such as itm and itc; name the second one (--second).")
         if not np.isfinite(order.threshold):
             raise UserError(f"The threshold {order.threshold} is not a number.")
 

@@ -79,6 +79,8 @@ def read_manifest(folder: str | Path) -> Manifest:
     """
     path = Path(folder) / NAME
     if not path.is_file():
+        if unlisted_parts(Path(folder), Manifest()):
+            raise UserError(f"The index {folder} is not finished; rerun the `vlp index` that wrote it to continue it.")
         raise UserError(f"{folder} is no index of images; write one with `vlp index IMAGES {folder} --model MODEL`.")
     values = read_json(path)
     if values.get("format") != FORMAT:
