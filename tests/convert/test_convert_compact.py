@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from vlp.config_model import ImageEncoderConfig
-from vlp.convert.towers import image_tower
+from vlp.convert.towers import CIFAR, IMAGENET, image_tower, with_colors
 from vlp.errors import UserError
 from vlp.models.image_encoders.families import build_tower, resolve
 from vlp.models.image_encoders.layers import sine_positions
@@ -58,7 +58,7 @@ def published(
 def test_published_checkpoints_have_our_variants_shapes(variant, size, weights, tmp_path):
     torch.save(weights, tmp_path / "checkpoint.pth")
     config, state = image_tower(str(tmp_path / "checkpoint.pth"))
-    expected = resolve(ImageEncoderConfig(variant, size))
+    expected = with_colors(resolve(ImageEncoderConfig(variant, size)), *(CIFAR if size == 32 else IMAGENET))
     assert config == expected
     tower = build_tower(config).eval()
     tower.load_state_dict(state)

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from vlp.config_model import ImageEncoderConfig
-from vlp.convert.towers import image_tower
+from vlp.convert.towers import HALF, image_tower, with_colors
 from vlp.errors import UserError
 from vlp.models.cpu.optimise import optimise_for_cpu
 from vlp.models.image_encoders.families import build_tower, resolve
@@ -55,7 +55,7 @@ def test_a_name_of_timm_and_a_file_become_our_variant(tmp_path):
     theirs = random_model("vit_tiny_r_s16_p8_224")
     save_file(theirs.state_dict(), tmp_path / "model.safetensors")
     config, state = image_tower(f"timm:vit_tiny_r_s16_p8_224,{tmp_path / 'model.safetensors'}")
-    assert config == resolve(ImageEncoderConfig("hybrid:Ti/R", 224))
+    assert config == with_colors(resolve(ImageEncoderConfig("hybrid:Ti/R", 224)), *HALF)
     tower = build_tower(config).eval()
     tower.load_state_dict(state)
     images = torch.randn(1, 3, 224, 224)

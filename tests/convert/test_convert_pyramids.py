@@ -10,7 +10,7 @@ from timm.models.pvt_v2 import PyramidVisionTransformerV2
 
 from vlp.config_model import ImageEncoderConfig
 from vlp.convert import towers
-from vlp.convert.towers import image_tower
+from vlp.convert.towers import IMAGENET, image_tower, with_colors
 from vlp.errors import UserError
 from vlp.models.image_encoders.families import build_tower, resolve
 
@@ -176,7 +176,7 @@ def test_the_authors_checkpoints_are_read(tmp_path, name, sample):
     assert set(sample) <= set(weights)
     torch.save({"model": weights}, tmp_path / "published.pth")
     found, tower = tower_of(tmp_path / "published.pth")
-    wanted = resolve(ImageEncoderConfig(name))
+    wanted = with_colors(resolve(ImageEncoderConfig(name)), *IMAGENET)
     if found.linear_reduction:  # its ratios are not used
         wanted.stages = [replace(stage, reduction=1) for stage in wanted.stages]
     if name.startswith("cvt"):

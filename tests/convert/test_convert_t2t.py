@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from vlp.config_model import ImageEncoderConfig
-from vlp.convert.towers import image_tower
+from vlp.convert.towers import IMAGENET, image_tower, with_colors
 from vlp.errors import UserError
 from vlp.models.image_encoders.families import build_tower, resolve
 
@@ -56,7 +56,7 @@ def published(width: int, layers: int, hidden: int, performer: bool, rows: int =
 def test_published_checkpoints_have_our_variants_shapes(variant, weights, tmp_path):
     torch.save({"epoch": 309, "state_dict_ema": weights}, tmp_path / "model.pth.tar")
     config, state = image_tower(str(tmp_path / "model.pth.tar"))
-    assert config == resolve(ImageEncoderConfig(variant, 224))
+    assert config == with_colors(resolve(ImageEncoderConfig(variant, 224)), *IMAGENET)
     with torch.device("meta"):
         tower = build_tower(config)
     tower.load_state_dict(state, assign=True)

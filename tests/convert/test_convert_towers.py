@@ -122,15 +122,28 @@ def image_states(found, size):
 def test_a_transformers_vit_gives_the_same_states(bert, tmp_path):
     theirs = redraw(ViTModel(ViTConfig(image_size=32, patch_size=8, **SMALL), add_pooling_layer=False))
     theirs.save_pretrained(str(tmp_path / "vit"))
-    images, mine = image_states(read_source(str(bert[0]), image=str(tmp_path / "vit")), 32)
+    transformers.ViTImageProcessor(image_mean=[0.1, 0.2, 0.3]).save_pretrained(str(tmp_path / "vit"))
+    found = read_source(str(bert[0]), image=str(tmp_path / "vit"))
+    images, mine = image_states(found, 32)
     torch.testing.assert_close(mine, theirs(images).last_hidden_state.detach(), atol=1e-4, rtol=1e-4)
+    image = found.blip.config.image_encoder
+    assert image.mean == [0.1, 0.2, 0.3] and image.deviation == [0.5, 0.5, 0.5]
 
 
 def test_a_timm_vit_gives_the_same_states(bert, tmp_path):
     theirs = redraw(timm.create_model("vit_tiny_patch16_224", num_classes=10, img_size=224))
     torch.save(theirs.state_dict(), tmp_path / "vit.pth")
-    images, mine = image_states(read_source(str(bert[0]), image=f"timm:vit_tiny_patch16_224,{tmp_path}/vit.pth"), 224)
+    found = read_source(str(bert[0]), image=f"timm:vit_tiny_patch16_224,{tmp_path}/vit.pth")
+    images, mine = image_states(found, 224)
     torch.testing.assert_close(mine, theirs.forward_features(images).detach(), atol=1e-4, rtol=1e-4)
+    pixels, way = (
+        torch.randint(0, 256, (1, 3, 224, 224), dtype=torch.uint8),
+        timm.data.resolve_model_data_config(theirs),
+    )
+    mean, deviation = (torch.tensor(way[name])[:, None, None] for name in ("mean", "std"))
+    with torch.no_grad():  # colors are normalized as timm normalizes them for this model
+        expected = theirs.forward_features((pixels / 255 - mean) / deviation)
+        torch.testing.assert_close(found.blip.encode_images(pixels), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,9 @@ def test_folders_and_parquet(tmp_path):
     folder = data_of(dataset=write_folder(tmp_path / "folder", 12))
     assert classes_of(folder) == ["blue", "dark red", "green"]  # in alphabetical order
     assert sorted(labels_of(folder).values()) == sorted([0, 1, 2] * 4)
+    (tmp_path / "folder" / "light_gray").mkdir()
+    with pytest.raises(UserError, match=r"no image of 1 of 4 classes \(light gray\)"):
+        classes_of(folder)
     parquet = data_of(dataset=write_parquet(tmp_path / "parquet", 12))
     assert classes_of(parquet) == CLASSES
     assert sorted(labels_of(parquet).values()) == sorted([0, 1, 2] * 4)

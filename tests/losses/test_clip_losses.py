@@ -1,6 +1,8 @@
 """CLIP's and SigLIP's losses: the equations, rows in parts, bounded memory, and two processes equal one."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -67,6 +69,14 @@ def test_losses_and_gradients_equal_the_equations(name, count, at_once, monkeypa
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
+@contextmanager
+def keeping() -> Iterator[list[int]]:
+    """Yields the numbers of elements of the tensors that are kept for the backward pass."""
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one.numel()) or one, lambda one: one):
+        yield kept
+
+
 class LargestTensor(TorchDispatchMode):
     """Notes the number of elements of the largest tensor that is made."""
 
@@ -87,6 +97,9 @@ def test_no_tensor_grows_with_the_square_of_the_batch(name, monkeypatch):
         with LargestTensor() as largest:
             with_gradients(LOSSES[name][1], *vectors(images))
         assert largest.elements <= max(8 * images, images * 12)
+        with keeping() as kept:
+            LOSSES[name][1](*(rows.requires_grad_() for rows in vectors(images)), *map(torch.tensor, SCALARS))
+        assert sum(kept) <= 100 * images  # parts are dropped and computed again
 
 
 def _in_two(rank: int, meeting_point: str, results: str) -> None:

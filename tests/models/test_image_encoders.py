@@ -15,7 +15,7 @@ from vlp.models.compiled import compile_blocks
 from vlp.models.cpu.optimise import optimise_for_cpu
 from vlp.models.image_encoders.encoder import ImageEncoder, resize_positions
 from vlp.models.image_encoders.families import FAMILIES, build_tower, resolve
-from vlp.models.image_encoders.layers import recording
+from vlp.models.image_encoders.layers import DropPath, drop_path_rates, recording
 
 SIZES = {"width": 32, "layers": 2, "heads": 2}
 STAGES = [
@@ -168,11 +168,15 @@ def test_the_cpu_path_equals_the_plain_one(name):
 def test_recomputed_activations_give_the_same_gradients(name):
     plain, saving = make(name), make(name)
     saving.checkpoint_activations()
-    gradients = []
+    gradients, kept = [], []  # kept: how many numbers the forward pass keeps
     for encoder in (plain, saving):
-        encoder(images_of(32)).square().sum().backward()
+        with torch.autograd.graph.saved_tensors_hooks(lambda one: kept[-1].append(one.numel()) or one, lambda one: one):
+            kept.append([])
+            loss = encoder(images_of(32)).square().sum()
+        loss.backward()
         gradients.append({one: weight.grad for one, weight in encoder.named_parameters() if weight.requires_grad})
     torch.testing.assert_close(gradients[1], gradients[0])
+    assert sum(kept[1]) < 0.9 * sum(kept[0])  # convolutions before the blocks keep theirs
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -184,6 +188,16 @@ def test_drop_path_drops_whole_branches_in_training_only(name):
         encoder.train()
         moving = [encoder(images_of(32)) for _ in range(2)]
     assert torch.equal(*still) and not torch.allclose(*moving)
+    shares = [module.share for module in encoder.modules() if isinstance(module, DropPath)]
+    assert shares == sorted(shares) and shares[-1] == 0.5  # it grows to the last block
+
+
+def test_drop_path_keeps_the_mean_and_drops_whole_images():
+    torch.manual_seed(0)
+    rows = DropPath(0.25).train()(torch.ones(4000, 2, 3)).flatten(1)
+    dropped, kept = (rows == 0).all(dim=1), (rows == 1 / 0.75).all(dim=1)
+    assert (dropped | kept).all() and dropped.float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert drop_path_rates(0.3, 4) == pytest.approx([0, 0.1, 0.2, 0.3]) and drop_path_rates(0.3, 1) == [0]
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, "t2t, performer", "pvt_v2, linear"])  # all kinds of blocks
@@ -279,6 +293,8 @@ def test_cct_equals_a_plain_reference():
     encoder = make("cct")
     tower, images = encoder.tower, torch.randn(2, 3, 32, 32)
     with torch.no_grad():
+        for weight in tower.parameters():  # new norms are no more than normalizations
+            weight.add_(0.1 * torch.randn_like(weight))
         x = images
         for convolution in (module for module in tower.tokenizer.modules() if isinstance(module, nn.Conv2d)):
             x = F.max_pool2d(F.conv2d(x, convolution.weight, padding=1).relu(), 3, 2, 1)

@@ -10,7 +10,7 @@ from vlp.config_model import ImageEncoderConfig, StageConfig
 from vlp.errors import UserError
 from vlp.models.image_encoders.cvt import DepthwiseConvolution
 from vlp.models.image_encoders.families import build_tower
-from vlp.models.image_encoders.pyramid import ReducedAttention
+from vlp.models.image_encoders.pyramid import ReducedAttention, to_tokens
 
 STAGES = [StageConfig(16, layers=1, reduction=2), StageConfig(24, layers=1, heads=2)]
 SMALL = ImageEncoderConfig("pvt", 32, 4, width=24, stages=STAGES)
@@ -101,3 +101,13 @@ def test_a_strided_convolution_stays_in_float32_under_autocast_on_a_cpu(stride):
 def test_settings_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
         build_tower(replace(SMALL, **changes))
+
+
+def test_folded_normalization_equals_the_plain_one():
+    torch.manual_seed(0)
+    layer, grid = DepthwiseConvolution(4, 2).eval(), torch.randn(2, 4, 6, 6)
+    with torch.no_grad():
+        for one in (layer.bn.weight, layer.bn.bias, layer.bn.running_mean):
+            one.normal_()
+        layer.bn.running_var.copy_(torch.tensor([1e-6, 1e-3, 1, 10]))  # a small one shows whether eps is added
+        torch.testing.assert_close(layer(grid), to_tokens(layer.bn(layer.conv(grid))), rtol=1e-4, atol=1e-4)

@@ -163,6 +163,16 @@ def test_a_locked_tower_stays_as_it_is(run_config, models, locked):
     assert changed == {other, "image_projection", "text_projection", "log_temperature", "logit_bias"}
 
 
+@pytest.mark.parametrize("locked", ["image", "text"])
+def test_a_locked_tower_has_neither_dropout_nor_gradients(made, locked):
+    task, batch = made(f"objective.locked={locked}")
+    towers = {"image": task.model.image_encoder, "text": task.model.text_tower}
+    loss_and_gradients(task.train(), batch)
+    for name, tower in towers.items():
+        assert {module.training for module in tower.modules()} == {name != locked}
+        assert any(weight.requires_grad for weight in tower.parameters()) == (name != locked)
+
+
 def test_each_image_has_as_many_captions_of_its_own(made, captioned, tokenizer_folder):
     task, batch = made(f"data.sources=[{{shards: '{captioned}/*.tar'}}]", "data.texts_per_image=2")
     assert batch.images.shape[0] == 8 and batch.text_ids.shape[0] == 16

@@ -1,6 +1,6 @@
 """Converting text towers of the BERT family and image encoders of timm, transformers and open_clip."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,13 @@ from vlp.models.image_encoders.timm_tower import create_trunk
 from vlp.models.image_encoders.vit import build_vit
 
 IMAGE_PREFIXES = ("timm:", "open_clip:")
+PREPROCESSOR = "preprocessor_config.json"
+# Mean and deviation of colors, with which the published models were trained.
+Colors = tuple[float, float, float]
+HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CIFAR = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+SMALLEST_OF_IMAGENET = 128  # pixels; smaller published models were trained on CIFAR
 CHECKPOINTS = (".pth", ".pt", ".bin", ".tar", ".safetensors")
 # Each returns None for the weights of something else.
 PUBLISHED = [compact_from_published, t2t_from_published, hybrid_from_timm, pyramid_from_published]
@@ -125,6 +132,11 @@ def image_tower(source: str) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
         return open_clip_image_tower(create_open_clip(source))
     if source.endswith(CHECKPOINTS):
         return _from_published(Path(source))
+    config, state = _from_transformers(source)
+    return replace(config, **_normalization(find_folder(source))), state
+
+
+def _from_transformers(source: str) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
     folder = find_folder(source)
     facts, weights = read_json(folder / "config.json"), read_weights(folder)
     facts = facts.get("vision_config", facts)
@@ -146,13 +158,35 @@ def image_tower(source: str) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
     return _checked(vit_config(state, facts["num_attention_heads"], eps, activation), state, source)
 
 
+def with_colors(config: ImageEncoderConfig, mean: Sequence[float], deviation: Sequence[float]) -> ImageEncoderConfig:
+    """The settings with another normalization of colors."""
+    return replace(config, mean=list(mean), deviation=list(deviation))
+
+
+def _published_colors(config: ImageEncoderConfig) -> tuple[Colors, Colors]:
+    """The mean and deviation of colors with which a published file of this family was trained."""
+    if config.name == "hybrid":
+        return HALF
+    return CIFAR if config.image_size < SMALLEST_OF_IMAGENET else IMAGENET
+
+
+def _normalization(folder: Path) -> dict[str, list[float]]:
+    """How a folder of `transformers` normalizes colors; {}, and so CLIP's way, where it does not say."""
+    if not (folder / PREPROCESSOR).is_file():
+        return {}
+    facts = read_json(folder / PREPROCESSOR)
+    given = {"mean": facts.get("image_mean"), "deviation": facts.get("image_std")}
+    return {name: value for name, value in given.items() if isinstance(value, list) and len(value) == 3}
+
+
 def _from_published(path: Path) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
     """The settings and weights of a paper's own checkpoint, whose names say what it is."""
     weights = read_checkpoint(path)
     for read in PUBLISHED:
         found = read(weights)
         if found is not None:
-            return _checked(*found, str(path))
+            config, state = _checked(*found, str(path))
+            return with_colors(config, *_published_colors(config)), state
     raise UserError(f"{path} holds no image encoder that `vlp convert` knows; docs/encoders.md lists them.")
 
 
@@ -162,7 +196,9 @@ def _from_timm(name: str) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
     state = trunk.state_dict()
     if file:
         state = {key: value for key, value in read_checkpoint(Path(file)).items() if key in state}
-    return _timm_config(name, trunk, state)
+    config, state = _timm_config(name, trunk, state)
+    images: Any = trunk.pretrained_cfg
+    return with_colors(config, images["mean"], images["std"]), state
 
 
 def _timm_config(name: str, trunk: Any, state: dict[str, Tensor]) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
@@ -193,7 +229,7 @@ def open_clip_image_tower(found: OpenClipModel) -> tuple[ImageEncoderConfig, dic
     """
     config, state = _open_clip_tower(found)
     images = found.preprocessing
-    return replace(config, mean=list(images["mean"]), deviation=list(images["std"])), state
+    return with_colors(config, images["mean"], images["std"]), state
 
 
 def _open_clip_tower(found: OpenClipModel) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:

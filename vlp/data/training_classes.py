@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -61,10 +62,13 @@ def find_classes(data: DataConfig, config: ClassificationConfig, quiet: bool = F
         raise UserError("Classification needs images of at least two classes; the data have one.")
     names = names or [str(number) for number in range(classes)]
     empty = [names[number] for number in range(classes) if number not in labels]
-    if whole and empty:
-        more = f" and {len(empty) - NAMED} more" if len(empty) > NAMED else ""
+    folders = [name for source, dataset in zip(data.sources, opened, strict=True) for name in _bare(source, dataset)]
+    if whole and (empty or folders):
+        missing = empty + folders
+        more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
         raise UserError(
-            f"The data have no image of {len(empty)} of {classes} classes ({', '.join(empty[:NAMED])}{more}); "
+            f"The data have no image of {len(missing)} of {classes + len(folders)} classes "
+            f"({', '.join(missing[:NAMED])}{more}); "
             "add some, or remove these classes from the names and the numbers."
         )
     return names
@@ -90,6 +94,18 @@ def _names_of(data: DataConfig, opened: list[OpenedDataset | None]) -> list[str]
             )
         found = found or names
     return found
+
+
+def _bare(source: SourceConfig, dataset: OpenedDataset | None) -> list[str]:
+    """The subfolders of an image folder that have no image, of which `datasets` makes no class."""
+    if dataset is None or dataset.files or not dataset.random_access or not Path(source.dataset).is_dir():
+        return []
+    named = {name for feature in dataset.features.values() for name in class_names_of(feature)}
+    for folder in (Path(source.dataset), Path(source.dataset, source.split)):
+        found = {} if not folder.is_dir() else {one.name.replace("_", " "): one for one in folder.iterdir()}
+        if named and named <= found.keys():
+            return [name for name, one in found.items() if name not in named and one.is_dir() and name[0] != "."]
+    return []
 
 
 def _count_labels(
