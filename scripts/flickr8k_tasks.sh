@@ -31,4 +31,4 @@ evaluate() {  # TASK NAME [option ...]
     vlp evaluate "$1" "$out/$2/model" "$out/data/val/*.tar" --dataset flickr8k/val --out "$out/$2/$1.json" "${@:3}"
 }
 for model in pretrained retrieval; do evaluate retrieval "$model" --rerank 16; done
-for model in pretrained captioning; do evaluate captioning "$model" --prompt "a picture of"; done
+for model in pretrained captioner; do evaluate captioning "$model" --prompt "a picture of"; done
