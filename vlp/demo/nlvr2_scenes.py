@@ -101,7 +101,7 @@ def nlvr2_config(config: RunConfig) -> RunConfig:
     """The config of finetuning on pairs, from that of another finetuning."""
     data = replace(config.data, max_tokens=MAX_TOKENS)
     optim = replace(config.optim, learning_rate=5e-4, warmup_steps=100)  # with 2e-3 most kinds stay at chance
-    return replace(config, task="nlvr2", data=data, optim=optim, batch_size=128, steps=1200)
+    return replace(config, task="nlvr2", data=data, optim=optim, batch_size=128, steps=1700)
 
 
 def score_nlvr2(model: Model, folder: Path) -> dict[str, float]:
