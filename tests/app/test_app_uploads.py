@@ -1,5 +1,7 @@
 """Uploads are limited, what visitors send is checked, and a model shows only what it can do."""
 
+import base64
+import io
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -100,6 +102,17 @@ def test_an_index_of_another_model_and_forged_numbers_are_sentences(tmp_path, sc
         assert written.size == open_index(given.index).image(3).size
     done = CliRunner().invoke(app, ["search", "--show", "3"])
     assert str(done.exception) == "--show takes the number of an image and needs --index; --out needs --show."
+
+
+def test_attention_lies_over_the_part_of_an_image_that_the_model_sees(tmp_path, thread, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (96, 48)).save(tmp_path / "photos" / "wide.png")
+    build_index(thread.model, str(tmp_path / "photos"), str(tmp_path / "index"), "MODEL", quiet=True)
+    encoder = replace(thread.model.config.image_encoder, resize="shortest")  # as open_clip's models
+    monkeypatch.setattr(thread.model, "config", replace(thread.model.config, image_encoder=encoder))
+    shown, _ = SearchActions(open_index(tmp_path / "index"), thread).attention(0, "a red circle", "1")
+    with Image.open(io.BytesIO(base64.b64decode(shown.split("base64,")[1].split('"')[0]))) as drawn:
+        assert drawn.width == drawn.height
 
 
 def test_the_page_names_an_image_that_disappeared(tmp_path, thread):

@@ -12,7 +12,7 @@ from vlp.app.uploads import Upload, picture_html
 from vlp.data.bad_samples import BadSampleError
 from vlp.data.shard_index import index_shard
 from vlp.data.shards import ShardReader
-from vlp.data.transforms import clean_caption
+from vlp.data.transforms import clean_caption, seen_part
 from vlp.errors import UserError, WorkError
 from vlp.index import ImageIndex
 from vlp.index.fingerprint import check_model
@@ -109,7 +109,7 @@ class SearchActions:
             found = self._maps(number, text)
             place = int(word or -1) + 1
             name, values = found.maps[place if place < len(found.maps) else 0]
-            picture = self.index.image(number)
+            picture = seen_part(self.index.image(number), self.model.model.config.image_encoder.resize)
         except (UserError, WorkError) as error:
             return note(str(error), "error"), ""
         low = 0.0 if self.model.can.match else float(values.min())
