@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import timm
 import torch
 import transformers
 from timm.models.pvt_v2 import PyramidVisionTransformerV2
@@ -76,8 +77,10 @@ def test_pvt_v2_equals_timms(monkeypatch, linear):
             depths=(1, 2, 1, 1), embed_dims=(16, 32, 80, 64), num_heads=(1, 2, 5, 8), linear=linear, num_classes=0
         )
     )
+    theirs.pretrained_cfg = timm.get_pretrained_cfg("pvt_v2_b0").to_dict()  # as `timm.create_model` sets it
     monkeypatch.setattr(towers, "create_trunk", lambda *_, **__: theirs)
     found, tower = tower_of("timm:pvt_v2_b0")
+    assert tuple(found.mean) == theirs.pretrained_cfg["mean"]
     assert found.name == "pvt_v2" and [stage.heads for stage in found.stages] == [1, 2, 5, 8]
     with torch.no_grad():
         expected = theirs.forward_features(images_of()).flatten(2).transpose(1, 2)
