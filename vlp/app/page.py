@@ -26,7 +26,7 @@ def style() -> str:
 
 
 def script() -> str:
-    """The page's head: the keys of the review, and the buttons that copy."""
+    """The page's head: the keys of the review, what outlives a reload, and the buttons that copy."""
     return f"<script>{(files('vlp.app') / 'page.js').read_text('utf-8')}</script>"
 
 
