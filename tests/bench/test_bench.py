@@ -19,7 +19,7 @@ from vlp.bench.timing import UNCOUNTED_FLOPS, compare
 from vlp.bench.train import bench_captions, bench_tokenizer
 from vlp.cli.main import app
 from vlp.errors import UserError, WorkError
-from vlp.models.cpu.linear import constant_weights
+from vlp.models.constant_weights import constant_weights
 from vlp.models.cpu.optimise import optimise_for_cpu
 
 TINY = Size(width=32, layers=1, heads=2, image_size=32, vocabulary=60)

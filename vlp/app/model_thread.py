@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from vlp.config_model import ModelConfig
 from vlp.model import Model
-from vlp.models.cpu.linear import constant_weights
+from vlp.models.constant_weights import constant_weights
 from vlp.models.untrained import CAPTIONING, EMBEDDING, MATCHING
 
 Result = TypeVar("Result")

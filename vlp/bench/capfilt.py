@@ -19,7 +19,7 @@ from vlp.data.shards import Sample
 from vlp.data.tokenizer import BERT_SPECIALS, BLIP_SPECIALS, CaptionTokenizer
 from vlp.model_folder import save_model
 from vlp.models.blip import Blip
-from vlp.models.cpu.linear import constant_weights
+from vlp.models.constant_weights import constant_weights
 
 WORDS = 14  # words of a web text
 

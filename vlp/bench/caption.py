@@ -8,12 +8,12 @@ import torch
 from vlp.bench.timing import Measured, Work, compare, device
 from vlp.config import DecodingConfig, Precision
 from vlp.config_model import ImageEncoderConfig, ModelConfig, TextTowerConfig
-from vlp.generation.caption_step import CaptionStepper
 from vlp.generation.decode import generate
+from vlp.generation.graph_step import caption_stepper
 from vlp.generation.token_rules import TokenRules
 from vlp.models.blip import Blip
 from vlp.models.compiled import compile_blocks
-from vlp.models.cpu.linear import constant_weights
+from vlp.models.constant_weights import constant_weights
 from vlp.models.cpu.optimise import optimise_for_cpu
 
 LENGTH = 20  # tokens of every caption, including the first one
@@ -95,7 +95,7 @@ def _captions(blip: Blip, images: torch.Tensor, decoding: DecodingConfig, captio
     vocabulary = blip.config.text_tower.vocabulary
     with torch.no_grad():
         memory = blip.text_tower.project_image(blip.encode_images(images), "decoder")
-        stepper = CaptionStepper(blip, memory, decoding.max_length)
+        stepper = caption_stepper(blip, memory, decoding.max_length)
         keys = [str(row) for row in range(len(images))]
         generate(stepper, [vocabulary - 2], TokenRules(decoding, END), keys, 0, captions, images.device)
 

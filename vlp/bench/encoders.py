@@ -21,7 +21,7 @@ from vlp.config import Precision
 from vlp.config_model import ImageEncoderConfig
 from vlp.convert.hybrid import hybrid_from_timm
 from vlp.convert.pyramids import pyramid_from_timm, pyramid_from_transformers
-from vlp.models.cpu.linear import constant_weights
+from vlp.models.constant_weights import constant_weights
 from vlp.models.cpu.optimise import optimise_for_cpu
 from vlp.models.image_encoders.families import build_tower, resolve
 from vlp.models.image_encoders.hybrid import stem_stride

@@ -8,7 +8,7 @@ from vlp.bench.caption import Size
 from vlp.bench.timing import Measured, Work, compare, device
 from vlp.config import Precision
 from vlp.models.blip import Blip
-from vlp.models.cpu.linear import constant_weights
+from vlp.models.constant_weights import constant_weights
 from vlp.models.cpu.optimise import optimise_for_cpu
 
 TEXTS, TOKENS = 64, 16  # texts per image, tokens per text

@@ -23,7 +23,7 @@ from vlp.data.shard_index import expand_shards
 from vlp.errors import UserError
 from vlp.files import prepare_output, writing, writing_shards
 from vlp.log import Progress
-from vlp.models.cpu.linear import constant_weights
+from vlp.models.constant_weights import constant_weights
 
 Layout = Literal["clip-retrieval", "datacomp"]
 SCORES = ("itm", "itc", "clip", "nll")

@@ -27,7 +27,7 @@ from vlp.data.shards import Sample, iterate_samples
 from vlp.errors import UserError
 from vlp.log import Progress
 from vlp.model import Model
-from vlp.models.cpu.linear import constant_weights
+from vlp.models.constant_weights import constant_weights
 from vlp.remote import is_remote
 
 EMBEDDINGS, IMAGES = "embeddings", "images"  # names of the tables next to the shards: with embeddings, and without

@@ -26,7 +26,7 @@ from vlp.data.transforms import clean_caption
 from vlp.generation.settings import resolve_decoding
 from vlp.log import ReportProgress, no_progress
 from vlp.model import Model
-from vlp.models.cpu.linear import constant_weights
+from vlp.models.constant_weights import constant_weights
 from vlp.remote import is_remote
 
 

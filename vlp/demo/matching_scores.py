@@ -13,7 +13,7 @@ from vlp.evaluation.metrics import area_under_curve
 from vlp.evaluation.predict import predict
 from vlp.evaluation.settings import DEFAULT_SETTINGS, EvaluationSettings
 from vlp.model import Model
-from vlp.models.cpu.linear import constant_weights
+from vlp.models.constant_weights import constant_weights
 
 KEPT = 0.92  # share of the right web texts that a threshold keeps, for `web_wrong_dropped`
 LabelTexts = Callable[[str, dict, list[str]], list[tuple[str, bool]]]  # of a scene: key, truth, captions

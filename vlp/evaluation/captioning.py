@@ -15,7 +15,7 @@ from vlp.evaluation.predict import predict
 from vlp.evaluation.results import Results, dataset_name, skipped_metrics
 from vlp.evaluation.settings import DEFAULT_SETTINGS, EvaluationSettings
 from vlp.model import Model
-from vlp.models.cpu.linear import constant_weights
+from vlp.models.constant_weights import constant_weights
 
 DOMAINS = ("in-domain", "near-domain", "out-domain")  # of NoCaps
 

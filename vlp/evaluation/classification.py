@@ -17,7 +17,7 @@ from vlp.evaluation.settings import EvaluationSettings
 from vlp.model import Model
 from vlp.model.classify import image_classifier
 from vlp.models.classifier import Classifier
-from vlp.models.cpu.linear import constant_weights
+from vlp.models.constant_weights import constant_weights
 
 TASK = "zeroshot_classification"  # CLIP_benchmark's name
 SUPERVISED = "classification"  # the task of a classifier

@@ -32,7 +32,7 @@ from vlp.evaluation.results import Results, skipped_metrics
 from vlp.evaluation.settings import EvaluationSettings
 from vlp.files import writing
 from vlp.model import Model
-from vlp.models.cpu.linear import constant_weights
+from vlp.models.constant_weights import constant_weights
 
 Features = Literal["class_token", "embedding"]
 

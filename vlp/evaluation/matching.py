@@ -14,7 +14,7 @@ from vlp.evaluation.predict import predict_items
 from vlp.evaluation.results import Results
 from vlp.evaluation.settings import DEFAULT_SETTINGS, EvaluationSettings
 from vlp.model import Model
-from vlp.models.cpu.linear import constant_weights
+from vlp.models.constant_weights import constant_weights
 
 log = logging.getLogger("vlp")
 

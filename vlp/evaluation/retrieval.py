@@ -23,7 +23,7 @@ from vlp.evaluation.ranking import Ranking, rescored
 from vlp.evaluation.results import Results, dataset_name, skipped_metrics
 from vlp.evaluation.settings import DEFAULT_SETTINGS, EvaluationSettings
 from vlp.model import Model
-from vlp.models.cpu.linear import constant_weights
+from vlp.models.constant_weights import constant_weights
 
 KS = (1, 5, 10)
 RERANK = 256  # BLIP's k for COCO's 5,000 images; it uses 128 for Flickr30k's 1,000

@@ -17,7 +17,7 @@ from vlp.model import Model
 from vlp.model.answer_ranking import AnswerList, rank_memory
 from vlp.model.answers import answer_memory, question_memory
 from vlp.model.video import QUESTION_FRAMES, encode_videos
-from vlp.models.cpu.linear import constant_weights
+from vlp.models.constant_weights import constant_weights
 from vlp.models.finetuned import require
 
 QUESTIONS_AT_ONCE = 128  # about one video

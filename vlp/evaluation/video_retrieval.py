@@ -17,7 +17,7 @@ from vlp.evaluation.retrieval import score_retrieval
 from vlp.evaluation.settings import DEFAULT_SETTINGS, EvaluationSettings
 from vlp.model import Model
 from vlp.model.video import FRAMES, encode_videos
-from vlp.models.cpu.linear import constant_weights
+from vlp.models.constant_weights import constant_weights
 
 RERANK = 128  # BLIP's k for the 1,000 pairs of MSRVTT
 WAYS = (("i2t", "v2t"), ("t2i", "t2v"), ("images", "videos"))  # names of image retrieval, and those of videos

@@ -14,7 +14,7 @@ from vlp.evaluation.results import Results, dataset_name, skipped_metrics
 from vlp.evaluation.settings import DEFAULT_SETTINGS, EvaluationSettings
 from vlp.model import Model
 from vlp.model.dialog import score_options
-from vlp.models.cpu.linear import constant_weights
+from vlp.models.constant_weights import constant_weights
 from vlp.models.finetuned import require
 
 NO_OPTIONS = "no answer options"  # the reason of a skipped dialog

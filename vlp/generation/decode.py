@@ -18,6 +18,7 @@ from vlp.generation.settings import check_decoding
 from vlp.generation.token_rules import TokenRules, cut_distribution, draw, uniform_numbers
 
 IMPOSSIBLE = -1e9  # score of a candidate that must not be chosen; finite, so that sums and quotients remain numbers
+CHECK_EVERY = 4  # tokens, on a GPU, where the host would wait for the device to learn which texts are finished
 LEAVE_SHARE = 4  # finished groups leave once they are a quarter of the batch, because removing them copies the rest
 
 
@@ -124,6 +125,8 @@ def _sample(
         tokens = torch.cat([tokens, chosen[:, None]], dim=1)
         done = done | (chosen == end_id)
         new = chosen[:, None]
+        if device.type == "cuda" and position % CHECK_EVERY and position < count - 1:
+            continue
         group_done = done.view(-1, num_captions).all(dim=1)
         leaving = int(group_done.sum())
         if leaving == len(group_done):

@@ -36,7 +36,7 @@ from vlp.index.units import Report, share_units
 from vlp.log import Progress
 from vlp.model import Model
 from vlp.model.video import FRAMES, encode_videos
-from vlp.models.cpu.linear import constant_weights
+from vlp.models.constant_weights import constant_weights
 
 OWN = ("parts", "neighbors")  # what an interrupted first run leaves, besides hidden files
 NAMED = 5  # changed and disappeared images that are named in the log

@@ -24,7 +24,7 @@ from vlp.index.places import PASSING, KeptBad, Place, Unit, list_images, no_imag
 from vlp.index.units import Report, all_rows, share_units, split_units
 from vlp.model import Model
 from vlp.model.video import FRAMES, encode_videos
-from vlp.models.cpu.linear import constant_weights
+from vlp.models.constant_weights import constant_weights
 
 LARGEST, SMALLEST = 256, 16  # images of a unit; an interrupted run loses the units in progress
 FORMAT = 1  # of the partial folder

@@ -17,7 +17,7 @@ from vlp.index.pixels import read_batches
 from vlp.index.places import Item, Place, no_images, read_in_sequence
 from vlp.model import Model
 from vlp.model.video import FRAMES, encode_videos
-from vlp.models.cpu.linear import constant_weights
+from vlp.models.constant_weights import constant_weights
 from vlp.remote import is_remote
 
 RERANK = 32  # candidates

@@ -11,7 +11,7 @@ from vlp.errors import UserError
 from vlp.model.answers import question_batches
 from vlp.model.video import QUESTION_FRAMES
 from vlp.models.blip import Blip
-from vlp.models.cpu.linear import constant_weights
+from vlp.models.constant_weights import constant_weights
 from vlp.models.finetuned import require
 from vlp.models.image_memory import ImageMemory
 

@@ -11,7 +11,7 @@ from vlp.data.images import ImageLike, is_video_path
 from vlp.errors import UserError
 from vlp.generation.settings import named_overrides, resolve_decoding
 from vlp.model.video import QUESTION_FRAMES, encode_all
-from vlp.models.cpu.linear import constant_weights
+from vlp.models.constant_weights import constant_weights
 from vlp.models.finetuned import require
 from vlp.models.image_memory import ImageMemory
 

@@ -13,7 +13,7 @@ from vlp.data.images import ImageLike, as_list
 from vlp.data.transforms import clean_caption
 from vlp.errors import UserError
 from vlp.models.classifier import Classifier
-from vlp.models.cpu.linear import constant_weights
+from vlp.models.constant_weights import constant_weights
 
 if TYPE_CHECKING:
     from vlp.model.model import Model

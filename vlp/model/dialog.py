@@ -10,7 +10,7 @@ from vlp.data.dialogs import CAPTION_TOKENS, DIALOG_TOKENS, Dialog, DialogWords,
 from vlp.data.images import ImageLike
 from vlp.data.transforms import clean_caption
 from vlp.errors import UserError
-from vlp.models.cpu.linear import constant_weights
+from vlp.models.constant_weights import constant_weights
 from vlp.models.finetuned import require
 from vlp.models.image_memory import ImageMemory
 

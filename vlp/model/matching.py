@@ -9,7 +9,7 @@ from torch import Tensor
 from vlp.data.images import ImageLike, as_list
 from vlp.errors import UserError
 from vlp.model.video import encode_all
-from vlp.models.cpu.linear import constant_weights
+from vlp.models.constant_weights import constant_weights
 
 if TYPE_CHECKING:
     from vlp.model.model import Model

@@ -15,8 +15,8 @@ from vlp.data.images import ImageLike, as_list, load_image
 from vlp.data.tokenizer import CaptionTokenizer, FirstToken
 from vlp.data.transforms import ImageSize
 from vlp.errors import UserError
-from vlp.generation.caption_step import CaptionStepper
 from vlp.generation.decode import generate
+from vlp.generation.graph_step import caption_stepper
 from vlp.generation.settings import check_decoding, named_overrides, resolve_decoding
 from vlp.generation.token_rules import TokenRules
 from vlp.model.answer_ranking import LikelyAnswer, rank_answers
@@ -30,7 +30,7 @@ from vlp.model.video import FRAMES, QUESTION_FRAMES, encode_all
 from vlp.model_folder import save_model
 from vlp.models.blip import Blip
 from vlp.models.clip import Clip
-from vlp.models.cpu.linear import constant_weights
+from vlp.models.constant_weights import constant_weights
 from vlp.models.finetuned import refuse_finetuned
 from vlp.models.image_memory import ImageMemory
 from vlp.models.network import Network, as_blip, as_two_towers, require_network
@@ -376,7 +376,7 @@ class Model:
             raise UserError(f"decoding: max_length must be at most {positions}, the number of the model's positions.")
         rules = TokenRules(decoding, self.tokenizer.sep_id, self.tokenizer.word_ids(decoding.banned_words))
         with self.inference():
-            stepper = CaptionStepper(self.blip, memory, decoding.max_length)
+            stepper = caption_stepper(self.blip, memory, decoding.max_length)
             groups = generate(stepper, prompt, rules, list(keys), seed, num_captions, self.device)
         to_text = self.tokenizer.decode
         return [[Caption(to_text(one.ids), one.log_probability, len(one.ids)) for one in group] for group in groups]

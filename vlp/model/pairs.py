@@ -9,7 +9,7 @@ from torch import Tensor
 from vlp.data.images import ImageLike
 from vlp.data.transforms import clean_caption
 from vlp.errors import UserError
-from vlp.models.cpu.linear import constant_weights
+from vlp.models.constant_weights import constant_weights
 from vlp.models.finetuned import require
 
 if TYPE_CHECKING:

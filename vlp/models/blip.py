@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from vlp.config_model import ModelConfig
 from vlp.models.image_encoders.encoder import WHOLE, ImageEncoder, ImageView
-from vlp.models.image_memory import ImageMemory, SelfAttentionCache
+from vlp.models.image_memory import DecodingCache, ImageMemory
 from vlp.models.language_head import LanguageHead
 from vlp.models.text_tower import TextTower
 from vlp.models.two_towers import embed_summaries, resize_images
@@ -117,7 +117,7 @@ class Blip(nn.Module):
         mask: Tensor | None,
         memory: ImageMemory,
         image_index: Tensor | None = None,
-        cache: SelfAttentionCache | None = None,
+        cache: DecodingCache | None = None,
     ) -> Tensor:
         """Next-token logits [texts, tokens, vocabulary]. Arguments as in `TextTower.decode`."""
         return self.word_logits(self.text_tower.decode(ids, mask, memory, image_index, cache))

@@ -7,10 +7,10 @@ from torch.utils.checkpoint import checkpoint
 from vlp.config_model import TextTowerConfig
 from vlp.errors import UserError
 from vlp.models.activations import ACTIVATIONS
+from vlp.models.attention_bias import causal_bias, padding_bias
 from vlp.models.initialise import initialise
 from vlp.models.precision import product_dtype
 from vlp.models.text_layers import Attention
-from vlp.models.text_tower import causal_bias, padding_bias
 
 
 class ClipTextLayer(nn.Module):

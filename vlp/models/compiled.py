@@ -1,5 +1,6 @@
 """`torch.compile` applied block by block: the blocks of a stack share their code, so each stack is compiled once."""
 
+import torch._dynamo
 from torch import nn
 
 from vlp.errors import UserError
@@ -22,13 +23,15 @@ def compile_blocks(module: nn.Module, backend: str = "inductor") -> None:
     Raises:
         UserError: an image encoder has no blocks to compile.
     """
+    # An argument of `compile` since PyTorch 2.12; this setting works with all versions.
+    torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)
     for part in list(module.modules()):
         if isinstance(part, ImageEncoder):
             for block in _image_blocks(part):
-                block.compile(recompile_limit=VARIANTS, backend=backend)
+                block.compile(backend=backend)
         elif isinstance(part, (TextTower, ClipTextTower)):
             for layer in part.layers:
-                layer.compile(dynamic=True, recompile_limit=VARIANTS, backend=backend)
+                layer.compile(dynamic=True, backend=backend)
 
 
 def _image_blocks(encoder: ImageEncoder) -> list[nn.Module]:

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+from vlp.models.attention_bias import causal_bias
 
 
 @dataclass
@@ -61,12 +64,69 @@ class SelfAttentionCache:
     def __init__(self, layers: int, max_length: int):
         self.layers = [LayerCache(max_length) for _ in range(layers)]
 
-    @property
-    def length(self) -> int:
-        """Tokens decoded so far."""
-        return self.layers[0].length
+    def positions(self, tokens: int) -> slice:
+        """Those of the next tokens."""
+        return slice(self.layers[0].length, self.layers[0].length + tokens)
+
+    def bias(self, tokens: int, device: torch.device) -> Tensor | None:
+        """What hides later tokens from the next ones, float [1, 1, tokens, all tokens so far]; None: nothing."""
+        return causal_bias(self.layers[0].length, tokens, device) if tokens > 1 else None
 
     def select(self, rows: Tensor) -> None:
         """Keep, reorder or repeat rows (int64 [n]), as beams move and captions finish."""
         for layer in self.layers:
             layer.select(rows)
+
+
+class FixedCache:
+    """A `SelfAttentionCache` whose shapes never change: every step attends to all places, and unused ones are masked.
+
+    The next positions are a tensor on the device, so the same kernels serve every step and can be recorded in a CUDA
+    graph.
+
+    Attributes:
+        states: [layers, 2, rows, heads, room, head_dim], keys and values.
+        next: int64 [new], the positions of the next tokens.
+    """
+
+    ROOM = 16  # the kernels for masked attention want a multiple of this
+
+    def __init__(self, layers: int, rows: int, max_length: int, like: Tensor):
+        """Start empty; `like` [..., heads, any, head_dim] gives heads, dtype and device."""
+        room = max_length + -max_length % self.ROOM
+        # Zeros: what is not written yet has weight 0, and 0 times NaN would be NaN.
+        self.states = like.new_zeros(layers, 2, rows, like.shape[-3], room, like.shape[-1])
+        self.next = torch.zeros(1, dtype=torch.int64, device=like.device)
+        self.layers = [FixedLayerCache(keys, values, self) for keys, values in self.states]
+
+    def positions(self, tokens: int) -> Tensor:
+        """Those of the next tokens, int64 [tokens]."""
+        return self.next
+
+    def bias(self, tokens: int, device: torch.device) -> Tensor:
+        """What hides later tokens and unused places from the next tokens, float [1, 1, tokens, room]."""
+        later = torch.arange(self.states.shape[4], device=device) > self.next[:, None]
+        return torch.zeros(later.shape, device=device).masked_fill(later, float("-inf"))[None, None]
+
+    def select(self, rows: Tensor) -> None:
+        """Reorder or repeat rows; int64 [rows], as many as there are."""
+        self.states.copy_(self.states.index_select(2, rows))
+
+
+@dataclass
+class FixedLayerCache:
+    """One layer's part of a `FixedCache`: views [rows, heads, room, head_dim]."""
+
+    keys: Tensor
+    values: Tensor
+    whole: FixedCache
+
+    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the new tokens' [rows, heads, new, head_dim]; returns keys and values of all places."""
+        self.keys.index_copy_(2, self.whole.next, key)
+        self.values.index_copy_(2, self.whole.next, value)
+        return self.keys, self.values
+
+
+AnyLayerCache = LayerCache | FixedLayerCache
+DecodingCache = SelfAttentionCache | FixedCache

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from vlp.config_model import FinetunedFor, Sharing, TextTowerConfig
 from vlp.errors import UserError
-from vlp.models.image_memory import LayerCache
+from vlp.models.image_memory import AnyLayerCache
 
 Side = Literal["encoder", "decoder"]
 
@@ -48,11 +48,11 @@ class SelfAttention(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
 
-    def forward(self, x: Tensor, bias: Tensor | None, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor | None, cache: AnyLayerCache | None = None) -> Tensor:
         """[texts, tokens, width] -> the same shape; `bias` [texts or 1, 1, tokens, keys]."""
         return self.add(x, self.attend(self.qkv(x), bias, cache))
 
-    def attend(self, qkv: Tensor, bias: Tensor | None, cache: LayerCache | None = None) -> Tensor:
+    def attend(self, qkv: Tensor, bias: Tensor | None, cache: AnyLayerCache | None = None) -> Tensor:
         """Queries, keys and values [texts, tokens, 3 width] -> what all heads gather, [texts, tokens, width]."""
         texts, tokens, _ = qkv.shape
         qkv = qkv.view(texts, tokens, 3, self.heads, -1)
@@ -232,10 +232,9 @@ class Embeddings(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, ids: Tensor, start: int = 0) -> Tensor:
-        """ids [texts, tokens], the first at position `start` -> [texts, tokens, width]."""
-        positions = self.positions.weight[start : start + ids.shape[1]]
-        return self.dropout(self.norm(self.words(ids) + positions))
+    def forward(self, ids: Tensor, positions: slice | Tensor) -> Tensor:
+        """ids [texts, tokens] at positions (a slice, or int64 [tokens]) -> [texts, tokens, width]."""
+        return self.dropout(self.norm(self.words(ids) + self.positions.weight[positions]))
 
 
 class Shareable(nn.ModuleDict):
@@ -293,7 +292,7 @@ class Layer(nn.Module):
         value: Tensor | None = None,
         image_index: Tensor | None = None,
         memory_bias: Tensor | None = None,
-        cache: LayerCache | None = None,
+        cache: AnyLayerCache | None = None,
     ) -> Tensor:
         """[texts, tokens, width] -> the same shape; cross-attention is skipped without `key`."""
         x = self.self_attention.side(side)(x, bias, cache)

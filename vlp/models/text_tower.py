@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from vlp.config_model import FinetunedFor, TextTowerConfig
 from vlp.errors import UserError
-from vlp.models.image_memory import ImageMemory, SelfAttentionCache
+from vlp.models.attention_bias import padding_bias
+from vlp.models.image_memory import DecodingCache, ImageMemory, SelfAttentionCache
 from vlp.models.initialise import initialise
 from vlp.models.precision import product_dtype
 from vlp.models.text_layers import Embeddings, Layer, Shareable, Side, shared_parts
@@ -87,7 +88,7 @@ class TextTower(nn.Module):
         mask: Tensor | None,
         memory: ImageMemory,
         image_index: Tensor | None = None,
-        cache: SelfAttentionCache | None = None,
+        cache: DecodingCache | None = None,
     ) -> Tensor:
         """Text against images, from left to right.
 
@@ -109,19 +110,22 @@ class TextTower(nn.Module):
         side: Side,
         memory: ImageMemory | None = None,
         image_index: Tensor | None = None,
-        cache: SelfAttentionCache | None = None,
+        cache: DecodingCache | None = None,
     ) -> Tensor:
-        x, bias = self._embed(ids, mask, side, cache.length if cache is not None else 0)
+        x, bias = self._embed(ids, mask, side, cache)
         return self._run_layers(x, side, bias, memory, image_index, cache)
 
-    def _embed(self, ids: Tensor, mask: Tensor | None, side: Side, start: int = 0) -> tuple[Tensor, Tensor | None]:
+    def _embed(
+        self, ids: Tensor, mask: Tensor | None, side: Side, cache: DecodingCache | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Embeddings [texts, tokens, width], and the bias of self-attention in the dtype of its products."""
-        x = self.embeddings.side(side)(ids, start)
+        cache = cache or SelfAttentionCache(1, 0)
+        tokens = ids.shape[1]
+        x = self.embeddings.side(side)(ids, cache.positions(tokens))
         bias = None if mask is None else padding_bias(mask)
-        # A single new token may attend to all tokens before it.
-        if (side == "decoder" or self.config.causal) and ids.shape[1] > 1:
-            causal = causal_bias(start, ids.shape[1], ids.device)
-            bias = causal if bias is None else bias + causal
+        if side == "decoder" or self.config.causal:
+            causal = cache.bias(tokens, ids.device)
+            bias = causal if bias is None else bias if causal is None else bias + causal
         return x, None if bias is None else bias.to(product_dtype(x))
 
     def _run_layers(
@@ -131,7 +135,7 @@ class TextTower(nn.Module):
         bias: Tensor | None,
         memory: ImageMemory | None,
         image_index: Tensor | None,
-        cache: SelfAttentionCache | None,
+        cache: DecodingCache | None,
         *more: Any,
     ) -> Tensor:
         """[texts, tokens, width] -> the same shape; `more` are further arguments of each layer."""
@@ -148,14 +152,3 @@ class TextTower(nn.Module):
             else:
                 x = layer(*arguments)
         return x
-
-
-def padding_bias(mask: Tensor) -> Tensor:
-    """bool [texts, keys] -> float [texts, 1, 1, keys]: 0 at tokens, -inf at padding."""
-    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, float("-inf"))[:, None, None, :]
-
-
-def causal_bias(start: int, tokens: int, device: torch.device) -> Tensor:
-    """float [1, 1, tokens, start + tokens]: -inf where a key comes after its query."""
-    bias = torch.full((tokens, start + tokens), float("-inf"), device=device)
-    return bias.triu(start + 1)[None, None]

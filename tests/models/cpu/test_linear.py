@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from vlp.config_model import TextTowerConfig
-from vlp.models.cpu import linear as cpu_linear
-from vlp.models.cpu.linear import constant_weights, linear, packable
+from vlp.models.constant_weights import constant_weights, kept
+from vlp.models.cpu.linear import linear, packable
 from vlp.models.cpu.optimise import optimise_for_cpu
 from vlp.models.language_head import LanguageHead
 
@@ -111,10 +111,10 @@ def test_blocks_nest_and_each_thread_has_its_own(packings):
         with ThreadPoolExecutor(1) as pool:
             pool.submit(torch.no_grad()(layer), x).result()  # no block there, so nothing is kept
         assert len(packings) == 1
-    assert cpu_linear._packed.get() is None
+    assert kept() is None
     with pytest.raises(KeyError), constant_weights():
         raise KeyError
-    assert cpu_linear._packed.get() is None
+    assert kept() is None
 
 
 @pytest.mark.parametrize("with_bias", [True, False])

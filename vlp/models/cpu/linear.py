@@ -6,9 +6,7 @@ A packed weight is a copy. PyTorch does not count every change of a weight (`p.d
 its version as it was), so no packed weight outlives the `constant_weights` block in which it was made.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -17,30 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlp.losses.language import NOT_COUNTED
+from vlp.models.constant_weights import kept
 from vlp.models.cpu.padding import rounded_up
 from vlp.models.language_head import LanguageHead
 
 # Packed weights by what they were made of: (weight, packed). The weight is held so that no other can take its place.
 # The weights of `derived` are there, too.
 Packed = dict[tuple, tuple[Tensor, Tensor]]
-_packed: ContextVar[Packed | None] = ContextVar("packed", default=None)
-
-
-@contextmanager
-def constant_weights() -> Iterator[None]:
-    """Keep packed weights until the block ends; no weight may change inside. Blocks nest, the outermost one counts.
-
-    The methods of `vlp.Model` open one for each call, so weights may change between calls. Open one around many calls
-    to pack only once. It applies to the current thread, and to no others.
-    """
-    if _packed.get() is not None:
-        yield
-        return
-    token = _packed.set({})
-    try:
-        yield
-    finally:
-        _packed.reset(token)
 
 
 @cache
@@ -73,7 +54,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     dtype = torch.get_autocast_dtype("cpu") if autocast else weight.dtype
     if dtype not in packable() or not (autocast or x.dtype == dtype):
         return F.linear(x, weight, bias)
-    packed = None if torch.is_grad_enabled() else _packed.get()
+    packed = None if torch.is_grad_enabled() else kept()
     if packed is not None:
         return _product(x.to(dtype), _pack(weight, dtype, packed), None if bias is None else bias.to(dtype))
     if not x.dtype == weight.dtype == dtype == torch.float32:
@@ -89,7 +70,7 @@ def derived(weight: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
     Args:
         make: a function of a module, which stands for what it makes.
     """
-    packed = None if torch.is_grad_enabled() or torch.compiler.is_compiling() else _packed.get()
+    packed = None if torch.is_grad_enabled() or torch.compiler.is_compiling() else kept()
     if packed is None or not _is_plain(weight):
         return make(weight)
     made_of = (weight.data_ptr(), weight._version, weight.shape, weight.stride(), weight.dtype, make)

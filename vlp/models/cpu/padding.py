@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vlp.models.clip_text import ClipTextLayer, ClipTextTower
-from vlp.models.image_memory import ImageMemory, LayerCache, SelfAttentionCache
+from vlp.models.image_memory import AnyLayerCache, DecodingCache, ImageMemory
 from vlp.models.text_layers import Layer, Side
 from vlp.models.text_tower import TextTower
 
@@ -70,7 +70,7 @@ class UnpaddedTextTower(TextTower):
         side: Side,
         memory: ImageMemory | None = None,
         image_index: Tensor | None = None,
-        cache: SelfAttentionCache | None = None,
+        cache: DecodingCache | None = None,
     ) -> Tensor:
         unpadded = find_padding(mask) if cache is None else None
         if unpadded is None:
@@ -92,7 +92,7 @@ class UnpaddedLayer(Layer):
         value: Tensor | None = None,
         image_index: Tensor | None = None,
         memory_bias: Tensor | None = None,
-        cache: LayerCache | None = None,
+        cache: AnyLayerCache | None = None,
         unpadded: Unpadded | None = None,
     ) -> Tensor:
         """As in `Layer`, with x [kept, width] where `unpadded` is given."""
