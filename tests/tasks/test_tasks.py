@@ -37,7 +37,7 @@ def test_hard_negatives_are_never_an_equal_text(made, monkeypatch):
     seen = []
     original = task.model.match_logits
 
-    def spy(ids, mask, memory, image_index=None):
+    def spy(ids, mask, memory, image_index=None, count=None):
         seen.append(ids)
         return original(ids, mask, memory, image_index)
 
@@ -83,7 +83,7 @@ def test_matching_pairs_each_text_with_its_own_image(made, monkeypatch):
     calls = []
     original = model.match_logits
 
-    def spy(ids, mask, memory, image_index=None):
+    def spy(ids, mask, memory, image_index=None, count=None):
         logits = original(ids, mask, memory, image_index)
         calls.append((ids, mask, memory, logits))
         return logits

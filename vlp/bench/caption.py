@@ -22,19 +22,24 @@ END = 3  # id of [SEP] in these untrained models
 
 @dataclass(frozen=True)
 class Size:
-    """The size of the models in a benchmark."""
+    """The size of the models in a benchmark.
+
+    Attributes:
+        width, layers, heads: of the text tower, and of the image encoder unless `image` is given.
+        image: width, layers and heads of the image encoder.
+    """
 
     width: int = 768
     layers: int = 12
     heads: int = 12
     image_size: int = 224
     vocabulary: int = 30_524
+    image: tuple[int, int, int] | None = None
 
     def config(self) -> ModelConfig:
         """The config of our model at this size."""
-        image = ImageEncoderConfig(
-            image_size=self.image_size, width=self.width, layers=self.layers, heads=self.heads, norm_eps=1e-5
-        )
+        width, layers, heads = self.image or (self.width, self.layers, self.heads)
+        image = ImageEncoderConfig(image_size=self.image_size, width=width, layers=layers, heads=heads, norm_eps=1e-5)
         text = TextTowerConfig(
             self.vocabulary, self.width, self.layers, self.heads, 4 * self.width, positions=64, dropout=0.0
         )
@@ -44,20 +49,25 @@ class Size:
         """The BlipConfig of `transformers` at this size."""
         from transformers import BlipConfig
 
-        both = {
-            "hidden_size": self.width,
-            "intermediate_size": 4 * self.width,
-            "num_hidden_layers": self.layers,
-            "num_attention_heads": self.heads,
-        }
+        own = (self.width, self.layers, self.heads)
+        both, vision = (
+            {
+                "hidden_size": width,
+                "intermediate_size": 4 * width,
+                "num_hidden_layers": layers,
+                "num_attention_heads": heads,
+            }
+            for width, layers, heads in (own, self.image or own)
+        )
         ids = {"bos_token_id": self.vocabulary - 2, "sep_token_id": END, "eos_token_id": END, "pad_token_id": 0}
-        text = {**both, **ids, "encoder_hidden_size": self.width, "vocab_size": self.vocabulary}
-        return BlipConfig(text_config=text, vision_config={**both, "image_size": self.image_size})
+        text = {**both, **ids, "encoder_hidden_size": vision["hidden_size"], "vocab_size": self.vocabulary}
+        return BlipConfig(text_config=text, vision_config={**vision, "image_size": self.image_size})
 
 
 SMALL = Size(192, 4, 3, 128, 4096)
 SCENES = Size(128, 4, 2, 64, 1000)  # as configs/scenes.yaml, with patches
 BASE = Size()
+LARGE = Size(image=(1024, 24, 16))
 
 
 def bench_caption(size: Size, precision: Precision, batch: int, peers: bool, compiled: bool = False) -> list[Measured]:

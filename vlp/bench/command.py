@@ -2,7 +2,7 @@
 
 from vlp.bench.attention import bench_attention
 from vlp.bench.capfilt import bench_capfilt
-from vlp.bench.caption import BASE, SCENES, SMALL, bench_caption
+from vlp.bench.caption import BASE, LARGE, SCENES, SMALL, bench_caption
 from vlp.bench.clip import bench_clip
 from vlp.bench.data import bench_data
 from vlp.bench.duplicates import bench_duplicates
@@ -22,7 +22,7 @@ PARTS = {
     "capfilt": bench_capfilt,
     "rerank": bench_rerank,
 }
-SIZES = {"base": BASE, "small": SMALL, "scenes": SCENES}
+SIZES = {"base": BASE, "large": LARGE, "small": SMALL, "scenes": SCENES}
 
 
 def bench(
@@ -38,11 +38,12 @@ def bench(
     images: int = 1_000_000,
     samples: int = 100_000_000,
     kept: bool = False,
+    profile: str = "",
 ) -> list[Measured]:
     """Run a benchmark.
 
     Args:
-        size: "base" (ViT-B/16 at 224 pixels and BERT-base), "small" or "scenes"; see `SIZES`.
+        size: "base" (ViT-B/16 at 224 pixels and BERT-base), "large" (with ViT-L/16), "small" or "scenes"; see `SIZES`.
         precision: "fp32" or "bf16", of weights and computation; in training, of autocast.
         batch: images per batch.
         peers: also measure the peer, in turns with ours.
@@ -53,6 +54,7 @@ def bench(
         samples: samples of the simulated index of `index`; it ignores all other settings.
         kept: measure `vlp search --index` with `index`, instead of the index of shards.
         compiled: compile our blocks in `train` and `caption`, as `compile: true` in a config does.
+        profile: a file, into which `train` writes where a step spends its time.
 
     Raises:
         UserError: the peer was requested and is not installed.
@@ -70,7 +72,7 @@ def bench(
     if what == "encoders":
         return bench_encoders(size, precision, batch, peers, repeats)
     if what == "train":
-        return bench_train(SIZES[size], precision, batch, peers, repeats, compiled)
+        return bench_train(SIZES[size], precision, batch, peers, repeats, compiled, profile)
     if what == "caption":
         return bench_caption(SIZES[size], precision, batch, peers, compiled)
     return PARTS[what](SIZES[size], precision, batch, peers)

@@ -12,14 +12,17 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from vlp.bench.caption import Size
 from vlp.bench.peers import PeerProcess
+from vlp.bench.profile import write_profile
 from vlp.bench.timing import Measured, Work, compare, device
 from vlp.config import ObjectiveConfig, OptimConfig, Precision, RunConfig
 from vlp.data.batch import Batch
 from vlp.data.examples import CaptionExamples
 from vlp.data.tokenizer import BERT_SPECIALS, BLIP_SPECIALS, CaptionTokenizer
+from vlp.errors import UserError
 from vlp.models.blip import Blip
 from vlp.models.compiled import compile_blocks
 from vlp.models.cpu.optimise import optimise_for_cpu
+from vlp.models.padding import skip_padding
 from vlp.tasks.pretrain import PretrainTask
 from vlp.tasks.task import total_loss
 from vlp.training.optim import build_optimizer
@@ -32,7 +35,13 @@ TOKENS = (6, 9, 10, 11, 12, 13, 14, 15, 17, 19, 26)
 
 
 def bench_train(
-    size: Size, precision: Precision, batch: int, peers: bool, repeats: int, compiled: bool = False
+    size: Size,
+    precision: Precision,
+    batch: int,
+    peers: bool,
+    repeats: int,
+    compiled: bool = False,
+    profile: str = "",
 ) -> list[Measured]:
     """Run an optimizer step on random images and captions, under autocast in bf16.
 
@@ -41,14 +50,20 @@ def bench_train(
 
     Args:
         compiled: compile our blocks.
+        profile: a file for `write_profile` of a step.
 
     Raises:
-        UserError: the peer was requested and is not installed.
+        UserError: the peer was requested and is not installed, or has no model of this size.
     """
+    if peers and size.image:
+        raise UserError("LAVIS is only measured with both towers of one size; use --size base.")
     captions = bench_captions(size.vocabulary, batch)
     step = _training_step(size, precision, captions, compiled)
     if not peers:
-        return [compare("pretraining step", "pairs/s", batch, precision, step, None, repeats)]
+        lines = [compare("pretraining step", "pairs/s", batch, precision, step, None, repeats)]
+        if profile:
+            write_profile(step, profile)
+        return lines
     shared = {"width": size.width, "layers": size.layers, "heads": size.heads, "image_size": size.image_size}
     shared |= {"words": bench_words(size.vocabulary), "captions": captions, "queue": QUEUE}
     lines = []
@@ -102,6 +117,7 @@ def _training_step(size: Size, precision: Precision, captions: list[str], compil
     shape = size.config()
     blip = Blip(replace(shape, text_tower=replace(shape.text_tower, dropout=DROPOUT))).to(device())
     optimise_for_cpu(blip)
+    skip_padding(blip)
     config = RunConfig(objective=ObjectiveConfig(queue_size=QUEUE), optim=OptimConfig(learning_rate=1e-5))
     tokenizer = bench_tokenizer(size.vocabulary)
     task = PretrainTask(config, blip, tokenizer).to(device())
@@ -130,4 +146,5 @@ def _batch(size: Size, captions: list[str], tokenizer: CaptionTokenizer) -> Batc
     images = torch.randint(0, 256, (batch, 3, size.image_size, size.image_size), dtype=torch.uint8)
     ids, mask = tokenizer.encode(captions, MAX_TOKENS)
     numbers = torch.arange(batch)
-    return Batch(images, captions, ids, mask, numbers, numbers, captions).to(device())
+    lengths = mask.sum(dim=1).tolist()
+    return Batch(images, captions, ids, mask, numbers, numbers, captions, lengths=lengths).to(device())

@@ -39,6 +39,7 @@ class Batch(DeviceBatch):
         captioned: bool [batch], False for an image that has no caption and a wrong text in its place; None: all have.
         wrong_ids, wrong_mask: int64 and bool [wrong, tokens], wrong texts of images beside those; ids begin with [ENC].
         wrong_images: int64 [wrong], their images. These three are None where there are none.
+        lengths: the tokens of each caption, for the host; None where it has not counted them.
     """
 
     text_ids: Tensor
@@ -51,6 +52,13 @@ class Batch(DeviceBatch):
     wrong_ids: Tensor | None = None
     wrong_mask: Tensor | None = None
     wrong_images: Tensor | None = None
+    lengths: list[int] | None = None
+
+    def tokens(self, first: int = 0, last: int | None = None) -> int | None:
+        """The tokens of all captions from position `first` to before `last`; None where the host does not know it."""
+        if self.lengths is None:
+            return None
+        return sum(max(0, min(length, last or length) - first) for length in self.lengths)
 
 
 @dataclass

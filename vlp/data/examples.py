@@ -85,4 +85,5 @@ class CaptionExamples:
         counts = torch.tensor([len(of_image) for of_image in by_image])
         index = None if bool((counts == counts[0]).all()) else torch.arange(len(counts)).repeat_interleave(counts)
         hashes = torch.tensor(chunk.image_hashes)
-        return Batch(chunk.images, chunk.keys, ids, mask, text_hashes, hashes, texts, index)
+        lengths = mask.sum(dim=1).tolist()
+        return Batch(chunk.images, chunk.keys, ids, mask, text_hashes, hashes, texts, index, lengths=lengths)

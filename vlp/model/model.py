@@ -390,10 +390,12 @@ class Model:
     def inference(self) -> Iterator[None]:
         """No gradients, no dropout, the model's precision; restores the mode of the network."""
         training = self.network.training
-        self.network.eval()
+        if training:  # visiting all modules takes as long as a decoding step on a GPU
+            self.network.eval()
         autocast = torch.autocast(self.device.type, self.compute_dtype, enabled=self.compute_dtype is not None)
         try:
             with torch.no_grad(), autocast:
                 yield
         finally:
-            self.network.train(training)
+            if training:
+                self.network.train()

@@ -61,13 +61,20 @@ class Blip(nn.Module):
         """
         return embed_summaries(self.image_projection, image_tokens, frames)
 
-    def embed_texts(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Texts [texts, tokens] -> float32 unit vectors [texts, embed_dim] for ITC."""
-        return F.normalize(self.text_projection(self.text_tower.encode(ids, mask)[:, 0]).float(), dim=-1)
+    def embed_texts(self, ids: Tensor, mask: Tensor, count: int | None = None) -> Tensor:
+        """Texts [texts, tokens] -> float32 unit vectors [texts, embed_dim] for ITC; `count` as in `TextTower.match`."""
+        return F.normalize(self.text_projection(self.text_tower.encode(ids, mask, count)[:, 0]).float(), dim=-1)
 
-    def match_logits(self, ids: Tensor, mask: Tensor, memory: ImageMemory, image_index: Tensor | None = None) -> Tensor:
+    def match_logits(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        memory: ImageMemory,
+        image_index: Tensor | None = None,
+        count: int | None = None,
+    ) -> Tensor:
         """ITM logits [texts, 2], where class 1 is "match". Arguments as in `TextTower.match`."""
-        return self.itm_head(self.text_tower.match(ids, mask, memory, image_index)[:, 0])
+        return self.itm_head(self.text_tower.match(ids, mask, memory, image_index, count)[:, 0])
 
     def pair_memory(self, images: Tensor) -> ImageMemory:
         """The memory of pairs of images [pairs, 2, 3, size, size], with a row for each pair."""

@@ -43,15 +43,18 @@ class MomentumTwin(nn.Module):
             buffer.copy_(buffers[name])
 
     @torch.no_grad()
-    def embed(self, images: Tensor, ids: Tensor, mask: Tensor, view: ImageView = WHOLE) -> tuple[Tensor, Tensor]:
+    def embed(
+        self, images: Tensor, ids: Tensor, mask: Tensor, view: ImageView = WHOLE, count: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Unit vectors of images [images, embed_dim] and of texts [texts, embed_dim], float32. ids begin with [CLS].
 
         Args:
             view: what of the images is encoded.
+            count: as in `TextTower.match`.
         """
         self.eval()  # dropout would make the targets noisier
         image = self.image_projection(self.image_encoder(images, *view)[:, 0])
-        text = self.text_projection(self.text_tower.encode(ids, mask)[:, 0])
+        text = self.text_projection(self.text_tower.encode(ids, mask, count)[:, 0])
         return F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
 
 

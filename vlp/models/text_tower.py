@@ -61,14 +61,21 @@ class TextTower(nn.Module):
         """Whether `match` and `decode` read the same image memory."""
         return self.finetuned_for != "nlvr2" and "cross_attention" in shared_parts(self.config.sharing)
 
-    def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def encode(self, ids: Tensor, mask: Tensor, count: int | None = None) -> Tensor:
         """Text alone, in both directions unless the tower is causal.
 
-        ids int64, mask bool (True: token) [texts, tokens] -> [texts, tokens, width].
+        ids int64, mask bool (True: token) [texts, tokens] -> [texts, tokens, width]; `count` as in `match`.
         """
-        return self._run(ids, mask, "encoder")
+        return self._run(ids, mask, "encoder", count=count)
 
-    def match(self, ids: Tensor, mask: Tensor, memory: ImageMemory, image_index: Tensor | None = None) -> Tensor:
+    def match(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        memory: ImageMemory,
+        image_index: Tensor | None = None,
+        count: int | None = None,
+    ) -> Tensor:
         """Text against images, both directions.
 
         Args:
@@ -76,11 +83,12 @@ class TextTower(nn.Module):
             memory: from `project_image`.
             image_index: int64 [texts], the image that each text meets. None: every image has the same number of
                 texts, which are adjacent and in the order of the images.
+            count: of the tokens in `mask`, where the host knows it: then a GPU can skip padding (see `padding.py`).
 
         Returns:
             [texts, tokens, width].
         """
-        return self._run(ids, mask, "encoder", memory, image_index)
+        return self._run(ids, mask, "encoder", memory, image_index, count=count)
 
     def decode(
         self,
@@ -89,19 +97,20 @@ class TextTower(nn.Module):
         memory: ImageMemory,
         image_index: Tensor | None = None,
         cache: DecodingCache | None = None,
+        count: int | None = None,
     ) -> Tensor:
         """Text against images, from left to right.
 
         Args:
             ids: int64 [texts, tokens]; with a cache only the tokens that it does not hold yet.
             mask: bool [texts, all tokens], including the cached ones; None when nothing is padding.
-            memory, image_index: as in `match`.
+            memory, image_index, count: as in `match`.
             cache: grows by the new tokens.
 
         Returns:
             [texts, tokens, width].
         """
-        return self._run(ids, mask, "decoder", memory, image_index, cache)
+        return self._run(ids, mask, "decoder", memory, image_index, cache, count)
 
     def _run(
         self,
@@ -111,6 +120,7 @@ class TextTower(nn.Module):
         memory: ImageMemory | None = None,
         image_index: Tensor | None = None,
         cache: DecodingCache | None = None,
+        count: int | None = None,
     ) -> Tensor:
         x, bias = self._embed(ids, mask, side, cache)
         return self._run_layers(x, side, bias, memory, image_index, cache)

@@ -127,8 +127,9 @@ class Alignment(nn.Module):
         """The ITC loss, a hard text for the image of each text, and a hard image for each text."""
         each = self.texts_per_image
         images = model.embed_image_tokens(image_tokens)  # [images, embed_dim]
-        texts = model.embed_texts(batch.text_ids, batch.text_mask)  # [texts, embed_dim]
-        twin_images, twin_texts = self.twin.embed(batch.images, batch.text_ids, batch.text_mask, view)
+        tokens = batch.tokens()
+        texts = model.embed_texts(batch.text_ids, batch.text_mask, tokens)  # [texts, embed_dim]
+        twin_images, twin_texts = self.twin.embed(batch.images, batch.text_ids, batch.text_mask, view, tokens)
         all_images, all_texts = gather(twin_images), gather(table.spread(twin_texts))
         image_hashes, text_hashes = gather(batch.image_hashes), gather(table.spread(batch.text_hashes))
         filled = self._filled(table)  # [all images x each]
@@ -216,8 +217,12 @@ class Alignment(nn.Module):
         with_own = torch.stack([ids, all_ids[hard_text]], dim=1).view(2 * count, length)
         with_own_mask = torch.stack([mask, all_mask[hard_text]], dim=1).view(2 * count, length)
         index = None if batch.image_index is None else batch.image_index.repeat_interleave(2)
-        own_image = model.match_logits(with_own, with_own_mask, memory, index).view(count, 2, 2)  # [texts, text, class]
-        other_image = model.match_logits(ids, mask, other)
+        tokens = batch.tokens()
+        # The only number that the host waits for: without it, a GPU would spend half of its time here on padding.
+        both = None if tokens is None else int(with_own_mask.sum())
+        own_image = model.match_logits(with_own, with_own_mask, memory, index, both)
+        own_image = own_image.view(count, 2, 2)  # [texts, text, class]
+        other_image = model.match_logits(ids, mask, other, count=tokens)
         logits = torch.cat([own_image[:, 0], own_image[:, 1], other_image])
         return logits, torch.cat([torch.ones_like(has_text), has_text, has_image])
 

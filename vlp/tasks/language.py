@@ -7,6 +7,7 @@ from vlp.data.batch import Batch
 from vlp.distributed import all_sum, world_size
 from vlp.models.blip import Blip
 from vlp.models.image_memory import ImageMemory
+from vlp.models.padding import true_places
 
 
 def caption_loss(
@@ -22,12 +23,16 @@ def caption_loss(
     """
     ids, mask = batch.text_ids.clone(), batch.text_mask
     ids[:, 0] = dec_id
-    hidden = model.text_tower.decode(ids[:, :-1], mask[:, :-1], memory, batch.image_index)  # [texts, tokens - 1, width]
+    tokens = batch.tokens(last=ids.shape[1] - 1)
+    # [texts, tokens - 1, width]
+    hidden = model.text_tower.decode(ids[:, :-1], mask[:, :-1], memory, batch.image_index, count=tokens)
     counted = mask[:, 1:].clone()
     counted[:, :prompt_length] = False
     words = all_sum(counted.sum().float()).clamp(min=1)
     # The vocabulary is large, so logits are computed only for the words that count.
-    total = model.word_loss(hidden[counted], ids[:, 1:][counted], smoothing)
+    predicted = batch.tokens(first=1 + prompt_length)
+    places = true_places(counted.flatten(), int(counted.sum()) if predicted is None else predicted)
+    total = model.word_loss(hidden.flatten(0, 1)[places], ids[:, 1:].flatten()[places], smoothing)
     return total * world_size() / words
 
 

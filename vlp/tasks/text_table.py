@@ -41,7 +41,7 @@ def text_table(batch: Batch, each: int) -> TextTable:
     texts = torch.arange(count, device=device)
     places = images * each + texts - starts[images]
     filled = torch.zeros(number * each, dtype=torch.bool, device=device)
-    filled[places] = True
+    filled.index_fill_(0, places, True)  # setting items to a number would make the host wait
     source = starts.repeat_interleave(each)
     source[places] = texts
     return TextTable(images, places, filled, source, count == number * each)

@@ -23,6 +23,7 @@ from vlp.distributed import largest, rank, run_on_main, world_size
 from vlp.log import read_log
 from vlp.models.compiled import compile_blocks
 from vlp.models.cpu.optimise import optimise_for_cpu
+from vlp.models.padding import skip_padding
 from vlp.models.precision import compute_dtype
 from vlp.models.untrained import trained_config
 from vlp.tasks import build_examples, build_task
@@ -170,8 +171,7 @@ def prepare_run(config: RunConfig, resume: bool, stop: StopRequest, scorers: Seq
     torch.manual_seed(config.seed)  # equal weights in all processes
     model, tokenizer, decoding = build_model(config)
     config = resolved_config(config, model)
-    if accelerator.device.type == "cpu":
-        optimise_for_cpu(model)
+    (optimise_for_cpu if accelerator.device.type == "cpu" else skip_padding)(model)
     if config.activation_checkpointing:
         model.checkpoint_activations()
     task = build_task(config, model, tokenizer)

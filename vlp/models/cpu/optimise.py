@@ -5,18 +5,16 @@ from typing import Protocol, TypeVar
 
 from torch import nn
 
-from vlp.models.clip_text import ClipTextLayer, ClipTextTower
 from vlp.models.cpu.allocator import keep_freed_memory
 from vlp.models.cpu.attention import CpuAttention, CpuDotProduct
 from vlp.models.cpu.convolution import CpuStandardizedConv2d
 from vlp.models.cpu.dropout import CpuDropout
 from vlp.models.cpu.linear import CpuLanguageHead, CpuLinear
-from vlp.models.cpu.padding import UnpaddedClipTextLayer, UnpaddedClipTextTower, UnpaddedLayer, UnpaddedTextTower
 from vlp.models.image_encoders.hybrid import StandardizedConv2d
 from vlp.models.image_encoders.layers import DotProduct
 from vlp.models.language_head import LanguageHead
-from vlp.models.text_layers import Attention, Layer
-from vlp.models.text_tower import TextTower
+from vlp.models.padding import UNPADDED
+from vlp.models.text_layers import Attention
 
 # Each class is a subclass of the one that it replaces and adds no parameters, buffers or attributes.
 FASTER: dict[type[nn.Module], type[nn.Module]] = {
@@ -25,11 +23,8 @@ FASTER: dict[type[nn.Module], type[nn.Module]] = {
     Attention: CpuAttention,
     DotProduct: CpuDotProduct,
     StandardizedConv2d: CpuStandardizedConv2d,
-    Layer: UnpaddedLayer,
-    TextTower: UnpaddedTextTower,
-    ClipTextLayer: UnpaddedClipTextLayer,
-    ClipTextTower: UnpaddedClipTextTower,
     LanguageHead: CpuLanguageHead,
+    **UNPADDED,
 }
 
 

@@ -7,7 +7,7 @@ import torch
 
 from vlp.config_model import TextTowerConfig
 from vlp.models.cpu.optimise import optimise_for_cpu
-from vlp.models.cpu.padding import find_padding, rounded_up
+from vlp.models.padding import find_padding, rounded_up, true_places
 from vlp.models.text_layers import FeedForward
 from vlp.models.text_tower import TextTower
 
@@ -25,6 +25,13 @@ def test_rows_are_removed_and_put_back():
     assert (unpadded.put_back(kept) == 0).all(dim=2).sum() == 36 - 24
     assert torch.autograd.gradcheck(lambda x: unpadded.put_back(unpadded.remove(x).sin()), (x,))
     assert find_padding(torch.ones(4, 9, dtype=torch.bool)) is None and find_padding(None) is None
+
+
+def test_the_host_can_count_the_tokens_beforehand():
+    mask = torch.arange(9) < LENGTHS[:, None]
+    assert torch.equal(find_padding(mask, 18).index, find_padding(mask).index)
+    assert torch.equal(true_places(mask.flatten(), 18), mask.flatten().nonzero()[:, 0])
+    assert find_padding(mask, 34) is None  # removing so little does not pay
 
 
 def test_batches_of_similar_sizes_have_few_shapes():

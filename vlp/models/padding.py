@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlp.models.clip_text import ClipTextLayer, ClipTextTower
 from vlp.models.image_memory import AnyLayerCache, DecodingCache, ImageMemory
@@ -36,18 +36,26 @@ class Unpadded:
         return _PutBack.apply(x, self.index, self.texts * self.tokens).view(self.texts, self.tokens, -1)
 
 
-def find_padding(mask: Tensor | None) -> Unpadded | None:
+def find_padding(mask: Tensor | None, count: int | None = None) -> Unpadded | None:
     """The rows to keep for a mask bool [texts, tokens]; None where removing padding does not pay.
 
-    It never does on a GPU, where counting the tokens would make the host wait for the device.
+    Args:
+        count: of the tokens, where the host knows it. None: they are counted, but not on a GPU, where the host would
+            wait for the device.
     """
-    if mask is None or mask.device.type != "cpu":
+    if mask is None or (count is None and mask.device.type != "cpu"):
         return None
     flat = mask.flatten()
-    index = flat.nonzero()[:, 0]
-    more = rounded_up(len(index)) - len(index)
-    index = torch.cat([index, (~flat).nonzero()[:more, 0]])
-    return Unpadded(index, *mask.shape) if len(index) < WORTHWHILE * len(flat) else None
+    rows = rounded_up(int(flat.sum()) if count is None else count)
+    return Unpadded(true_places(flat, rows), *mask.shape) if rows < WORTHWHILE * len(flat) else None
+
+
+def true_places(mask: Tensor, count: int) -> Tensor:
+    """The first `count` places where a mask bool [places] is True, int64; then those where it is False.
+
+    The host does not wait for the device, unlike with `nonzero`.
+    """
+    return (~mask).to(torch.uint8).argsort(stable=True)[:count]
 
 
 def rounded_up(rows: int) -> int:
@@ -71,8 +79,9 @@ class UnpaddedTextTower(TextTower):
         memory: ImageMemory | None = None,
         image_index: Tensor | None = None,
         cache: DecodingCache | None = None,
+        count: int | None = None,
     ) -> Tensor:
-        unpadded = find_padding(mask) if cache is None else None
+        unpadded = find_padding(mask, count) if cache is None else None
         if unpadded is None:
             return super()._run(ids, mask, side, memory, image_index, cache)
         x, bias = self._embed(ids, mask, side)
@@ -159,3 +168,21 @@ class _PutBack(torch.autograd.Function):
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (index,) = context.saved_tensors
         return gradient.index_select(0, index), None, None
+
+
+UNPADDED: dict[type[nn.Module], type[nn.Module]] = {
+    Layer: UnpaddedLayer,
+    TextTower: UnpaddedTextTower,
+    ClipTextLayer: UnpaddedClipTextLayer,
+    ClipTextTower: UnpaddedClipTextTower,
+}
+
+
+def skip_padding(network: nn.Module) -> None:
+    """Let the text towers of a network skip padding, in place: their classes change to those of `UNPADDED`.
+
+    `optimise_for_cpu` does this, too. On a GPU, only texts whose tokens the host has counted lose their padding.
+    """
+    for module in network.modules():
+        if unpadded := UNPADDED.get(type(module)):
+            module.__class__ = unpadded
