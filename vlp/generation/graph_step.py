@@ -106,7 +106,8 @@ class RecordedStep:
         self.cache.next.add_(1)
 
     def _decode(self, new: Tensor) -> Tensor:
-        hidden = self.blip.text_tower.decode(new, None, self.memory, cache=self.cache)  # [rows, new, width]
+        with torch.compiler.set_stance("force_eager"):  # a graph gains nothing from compiled blocks
+            hidden = self.blip.text_tower.decode(new, None, self.memory, cache=self.cache)  # [rows, new, width]
         return self.blip.word_logits(hidden[:, -1])
 
 

@@ -371,8 +371,7 @@ class Model:
         require_trained(self.config, CAPTIONING, "generate text")
         prompt = self.tokenizer.prompt_ids(decoding.prompt)
         check_decoding(decoding, len(prompt), num_captions)
-        positions = self.config.text_tower.positions
-        if decoding.max_length > positions:
+        if decoding.max_length > (positions := self.config.text_tower.positions):
             raise UserError(f"decoding: max_length must be at most {positions}, the number of the model's positions.")
         rules = TokenRules(decoding, self.tokenizer.sep_id, self.tokenizer.word_ids(decoding.banned_words))
         with self.inference():
@@ -389,8 +388,7 @@ class Model:
     @contextmanager
     def inference(self) -> Iterator[None]:
         """No gradients, no dropout, the model's precision; restores the mode of the network."""
-        training = self.network.training
-        if training:  # visiting all modules takes as long as a decoding step on a GPU
+        if training := self.network.training:
             self.network.eval()
         autocast = torch.autocast(self.device.type, self.compute_dtype, enabled=self.compute_dtype is not None)
         try:
