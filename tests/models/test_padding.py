@@ -5,11 +5,15 @@ import copy
 import pytest
 import torch
 
+from tests.tiny_model import make_images, make_model
+from vlp.config import ObjectiveConfig, RunConfig
 from vlp.config_model import TextTowerConfig
+from vlp.data.batch import Batch
 from vlp.models.cpu.optimise import optimise_for_cpu
-from vlp.models.padding import find_padding, rounded_up, true_places
+from vlp.models.padding import UnpaddedLayer, find_padding, rounded_up, skip_padding, true_places
 from vlp.models.text_layers import FeedForward
 from vlp.models.text_tower import TextTower
+from vlp.tasks.pretrain import PretrainTask
 
 LENGTHS = torch.tensor([3, 9, 1, 5])
 
@@ -76,3 +80,44 @@ def test_the_text_tower_gives_the_same(use, checkpointing, padded_memory, monkey
     assert len(results[0]) > 20
     for ours, expected in zip(*results, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5 * expected.detach().abs().max().item())
+
+
+def test_a_step_without_padding_is_the_plain_one(monkeypatch):
+    """As on a GPU: no other fast path is on, and the loader has counted the tokens."""
+    captions = [
+        "a red circle",
+        "a small blue square left of the large green star",
+        "white shape",
+        "a star on the right",
+    ]
+    taken = []
+    for skips in (False, True):
+        model = make_model(dropout=0.0)
+        if skips:
+            skip_padding(model.network)
+        task = PretrainTask(RunConfig(objective=ObjectiveConfig(queue_size=8)), model.blip, model.tokenizer)
+        ids, mask = model.tokenizer.encode(captions, 24)
+        numbers = torch.arange(len(captions))
+        batch = Batch(make_images(len(captions)), captions, ids, mask, numbers, numbers, captions)
+        if skips:
+            batch.lengths = mask.sum(dim=1).tolist()
+            seen = spy_on_rows(model, monkeypatch)
+        losses, _ = task(batch)
+        sum(losses.values()).backward()
+        gradients = {name: one.grad for name, one in task.named_parameters() if one.grad is not None}
+        taken.append(({name: value.detach() for name, value in losses.items()}, gradients))
+    assert len(seen) == 4 and all(rows < full for rows, full in seen)  # ITC, ITM twice, LM
+    torch.testing.assert_close(taken[1], taken[0], rtol=1e-4, atol=1e-5)
+
+
+def spy_on_rows(model, monkeypatch):
+    """The rows that enter the first layer in each use, and those of the padded texts."""
+    seen, forward = [], UnpaddedLayer.forward
+
+    def spy(self, x, *arguments):
+        if self is model.blip.text_tower.layers[0] and x.ndim == 2:
+            seen.append((len(x), arguments[-1].texts * arguments[-1].tokens))
+        return forward(self, x, *arguments)
+
+    monkeypatch.setattr(UnpaddedLayer, "forward", spy)
+    return seen
