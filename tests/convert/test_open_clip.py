@@ -254,6 +254,8 @@ def test_wrong_sources_are_refused(folder, tmp_path):
         to_ours("open_clip:ViT-Z,openai", str(tmp_path / "out"))
     with pytest.raises(UserError, match=r"no model 'ViT-B33' \(did you mean ViT-B-32\?\)"):
         to_ours("open_clip:ViT-B33,openai", str(tmp_path / "out"))
+    with pytest.raises(UserError, match="its text tower is roberta-base of the Hugging Face hub; download that once"):
+        to_ours(f"open_clip:roberta-ViT-B-32,{tmp_path}/weights.safetensors", str(tmp_path / "out"))
     other = (
         r"of another architecture, with visual\.conv1\.weight of \[32, 3, 16, 16\]; tiny-patches has \[32, 3, 8, 8\]\.$"
     )

@@ -325,6 +325,8 @@ def plain_attention(module: nn.Module, x: torch.Tensor, heads: int) -> torch.Ten
     ("changes", "message"),
     [
         ({"name": "vti"}, r"no image encoder 'vti' \(did you mean vit\?\)"),
+        ({"name": "vit:l/16"}, r"vit has no variant 'l/16' \(did you mean L/16\?\)"),
+        ({"name": "pvt_v2:b9"}, r"pvt_v2 has no variant 'b9' \(did you mean b\d\?\)"),
         ({"name": "cct:7/3x"}, r"cct has no variant '7/3x' \(did you mean 7/3x\d\?\)"),
         (
             {"name": "vit:B/16", "width": 768, "heads": 12, "patch_size": 16, "layers": 3},

@@ -76,10 +76,16 @@ def create_open_clip(source: str, precision: str = "fp32", device: torch.device 
 
 def _problem(error: Exception, name: str) -> str:
     """Why a model cannot be loaded, in one sentence without its period."""
+    import open_clip
+
     text = " ".join(str(error).split())
     if shapes := OTHER_SHAPE.search(text):
         weight, theirs, ours = shapes.groups()
         return f"the weights are those of another architecture, with {weight} of {theirs}; {name} has {ours}"
+    config: Any = open_clip.get_model_config(name) or {}
+    tower = config.get("text_cfg", {}).get("hf_model_name")
+    if tower and isinstance(error, OSError):  # of transformers, where it neither has the tower nor can download it
+        return f"its text tower is {tower} of the Hugging Face hub; download that once, where there is a network"
     if isinstance(error, AssertionError):  # of open_clip, where it resizes positions
         return f"the weights are those of another architecture than {name}"
     return text[:200].rstrip(".")

@@ -84,5 +84,6 @@ def resolve(config: ImageEncoderConfig) -> ImageEncoderConfig:
 
 def _nearest(name: str, known: list[str]) -> str:
     """The nearest of the known names, as a question to insert into an error."""
-    found = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {found[0]}?)" if found else ""
+    folded = {one.lower(): one for one in known}  # so that b/16 is nearest to B/16
+    found = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)  # variants are short
+    return f" (did you mean {folded[found[0]]}?)" if found else ""
