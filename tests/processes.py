@@ -23,6 +23,7 @@ def start(target: Callable, *arguments, count: int = 1) -> list[multiprocessing.
     with socket.socket() as free:
         free.bind(("localhost", 0))
         group = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(count)}
+    group["CUDA_VISIBLE_DEVICES"] = ""  # NCCL refuses several processes on one GPU
     places = [{**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {} for rank in range(count)]
     return [_start({**os.environ, **place}, target, arguments) for place in places]
 

@@ -14,7 +14,10 @@ from vlp.models.cpu.optimise import optimise_for_cpu
 from vlp.tasks.pretrain import PretrainTask
 
 # torch.compile reads .grad of tensors that have none; it hides the warning, which pytest turns into an error.
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # in PyTorch itself, before 2.12
+]
 CAPTIONS = ["a red circle", "a small blue square left of the large green star", "white shape", "a star on the right"]
 
 

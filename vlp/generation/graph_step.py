@@ -1,6 +1,7 @@
 """Decoding steps as CUDA graphs: on a GPU, starting a step's some 400 kernels one by one takes longer than they run."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from vlp.models.blip import Blip
 from vlp.models.constant_weights import kept
 from vlp.models.image_memory import FixedCache, ImageMemory
 
-Record = Callable[[Callable[[], None]], Callable[[], None]]  # of work: runs it or not; returns what runs it again
+Record = Callable[[Callable[[], None]], Callable[[], None]]  # of a step: may run it; returns what runs it again
 MOST_GRAPHS = 4  # kept at a time; each holds an image memory
 KIND = "decoding"
 
@@ -80,7 +81,8 @@ class RecordedStep:
         self.new = torch.zeros(rows, 1, dtype=torch.int64, device=like.device)
         self.place = self.cache.next  # of the token that the recorded step reads
         self.logits = like
-        self.replay = record(self._step)
+        with torch.cuda.device(like.device) if like.device.type == "cuda" else nullcontext():
+            self.replay = record(self._step)
 
     def start(self, memory: ImageMemory, prompt: Tensor) -> Tensor:
         """Take the images of another batch and a prompt int64 [rows, tokens]; returns the logits that follow it."""

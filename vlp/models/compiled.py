@@ -1,6 +1,5 @@
 """`torch.compile` applied block by block: the blocks of a stack share their code, so each stack is compiled once."""
 
-import torch._dynamo
 from torch import nn
 
 from vlp.errors import UserError
@@ -23,6 +22,8 @@ def compile_blocks(module: nn.Module, backend: str = "inductor") -> None:
     Raises:
         UserError: an image encoder has no blocks to compile.
     """
+    import torch._dynamo  # here, because it takes a second
+
     # An argument of `compile` since PyTorch 2.12; this setting works with all versions.
     torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)
     for part in list(module.modules()):
