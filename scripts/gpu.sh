@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measure on a GPU, in the active environment: tests, benchmarks, a training of ViT-B/16 from shards, and some minutes of
-# training of a small model. Each part takes less than ten minutes on an H100.
+# training of a small model. Each part is meant to take less than ten minutes on an H100.
 # Usage: scripts/gpu.sh OUT [PART ...]    the parts in OUT/summary.txt of a full run, such as bench-train; default: all
 #        scripts/gpu.sh --small OUT       the same with small sizes, for a CPU
 # Settings: TRAIN='data/train/*.tar' VALIDATION='data/val/*.tar' (default: generated scenes), MINUTES=8 of the small model.

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -132,6 +133,31 @@ def test_without_peers_vlp_is_measured_and_the_error_names_the_script(what, left
         assert all(one["ours"] > 1 and one["peer"] > 1 for one in more)
     error = CliRunner().invoke(app, [*arguments, "--peers"]).exception
     assert isinstance(error, UserError) and "scripts/bench/install_peers.sh" in str(error)
+
+
+def test_a_profile_of_a_step_is_written(monkeypatch, tmp_path):
+    monkeypatch.setitem(command.SIZES, "small", TINY)
+    command.bench("train", "small", "fp32", 4, peers=False, repeats=1, profile=str(tmp_path / "step.txt"))
+    first, table = (tmp_path / "step.txt").read_text().split("\n", 1)
+    assert re.fullmatch(r"host \d+ ms, whole call [1-9]\d* ms, device busy \d+ ms", first)
+    assert "aten::addmm" in table or "mkldnn" in table
+
+
+def test_lavis_has_no_model_with_a_larger_image_encoder():
+    with pytest.raises(UserError, match="both towers of one size; use --size base"):
+        command.bench("train", "large", "bf16", 2, peers=True)
+
+
+def test_counting_flops_leaves_blocks_compiled():
+    runs = []
+
+    def backend(graph, _):
+        return lambda *inputs: runs.append(graph) or graph(*inputs)
+
+    layer = torch.nn.Linear(4, 4)
+    layer.compile(backend=backend)
+    timing.compare("layer", "rows/s", 2, "fp32", lambda: layer(torch.ones(2, 4)), None, repeats=3)
+    assert len(runs) == 4  # the warm-up and the repeats
 
 
 def test_bench_captions_are_as_long_as_real_ones_and_one_token_a_word():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -32,8 +33,8 @@ def run_small(tmp_path):
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "CALLS": str(tmp_path / "calls")}
     environment["PATH"] = f"{python.parent}:{os.environ['PATH']}"
 
-    def run(folder: Path) -> tuple[int, str]:
-        done = subprocess.run([SCRIPT, "--small", folder], capture_output=True, env=environment, timeout=600)
+    def run(folder: Path, *parts: str) -> tuple[int, str]:
+        done = subprocess.run([SCRIPT, "--small", folder, *parts], capture_output=True, env=environment, timeout=600)
         return done.returncode, (folder / "summary.txt").read_text()
 
     return run
@@ -41,6 +42,7 @@ def run_small(tmp_path):
 
 def test_every_part_leaves_its_results_and_a_failed_one_is_named(run_small, tmp_path):
     out = tmp_path / "out"
+    assert re.fullmatch(r"machine: done in \d+ s\n", run_small(out, "machine")[1])
     code, summary = run_small(out)
     assert code == 0 and "failed" not in summary, summary
     calls = [line.rstrip("\t").split("\t") for line in (tmp_path / "calls").read_text().splitlines()]

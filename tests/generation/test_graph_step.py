@@ -1,5 +1,7 @@
 """Recorded decoding steps give the captions of plain ones, batch after batch; on a GPU, as CUDA graphs."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -44,7 +46,7 @@ def test_recorded_steps_give_the_captions_of_plain_ones(how, number):
     with constant_weights():
         for images in (make_images(12), make_images(12).flip(2, 3)):
             expected, _ = decode(model, images, decoding, number, CaptionStepper)
-            found, stepper = decode(model, images, decoding, number, lambda *given: GraphStepper(*given, record=record))
+            found, stepper = decode(model, images, decoding, number, partial(GraphStepper, record=record))
             lengths = {len(one.ids) for group in expected for one in group}
             assert len(lengths) > 3 and stepper.places is not None  # groups left while others went on
             assert [[one.ids for one in group] for group in found] == [[one.ids for one in group] for group in expected]
@@ -58,7 +60,7 @@ def test_a_smaller_batch_gets_its_own_recording_and_few_are_kept():
     model, record = make_model(), Recorder()
     model.network.to(DEVICE)
     decoding = DecodingConfig(beams=1, min_length=0, max_length=8)
-    make = lambda *given: GraphStepper(*given, record=record)  # noqa: E731
+    make = partial(GraphStepper, record=record)
     with constant_weights():
         for count in (6, 5, 4, 3, 2, 6, 2):
             expected, _ = decode(model, make_images(count), decoding, 1, CaptionStepper)

@@ -59,11 +59,17 @@ def bench_train(
         raise UserError("LAVIS is only measured with both towers of one size; use --size base.")
     captions = bench_captions(size.vocabulary, batch)
     step = _training_step(size, precision, captions, compiled)
-    if not peers:
+    if peers:
+        lines = _beside_lavis(step, size, precision, captions, repeats)
+    else:
         lines = [compare("pretraining step", "pairs/s", batch, precision, step, None, repeats)]
-        if profile:
-            write_profile(step, profile)
-        return lines
+    if profile:
+        write_profile(step, profile)
+    return lines
+
+
+def _beside_lavis(step: Work, size: Size, precision: Precision, captions: list[str], repeats: int) -> list[Measured]:
+    """The lines of a step in turns with LAVIS's, at its best and as released."""
     shared = {"width": size.width, "layers": size.layers, "heads": size.heads, "image_size": size.image_size}
     shared |= {"words": bench_words(size.vocabulary), "captions": captions, "queue": QUEUE}
     lines = []
@@ -71,7 +77,7 @@ def bench_train(
         settings = {**shared, "fused": best, "precision": peer_precision}
         with PeerProcess("lavis_train", settings, keep_freed_memory=best) as peer:
             what = f"pretraining step, LAVIS {name} ({peer_precision})"
-            line = compare(what, "pairs/s", batch, precision, step, lambda peer=peer: peer, repeats)
+            line = compare(what, "pairs/s", len(captions), precision, step, lambda peer=peer: peer, repeats)
             lines.append(replace(line, peer_peak_memory_gib=peer.peak_memory_gib))
     return lines
 

@@ -1,4 +1,4 @@
-"""Decoding steps as CUDA graphs: on a GPU, starting a step's some 400 kernels one by one takes longer than they run."""
+"""Decoding steps as CUDA graphs: on a GPU, starting the kernels of a step one by one takes longer than they run."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -74,6 +74,7 @@ class RecordedStep:
     """
 
     def __init__(self, blip: Blip, memory: ImageMemory, rows: int, max_length: int, record: Record):
+        """Record a step for batches like that of `memory`; further arguments as in `GraphStepper`."""
         config, like = blip.config.text_tower, memory.keys[0]
         self.blip, self.rows = blip, rows
         self.memory = ImageMemory([key.clone() for key in memory.keys], [value.clone() for value in memory.values])
@@ -137,9 +138,9 @@ def _recorded_step(blip: Blip, memory: ImageMemory, rows: int, max_length: int, 
     like = memory.keys[0]
     autocast = torch.is_autocast_enabled(like.device.type)
     steps = kept()
-    key = (KIND, id(blip), rows, like.shape, like.dtype, like.device, max_length, autocast, record)
     if steps is None:
-        return RecordedStep(blip, memory, rows, max_length, record)
+        steps = {}
+    key = (KIND, id(blip), rows, like.shape, like.dtype, like.device, max_length, autocast, record)
     if key not in steps:
         graphs = [one for one in steps if one[0] == KIND]
         for oldest in graphs[: len(graphs) - MOST_GRAPHS + 1]:

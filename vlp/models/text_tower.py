@@ -129,13 +129,14 @@ class TextTower(nn.Module):
         self, ids: Tensor, mask: Tensor | None, side: Side, cache: DecodingCache | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Embeddings [texts, tokens, width], and the bias of self-attention in the dtype of its products."""
-        cache = cache or SelfAttentionCache(1, 0)
+        cache = cache or SelfAttentionCache(1, 0)  # an empty one: the texts begin here
         tokens = ids.shape[1]
         x = self.embeddings.side(side)(ids, cache.positions(tokens))
         bias = None if mask is None else padding_bias(mask)
         if side == "decoder" or self.config.causal:
             causal = cache.bias(tokens, ids.device)
-            bias = causal if bias is None else bias if causal is None else bias + causal
+            if causal is not None:
+                bias = causal if bias is None else bias + causal
         return x, None if bias is None else bias.to(product_dtype(x))
 
     def _run_layers(

@@ -218,7 +218,7 @@ class Alignment(nn.Module):
         with_own_mask = torch.stack([mask, all_mask[hard_text]], dim=1).view(2 * count, length)
         index = None if batch.image_index is None else batch.image_index.repeat_interleave(2)
         tokens = batch.tokens()
-        # The only number that the host waits for: without it, a GPU would spend half of its time here on padding.
+        # The only number of a step that the host waits for: without it, a GPU would also compute the padding.
         both = None if tokens is None else int(with_own_mask.sum())
         own_image = model.match_logits(with_own, with_own_mask, memory, index, both)
         own_image = own_image.view(count, 2, 2)  # [texts, text, class]
