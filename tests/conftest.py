@@ -9,6 +9,8 @@ import torch
 from tests.s3 import s3, s3_server  # noqa: F401
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # scripts/gpu.sh sets it to test on a GPU
+if not os.environ["CUDA_VISIBLE_DEVICES"]:
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported; its kernels then run on CPUs
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # else names that are on no hub are tried again and again without network
 
 

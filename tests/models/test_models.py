@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.tiny_model import make_images, make_model
 from vlp.config_model import ImageEncoderConfig, ModelConfig, TextTowerConfig
 from vlp.models.blip import Blip
-from vlp.models.image_memory import SelfAttentionCache
+from vlp.models.image_encoders.vit import PatchEmbedding
+from vlp.models.image_memory import SelfAttentionCache, TakeImages
 from vlp.models.text_tower import TextTower
 
 SHARINGS = ("all", "all_but_cross_attention", "all_but_self_attention", "nothing")
@@ -216,3 +218,45 @@ def test_towers_of_any_width_start_with_the_same_scale(width):
         model.image_encoder.tower.blocks[0].attn.qkv.weight,
     ):
         assert matrix.std().item() == pytest.approx(expected, rel=0.05)
+
+
+def test_the_gradient_of_taken_images_is_that_of_index_select():
+    rows = torch.tensor([2, 0, 2, 4])
+    images = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
+    chosen = torch.nn.functional.one_hot(rows, 5).double()
+    taken, expected = TakeImages.apply(images, rows, chosen), images.index_select(0, rows)
+    assert torch.equal(taken, expected)
+    weights = torch.randn(4, 2, 3, dtype=torch.float64)
+    found, right = (torch.autograd.grad((one * weights).sum(), images)[0] for one in (taken, expected))
+    torch.testing.assert_close(found, right)
+
+
+def gradients_of_matching(device: str, precision: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """ITM logits of own and of taken images, and gradients of all parameters, of a tiny model on a device."""
+    model = make_model(precision, dropout=0.0)
+    blip = model.network.to(device)
+    ids, mask = (one.to(device) for one in model.tokenizer.encode(["a red circle", "a star near a square"], 8))
+    with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+        memory = blip.text_tower.project_image(blip.encode_images(make_images(2).to(device)))
+        other = memory.select(torch.tensor([1, 1], device=device))
+        logits = torch.cat([blip.match_logits(ids, mask, one).float() for one in (memory, other)])
+    logits[:, 1].sum().backward()
+    return logits.cpu(), [weight.grad.float().cpu() for weight in blip.parameters() if weight.grad is not None]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 0.1)])
+def test_a_gpu_gives_the_logits_and_gradients_of_a_cpu(precision, tolerance):
+    (logits, gradients), (right, expected) = (
+        gradients_of_matching("cuda", precision),
+        gradients_of_matching("cpu", "fp32"),
+    )
+    torch.testing.assert_close(logits, right, rtol=tolerance, atol=tolerance)
+    for one, other in zip(gradients, expected, strict=True):
+        assert (one - other).norm() <= tolerance * other.norm() + 1e-3
+
+
+def test_patches_become_tokens_by_the_convolution_of_their_weights():
+    embedding = PatchEmbedding(4, 8)
+    images = torch.randn(2, 3, 8, 12)
+    torch.testing.assert_close(embedding(images), embedding.proj(images).flatten(2).transpose(1, 2))

@@ -12,6 +12,7 @@ from vlp.data.transforms import clean_caption
 from vlp.model import Model
 from vlp.models.image_memory import ImageMemory
 from vlp.models.text_layers import Side
+from vlp.models.untrained import EMBEDDING, MATCHING, require_trained
 
 TOGETHER = 1024  # texts per forward pass if the image memory need not be copied
 COPIED = 128  # texts per forward pass if every text needs a copy of its image's memory
@@ -57,32 +58,33 @@ class EncodedImages:
             match: whether to compute `itm` and `itc`.
             prompt: the prompt for `nll`; None does not compute it.
         """
-        tokenizer = self.model.tokenizer
+        tokenizer, device = self.model.tokenizer, self.model.device
         words = tokenizer.word_ids([clean_caption(text) for text in texts])
         lengths, images = torch.tensor([len(ids) for ids in words], dtype=torch.int64), torch.tensor(rows)
-        itm, itc, nll = (torch.empty(len(texts)) for _ in range(3))
+        itm, itc, nll = (torch.empty(len(texts), device=device) for _ in range(3))
         if match:
-            vectors = self.model.embed_tokens(self.tokens)
-        if prompt:  # some tokenizers split the first word of a text differently after a prompt
-            after_prompt = tokenizer.word_ids_after(prompt, texts)
+            vectors = self._image_vectors()
+        # Some tokenizers split the first word of a text differently after a prompt.
+        after_prompt = tokenizer.word_ids_after(prompt, texts) if prompt else words
         for chosen, index in self._parts(lengths, images):
-            ids, mask = tokenizer.pad([words[i] for i in chosen.tolist()], self.model.text_tokens)
-            ids, mask = ids.to(self.model.device), mask.to(self.model.device)
-            index = index if index is None else index.to(self.model.device)
+            there = chosen.to(device)
+            index = index if index is None else index.to(device)
             if match:
-                itm[chosen] = self._match(ids, mask, index)
-                itc[chosen] = (vectors[images[chosen]] * self._embed(ids, mask)).sum(dim=-1)
+                ids, mask = self._padded(words, chosen)
+                itm[there] = self._match(ids, mask, index)
+                itc[there] = (vectors[images[chosen].to(device)] * self._embed(ids, mask)).sum(dim=-1)
             if prompt is not None:
-                if prompt:
-                    ids, mask = tokenizer.pad([after_prompt[i] for i in chosen.tolist()], self.model.text_tokens)
-                    ids, mask = ids.to(self.model.device), mask.to(self.model.device)
-                nll[chosen] = self._negative_log_likelihood(ids, mask, index, prompt)
-        scores = TextScores(lengths)
+                nll[there] = self._negative_log_likelihood([after_prompt[i] for i in chosen.tolist()], index, prompt)
+        scores = TextScores(lengths)  # a GPU is waited for here and nowhere before
         if match:
-            scores.itm, scores.itc = itm, itc
+            scores.itm, scores.itc = itm.cpu(), itc.cpu()
         if prompt is not None:
-            scores.nll = nll
+            scores.nll = nll.cpu()
         return scores
+
+    def _padded(self, words: list[list[int]], chosen: Tensor) -> tuple[Tensor, Tensor]:
+        ids, mask = self.model.tokenizer.pad([words[i] for i in chosen.tolist()], self.model.text_tokens)
+        return ids.to(self.model.device), mask.to(self.model.device)
 
     def _parts(self, lengths: Tensor, images: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Split texts into forward passes: their numbers, int64 [n], and their `image_index` (see `TextTower.match`).
@@ -97,31 +99,48 @@ class EncodedImages:
         for chosen in lengths.argsort(stable=True).split(COPIED):
             yield chosen, images[chosen]
 
+    def _image_vectors(self) -> Tensor:
+        require_trained(self.model.config, EMBEDDING, "embed images and texts")
+        with self.model.inference():
+            return self.model.two_towers.embed_image_tokens(self.tokens)
+
     def _match(self, ids: Tensor, mask: Tensor, index: Tensor | None) -> Tensor:
+        require_trained(self.model.config, MATCHING, "match images and texts")
         ids = self._beginning_with(self.model.tokenizer.enc_id, ids)
-        return self.model.match_logits(ids, mask, self._memory("encoder"), index).softmax(dim=-1)[:, 1]
+        with self.model.inference():
+            logits = self.model.blip.match_logits(ids, mask, self._memory("encoder"), index)
+        return logits.float().softmax(dim=-1)[:, 1]
 
     def _embed(self, ids: Tensor, mask: Tensor) -> Tensor:
         with self.model.inference():
-            return self.model.two_towers.embed_texts(self._beginning_with(self.model.tokenizer.cls_id, ids), mask).cpu()
+            return self.model.two_towers.embed_texts(self._beginning_with(self.model.tokenizer.cls_id, ids), mask)
 
-    def _negative_log_likelihood(self, ids: Tensor, mask: Tensor, index: Tensor | None, prompt: str) -> Tensor:
-        """Mean over each text's tokens after the prompt and its end token; [texts]."""
-        start = torch.tensor(self.model.tokenizer.prompt_ids(prompt), device=ids.device).expand(len(ids), -1)
+    def _negative_log_likelihood(self, words: list[list[int]], index: Tensor | None, prompt: str) -> Tensor:
+        """Mean over each text's tokens after the prompt and its end token; `words` as ids; [texts]."""
+        ids, mask = self.model.tokenizer.pad(words, self.model.text_tokens)
+        start = torch.tensor(self.model.tokenizer.prompt_ids(prompt)).expand(len(ids), -1)
         whole = torch.cat([start, ids[:, 1:]], dim=1)[:, : self.model.config.text_tower.positions + 1]
+        read, right = whole[:, :-1], whole[:, 1:]
         counted = torch.cat([torch.zeros_like(start[:, 1:], dtype=torch.bool), mask[:, 1:]], dim=1)
-        counted = counted[:, : whole.shape[1] - 1]  # [texts, tokens - 1], of the tokens from the second on
+        counted = counted[:, : read.shape[1]]  # [texts, tokens - 1], of the tokens from the second on
+        # The host finds these places, because it would wait for a GPU to do so.
+        places, targets = counted.flatten().nonzero()[:, 0], right[counted]
+        texts, counts = places // read.shape[1], counted.sum(dim=1)
+        read, places, targets, texts, counts = (
+            one.to(self.model.device) for one in (read, places, targets, texts, counts)
+        )
         with self.model.inference():
             # Padding comes last, so the causal mask hides it from all tokens.
-            hidden = self.model.blip.text_tower.decode(whole[:, :-1], None, self._memory("decoder"), index)[counted]
-            targets = whole[:, 1:][counted]
+            hidden = self.model.blip.text_tower.decode(read, None, self._memory("decoder"), index)
             losses = [
                 F.cross_entropy(self.model.blip.word_logits(some).float(), right, reduction="none")
-                for some, right in zip(hidden.split(TOKENS_AT_ONCE), targets.split(TOKENS_AT_ONCE), strict=True)
+                for some, right in zip(
+                    hidden.flatten(0, 1).index_select(0, places).split(TOKENS_AT_ONCE),
+                    targets.split(TOKENS_AT_ONCE),
+                    strict=True,
+                )
             ]
-        texts = counted.nonzero()[:, 0]
-        sums = torch.zeros(len(ids), device=ids.device).index_add(0, texts, torch.cat(losses))
-        return (sums / counted.sum(dim=1)).cpu()
+        return torch.zeros(len(ids), device=read.device).index_add(0, texts, torch.cat(losses)) / counts
 
     def _memory(self, side: Side) -> ImageMemory:
         side = "encoder" if self.model.blip.text_tower.shares_memory else side

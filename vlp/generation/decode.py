@@ -6,6 +6,8 @@ never copied for them.
 """
 
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from typing import Protocol
 
 import numpy as np
@@ -19,6 +21,7 @@ from vlp.generation.token_rules import TokenRules, cut_distribution, draw, unifo
 
 IMPOSSIBLE = -1e9  # score of a candidate that must not be chosen; finite, so that sums and quotients remain numbers
 CHECK_EVERY = 4  # tokens, on a GPU, where the host would wait for the device to learn which texts are finished
+LARGEST_ROW = 65_536  # words that the kernel of nucleus sampling keeps in registers
 LEAVE_SHARE = 4  # finished groups leave once they are a quarter of the batch, because removing them copies the rest
 
 
@@ -148,9 +151,23 @@ def _next_tokens(logits: Tensor, tokens: Tensor, rules: TokenRules, uniform: Ten
     logits = rules.apply(logits.float(), tokens)
     if config.beams == 1:
         chosen = logits.argmax(dim=-1)
+    elif has_kernel(logits, config):
+        from vlp.generation.nucleus_kernel import draw_from_nucleus
+
+        return draw_from_nucleus(logits, config.temperature, config.top_p, uniform)
     else:
         chosen = draw(cut_distribution(logits, config.temperature, config.top_k, config.top_p), uniform)
     return chosen, logits.log_softmax(dim=-1).gather(1, chosen[:, None])[:, 0]
+
+
+def has_kernel(logits: Tensor, config: DecodingConfig) -> bool:
+    """Whether `nucleus_kernel` can draw from logits [rows, vocabulary]."""
+    return logits.device.type == "cuda" and config.top_k == 0 and logits.shape[1] <= LARGEST_ROW and _has_triton()
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 @dataclass

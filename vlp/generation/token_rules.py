@@ -80,10 +80,13 @@ def forbid_sequence(scores: Tensor, tokens: Tensor, sequence: list[int]) -> Tens
     *before, last = sequence
     if len(before) > tokens.shape[1]:
         return scores
-    ends = tokens[:, tokens.shape[1] - len(before) :]
-    matches = (ends == torch.tensor(before, dtype=torch.int64, device=tokens.device)).all(dim=1)
     scores = scores.clone()
-    scores[matches, last] = -math.inf
+    if not before:
+        scores[:, last] = -math.inf
+        return scores
+    ends = tokens[:, tokens.shape[1] - len(before) :].unbind(1)
+    matches = torch.stack([end == token for end, token in zip(ends, before, strict=True)]).all(dim=0)  # [rows]
+    scores[:, last] = scores[:, last].masked_fill(matches, -math.inf)  # a mask as index would let the host wait
     return scores
 
 
