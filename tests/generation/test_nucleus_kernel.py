@@ -6,7 +6,7 @@ import torch
 from vlp.generation.token_rules import cut_distribution, draw
 
 pytest.importorskip("triton")
-from vlp.generation.nucleus_kernel import draw_from_nucleus  # noqa: E402
+from vlp.generation.nucleus_kernel import draw_from_nucleus
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -23,9 +23,10 @@ def mean_and_deviation(values: Iterable[float]) -> str:
 
 
 def machine() -> str:
-    """The processor, the number of threads and the version of torch."""
+    """The processor, the GPU if there is one, the number of threads and the version of torch."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     name = names[0] if names else platform.processor() or platform.machine()
-    return f"{os.cpu_count()} cores of {name}, {torch.get_num_threads()} thread a process, torch {torch.__version__}"
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{os.cpu_count()} cores of {name}{gpu}, {torch.get_num_threads()} thread a process, torch {torch.__version__}"
