@@ -120,7 +120,8 @@ def score_batch(
 
     Captions without a word are added to `empty` and make no row.
     """
-    encoded = {model: EncodedImages(model, batch.uint8[model.image_size]) for model in scorers.models}
+    there = {model.image_size: batch.uint8[model.image_size].to(model.device) for model in scorers.models}  # once
+    encoded = {model: EncodedImages(model, there[model.image_size]) for model in scorers.models}
     vectors = [scorer.encode_images(images) for scorer, images in zip(scorers.clips, batch.clip, strict=True)]
     common = [_image_columns(sample, size) for sample, size in zip(batch.samples, batch.sizes, strict=True)]
     own = [

@@ -74,9 +74,6 @@ def project_tokens(key_value: nn.Module, image_tokens: Tensor, heads: int) -> tu
     """
     images, tokens, _ = image_tokens.shape
     both = key_value(image_tokens).view(images, tokens, 2, heads, -1)
-    if both.device.type == "cuda" and both.requires_grad:  # attention reads them as they are, without two copies
-        key, value = both.transpose(1, 3).unbind(2)
-        return key, value
     # Contiguous; otherwise every text and every new token would copy them again.
     key, value = both.permute(2, 0, 3, 1, 4).contiguous().unbind(0)
     return key, value

@@ -29,4 +29,6 @@ def machine() -> str:
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     name = names[0] if names else platform.processor() or platform.machine()
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{os.cpu_count()} cores of {name}{gpu}, {torch.get_num_threads()} thread a process, torch {torch.__version__}"
+    return (
+        f"{os.cpu_count()} cores of {name}{gpu}, {torch.get_num_threads()} thread a process, torch {torch.__version__}"
+    )
