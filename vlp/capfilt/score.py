@@ -129,22 +129,36 @@ def score_batch(
         for image, sample in enumerate(batch.samples)
         for text, source in zip(sample.captions, sample.sources, strict=True)
     ]
+    rows = _scored(own, encoded, vectors, scorers, settings)  # before captions: a GPU encodes images meanwhile
     captions = _captions(batch, encoded, scorers, settings, shard, empty)
     synthetic = [(image, {**common[image], **caption}) for image, caption in captions]
-    rows: list[tuple[int, Scored]] = []
-    for texts in (own, synthetic):  # apart: texts of one kind have similar lengths, mostly equally many per image
-        if texts:
-            images = [image for image, _ in texts]
-            columns = _score_texts([row["text"] for _, row in texts], images, encoded, vectors, scorers, settings)
-            values = zip(*columns.values(), strict=True)
-            for (image, row), scores in zip(texts, values, strict=True):
-                rows.append((image, Scored(**row, **dict(zip(columns, scores, strict=True)))))
+    # Apart from the own ones: texts of one kind have similar lengths, mostly equally many per image.
+    rows += _scored(synthetic, encoded, vectors, scorers, settings)
     rows.sort(key=lambda pair: pair[0])
     numbers: Counter[tuple[int, str]] = Counter()
     for image, row in rows:
         row.caption_id = numbers[image, row.source]
         numbers[image, row.source] += 1
     return [row for _, row in rows]
+
+
+def _scored(
+    texts: list[tuple[int, dict[str, Any]]],
+    encoded: dict[Model, EncodedImages],
+    vectors: list[Tensor],
+    scorers: Scorers,
+    settings: ScoreSettings,
+) -> list[tuple[int, Scored]]:
+    """Rows of texts, each given as the number of its image, ascending, and the columns that are known already."""
+    if not texts:
+        return []
+    images = [image for image, _ in texts]
+    columns = _score_texts([row["text"] for _, row in texts], images, encoded, vectors, scorers, settings)
+    values = zip(*columns.values(), strict=True)
+    return [
+        (image, Scored(**row, **dict(zip(columns, scores, strict=True))))
+        for (image, row), scores in zip(texts, values, strict=True)
+    ]
 
 
 def _image_columns(sample: Sample, size: tuple[int, int]) -> dict[str, Any]:
