@@ -36,6 +36,7 @@ RATE, WEIGHT_DECAY, BETAS, WARMUP = 5e-4, 0.2, (0.9, 0.98), 20
 MODELS = {
     "tiny": ((64, 2, 2), (64, 2, 2), 16, 64, 64),
     "small": ((192, 12, 3), (128, 12, 2), 16, 128, 128),
+    "flickr8k": ((192, 4, 3), (192, 4, 3), 16, 128, 128),  # as in configs/flickr8k.yaml, with patches
     "ViT-B-32": ((768, 12, 12), (512, 12, 8), 32, 224, 512),
     "ViT-B-16": ((768, 12, 12), (512, 12, 8), 16, 224, 512),
 }
@@ -121,7 +122,7 @@ def train_vlp(options: argparse.Namespace, out: Path, precision: str, seed: int)
     }
     path = out.with_suffix(".json")  # JSON is YAML
     path.write_text(json.dumps(config))
-    _run([sys.executable, "-m", "vlp", "pretrain", str(path)], out)
+    run([sys.executable, "-m", "vlp", "pretrain", str(path)], out)
     records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     return [(one["pairs_per_second"], one["itc"]) for one in records if "pairs_per_second" in one]
 
@@ -152,7 +153,7 @@ def train_open_clip(options: argparse.Namespace, out: Path, precision: str, seed
     }
     command = [sys.executable, str(Path(__file__).with_name("open_clip_trainer.py"))]
     command += [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    _run(command, out)
+    run(command, out)
     found = RECORD.findall((out / "out.log").read_text())
     steps = [(float(seconds), float(loss)) for seconds, loss in found]
     parts = [steps[start : start + options.log_every] for start in range(0, len(steps), options.log_every)]
@@ -198,7 +199,7 @@ def table(turns: list[Turn]) -> str:
     return "\n".join(lines)
 
 
-def _run(command: list[str], out: Path) -> None:
+def run(command: list[str], out: Path) -> None:
     """Run a training to its end; what it prints goes to OUT.txt."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     if "-m" not in command:
