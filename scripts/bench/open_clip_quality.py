@@ -10,6 +10,7 @@ continues; `--only` runs one of the two, so that each can have a core of its own
 
 import argparse
 import json
+import math
 import shutil
 import statistics
 import sys
@@ -54,8 +55,8 @@ def train_open_clip(options: argparse.Namespace, out: Path, steps: int) -> float
     """As `train_vlp`, with open_clip."""
     pairs = options.out / "pairs"
     count = sum(1 for _ in iterate_samples(expand_shards(f"{pairs}/*.tar")))
-    epochs = max(1, round(steps * options.batch / count))
-    samples = min(count, steps * options.batch)
+    epochs = math.ceil(steps * options.batch / count)
+    samples = steps * options.batch // epochs  # of each epoch; shards come in another order in each
     settings = {
         "model": f"local-dir:{options.out / 'models' / 'open_clip'}",
         "train-data": "::".join(expand_shards(f"{pairs}/*.tar")),
