@@ -107,7 +107,8 @@ def measure(options: argparse.Namespace, name: str) -> dict[str, Any]:
     model = out / "model" if name == "vlp" else to_model(options, out)
     scores = options.out / f"{name}-scores.json"
     command = [sys.executable, "-m", "vlp", "evaluate", "retrieval", str(model), options.validation]
-    run([*command, "--out", str(scores)], options.out / f"{name}-evaluate")
+    rerank = ["--rerank", "16"] if name == "vlp" else []  # a CLIP has no ITM
+    run([*command, *rerank, "--out", str(scores)], options.out / f"{name}-evaluate")
     facts = {"steps": steps, "seconds_per_step": seconds, "minutes": steps * seconds / 60, "machine": machine()}
     return {**facts, "scores": read_json(scores)["metrics"]}
 
