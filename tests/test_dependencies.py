@@ -66,9 +66,10 @@ def modules(names: set[str]) -> set[str]:
     return {MODULES.get(name, name.replace("-", "_")) for name in names}
 
 
+# Triton comes with PyTorch where it supports GPUs; without it nucleus sampling takes its plain path.
 def test_what_vlp_imports_is_declared_and_what_is_declared_is_imported():
     wanted = declared(PROJECT["dependencies"]) | extras(*OPTIONAL)
-    assert imported(list((ROOT / "vlp").rglob("*.py"))) == modules(wanted - LOADED_BY_NAME)
+    assert imported(list((ROOT / "vlp").rglob("*.py"))) - {"triton"} == modules(wanted - LOADED_BY_NAME)
 
 
 def test_the_tests_import_only_what_the_test_extra_adds():

@@ -2,6 +2,8 @@
 
 This module needs Triton, which comes with PyTorch for GPUs; `vlp.generation.token_rules` has the plain functions.
 """
+# pyright: reportCallIssue=false, reportOperatorIssue=false
+# (a kernel is Triton's language, and its launch takes options of its own)
 
 import torch
 import triton
