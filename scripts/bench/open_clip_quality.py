@@ -1,11 +1,11 @@
-"""How well photos are found after the same minutes of training: vlp's recipe, and open_clip's trainer at the same size.
+"""How well photos are found after the same minutes of training: vlp's recipes, and open_clip's trainer at their size.
 
 python scripts/bench/open_clip_quality.py 'data/train/*.tar' 'data/val/*.tar' OUT --tokenizer TOKENIZER
 
-vlp trains configs/flickr8k.yaml. open_clip trains a CLIP whose towers have the same width, layers and image size, on
-the same pairs of images and captions, by the settings of its documentation but for `--rate` and `--batch`. Each first
-runs a short trial, which tells how many steps fit into the time. Prints R@k as Markdown. A rerun
-continues; `--only` runs one of the two, so that each can have a core of its own.
+vlp trains the BLIP of configs/flickr8k.yaml and the CLIP of configs/clip-flickr8k.yaml. open_clip trains a CLIP whose
+towers have the same width, layers and image size, on the same pairs of images and captions, by the settings of its
+documentation but for `--rate` and `--batch`. Each first runs a short trial, which tells how many steps fit into the
+time. Prints R@k as Markdown. A rerun continues; `--only` runs one of the three, so that each can have a core of its own.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import math
 import shutil
 import statistics
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ from vlp.files import read_json, write_json
 from vlp.report.tables import machine, markdown_table
 
 TRIAL = 30  # steps, of which the first third does not count
-CONFIG = Path(__file__).parents[2] / "configs" / "flickr8k.yaml"
+CONFIGS = Path(__file__).parents[2] / "configs"
+RECIPES = {"blip": ("flickr8k.yaml", 64), "clip": ("clip-flickr8k.yaml", 128)}  # and their batches
+TRAINERS = (*RECIPES, "open_clip")
 MEASURES = ("itc_t2i_r1", "itc_t2i_r10", "t2i_r10", "itc_i2t_r1", "itc_i2t_r10", "i2t_r10")
 
 
@@ -41,14 +44,24 @@ def one_caption_a_sample(shards: str, folder: Path) -> int:
     return len(pairs)
 
 
-def train_vlp(options: argparse.Namespace, out: Path, steps: int) -> float:
-    """Train for so many steps; returns the seconds of a step."""
-    command = [sys.executable, "-m", "vlp", "pretrain", str(CONFIG), "--resume", f"output={out}", f"steps={steps}"]
+def train_vlp(options: argparse.Namespace, out: Path, steps: int, recipe: str) -> float:
+    """Train a recipe of `RECIPES` for so many steps; returns the seconds of a step."""
+    config, batch = RECIPES[recipe]
+    command = [
+        sys.executable,
+        "-m",
+        "vlp",
+        "pretrain",
+        str(CONFIGS / config),
+        "--resume",
+        f"output={out}",
+        f"steps={steps}",
+    ]
     command += [f"data.sources=[{{shards: '{options.train}'}}]", f"tokenizer={options.tokenizer}", "log_every=10"]
     run([*command, f"seed={options.seed}"], out)
     records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     speeds = [one["pairs_per_second"] for one in records if "pairs_per_second" in one]
-    return 64 / statistics.median(speeds[1:] or speeds)
+    return batch / statistics.median(speeds[1:] or speeds)
 
 
 def train_open_clip(options: argparse.Namespace, out: Path, steps: int) -> float:
@@ -96,18 +109,18 @@ def to_model(options: argparse.Namespace, out: Path) -> Path:
 
 
 def measure(options: argparse.Namespace, name: str) -> dict[str, Any]:
-    """Train one of the two for the given time and score it on the validation shards."""
-    train = {"vlp": train_vlp, "open_clip": train_open_clip}[name]
+    """Train one of `TRAINERS` for the given time and score it on the validation shards."""
+    train = partial(train_vlp, recipe=name) if name in RECIPES else train_open_clip
     trial = options.out / f"{name}-trial"
     seconds = train(options, trial, TRIAL)
     steps = max(TRIAL, round(60 * options.minutes / seconds))
     print(f"{name}: {seconds:.3f} s a step, so {steps:,} steps", flush=True)
     out = options.out / name
     seconds = train(options, out, steps)
-    model = out / "model" if name == "vlp" else to_model(options, out)
+    model = out / "model" if name in RECIPES else to_model(options, out)
     scores = options.out / f"{name}-scores.json"
     command = [sys.executable, "-m", "vlp", "evaluate", "retrieval", str(model), options.validation]
-    rerank = ["--rerank", "16"] if name == "vlp" else []  # a CLIP has no ITM
+    rerank = ["--rerank", "16"] if name == "blip" else []  # a CLIP has no ITM
     run([*command, *rerank, "--out", str(scores)], options.out / f"{name}-evaluate")
     facts = {"steps": steps, "seconds_per_step": seconds, "minutes": steps * seconds / 60, "machine": machine()}
     return {**facts, "scores": read_json(scores)["metrics"]}
@@ -134,15 +147,15 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128, help="of open_clip")
     parser.add_argument("--rate", type=float, default=1e-3, help="of open_clip")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=["vlp", "open_clip"])
+    parser.add_argument("--only", choices=TRAINERS)
     options = parser.parse_args()
     options.out = options.out.absolute()
     options.out.mkdir(parents=True, exist_ok=True)
-    if options.only != "vlp" and not (options.out / "pairs").exists():
+    if options.only in (None, "open_clip") and not (options.out / "pairs").exists():
         write_models("flickr8k", options.out / "models")
         print(f"{one_caption_a_sample(options.train, options.out / 'pairs'):,} pairs")
     results = {}
-    for name in ("vlp", "open_clip"):
+    for name in TRAINERS:
         path = options.out / f"{name}.json"
         if not path.exists() and options.only in (None, name):
             write_json(path, measure(options, name))
