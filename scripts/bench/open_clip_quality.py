@@ -5,7 +5,7 @@ python scripts/bench/open_clip_quality.py 'data/train/*.tar' 'data/val/*.tar' OU
 vlp trains the BLIP of configs/flickr8k.yaml and the CLIP of configs/clip-flickr8k.yaml. open_clip trains a CLIP whose
 towers have the same width, layers and image size, on the same pairs of images and captions, by the settings of its
 documentation but for `--rate` and `--batch`. Each first runs a short trial, which tells how many steps fit into the
-time. Prints R@k as Markdown. A rerun continues; `--only` runs one of the three, so that each can have a core of its own.
+time. Prints R@k as Markdown. A rerun continues; `--only` runs one of the three, so that each can have its own core.
 """
 
 import argparse
