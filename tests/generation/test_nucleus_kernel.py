@@ -6,6 +6,7 @@ import torch
 from vlp.generation.token_rules import cut_distribution, draw
 
 pytest.importorskip("triton")
+from vlp.generation import decode, nucleus_kernel
 from vlp.generation.nucleus_kernel import draw_from_nucleus
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -40,3 +41,15 @@ def test_the_ends_of_the_numbers_draw_possible_tokens():
     logits = torch.tensor([-torch.inf, 0.0, 1.0, -torch.inf], device=DEVICE).repeat(2, 1)
     chosen, _ = draw_from_nucleus(logits, 1.0, 0.999, torch.tensor([0.0, 1 - 2**-24], device=DEVICE))
     assert chosen.tolist() == [1, 2]
+
+
+def test_where_it_cannot_compile_the_plain_functions_draw(monkeypatch, caplog):
+    def fail(*_):
+        raise RuntimeError("Failed to find C compiler")
+
+    decode.find_kernel.cache_clear()
+    assert decode.find_kernel(torch.device(DEVICE)) is draw_from_nucleus
+    decode.find_kernel.cache_clear()
+    monkeypatch.setattr(nucleus_kernel, "draw_from_nucleus", fail)
+    assert decode.find_kernel(torch.device(DEVICE)) is None and "Failed to find C compiler" in caplog.text
+    decode.find_kernel.cache_clear()

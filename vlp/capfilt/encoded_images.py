@@ -120,11 +120,11 @@ class EncodedImages:
         ids, mask = self.model.tokenizer.pad(words, self.model.text_tokens)
         start = torch.tensor(self.model.tokenizer.prompt_ids(prompt)).expand(len(ids), -1)
         whole = torch.cat([start, ids[:, 1:]], dim=1)[:, : self.model.config.text_tower.positions + 1]
-        read, right = whole[:, :-1], whole[:, 1:]
+        read, following = whole[:, :-1], whole[:, 1:]
         counted = torch.cat([torch.zeros_like(start[:, 1:], dtype=torch.bool), mask[:, 1:]], dim=1)
         counted = counted[:, : read.shape[1]]  # [texts, tokens - 1], of the tokens from the second on
         # The host finds these places, because it would wait for a GPU to do so.
-        places, targets = counted.flatten().nonzero()[:, 0], right[counted]
+        places, targets = counted.flatten().nonzero()[:, 0], following[counted]
         texts, counts = places // read.shape[1], counted.sum(dim=1)
         read, places, targets, texts, counts = (
             one.to(self.model.device) for one in (read, places, targets, texts, counts)

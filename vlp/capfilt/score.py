@@ -120,7 +120,8 @@ def score_batch(
 
     Captions without a word are added to `empty` and make no row.
     """
-    there = {model.image_size: batch.uint8[model.image_size].to(model.device) for model in scorers.models}  # once
+    devices = {model.image_size: model.device for model in scorers.models}
+    there = {size: batch.uint8[size].to(device) for size, device in devices.items()}  # once for models of one size
     encoded = {model: EncodedImages(model, there[model.image_size]) for model in scorers.models}
     vectors = [scorer.encode_images(images) for scorer, images in zip(scorers.clips, batch.clip, strict=True)]
     common = [_image_columns(sample, size) for sample, size in zip(batch.samples, batch.sizes, strict=True)]

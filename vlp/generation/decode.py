@@ -5,9 +5,10 @@ A finished group leaves the batch as a whole. Every image therefore keeps the sa
 never copied for them.
 """
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from typing import Protocol
 
 import numpy as np
@@ -23,6 +24,8 @@ IMPOSSIBLE = -1e9  # score of a candidate that must not be chosen; finite, so th
 CHECK_EVERY = 4  # tokens, on a GPU, where the host would wait for the device to learn which texts are finished
 LARGEST_ROW = 65_536  # words that the kernel of nucleus sampling keeps in registers
 LEAVE_SHARE = 4  # finished groups leave once they are a quarter of the batch, because removing them copies the rest
+Kernel = Callable[[Tensor, float, float, Tensor], tuple[Tensor, Tensor]]  # as `draw_from_nucleus`
+log = logging.getLogger("vlp")
 
 
 class Stepper(Protocol):
@@ -151,23 +154,33 @@ def _next_tokens(logits: Tensor, tokens: Tensor, rules: TokenRules, uniform: Ten
     logits = rules.apply(logits.float(), tokens)
     if config.beams == 1:
         chosen = logits.argmax(dim=-1)
-    elif has_kernel(logits, config):
-        from vlp.generation.nucleus_kernel import draw_from_nucleus
-
-        return draw_from_nucleus(logits, config.temperature, config.top_p, uniform)
+    elif (kernel := _kernel_for(logits, config)) is not None:
+        return kernel(logits, config.temperature, config.top_p, uniform)
     else:
         chosen = draw(cut_distribution(logits, config.temperature, config.top_k, config.top_p), uniform)
     return chosen, logits.log_softmax(dim=-1).gather(1, chosen[:, None])[:, 0]
 
 
-def has_kernel(logits: Tensor, config: DecodingConfig) -> bool:
-    """Whether `nucleus_kernel` can draw from logits [rows, vocabulary]."""
-    return logits.device.type == "cuda" and config.top_k == 0 and logits.shape[1] <= LARGEST_ROW and _has_triton()
+def _kernel_for(logits: Tensor, config: DecodingConfig) -> Kernel | None:
+    """The kernel that draws from logits [rows, vocabulary], if there is one."""
+    if logits.device.type != "cuda" or config.top_k > 0 or logits.shape[1] > LARGEST_ROW:
+        return None
+    return find_kernel(logits.device)
 
 
 @cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
+def find_kernel(device: torch.device) -> Kernel | None:
+    """`draw_from_nucleus`, or None where there is no Triton or it cannot compile, for which it needs a C compiler."""
+    try:
+        from vlp.generation.nucleus_kernel import draw_from_nucleus
+
+        draw_from_nucleus(torch.zeros(1, 2, device=device), 1.0, 0.9, torch.zeros(1, device=device))
+    except ImportError:
+        return None
+    except Exception as error:  # of many kinds
+        log.warning("Nucleus sampling is slower here: Triton cannot compile (%s).", error)
+        return None
+    return draw_from_nucleus
 
 
 @dataclass
