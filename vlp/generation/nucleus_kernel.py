@@ -1,4 +1,4 @@
-"""Nucleus sampling as one GPU kernel: sorting the vocabulary for every token would take longer than the model's step.
+"""Nucleus sampling as one GPU kernel, in place of a sort of the vocabulary and a dozen other kernels for every token.
 
 This module needs Triton, which comes with PyTorch for GPUs; `vlp.generation.token_rules` has the plain functions.
 """
