@@ -177,7 +177,7 @@ def find_kernel(device: torch.device) -> Kernel | None:
         draw_from_nucleus(torch.zeros(1, 2, device=device), 1.0, 0.9, torch.zeros(1, device=device))
     except ImportError:
         return None
-    except Exception as error:  # of many kinds
+    except Exception as error:  # Triton, the C compiler and the driver raise many kinds
         log.warning("Nucleus sampling is slower here: Triton cannot compile (%s).", error)
         return None
     return draw_from_nucleus
