@@ -60,6 +60,7 @@ class ImageEncoderConfig:
     kernel: Positive = 3  # vit, cct: side of these convolutions
     stem: list[Natural] = field(default_factory=list)  # hybrid: residual blocks in each stage of its ResNet
     performer: bool = False  # t2t: attention in linear time between its splits
+    performer_floor: Share = 0.0  # t2t: added to a Performer's sums; the published weights were trained with 1e-8
     stages: list[StageConfig] = field(default_factory=list)  # pvt, pvt_v2, cvt
     linear_reduction: bool = False  # pvt_v2: keys and values come from a grid of 7 x 7
     last_stages: Annotated[int, Range(1, 2)] = 1  # pvt, pvt_v2, cvt: how many stages give image tokens

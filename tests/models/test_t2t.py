@@ -1,6 +1,7 @@
 """T2T-ViT equals a plain reference: windows cut by loops, and every layer written out."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -41,12 +42,18 @@ def plain_transformer(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def plain_performer(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """The weights of all pairs of tokens written out, which the layer never computes."""
     key, query, value = layer.kqv(layer.norm1(x)).split(64, dim=-1)
-    features = [(one @ layer.w.T - (one**2).sum(dim=-1, keepdim=True) / 2).exp() / 32**0.5 for one in (query, key)]
-    kernel = features[0] @ features[1].transpose(1, 2)  # [batch, tokens, tokens]
-    x = value + layer.proj(kernel / (kernel.sum(dim=-1, keepdim=True) + 1e-8) @ value)
+    x = value + layer.proj(plain_estimate(layer, query, key, value))
     return x + layer.mlp[2](F.gelu(layer.mlp[0](layer.norm2(x))))
+
+
+def plain_estimate(layer: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """The weights of all pairs of tokens written out, which the layer never computes, in numbers that reach 1e-308."""
+    dtype, w = value.dtype, layer.w.double()
+    query, key = query.double(), key.double()
+    features = [(one @ w.T - (one**2).sum(dim=-1, keepdim=True) / 2).exp() / math.sqrt(len(w)) for one in (query, key)]
+    kernel = features[0] @ features[1].transpose(1, 2)  # [batch, tokens, tokens]
+    return (kernel / (kernel.sum(dim=-1, keepdim=True) + layer.floor) @ value.double()).to(dtype)
 
 
 def plain_block(block: nn.Module, x: torch.Tensor, heads: int) -> torch.Tensor:
@@ -83,10 +90,11 @@ def test_soft_split_equals_loops_over_windows(side, stride, padding):
     assert torch.equal(soft_split(grid, side, stride, padding), expected)
 
 
-@pytest.mark.parametrize("performer", [False, True])
-def test_t2t_equals_a_plain_reference(performer):
+@pytest.mark.parametrize(("performer", "floor"), [(False, 0.0), (True, 0.0), (True, 1e-8)])
+def test_t2t_equals_a_plain_reference(performer, floor):
     torch.manual_seed(0)
-    tower = random_norms(build_t2t(ImageEncoderConfig("t2t", performer=performer, **SMALL)))
+    tower = build_t2t(ImageEncoderConfig("t2t", performer=performer, performer_floor=floor, **SMALL))
+    tower = random_norms(tower)
     nn.init.normal_(tower.cls_token)
     images = torch.randn(2, 3, 32, 32)
     splits, layer = tower.tokens_to_token, plain_performer if performer else plain_transformer
@@ -98,6 +106,21 @@ def test_t2t_equals_a_plain_reference(performer):
         for block in tower.blocks:
             x = plain_block(block, x, heads=2)
         torch.testing.assert_close(tower(images), tower.norm(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("floor", [0.0, 1e-8])
+@pytest.mark.parametrize("length", [0.3, 1.0, 1.4, 2.0])  # of each entry; 1.4 is that of a trained small model
+def test_performers_attend_with_vectors_of_any_length(length, floor):
+    torch.manual_seed(0)
+    layer = TokenPerformer(8, 64, 1e-5, floor)
+    query, key, value = (scale * torch.randn(2, 50, 64) for scale in (length, length, 1.0))
+    query.requires_grad_()
+    attended, expected = (attend(query, key, value) for attend in (layer._attend, partial(plain_estimate, layer)))
+    torch.testing.assert_close(attended, expected, rtol=1e-3, atol=1e-4)
+    gradients = [torch.autograd.grad(one.square().sum(), query)[0] for one in (attended, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-3 * float(gradients[1].abs().max()))
+    attends = bool(expected.abs().mean() > 0.05)
+    assert attends == (floor == 0 or length < 1)  # the published sum leaves nothing of long vectors
 
 
 def test_performers_estimate_softmax_attention():

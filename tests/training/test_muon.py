@@ -5,12 +5,15 @@ import torch
 from torch import nn
 
 from tests.tiny_model import make_model
+from vlp.bench.encoder_shapes import SHAPES, small_encoder
 from vlp.config import OptimConfig
+from vlp.models.image_encoders.families import build_tower
 from vlp.training.muon import MOMENTUM, newton_schulz, orthogonal
 from vlp.training.optim import build_optimizer, set_learning_rate
 from vlp.training.parameter_groups import layer_rates, parameter_groups
 
 RATE, DECAY = 0.01, 0.05
+MUON = OptimConfig(name="muon")
 
 
 class Block(nn.Module):
@@ -99,7 +102,7 @@ def test_a_step_whose_gradients_overflow_is_skipped():
 def test_muon_takes_the_matrices_of_both_towers_blocks():
     blip = make_model().blip
     names = {id(one): name for name, one in blip.named_parameters()}
-    groups = parameter_groups(blip, OptimConfig(name="muon"))
+    groups = parameter_groups(blip, MUON)
     parts = {names[id(one)]: group.get("parts") for group in groups for one in group["params"]}
     assert parts.keys() == dict(blip.named_parameters()).keys()
     taken = {name.partition(".0.")[2]: number for name, number in parts.items() if number and ".0." in name}
@@ -116,6 +119,17 @@ def test_muon_takes_the_matrices_of_both_towers_blocks():
         "feed_forward.shared.up.weight": 1,
         "feed_forward.shared.down.weight": 1,
     }
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_muon_takes_every_linear_layer_of_an_image_encoder(shape):
+    """Also those between the splits of T2T-ViT: AdamW at Muon's rate makes their outputs hide the positions."""
+    with torch.device("meta"):
+        tower = build_tower(small_encoder(shape))
+    parts = {id(one): group.get("parts") for group in parameter_groups(tower, MUON) for one in group["params"]}
+    linear = {name: parts[id(layer.weight)] for name, layer in tower.named_modules() if isinstance(layer, nn.Linear)}
+    assert [name for name, number in linear.items() if not number] in ([], ["attention_pool"])  # SeqPool's vector
+    assert all(linear[name] == 3 for name in linear if name.endswith(("qkv", "kqv")))
 
 
 def test_lower_layers_have_lower_rates():

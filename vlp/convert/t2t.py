@@ -8,6 +8,7 @@ from vlp.errors import UserError
 from vlp.models.image_encoders.t2t import PATCH, TOKEN_WIDTH
 
 HEAD_WIDTH = 64  # of all published models that have weights
+PUBLISHED_FLOOR = 1e-8
 HEADS = ("head.", "aux_head.")  # linear layers to classes; the second one is that of token labeling
 
 
@@ -35,6 +36,7 @@ def t2t_from_published(weights: State) -> tuple[ImageEncoderConfig, State] | Non
     if side**2 != rows - 1:
         raise UserError(f"The {rows - 1} places of pos_embed form no square grid; images must be square.")
     hidden = state.get("blocks.0.mlp.fc1.bias")
+    performer = "tokens_to_token.attention1.w" in state
     return ImageEncoderConfig(
         name="t2t",
         image_size=side * PATCH,
@@ -43,5 +45,6 @@ def t2t_from_published(weights: State) -> tuple[ImageEncoderConfig, State] | Non
         heads=max(width // HEAD_WIDTH, 1),
         feed_forward=0 if hidden is None else len(hidden),
         norm_eps=1e-5,
-        performer="tokens_to_token.attention1.w" in state,
+        performer=performer,
+        performer_floor=PUBLISHED_FLOOR if performer else 0.0,
     ), state

@@ -8,7 +8,8 @@ from torch import nn
 from vlp.config import OptimConfig
 
 TOWER = re.compile(r"(?:^|.*\.)(?:image_encoder|text_tower)\.")
-BLOCK = re.compile(r"(?:^|.*\.)(?:blocks|layers)\.\d+\.")  # the innermost one, as in layers.0.blocks.1 of a pyramid
+# The innermost block, as in layers.0.blocks.1 of a pyramid. The layers between the splits of T2T-ViT count as one.
+BLOCK = re.compile(r"(?:^|.*\.)(?:(?:blocks|layers)\.\d+|tokens_to_token)\.")
 STACKED = {"qkv": 3, "kqv": 3, "kv": 2, "key_value": 2}  # matrices in the rows of one weight
 
 

@@ -1,6 +1,7 @@
 """T2T-ViT (Yuan et al. 2021, arXiv 2101.11986): overlapping windows become tokens step by step, then a narrow ViT."""
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -98,11 +99,16 @@ class TokenPerformer(nn.Module):
 
     exp(q k^T) is estimated by positive random features (lemma 1): E[exp(w q - |q|^2 / 2) exp(w k - |k|^2 / 2)] with
     Gaussian w. The projection `w` is drawn once, with orthogonal rows, and never trained. There are no attention maps.
+
+    Vectors of usual lengths have features below the smallest float32, so they are divided by their largest values,
+    which cancel. The published code adds 1e-8 to the sums of weights instead, and where they are less, as at most
+    places of a small model in training, it attends to nothing. `floor` is such a number, for weights trained with it.
     """
 
-    def __init__(self, width: int, narrow: int, norm_eps: float):
+    def __init__(self, width: int, narrow: int, norm_eps: float, floor: float = 0.0):
         super().__init__()
         features = narrow // 2
+        self.floor = floor
         self.norm1 = nn.LayerNorm(width, eps=norm_eps)
         self.kqv = nn.Linear(width, 3 * narrow)  # keys first, as in the published weights
         self.proj = nn.Linear(narrow, narrow)
@@ -119,14 +125,19 @@ class TokenPerformer(nn.Module):
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """[batch, tokens, narrow] each -> the same shape. Its exponentials need float32, whatever autocast says."""
         with without_autocast(query):
-            query, key = self._features(query.float()), self._features(key.float())  # [batch, tokens, features]
-            sums = query @ key.sum(dim=1).unsqueeze(2)  # [batch, tokens, 1]
-            attended = query @ (key.transpose(1, 2) @ value.float())  # [batch, tokens, narrow]
-            return (attended / (sums + 1e-8)).to(value.dtype)
-
-    def _features(self, x: Tensor) -> Tensor:
-        exponents = x @ self.w.float().T - x.square().sum(dim=-1, keepdim=True) / 2
-        return exponents.exp() / math.sqrt(len(self.w))
+            query, key, weights = query.float(), key.float(), self.w.float().T
+            exponents = key @ weights - key.square().sum(dim=-1, keepdim=True) / 2  # [batch, tokens, features]
+            largest = exponents.detach().amax(dim=1, keepdim=True)  # [batch, 1, features]
+            key_features = (exponents - largest).exp()
+            exponents = query @ weights + largest  # without |q|^2 / 2, which cancels, too
+            query_features = exponents.softmax(dim=-1)  # [batch, tokens, features]
+            sums = query_features @ key_features.sum(dim=1).unsqueeze(2)  # [batch, tokens, 1]
+            attended = query_features @ (key_features.transpose(1, 2) @ value.float()) / sums
+            if self.floor:
+                scale = exponents.logsumexp(dim=-1, keepdim=True) - query.square().sum(dim=-1, keepdim=True) / 2
+                log_sums = sums.log() + scale - math.log(len(self.w))
+                attended = attended * torch.sigmoid(log_sums - math.log(self.floor))  # sums / (sums + floor)
+            return attended.to(value.dtype)
 
 
 def _orthogonal_rows(rows: int, width: int) -> Tensor:
@@ -139,7 +150,7 @@ class TokensToToken(nn.Module):
 
     def __init__(self, config: ImageEncoderConfig):
         super().__init__()
-        layer = TokenPerformer if config.performer else TokenTransformer
+        layer = partial(TokenPerformer, floor=config.performer_floor) if config.performer else TokenTransformer
         self.attention1 = layer(3 * 7 * 7, TOKEN_WIDTH, config.norm_eps)
         self.attention2 = layer(TOKEN_WIDTH * 3 * 3, TOKEN_WIDTH, config.norm_eps)
         self.project = nn.Linear(TOKEN_WIDTH * 3 * 3, config.width)
@@ -192,4 +203,7 @@ def build_t2t(config: ImageEncoderConfig) -> T2T:
     check_sizes(config, PATCH, "the stride of t2t's splits")
     tower = T2T(config)
     initialise(tower, config.width)
+    for module in tower.tokens_to_token.modules():  # from windows of other widths than the tower's
+        if isinstance(module, nn.Linear):
+            initialise(module, module.in_features)
     return tower
