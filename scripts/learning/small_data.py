@@ -24,6 +24,7 @@ from vlp.config import RunConfig
 from vlp.config_reader import load_config
 from vlp.data.shard_writer import ShardWriter
 from vlp.demo.classification_scenes import make_classification_scenes
+from vlp.demo.stages import claim
 from vlp.files import write_json
 from vlp.model import load_model
 from vlp.report.tables import markdown_table
@@ -125,6 +126,8 @@ def main(given: list[str]) -> None:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args(given)
+    settings = {"data": arguments.data, "images": arguments.images, "steps": arguments.steps}
+    claim(arguments.out, "a small-data experiment", settings)
     if not (arguments.out / "test" / "classnames.txt").exists():
         write_images(arguments.data, arguments.out, arguments.images)
     path = arguments.out / "results.json"
