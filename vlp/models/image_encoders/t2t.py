@@ -100,9 +100,9 @@ class TokenPerformer(nn.Module):
     exp(q k^T) is estimated by positive random features (lemma 1): E[exp(w q - |q|^2 / 2) exp(w k - |k|^2 / 2)] with
     Gaussian w. The projection `w` is drawn once, with orthogonal rows, and never trained. There are no attention maps.
 
-    Vectors of usual lengths have features below the smallest float32, so they are divided by their largest values,
-    which cancel. The published code adds 1e-8 to the sums of weights instead, and where they are less, as at most
-    places of a small model in training, it attends to nothing. `floor` is such a number, for weights trained with it.
+    The features of long vectors are below the smallest float32, so those of all keys are divided by their largest,
+    which goes to the queries and cancels. The published code adds 1e-8 to the sums of weights instead; where they are
+    less, as in a trained small model, it attends to nothing. `floor` is such a number, for weights trained with it.
     """
 
     def __init__(self, width: int, narrow: int, norm_eps: float, floor: float = 0.0):
@@ -125,11 +125,11 @@ class TokenPerformer(nn.Module):
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """[batch, tokens, narrow] each -> the same shape. Its exponentials need float32, whatever autocast says."""
         with without_autocast(query):
-            query, key, weights = query.float(), key.float(), self.w.float().T
-            exponents = key @ weights - key.square().sum(dim=-1, keepdim=True) / 2  # [batch, tokens, features]
+            query, key, directions = query.float(), key.float(), self.w.float().T
+            exponents = key @ directions - key.square().sum(dim=-1, keepdim=True) / 2  # [batch, tokens, features]
             largest = exponents.detach().amax(dim=1, keepdim=True)  # [batch, 1, features]
             key_features = (exponents - largest).exp()
-            exponents = query @ weights + largest  # without |q|^2 / 2, which cancels, too
+            exponents = query @ directions + largest  # without |q|^2 / 2, which cancels, too
             query_features = exponents.softmax(dim=-1)  # [batch, tokens, features]
             sums = query_features @ key_features.sum(dim=1).unsqueeze(2)  # [batch, tokens, 1]
             attended = query_features @ (key_features.transpose(1, 2) @ value.float()) / sums
