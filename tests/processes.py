@@ -14,7 +14,17 @@ import torch
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
-    ["vlp.cli.main", "vlp.training.loop", "vlp.capfilt.rounds", "vlp.index", "accelerate", "pytest"]
+    [
+        "vlp.cli.main",
+        "vlp.training.loop",
+        "vlp.capfilt.rounds",
+        "vlp.index",
+        "accelerate",
+        "pytest",
+        "torch._dynamo",  # every optimizer imports it
+        "torch.utils.tensorboard",
+        "pandas",  # pyarrow imports it
+    ]
 )
 
 
@@ -39,6 +49,7 @@ def _run(folder: str, environment: dict[str, str], target: Callable, arguments: 
     os.environ.clear()  # the server's, which may be old
     os.environ.update(environment)
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # another server for a loader's workers imports all again
     target(*arguments)
 
 
