@@ -103,17 +103,19 @@ class Scenes:
 
 @dataclass(frozen=True)
 class Pretraining:
-    """A pretraining and its evaluation on held-out scenes. All take equally many steps unless `as_long_as` is set."""
+    """A pretraining and its evaluation on held-out scenes. All take equally many steps, but for the last fields."""
 
     name: str
     data: str = ""  # the selection to train on; "": the human and the web shards
     sharing: Sharing = "all_but_self_attention"
     start_from: str = ""  # the pretraining to continue; "": random initial weights
     as_long_as: str = ""  # repeat the web to as many texts as this selection has; same epochs, more steps
+    steps_of: str = ""  # as many steps as this pretraining took
+    times: int = 1  # as many times the steps
 
     def needs(self) -> set[str]:
         """Names of the stages that must be done first."""
-        return {"scenes", self.data, self.start_from, self.as_long_as} - {""}
+        return {"scenes", self.data, self.start_from, self.as_long_as, self.steps_of} - {""}
 
     def run(self, seed: Seed) -> dict:
         """Run the stage and return its numbers."""
@@ -121,6 +123,9 @@ class Pretraining:
         config = pretrain_config(seed.root, self.name, sources, seed.sizes, seed.number)
         config.model.text_tower.sharing = self.sharing
         config.checkpoint_every = 200
+        config.steps *= self.times
+        if self.steps_of:
+            config.steps = json.loads(seed.results(self.steps_of).read_text())["numbers"]["steps"]
         if self.start_from:
             config.start_from = str(seed.root / self.start_from / "model")
         if self.as_long_as:
@@ -229,6 +234,11 @@ STAGES: tuple[Stage, ...] = (  # each runs once per seed; the first ones show wh
     Pretraining("captioned-filtered-by-one", data="texts-shared"),
     Pretraining("repeated", as_long_as="texts-captioned-filtered"),
     Pretraining("continued", data="texts-captioned-filtered", start_from="noisy"),
+    # Experiments of ours on what the paper says of Tables 4, 12 and 13.
+    Scoring("captions-of-one", "captioner-and-filter", "filter", NUCLEUS),
+    Scoring("filter-of-one", "captioner", "captioner-and-filter", NUCLEUS),
+    Pretraining("noisy-as-many-steps", steps_of="repeated"),
+    Pretraining("captioned-filtered-twice-as-long", data="texts-captioned-filtered", times=2),
 )
 
 

@@ -26,13 +26,21 @@ WORST_FIRST = ("one seed: not as the paper", "one seed: as the paper", "opposite
 DROPPED = "dropped"
 DROPPED_TITLE = "synthetic texts dropped"
 
-MODELS = {"nucleus": "two models, nucleus", "beam": "two models, beam", "shared": "one model, nucleus"}
+INEXACT_KEPT = "synthetic_inexact_kept"
+MODELS = {
+    "nucleus": "two models, nucleus",
+    "beam": "two models, beam",
+    "shared": "one model, nucleus",
+    "captions-of-one": "captions of the one, filter of the two",
+    "filter-of-one": "captions of the two, filter of the one",
+}
 QUALITY = {
     "filter_auc": "AUC on web texts",
     "web_texts_kept_right": "correct web texts kept",
     "web_texts_kept_wrong": "wrong web texts kept",
     "synthetic_exact": "exact among synthetic texts",
     "synthetic_kept_exact": "exact among those kept",
+    INEXACT_KEPT: "inexact synthetic texts kept",
 }
 
 
@@ -59,6 +67,8 @@ def collect(output: Path, seeds: list[int]) -> dict:
             if "kept_texts" in numbers:
                 made, kept = (numbers[name].get("synthetic", 0) for name in ("texts", "kept_texts"))
                 numbers = {DROPPED: 1 - kept / made, **numbers}
+            if "synthetic_kept_exact" in numbers:
+                numbers = {INEXACT_KEPT: _inexact_kept(numbers), **numbers}
             stages.setdefault(facts["stage"], {})[str(seed)] = numbers
     return {
         "sizes": settings["sizes"],
@@ -68,6 +78,13 @@ def collect(output: Path, seeds: list[int]) -> dict:
         "planned": len(seeds) * len(settings["stages"]),
         "stages": stages,
     }
+
+
+def _inexact_kept(numbers: dict) -> float:
+    """The share of inexact synthetic texts that the rules keep; nan if none is inexact."""
+    kept = numbers["synthetic_kept"] * (1 - numbers["synthetic_kept_exact"])
+    inexact = 1 - numbers["synthetic_exact"]
+    return kept / inexact if inexact else float("nan")
 
 
 def write_page(results: dict, page: Path) -> None:
@@ -80,18 +97,18 @@ def write_page(results: dict, page: Path) -> None:
 
 def render(results: dict, picture: str, data: str) -> str:
     """The page in Markdown; `picture` and `data` are the names of the files next to it."""
-    verdicts = [(table, claim, _differences(results, claim)) for table in TABLES for claim in table.claims]
     parts = [
         "# The paper's ablations on synthetic scenes",
         *_introduction(results, data),
         "## Summary",
-        _summary(verdicts),
+        _summary(results),
         f"![Scores of every row: one dot per seed and a line at the mean]({picture})",
     ]
     for table in TABLES:
         parts += [f"## Table {table.number}: {table.title}", _table(results, table)]
         parts += [table.note] if table.note else []
-        parts += [_claims(results, table)]
+        parts += [_claims(results, "claim of the paper", table.claims)]
+        parts += [_claims(results, "experiment of ours", table.experiments)] if table.experiments else []
     parts += ["## Filter and captioner compared with the ground truth", _quality(results)]
     return "\n\n".join(parts) + "\n"
 
@@ -166,8 +183,8 @@ def _differences(results: dict, claim: Claim) -> dict[str, tuple[str, str]]:
     return {measure: difference(results, claim, measure) for measure in measures}
 
 
-def _summary(verdicts: list) -> str:
-    """The paper's claims, grouped by verdict."""
+def _summary(results: dict) -> str:
+    """The paper's claims, grouped by verdict, and experiments of ours."""
     heads = {
         "yes": "Our results agree with the paper in every measure:",
         "opposite": "They disagree in at least one measure:",
@@ -176,16 +193,23 @@ def _summary(verdicts: list) -> str:
         "one seed: as the paper": "On a single seed they agree with the paper in every measure:",
         "open": "Not measured yet:",
     }
-    groups: dict[str, list[str]] = {group: [] for group in heads}
-    names = MEASURES | {DROPPED: DROPPED_TITLE}
-    for table, claim, found in verdicts:
-        verdicts_found = {verdict for _, verdict in found.values()}
+    groups: dict[str, list[str]] = {heads[group]: [] for group in heads}
+    for table, claim in [(one, claim) for one in TABLES for claim in one.claims]:
+        verdicts_found = {verdict for _, verdict in _differences(results, claim).values()}
         worst = next((one for one in WORST_FIRST if one in verdicts_found), "open")
-        group = "yes" if worst == "none seen" else worst
-        details = ", ".join(f"{names[one]} {text} ({verdict})" for one, (text, verdict) in found.items())
-        line = f"- Table {table.number}, {claim.text}"
-        groups[group].append(line if group == "open" else f"{line}: {details.replace('one seed: ', '')}")
-    return "\n\n".join(f"{heads[group]}\n\n" + "\n".join(lines) for group, lines in groups.items() if lines)
+        groups[heads["yes" if worst == "none seen" else worst]].append(_summary_line(results, table, claim))
+    groups["Experiments of ours, which the paper does not have:"] = [
+        _summary_line(results, table, claim) for table in TABLES for claim in table.experiments
+    ]
+    return "\n\n".join(f"{head}\n\n" + "\n".join(lines) for head, lines in groups.items() if lines)
+
+
+def _summary_line(results: dict, table: Table, claim: Claim) -> str:
+    """A claim with its differences and verdicts."""
+    names = MEASURES | {DROPPED: DROPPED_TITLE}
+    found = {one: pair for one, pair in _differences(results, claim).items() if pair[0] != "–"}
+    details = ", ".join(f"{names[one]} {text} ({verdict})" for one, (text, verdict) in found.items())
+    return f"- Table {table.number}, {claim.text}" + (f": {details.replace('one seed: ', '')}" if found else "")
 
 
 def _table(results: dict, table: Table) -> str:
@@ -197,20 +221,20 @@ def _table(results: dict, table: Table) -> str:
         cells = [row.title, str(len(values(results, row.stage, "t2i_r1")) or "not run yet")]
         cells += [mean_and_deviation(values(results, row.stage, measure).values()) for measure in MEASURES]
         cells += [mean_and_deviation(values(results, row.texts, DROPPED).values())] if dropped else []
-        cells += [f"{number:.1f}" for number in row.paper]
+        cells += [f"{number:.1f}" for number in row.paper] or ["–"] * 4
         cells += [f"{row.paper_dropped}%" if row.texts else "–"] if dropped else []
         lines.append(cells)
     return markdown_table(heads, lines)
 
 
-def _claims(results: dict, table: Table) -> str:
+def _claims(results: dict, head: str, claims: tuple[Claim, ...]) -> str:
     lines, extra = [], []
-    for claim in table.claims:
+    for claim in claims:
         found = _differences(results, claim)
         cells = [claim.text, *(f"{text} ({verdict})" if text != "–" else text for text, verdict in found.values())]
         (extra if DROPPED in found else lines).append(cells)
-    parts = [markdown_table(["claim of the paper", *MEASURES.values()], lines)]
-    parts += [markdown_table(["claim of the paper", DROPPED_TITLE], extra)] if extra else []
+    parts = [markdown_table([head, *MEASURES.values()], lines)]
+    parts += [markdown_table([head, DROPPED_TITLE], extra)] if extra else []
     return "\n\n".join(parts)
 
 

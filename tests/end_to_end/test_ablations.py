@@ -18,6 +18,7 @@ from vlp.errors import UserError
 
 ROOT = Path(__file__).parent.parent.parent
 MEASURES = ("t2i_r1", "i2t_r1", "caption_exact", "CIDEr")
+OURS = ("noisy-as-many-steps", "captioned-filtered-twice-as-long")  # pretrainings that the paper does not have
 SIZES = {"human": 3000, "web": 9600, "image_size": 64, "held_out": 500}
 SIZES |= {"pretrain_steps": 700, "batch_size": 64, "captioner_steps": 900, "filter_steps": 500}
 
@@ -79,6 +80,9 @@ def test_killed_ablations_resume_and_end_in_a_page(tmp_path):
         measured = json.loads((output / "seed-0" / "results" / f"{stage}.json").read_text())["numbers"]
         assert facts["stages"][stage]["0"] == measured
         assert table_cells(page, 1)[title][:5] == ["1", *(f"{100 * measured[one]:.1f}" for one in MEASURES)]
+    steps = {stage: facts["stages"][stage]["0"]["steps"] for stage in ("noisy", "repeated", *OURS)}
+    assert steps["noisy-as-many-steps"] == steps["repeated"] > steps["noisy"]
+    assert steps["captioned-filtered-twice-as-long"] == 2 * steps["noisy"]
     again = start(output, "--page-only")
     assert again.communicate(timeout=900)[0] == f"Wrote {output / 'page.md'}.\n"
     assert again.returncode == 0 and (output / "page.md").read_text() == page
@@ -116,10 +120,33 @@ def test_every_number_of_the_page_comes_from_the_results():
     none, filtered = (results["stages"][stage] for stage in ("noisy", "filtered"))
     gains = [100 * (filtered[seed]["t2i_r1"] - none[seed]["t2i_r1"]) for seed in ("0", "2")]  # seeds with both
     assert f"| the filter gains | {as_text(gains, '+')} (" in page
+    more = [
+        100 * (results["stages"][OURS[0]][seed]["CIDEr"] - results["stages"]["repeated"][seed]["CIDEr"])
+        for seed in "012"
+    ]
+    (line,) = (line for line in page.splitlines() if line.startswith("| repeating gains nothing beyond"))
+    assert line.split(" | ")[-1].startswith(as_text(more, "+"))
     assert "| a new model is no worse | – |" in page
     assert "Not measured yet:\n\n- Table 13" in page
     assert "40 of 69 stages are done" in page
     assert "stages are done" not in page_maker.render({**results, "done": 69}, "a.svg", "a.json")
+
+
+def test_inexact_texts_are_counted_among_inexact_ones(tmp_path):
+    texts = [(exact, kept) for exact in (True, False) for kept in (True, False) for _ in range(3 if exact else 2)]
+    texts += [(False, True)] * 4  # 6 of 8 inexact texts are kept
+    kept = [exact for exact, stays in texts if stays]
+    numbers = {
+        "synthetic_kept": len(kept) / len(texts),
+        "synthetic_exact": sum(exact for exact, _ in texts) / len(texts),
+        "synthetic_kept_exact": sum(kept) / len(kept),
+    }
+    (tmp_path / "ablations.json").write_text('{"sizes": {}, "stages": []}')
+    (tmp_path / "seed-0" / "results").mkdir(parents=True)
+    facts = {"stage": "beam", "machine": "", "cpu_seconds": 1, "numbers": numbers}
+    (tmp_path / "seed-0" / "results" / "beam.json").write_text(json.dumps(facts))
+    results = page_maker.collect(tmp_path, [0])
+    assert results["stages"]["beam"]["0"]["synthetic_inexact_kept"] == pytest.approx(6 / 8)
 
 
 @pytest.mark.parametrize(
