@@ -134,3 +134,22 @@ def test_help_is_quick():
         "import sys; import vlp, vlp.cli.main; assert not {'torch', 'transformers', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_server_of_workers_imports_for_all_of_them():
+    script = """
+import multiprocessing, sys
+multiprocessing.get_all_start_methods = lambda: ["forkserver", "fork", "spawn"]
+from vlp.cli.main import main
+sys.argv = ["vlp", "--help"]
+try:
+    main()
+except SystemExit:
+    pass
+check = "import sys; sys.exit(0 if 'vlp.data.sample_dataset' in sys.modules else 3)"
+process = multiprocessing.get_context("forkserver").Process(target=exec, args=(check,))
+process.start()
+process.join(120)
+sys.exit(process.exitcode)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import multiprocessing
 import os
 import sys
 from typing import Annotated, Any
@@ -68,6 +69,8 @@ def options(debug: Annotated[bool, typer.Option(help="Show tracebacks and every 
 def main() -> None:
     """Run a command. Exit codes: 0 done, 1 the work failed, 2 the call was wrong."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive in forked workers
+    if multiprocessing.get_all_start_methods()[0] == "forkserver":  # the default since Python 3.14
+        multiprocessing.set_forkserver_preload(["vlp.data.sample_dataset"])  # once instead of in each worker
     _prepare_streams()
     debug = "--debug" in sys.argv
     try:
