@@ -62,7 +62,7 @@ def train(config: RunConfig, resume: bool = False, scorers: Sequence[ModelScorer
 
 def train_steps(run: Run) -> None:
     """Optimizer steps to the end of the schedule, with log records, checkpoints and validation."""
-    config, schedule, optimizer = run.config, run.schedule, run.optimizer
+    config, schedule = run.config, run.schedule
     run.prepared.train()
     with (
         closing(iter(run.loader)) as batches,  # ends its workers
@@ -74,23 +74,9 @@ def train_steps(run: Run) -> None:
         if not run.validated:  # the run ended after its checkpoint and before its scores
             _validate_between_steps(run, log, progress)
         while not run.is_over:
-            parts = _step_batches(
-                run, batches
-            )  # before anything of the step: it may write a checkpoint of the last one
-            rate = learning_rate(config.optim, run.step, schedule.steps, schedule.steps_per_epoch)
-            set_learning_rate(optimizer, rate)
-            run.task.start_step(run.step, run.step / schedule.steps_per_epoch, run.step / schedule.steps)
-            for part, batch in enumerate(parts):
-                _forward_and_backward(
-                    run, batch.to(run.accelerator.device), is_last_part=part == config.accumulation - 1
-                )
-            _clip_gradients(run)
-            optimizer.step()
-            optimizer.zero_grad()
-            average_running_statistics(run.task.model)
-            run.step += 1
-            if run.average:
-                run.average.update(run.step)
+            # Before anything of the step: it may write a checkpoint of the last one.
+            parts = _step_batches(run, batches)
+            rate = _take_step(run, parts)
             progress.advance()
 
             logs, saves = run.is_due(config.log_every), run.is_due(config.checkpoint_every)
@@ -116,6 +102,24 @@ def train_steps(run: Run) -> None:
 def open_log(run: Run) -> RunLog:
     """The log of the run with its tracker, from the run's position on."""
     return RunLog(run.output, run.step, open_tracker(run.config, run.output, run.step))
+
+
+def _take_step(run: Run, parts: list[DeviceBatch]) -> float:
+    """One optimizer step on the batches of its parts; returns its learning rate."""
+    schedule = run.schedule
+    rate = learning_rate(run.config.optim, run.step, schedule.steps, schedule.steps_per_epoch)
+    set_learning_rate(run.optimizer, rate)
+    run.task.start_step(run.step, run.step / schedule.steps_per_epoch, run.step / schedule.steps)
+    for number, batch in enumerate(parts, 1):
+        _forward_and_backward(run, batch.to(run.accelerator.device), is_last_part=number == len(parts))
+    _clip_gradients(run)
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    average_running_statistics(run.task.model)
+    run.step += 1
+    if run.average:
+        run.average.update(run.step)
+    return rate
 
 
 def _step_batches(run: Run, batches: Iterator[DeviceBatch]) -> list[DeviceBatch]:
