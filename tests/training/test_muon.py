@@ -7,6 +7,7 @@ from torch import nn
 from tests.tiny_model import make_model
 from vlp.bench.encoder_shapes import SHAPES, small_encoder
 from vlp.config import OptimConfig
+from vlp.config_model import ImageEncoderConfig
 from vlp.models.image_encoders.families import build_tower
 from vlp.training.muon import MOMENTUM, newton_schulz, orthogonal
 from vlp.training.optim import build_optimizer, set_learning_rate
@@ -130,6 +131,16 @@ def test_muon_takes_every_linear_layer_of_an_image_encoder(shape):
     linear = {name: parts[id(layer.weight)] for name, layer in tower.named_modules() if isinstance(layer, nn.Linear)}
     assert [name for name, number in linear.items() if not number] in ([], ["attention_pool"])  # SeqPool's vector
     assert all(linear[name] == 3 for name in linear if name.endswith(("qkv", "kqv")))
+
+
+@pytest.mark.parametrize(("name", "width", "said"), [("timm:resnet10t", 512, 1), ("vit", 32, 0)])
+def test_an_image_encoder_that_muon_hardly_trains_is_named(caplog, name, width, said):
+    model = nn.Module()
+    model.image_encoder = build_tower(ImageEncoderConfig(name=name, image_size=32, patch_size=8, width=width, heads=2))
+    build_optimizer(MUON, model)
+    assert sum("Muon trains only 0% of the image encoder" in line for line in caplog.messages) == said
+    build_optimizer(OptimConfig(name="adamw"), model)
+    assert len(caplog.messages) == said
 
 
 def test_lower_layers_have_lower_rates():

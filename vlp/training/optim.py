@@ -1,13 +1,17 @@
 """The optimizer and the learning rate schedule."""
 
+import logging
 import math
 
 import torch
 from torch import nn
 
 from vlp.config import OptimConfig
+from vlp.distributed import is_main
 from vlp.training.muon import Muon
 from vlp.training.parameter_groups import parameter_groups
+
+log = logging.getLogger("vlp")
 
 
 def build_optimizer(config: OptimConfig, module: nn.Module, products: torch.dtype = torch.float32) -> torch.optim.AdamW:
@@ -18,8 +22,27 @@ def build_optimizer(config: OptimConfig, module: nn.Module, products: torch.dtyp
     """
     groups, betas = parameter_groups(module, config), (config.betas[0], config.betas[1])
     if config.name == "muon":
+        if is_main():
+            _warn_of_few_matrices(module, groups)
         return Muon(groups, config.learning_rate, betas, products)
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
+
+
+def _warn_of_few_matrices(module: nn.Module, groups: list[dict]) -> None:
+    """Warn if AdamW trains most weights of the image encoder: convolutions, or blocks whose names are unknown."""
+    muon = {id(one) for group in groups if "parts" in group for one in group["params"]}
+    weights = {
+        id(one): one.numel()
+        for name, one in module.named_parameters()
+        if "image_encoder." in name and one.requires_grad and one.ndim >= 2
+    }
+    share = sum(size for one, size in weights.items() if one in muon) / max(1, sum(weights.values()))
+    if weights and share < 0.5:
+        log.warning(
+            "Muon trains only %.0f%% of the image encoder's weights, and AdamW the others at Muon's rate; if training "
+            "is unstable, set optim.name to adamw and a lower optim.learning_rate.",
+            100 * share,
+        )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
