@@ -1,6 +1,7 @@
 """`vlp evaluate all`: what is found in a folder, what a model can do, resume, the table and the page."""
 
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -14,7 +15,8 @@ from vlp import load_model
 from vlp.cli.main import app
 from vlp.errors import UserError
 from vlp.evaluation import all_tasks
-from vlp.evaluation.find_data import find_data
+from vlp.evaluation.data_stamps import data_stamp
+from vlp.evaluation.find_data import FoundData, find_data
 from vlp.report.published import PUBLISHED, published_figures
 
 
@@ -134,6 +136,44 @@ def test_an_interrupted_call_goes_on_with_the_missing_evaluations(models, data, 
     assert evaluate(models[0], data, part, *TASKS, "--batch-size", "2").exit_code == 0
     for path in whole.iterdir():
         assert (part / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_an_evaluation_is_repeated_where_its_data_changed(models, data, tmp_path):
+    """Only the one of these data; results of data that changed and are not asked for leave the table."""
+    copy, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(data, copy)
+    assert evaluate(models[0], copy, out, *TASKS).exit_code == 0
+    results = sorted(out.glob("*-*--*.json"))
+    times = {path.name: path.stat().st_mtime_ns for path in results}
+    before = json.loads((out / "results.json").read_text())
+    (shard, *_) = sorted((copy / "scenes" / "test").glob("*.tar"))
+    os.utime(shard, ns=(0, 0))
+    assert evaluate(models[0], copy, out, *TASKS).exit_code == 0
+    repeated = {path.name for path in results if path.stat().st_mtime_ns != times[path.name]}
+    assert repeated == {name for name in times if "scenes--test" in name} < times.keys()
+    assert json.loads((out / "results.json").read_text()) == before
+    os.utime(shard, ns=(1, 1))
+    assert evaluate(models[0], copy, out, "--tasks", "captioning").exit_code == 0
+    listed = json.loads((out / "results.json").read_text())["results"]
+    assert {(one["task"], one["dataset"]) for one in listed} == {
+        ("captioning", "nocaps/val"),
+        ("captioning", "scenes/test"),
+    }
+
+
+def test_data_stamps_tell_changed_files(tmp_path):
+    (tmp_path / "videos" / "a").mkdir(parents=True)
+    for name in ("list.json", "videos/a/1.mp4", "videos/2.mp4", "0.tar", "classnames.txt"):
+        (tmp_path / name).write_text(name)
+    found = FoundData(
+        "video_qa", "x", [str(tmp_path / "0.tar")], [], str(tmp_path / "list.json"), str(tmp_path / "videos")
+    )
+    stamps = [data_stamp(found)]
+    assert data_stamp(found) == stamps[0]
+    for name in ("list.json", "videos/a/1.mp4", "videos/3.mp4", "0.tar", "classnames.txt"):
+        (tmp_path / name).write_text(f"{name} changed")
+        stamps.append(data_stamp(found))
+    assert len(set(stamps)) == len(stamps)
 
 
 def test_data_that_an_evaluation_refuses_are_named_and_the_others_go_on(models, data, tmp_path, monkeypatch):

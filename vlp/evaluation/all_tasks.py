@@ -11,6 +11,7 @@ from vlp.distributed import is_main, meet, run_on_main
 from vlp.errors import UserError
 from vlp.evaluation.captioning import evaluate_captioning
 from vlp.evaluation.classification import evaluate_classification
+from vlp.evaluation.data_stamps import data_stamp, has_results, keep_stamp
 from vlp.evaluation.find_data import FoundData, find_data
 from vlp.evaluation.linear_probe import evaluate_linear_probe, features_folder
 from vlp.evaluation.nlvr2 import evaluate_nlvr2
@@ -73,7 +74,7 @@ def evaluate_all(
     """Evaluate everything in a folder that the model can do, and write OUT/results.json, results.md and report.html.
 
     Each evaluation writes OUT/TASK-DATASET.json and its predictions beside it. A rerun continues: finished evaluations
-    are not repeated, and an interrupted one goes on with its next batch.
+    are repeated only if a file of their data has changed, and an interrupted one goes on with its next batch.
 
     Args:
         name: of the model in the results.
@@ -94,27 +95,19 @@ def evaluate_all(
     reasons = [_reason(model, one, tasks) for one in found]
     finished: list[dict[str, Any]] = []
     for number, one in enumerate(found):
+        if reasons[number] not in ("", NOT_ASKED):
+            continue
         path = results_path(Path(out), one)
-        there = run_on_main(path.exists)
+        stamp = run_on_main(lambda one=one: data_stamp(one))
+        there = run_on_main(lambda path=path, stamp=stamp: has_results(path, stamp))
         if there and reasons[number] == NOT_ASKED:  # an earlier call was asked
             reasons[number] = ""
-        if reasons[number]:
-            continue
-        if not there:
-            about = {**settings.about, "task": one.task}
-            here = replace(settings, partial=f"{path}.partial" if settings.partial else "", about=about)
-            try:
-                results = replace(EVALUATIONS[one.task](model, one, here), dataset=one.dataset)
-            except UserError as error:  # of these data, such as images with several classes; the others go on
-                reasons[number] = str(error)
-                continue
-            if is_main():
-                save_results(results, str(path), name)
-                remove(Path(f"{path}.partial"))
-            meet()
-        predictions = Path(predictions_path(str(path)))
-        kept = {"predictions": predictions.name if predictions.exists() else "", "data": asdict(one)}
-        finished.append({**read_json(path), **kept})
+        if not reasons[number] and not there:
+            reasons[number] = _evaluate(model, name, one, path, stamp, settings)
+        if not reasons[number]:
+            predictions = Path(predictions_path(str(path)))
+            kept = {"predictions": predictions.name if predictions.exists() else "", "data": asdict(one)}
+            finished.append({**read_json(path), **kept})
     left = [
         {"task": one.task, "dataset": one.dataset, "reason": reason}
         for one, reason in zip(found, reasons, strict=True)
@@ -126,6 +119,22 @@ def evaluate_all(
         write_evaluation_report(out)
     meet()
     return summary
+
+
+def _evaluate(model: Model, name: str, data: FoundData, path: Path, stamp: str, settings: EvaluationSettings) -> str:
+    """Write the results of an evaluation; returns why its data cannot be evaluated, or ""."""
+    partial = f"{path}.partial" if settings.partial else ""
+    here = replace(settings, partial=partial, about={**settings.about, "task": data.task})
+    try:
+        results = replace(EVALUATIONS[data.task](model, data, here), dataset=data.dataset)
+    except UserError as error:  # of these data, such as images with several classes; the others go on
+        return str(error)
+    if is_main():
+        save_results(results, str(path), name)
+        keep_stamp(path, stamp)
+        remove(Path(f"{path}.partial"))
+    meet()
+    return ""
 
 
 def results_path(out: Path, data: FoundData) -> Path:
