@@ -115,18 +115,16 @@ def render(results: dict, picture: str, data: str) -> str:
 
 def _introduction(results: dict, data: str) -> list[str]:
     sizes, hours = results["sizes"], results["cpu_seconds"] / 3600
-    # Before the demo's ViT took its tokens from convolutions, `DemoSizes` had the size of its patches.
-    patches = f" in patches of {sizes['patch_size']} pixels" if "patch_size" in sizes else ""
     return [
         "`scripts/ablations.sh` trains and evaluates every model below on synthetic scenes and writes this page. All "
         f"of our numbers come from [{data}]({data}).",
         "    scripts/ablations.sh runs/ablations --seeds 0 1 2 --jobs 2 --page docs/ablations.md",
         f"Each seed has its own {sizes['human']:,} human scenes, {sizes['web']:,} web scenes (40% with wrong texts) "
-        f"and {sizes['held_out']:,} held-out scenes for evaluation, with images of {sizes['image_size']} pixels"
-        f"{patches}. All pretrainings take {sizes['pretrain_steps']:,} steps of {sizes['batch_size']} images, "
-        f"finetuning the captioner {sizes['captioner_steps']:,} and the filter {sizes['filter_steps']:,}. Machine: "
-        f"{'; '.join(results['machines'])}, shared with other jobs. All stages took {hours:.1f} hours of processor "
-        "time (for interrupted stages, that of the last call).",
+        f"and {sizes['held_out']:,} held-out scenes for evaluation, with images of {sizes['image_size']} pixels. "
+        f"Pretrainings take {sizes['pretrain_steps']:,} steps of {sizes['batch_size']} images unless the row says "
+        f"otherwise, finetuning the captioner {sizes['captioner_steps']:,} and the filter {sizes['filter_steps']:,}. "
+        f"Machine: {'; '.join(results['machines'])}, shared with other jobs. All stages took {hours:.1f} hours of "
+        "processor time (for interrupted stages, that of the last call).",
         *_state(results),
         "R@1 is zero-shot on the held-out scenes; ITM re-ranks the 16 best candidates of ITC. A caption is exact if it "
         "names all shapes, colors and sizes and the relation correctly. CIDEr is of the same captions, times 100. "
