@@ -103,7 +103,7 @@ class Scenes:
 
 @dataclass(frozen=True)
 class Pretraining:
-    """A pretraining and its evaluation on held-out scenes. All take equally many steps, but for the last fields."""
+    """A pretraining and its evaluation on held-out scenes; the last three fields change its number of steps."""
 
     name: str
     data: str = ""  # the selection to train on; "": the human and the web shards

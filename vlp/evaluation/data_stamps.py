@@ -9,7 +9,7 @@ from vlp.data.cache import file_stamp, identity
 from vlp.data.labelled_images import files_beside
 from vlp.data.shard_index import expand_shards
 from vlp.evaluation.find_data import FoundData
-from vlp.files import read_json, write_json
+from vlp.files import files_below, read_json, write_json
 
 STAMPS = "data.json"  # the stamps of the data of finished evaluations, by the name of their file of results
 
@@ -30,12 +30,10 @@ def data_stamp(data: FoundData) -> str:
 def _files(places: Iterable[str]) -> Iterator[str]:
     """The files of these paths and patterns, and all files below folders, in a fixed order."""
     for place in places:
-        if not os.path.isdir(place):
+        if os.path.isdir(place):
+            yield from (str(folder / name) for folder, names in files_below(place).items() for name in names)
+        else:
             yield from expand_shards(place)
-            continue
-        for folder, folders, names in os.walk(place, followlinks=True):
-            folders.sort()
-            yield from (os.path.join(folder, name) for name in sorted(names))
 
 
 def has_results(path: Path, stamp: str) -> bool:
