@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import matplotlib
-from ablations_tables import TABLES, Claim, Table
+from ablations_tables import DROPPED, INEXACT_KEPT, TABLES, Claim, Table
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -23,10 +23,7 @@ MEASURES = {
     "CIDEr": "CIDEr",
 }
 WORST_FIRST = ("one seed: not as the paper", "one seed: as the paper", "opposite", "undecided", "none seen", "yes")
-DROPPED = "dropped"
 DROPPED_TITLE = "synthetic texts dropped"
-
-INEXACT_KEPT = "synthetic_inexact_kept"
 MODELS = {
     "nucleus": "two models, nucleus",
     "beam": "two models, beam",
@@ -42,6 +39,7 @@ QUALITY = {
     "synthetic_kept_exact": "exact among those kept",
     INEXACT_KEPT: "inexact synthetic texts kept",
 }
+TITLES = MEASURES | {DROPPED: DROPPED_TITLE} | QUALITY
 
 
 def collect(output: Path, seeds: list[int]) -> dict:
@@ -177,8 +175,11 @@ def difference(results: dict, claim: Claim, measure: str) -> tuple[str, str]:
 
 def _differences(results: dict, claim: Claim) -> dict[str, tuple[str, str]]:
     """`difference` for each measure that the claim is about."""
-    measures = [DROPPED] if claim.first.startswith("texts-") else list(MEASURES)
-    return {measure: difference(results, claim, measure) for measure in measures}
+    return {measure: difference(results, claim, measure) for measure in _measures(claim)}
+
+
+def _measures(claim: Claim) -> list[str]:
+    return [claim.measure] if claim.measure else list(MEASURES)
 
 
 def _summary(results: dict) -> str:
@@ -204,9 +205,8 @@ def _summary(results: dict) -> str:
 
 def _summary_line(results: dict, table: Table, claim: Claim) -> str:
     """A claim with its differences and verdicts."""
-    names = MEASURES | {DROPPED: DROPPED_TITLE}
     found = {one: pair for one, pair in _differences(results, claim).items() if pair[0] != "–"}
-    details = ", ".join(f"{names[one]} {text} ({verdict})" for one, (text, verdict) in found.items())
+    details = ", ".join(f"{TITLES[one]} {text} ({verdict})" for one, (text, verdict) in found.items())
     return f"- Table {table.number}, {claim.text}" + (f": {details.replace('one seed: ', '')}" if found else "")
 
 
@@ -226,14 +226,15 @@ def _table(results: dict, table: Table) -> str:
 
 
 def _claims(results: dict, head: str, claims: tuple[Claim, ...]) -> str:
-    lines, extra = [], []
+    """Tables of the claims: one for each set of measures."""
+    tables: dict[tuple[str, ...], list[list[str]]] = {}
     for claim in claims:
         found = _differences(results, claim)
         cells = [claim.text, *(f"{text} ({verdict})" if text != "–" else text for text, verdict in found.values())]
-        (extra if DROPPED in found else lines).append(cells)
-    parts = [markdown_table([head, *MEASURES.values()], lines)]
-    parts += [markdown_table([head, DROPPED_TITLE], extra)] if extra else []
-    return "\n\n".join(parts)
+        tables.setdefault(tuple(found), []).append(cells)
+    return "\n\n".join(
+        markdown_table([head, *(TITLES[one] for one in measures)], lines) for measures, lines in tables.items()
+    )
 
 
 def _quality(results: dict) -> str:
