@@ -108,5 +108,6 @@ def test_the_experiments_in_configs_load(path, monkeypatch):
     monkeypatch.chdir(path.parents[2])
     read = read_experiment(str(path))
     for variant in read.variants:
-        config = load_config(RunConfig, read.base, [*read.settings, *variant.settings])
+        settings = [one.replace("{root}", "seed-0") for one in (*read.settings, *variant.settings)]
+        config = load_config(RunConfig, read.base, settings)
         assert config.steps > 0 and (read.scenes or config.validation)
