@@ -23,7 +23,6 @@ MEASURES = {
     "CIDEr": "CIDEr",
 }
 WORST_FIRST = ("one seed: not as the paper", "one seed: as the paper", "opposite", "undecided", "none seen", "yes")
-DROPPED_TITLE = "synthetic texts dropped"
 MODELS = {
     "nucleus": "two models, nucleus",
     "beam": "two models, beam",
@@ -39,7 +38,7 @@ QUALITY = {
     "synthetic_kept_exact": "exact among those kept",
     INEXACT_KEPT: "inexact synthetic texts kept",
 }
-TITLES = MEASURES | {DROPPED: DROPPED_TITLE} | QUALITY
+TITLES = MEASURES | {DROPPED: "synthetic texts dropped"} | QUALITY
 
 
 def collect(output: Path, seeds: list[int]) -> dict:
@@ -212,7 +211,7 @@ def _summary_line(results: dict, table: Table, claim: Claim) -> str:
 
 def _table(results: dict, table: Table) -> str:
     dropped = any(row.texts for row in table.rows)
-    heads = ["", "seeds", *MEASURES.values(), *([DROPPED_TITLE] if dropped else [])]
+    heads = ["", "seeds", *MEASURES.values(), *([TITLES[DROPPED]] if dropped else [])]
     heads += ["paper: IR@1", "TR@1", "COCO CIDEr", "NoCaps CIDEr", *(["dropped"] if dropped else [])]
     lines = []
     for row in table.rows:

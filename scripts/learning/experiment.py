@@ -30,7 +30,7 @@ FIRST_SEED = 1_000_000  # of these scenes; far from the seeds of the other scene
 
 @dataclass
 class Variant:
-    """A recipe: what it changes in the base config, as key=value.
+    """A recipe: what it changes in the base config, as key=value, after the settings of the variant `like`.
 
     `{root}` in a value is the folder of the seed, whose `runs` holds the other variants: a finetuning starts from
     `{root}/runs/VARIANT/model` of a variant above it.
@@ -38,6 +38,7 @@ class Variant:
 
     name: FileNamePart = "variant"
     settings: list[str] = field(default_factory=list)
+    like: str = ""  # a variant above it; "": none
 
 
 @dataclass
@@ -113,7 +114,18 @@ def read_experiment(path: str, extra: Sequence[str] = ()) -> Experiment:
     for one in read.reach:
         if one.measure not in read.measures:
             raise UserError(f"{path}: reach names {one.measure!r}, which is not in measures.")
-    return replace(read, settings=[*read.settings, *extra])
+    return replace(read, settings=[*read.settings, *extra], variants=_with_settings_of_others(read.variants, path))
+
+
+def _with_settings_of_others(variants: list[Variant], path: str) -> list[Variant]:
+    """The variants, each with all of its settings."""
+    whole: dict[str, Variant] = {}
+    for one in variants:
+        if one.like and one.like not in whole:
+            raise UserError(f"{path}: {one.name} is like {one.like}, which is not a variant above it.")
+        before = whole[one.like].settings if one.like else []
+        whole[one.name] = replace(one, settings=[*before, *one.settings])
+    return list(whole.values())
 
 
 def prepare(experiment: Experiment, root: Path, seed: int) -> list[str]:

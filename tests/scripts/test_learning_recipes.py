@@ -90,6 +90,7 @@ def test_the_development_list_is_a_part_of_the_training_list(tmp_path):
         (("name: slow", "name: today"), "different ones"),
         (("measure: t2i_r10", "measure: loss"), "'loss', which is not in measures"),
         (("points: 2", "points: 0"), "points must be at least 1"),
+        (("name: slow", "name: slow, like: filter"), "slow is like filter, which is not a variant above it"),
     ],
 )
 def test_a_wrong_experiment_is_refused_in_a_sentence(experiment, tmp_path, change, sentence):
@@ -99,6 +100,16 @@ def test_a_wrong_experiment_is_refused_in_a_sentence(experiment, tmp_path, chang
     wrong.write_text(text.replace(*change))
     with pytest.raises(UserError, match=sentence):
         recipes.main([str(wrong), str(tmp_path / "out")])
+
+
+def test_a_variant_like_another_adds_its_settings_to_those_of_the_other(tmp_path):
+    path = tmp_path / "experiment.yaml"
+    path.write_text(
+        "base: base.yaml\nvariants: [{name: a, settings: [steps=4, seed=1]}, {name: b, like: a, settings: [steps=8]},"
+        " {name: c, like: b}]\n"
+    )
+    a, b, c = (variant.settings for variant in read_experiment(str(path)).variants)
+    assert a == ["steps=4", "seed=1"] and b == c == [*a, "steps=8"]
 
 
 @pytest.mark.parametrize(
