@@ -8,6 +8,8 @@ from vlp.data.tokenizer import train_tokenizer
 from vlp.model import Model
 from vlp.models.blip import Blip
 from vlp.models.clip import Clip
+from vlp.models.image_memory import ImageMemory
+from vlp.models.text_rows import Layout, RowGroup, TextRows, TextUse
 
 WORDS = "a red blue green circle square star above below left of right the large small shape on white and near"
 SIZE = 32
@@ -49,3 +51,23 @@ def make_clip(seed=0, size=SIZE, dropout=0.0, **text_settings) -> Model:
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 module.weight.mul_(4)
     return Model(clip, tokenizer, "fp32")
+
+
+def attend(cross_attention: nn.Module, x: torch.Tensor, image_tokens: torch.Tensor) -> torch.Tensor:
+    """A module's cross-attention of padded texts x [texts, tokens, width] to images, which have equally many texts."""
+    memory = ImageMemory([cross_attention.project(image_tokens)]).for_texts(None, x.dtype)(0)
+    use = TextRows(Layout.padded(x[:, :, 0]), memory=memory)
+    return cross_attention(x.flatten(0, 1), RowGroup("encoder", [use])).view_as(x)
+
+
+def spy_on_uses(tower: nn.Module, monkeypatch) -> list[tuple[TextUse, torch.Tensor]]:
+    """The uses of a text tower from now on, each with its states."""
+    seen, run = [], tower.run
+
+    def spy(uses):
+        states = run(uses)
+        seen.extend(zip(uses, states, strict=True))
+        return states
+
+    monkeypatch.setattr(tower, "run", spy)
+    return seen

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.tiny_model import make_images, make_model
+from tests.tiny_model import attend, make_images, make_model
 from vlp.config_model import ImageEncoderConfig, ModelConfig, TextTowerConfig
 from vlp.models.blip import Blip
 from vlp.models.image_encoders.vit import PatchEmbedding
@@ -59,11 +59,8 @@ def test_cross_attention_equals_the_formula():
     tower = small_tower()
     module = tower.layers[0].cross_attention.side("encoder")
     x, image = torch.randn(4, 5, 24), torch.randn(2, 9, 20)
-    key, value = module.project(image)
     expected = torch.stack([plain_cross_attention(module, x[i], image[i // 2]) for i in range(4)])
-    torch.testing.assert_close(module(x, key, value, None), expected)
-    index = torch.tensor([0, 0, 1, 1])
-    torch.testing.assert_close(module(x, key, value, index), expected)
+    torch.testing.assert_close(attend(module, x, image), expected)
 
 
 @pytest.mark.parametrize("sharing", SHARINGS)

@@ -10,8 +10,9 @@ from vlp.config import ObjectiveConfig, RunConfig
 from vlp.config_model import TextTowerConfig
 from vlp.data.batch import Batch
 from vlp.models.cpu.optimise import optimise_for_cpu
-from vlp.models.padding import UnpaddedLayer, find_padding, rounded_up, skip_padding, true_places
-from vlp.models.text_layers import FeedForward
+from vlp.models.padding import skip_padding
+from vlp.models.text_layers import FeedForward, Layer
+from vlp.models.text_rows import layout_of, rounded_up, true_places
 from vlp.models.text_tower import TextTower
 from vlp.tasks.pretrain import PretrainTask
 
@@ -20,22 +21,22 @@ LENGTHS = torch.tensor([3, 9, 1, 5])
 
 def test_rows_are_removed_and_put_back():
     mask = torch.arange(9) < LENGTHS[:, None]
-    unpadded = find_padding(mask)
+    unpadded = layout_of(mask)
     assert len(unpadded.index) == 24 and mask.flatten()[unpadded.index[:18]].all()  # 18 tokens, rounded up
     x = torch.randn(4, 9, 5, dtype=torch.float64, requires_grad=True)
-    kept = unpadded.remove(x)
+    kept = unpadded.remove_padding(x)
     assert torch.equal(kept[:18], x[mask])
     assert torch.equal(unpadded.put_back(kept)[mask], x[mask])
     assert (unpadded.put_back(kept) == 0).all(dim=2).sum() == 36 - 24
-    assert torch.autograd.gradcheck(lambda x: unpadded.put_back(unpadded.remove(x).sin()), (x,))
-    assert find_padding(torch.ones(4, 9, dtype=torch.bool)) is None and find_padding(None) is None
+    assert torch.autograd.gradcheck(lambda x: unpadded.put_back(unpadded.remove_padding(x).sin()), (x,))
+    assert layout_of(torch.ones(4, 9, dtype=torch.bool)) is None and layout_of(None) is None
 
 
 def test_the_host_can_count_the_tokens_beforehand():
     mask = torch.arange(9) < LENGTHS[:, None]
-    assert torch.equal(find_padding(mask, 18).index, find_padding(mask).index)
+    assert torch.equal(layout_of(mask, 18).index, layout_of(mask).index)
     assert torch.equal(true_places(mask.flatten(), 18), mask.flatten().nonzero()[:, 0])
-    assert find_padding(mask, 34) is None  # removing so little does not pay
+    assert layout_of(mask, 34) is None  # removing so little does not pay
 
 
 def test_batches_of_similar_sizes_have_few_shapes():
@@ -44,7 +45,7 @@ def test_batches_of_similar_sizes_have_few_shapes():
     for seed in range(100):
         lengths = torch.randint(6, 26, (64, 1), generator=torch.Generator().manual_seed(seed))
         mask = torch.arange(32) < lengths
-        index = find_padding(mask).index
+        index = layout_of(mask).index
         assert mask.flatten()[index].sum() == mask.sum() and len(index.unique()) == len(index)
         assert mask.sum() <= len(index) == rounded_up(int(mask.sum())) <= mask.sum() * 9 / 8
         shapes.add(len(index))
@@ -68,7 +69,7 @@ def test_the_text_tower_gives_the_same(use, checkpointing, padded_memory, monkey
     memory_mask = torch.arange(7) < torch.tensor([[7], [4]]) if padded_memory else None
     weights = torch.randn(4, 9, 32) * mask[:, :, None]
     shapes, forward = [], FeedForward.forward
-    monkeypatch.setattr(FeedForward, "forward", lambda self, x: shapes.append(tuple(x.shape)) or forward(self, x))
+    monkeypatch.setattr(FeedForward, "forward", lambda self, x, rows: shapes.append(x.shape) or forward(self, x, rows))
     results = []
     for tower in (fast, plain):
         memory = () if use == "encode" else (tower.project_image(image_tokens, "decoder", memory_mask),)
@@ -76,7 +77,7 @@ def test_the_text_tower_gives_the_same(use, checkpointing, padded_memory, monkey
         wanted = list(tower.parameters()) + ([] if use == "encode" else [image_tokens])
         gradients = torch.autograd.grad((hidden * weights).sum(), wanted, allow_unused=True)
         results.append((hidden * mask[:, :, None], *(one for one in gradients if one is not None)))
-    assert shapes[:2] == [(24, 32)] * 2 and shapes[-2:] == [(4, 9, 32)] * 2
+    assert shapes[:2] == [(24, 32)] * 2 and shapes[-2:] == [(36, 32)] * 2
     assert len(results[0]) > 20
     for ours, expected in zip(*results, strict=True):
         # Processors round their products differently; one of them needs 1.3e-5.
@@ -107,18 +108,20 @@ def test_a_step_without_padding_is_the_plain_one(monkeypatch):
         sum(losses.values()).backward()
         gradients = {name: one.grad for name, one in task.named_parameters() if one.grad is not None}
         taken.append(({name: value.detach() for name, value in losses.items()}, gradients))
-    assert len(seen) == 4 and all(rows < full for rows, full in seen)  # ITC, ITM twice, LM
+    assert len(seen) == 4 and all(rows < full for rows, full in seen)  # ITC, LM, ITM twice
     torch.testing.assert_close(taken[1], taken[0], rtol=1e-4, atol=1e-5)
 
 
 def spy_on_rows(model, monkeypatch):
-    """The rows that enter the first layer in each use, and those of the padded texts."""
-    seen, forward = [], UnpaddedLayer.forward
+    """The rows of each use that enter the first layer, and those of the padded texts."""
+    seen, forward = [], Layer.forward
 
-    def spy(self, x, *arguments):
-        if self is model.blip.text_tower.layers[0] and x.ndim == 2:
-            seen.append((len(x), arguments[-1].texts * arguments[-1].tokens))
-        return forward(self, x, *arguments)
+    def spy(self, x, texts):
+        if self is model.blip.text_tower.layers[0]:
+            layouts = [use.layout for use in texts.together.uses]
+            assert sum(one.rows for one in layouts) == len(x)
+            seen.extend((one.rows, one.texts * one.tokens) for one in layouts)
+        return forward(self, x, texts)
 
-    monkeypatch.setattr(UnpaddedLayer, "forward", spy)
+    monkeypatch.setattr(Layer, "forward", spy)
     return seen

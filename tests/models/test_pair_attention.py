@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from tests.tiny_model import make_images, make_model
+from tests.tiny_model import attend, make_images, make_model
 from vlp.errors import UserError
 from vlp.models.blip import Blip
 from vlp.models.compiled import compile_blocks
@@ -74,10 +74,9 @@ def test_a_pair_of_equal_images_starts_as_the_pretrained_match():
     one, pair = model.blip.text_tower.layers[0], blip.text_tower.layers[0]
     tokens = model.blip.eval().encode_images(images)
     x = torch.randn(3, 5, 32)
-    key, value = one.cross_attention.side("encoder").project(tokens)
-    expected = one.cross_attention.side("encoder")(x, key, value, None)
-    key, value = pair.cross_attention.side("encoder").project(torch.stack([tokens, tokens], dim=1))
-    torch.testing.assert_close(pair.cross_attention.side("encoder")(x, key, value, None), expected)
+    expected = attend(one.cross_attention.side("encoder"), x, tokens)
+    found = attend(pair.cross_attention.side("encoder"), x, torch.stack([tokens, tokens], dim=1))
+    torch.testing.assert_close(found, expected)
 
 
 def test_the_order_of_the_two_images_counts():

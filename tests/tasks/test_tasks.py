@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from tests.tiny_model import spy_on_uses
 from vlp.data.loader import training_loader
 from vlp.tasks import build_examples, build_task
 from vlp.training.model_setup import build_model
@@ -34,19 +35,12 @@ def repeat(batch, rows):
 def test_hard_negatives_are_never_an_equal_text(made, monkeypatch):
     task, (batch, *_) = made("batch_size=12", count=1)
     batch = repeat(batch, torch.tensor([0, 0, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8]))
-    seen = []
-    original = task.model.match_logits
-
-    def spy(ids, mask, memory, image_index=None, count=None):
-        seen.append(ids)
-        return original(ids, mask, memory, image_index)
-
-    monkeypatch.setattr(task.model, "match_logits", spy)
+    seen = spy_on_uses(task.model.text_tower, monkeypatch)
     for step in range(20):
         seen.clear()
         task.start_step(step, 0.0)
         task(batch)
-        own, hard = seen[0].view(12, 2, -1).unbind(1)
+        own, hard = seen[2][0].ids.view(12, 2, -1).unbind(1)  # ITC and LM come before
         assert torch.equal(own[:, 1:], batch.text_ids[:, 1:])
         assert not (own == hard).all(dim=1).any()
 
@@ -80,30 +74,18 @@ def test_matching_pairs_each_text_with_its_own_image(made, monkeypatch):
     task, (batch, *_) = made()
     model = task.model.eval()
     task.start_step(0, 0.0)
-    calls = []
-    original = model.match_logits
-
-    def spy(ids, mask, memory, image_index=None, count=None):
-        logits = original(ids, mask, memory, image_index)
-        calls.append((ids, mask, memory, logits))
-        return logits
-
-    monkeypatch.setattr(model, "match_logits", spy)
+    seen = spy_on_uses(model.text_tower, monkeypatch)
     task(batch)
+    monkeypatch.undo()
     tokens = model.encode_images(batch.images)
-    (ids, mask, _, logits), (other_ids, _, other_memory, other_logits) = calls
+    (own, states), (other, _) = seen[2:]  # ITC and LM come before
     for i in range(16):
         memory = model.text_tower.project_image(tokens[i // 2 : i // 2 + 1])
-        torch.testing.assert_close(
-            original(ids[i : i + 1], mask[i : i + 1], memory)[0], logits[i], rtol=1e-4, atol=1e-5
-        )
-    keys = model.text_tower.project_image(tokens).keys[0]
-    for i in range(8):  # the hard images are images of the batch, and not the text's own
-        distance = (keys - other_memory.keys[0][i]).abs().amax(dim=(1, 2, 3))
-        assert distance.min() < 1e-5
-        assert distance.argmin() != i
-        torch.testing.assert_close(other_ids[i], ids[2 * i])
-    assert other_logits.shape == (8, 2)
+        expected = model.text_tower.match(own.ids[i : i + 1], own.mask[i : i + 1], memory)[0, 0]
+        torch.testing.assert_close(states[i, 0], expected, rtol=1e-4, atol=1e-5)
+    assert other.memory is own.memory and other.image_index.shape == (8,)
+    assert (other.image_index != torch.arange(8)).all()  # the hard images are not the text's own
+    torch.testing.assert_close(other.ids, own.ids[::2])
 
 
 @pytest.mark.parametrize("sharing", ["all", "all_but_cross_attention", "all_but_self_attention", "nothing"])

@@ -11,7 +11,7 @@ from vlp.config import DecodingConfig
 from vlp.data.transforms import clean_caption
 from vlp.model import Model
 from vlp.models.image_memory import ImageMemory
-from vlp.models.text_layers import Side
+from vlp.models.text_rows import Side
 from vlp.models.untrained import EMBEDDING, MATCHING, require_trained
 
 TOGETHER = 1024  # texts per forward pass if the image memory need not be copied

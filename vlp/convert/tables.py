@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from vlp.config_model import Sharing
-from vlp.models.text_layers import Side, shared_parts
+from vlp.models.text_layers import shared_parts
+from vlp.models.text_rows import Side
 
 Table = dict[str, tuple[str, ...]]
 State = dict[str, Tensor]

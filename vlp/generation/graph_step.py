@@ -77,7 +77,7 @@ class RecordedStep:
         """Record a step for batches like that of `memory`; further arguments as in `GraphStepper`."""
         config, like = blip.config.text_tower, memory.keys[0]
         self.blip, self.rows = blip, rows
-        self.memory = ImageMemory([key.clone() for key in memory.keys], [value.clone() for value in memory.values])
+        self.memory = ImageMemory([layer.clone() for layer in memory.layers])
         self.cache = FixedCache(config.layers, rows, max_length, like)
         self.new = torch.zeros(rows, 1, dtype=torch.int64, device=like.device)
         self.place = self.cache.next  # of the token that the recorded step reads
@@ -87,7 +87,7 @@ class RecordedStep:
 
     def start(self, memory: ImageMemory, prompt: Tensor) -> Tensor:
         """Take the images of another batch and a prompt int64 [rows, tokens]; returns the logits that follow it."""
-        for mine, theirs in zip(self.memory.keys + self.memory.values, memory.keys + memory.values, strict=True):
+        for mine, theirs in zip(self.memory.layers, memory.layers, strict=True):
             mine.copy_(theirs)
         tokens = prompt.shape[1]
         self.cache.next = torch.arange(tokens, device=prompt.device)

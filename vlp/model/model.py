@@ -35,7 +35,7 @@ from vlp.models.finetuned import refuse_finetuned
 from vlp.models.image_memory import ImageMemory
 from vlp.models.network import Network, as_blip, as_two_towers, require_network
 from vlp.models.precision import compute_dtype
-from vlp.models.text_layers import Side
+from vlp.models.text_rows import Side
 from vlp.models.untrained import CAPTIONING, EMBEDDING, MATCHING, require_trained
 
 TEXT_TOKENS = 35  # BLIP's limit in retrieval; longer texts are cut. A CLIP reads as many as it has positions.

@@ -1,13 +1,13 @@
 """What a decoding text tower keeps: the image memory that cross-attention reads, and the cache of self-attention."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from vlp.models.attention_bias import causal_bias
+from vlp.models.attention_bias import causal_bias, padding_bias
 
 
 @dataclass
@@ -17,22 +17,52 @@ class ImageMemory:
     A memory may also hold other states that a decoder reads, such as those of questions.
 
     Attributes:
-        keys, values: one tensor a layer, each [images, heads, tokens, head_dim].
+        layers: one tensor a layer with keys and values, each [2, images, heads, tokens, head_dim].
         mask: bool [images, tokens], False at padding, which cross-attention ignores; None where nothing is padding.
+        keys, values: views of `layers`, each [images, heads, tokens, head_dim].
     """
 
-    keys: list[Tensor]
-    values: list[Tensor]
+    layers: list[Tensor]
     mask: Tensor | None = None
+    keys: list[Tensor] = field(init=False)
+    values: list[Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        both = [layer.unbind(0) for layer in self.layers]
+        self.keys, self.values = [key for key, _ in both], [value for _, value in both]
 
     def __len__(self) -> int:
-        return self.keys[0].shape[0]
+        return self.layers[0].shape[1]
 
     def select(self, rows: Tensor) -> "ImageMemory":
         """The memory of the images numbered `rows` (int64 [n], repeats allowed)."""
-        take = image_taker(rows, self.keys[0])
-        keys, values = ([take(one) for one in layers] for layers in (self.keys, self.values))
-        return ImageMemory(keys, values, None if self.mask is None else self.mask.index_select(0, rows))
+        layers = [layer.index_select(1, rows) for layer in self.layers]
+        return ImageMemory(layers, None if self.mask is None else self.mask.index_select(0, rows))
+
+    def for_texts(self, image_index: Tensor | None, dtype: torch.dtype) -> Callable[[int], "LayerMemory"]:
+        """A function that gives a layer's memory by the layer's number.
+
+        Args:
+            image_index: int64 [texts], the image that each text meets; None: the images in their order.
+            dtype: of the scores that a mask is added to.
+        """
+        bias = None if self.mask is None else padding_bias(self.mask).to(dtype)
+        if image_index is None:
+            return lambda number: LayerMemory(self.keys[number], self.values[number], bias)
+        bias = None if bias is None else bias.index_select(0, image_index)
+        take = image_taker(image_index, self.keys[0])
+        return lambda number: LayerMemory(take(self.keys[number]), take(self.values[number]), bias)
+
+
+class LayerMemory(NamedTuple):
+    """One layer's keys and values, [images, heads, tokens, head_dim], and the bias of its scores.
+
+    The bias is [images, 1, 1, tokens], -inf at padding; None where nothing is padding.
+    """
+
+    key: Tensor
+    value: Tensor
+    bias: Tensor | None
 
 
 def image_taker(rows: Tensor, like: Tensor) -> Callable[[Tensor], Tensor]:

@@ -1,120 +1,82 @@
-"""Text without its padding: captions are about half as long as the longest of their batch, which halves the work."""
+"""Text towers that skip padding."""
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 
 from vlp.models.clip_text import ClipTextLayer, ClipTextTower
-from vlp.models.image_memory import AnyLayerCache, DecodingCache, ImageMemory
-from vlp.models.text_layers import Layer, Side
+from vlp.models.flat_attention import HEAD_DIMS, FlatTexts, has_kernels, place_memory, place_texts
+from vlp.models.text_rows import FlatGroup, Layout, TextUse, layout_of, side_spans
 from vlp.models.text_tower import TextTower
 
-WORTHWHILE = 0.9  # with a larger share of real tokens, moving the rows costs more than it saves
-
-
-@dataclass
-class Unpadded:
-    """Which rows of padded texts are kept.
-
-    Attributes:
-        index: int64 [kept], positions in the flattened [texts, tokens]: all tokens and a little padding.
-        texts, tokens: the shape of the padded texts.
-    """
-
-    index: Tensor
-    texts: int
-    tokens: int
-
-    def remove(self, x: Tensor) -> Tensor:
-        """[texts, tokens, width] -> [kept, width]."""
-        return _Remove.apply(x.flatten(0, 1), self.index)
-
-    def put_back(self, x: Tensor) -> Tensor:
-        """[kept, width] -> [texts, tokens, width], zero where rows were removed."""
-        return _PutBack.apply(x, self.index, self.texts * self.tokens).view(self.texts, self.tokens, -1)
-
-
-def find_padding(mask: Tensor | None, count: int | None = None) -> Unpadded | None:
-    """The rows to keep for a mask bool [texts, tokens]; None where removing padding does not pay.
-
-    Args:
-        count: of the tokens, where the host knows it. None: they are counted, but not on a GPU, where the host would
-            wait for the device.
-    """
-    if mask is None or (count is None and mask.device.type != "cpu"):
-        return None
-    flat = mask.flatten()
-    rows = rounded_up(int(flat.sum()) if count is None else count)
-    return Unpadded(true_places(flat, rows), *mask.shape) if rows < WORTHWHILE * len(flat) else None
-
-
-def true_places(mask: Tensor, count: int) -> Tensor:
-    """The first `count` places where a mask bool [places] is True, int64; then those where it is False.
-
-    The host does not wait for the device, unlike with `nonzero`.
-    """
-    return (~mask).to(torch.uint8).argsort(stable=True)[:count]
-
-
-def rounded_up(rows: int) -> int:
-    """A number of rows, rounded up by at most an eighth to one of few numbers.
-
-    oneDNN builds a program for every new shape of a product, which costs a small model a tenth of its training step
-    (docs/benchmarks.md).
-    """
-    step = max(8, 2 ** (rows.bit_length() - 1) // 8) if rows else 1
-    return rows + -rows % step
+HALF = (torch.bfloat16, torch.float16)
 
 
 class UnpaddedTextTower(TextTower):
-    """A text tower that removes the padding before its first layer and puts zeros back after the last one."""
+    """A text tower that removes the padding before its first layer and puts zeros back after the last one.
 
-    def _run(
-        self,
-        ids: Tensor,
-        mask: Tensor | None,
-        side: Side,
-        memory: ImageMemory | None = None,
-        image_index: Tensor | None = None,
-        cache: DecodingCache | None = None,
-        count: int | None = None,
-    ) -> Tensor:
-        unpadded = find_padding(mask, count) if cache is None else None
-        if unpadded is None:
-            return super()._run(ids, mask, side, memory, image_index, cache)
-        x, bias = self._embed(ids, mask, side)
-        x = self._run_layers(unpadded.remove(x), side, bias, memory, image_index, None, unpadded)
-        return unpadded.put_back(x)
+    On a GPU, attention skips padding, too, and reads image memories where they are (see `flat_attention.py`). Elsewhere
+    attention sees padded texts.
+    """
+
+    def _layouts(self, uses: Sequence[TextUse]) -> list[Layout]:
+        if self._is_flat(uses):
+            counts = [use.ids.numel() if use.count is None else use.count for use in uses]
+            every = [layout_of(use.mask, count, worthwhile=None) for use, count in zip(uses, counts, strict=True)]
+            return [one for one in every if one is not None]
+        unpadded = [layout_of(use.mask, use.count) if use.cache is None else None for use in uses]
+        return [one or Layout.padded(use.ids) for one, use in zip(unpadded, uses, strict=True)]
+
+    def _is_flat(self, uses: Sequence[TextUse]) -> bool:
+        """Whether attention skips the padding of these texts, too."""
+        known = all(use.mask is not None and use.cache is None for use in uses)
+        known = known and any(use.count is not None for use in uses)
+        single = all(use.memory is None or (use.memory.mask is None and use.memory.layers[0].ndim == 5) for use in uses)
+        return known and single and self._has_kernels(uses[0].ids.device)
+
+    def _has_kernels(self, device: torch.device) -> bool:
+        autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+        dtype = autocast or next(self.parameters()).dtype
+        head_dim = self.config.width // self.config.heads
+        return dtype in HALF and head_dim in HEAD_DIMS and has_kernels(device)
+
+    def _stored(self, both: Tensor) -> Tensor:
+        # In training, only kernels read them that take any strides.
+        return both if torch.is_grad_enabled() and self._has_kernels(both.device) else super()._stored(both)
+
+    def _flat(self, uses: Sequence[TextUse], layouts: list[Layout]) -> list[FlatGroup] | None:
+        if not self._is_flat(uses):
+            return None
+        spans = [(0, len(uses)), *(span for _, span in side_spans([use.side for use in uses]))]
+        shape, device = (len(spans), 2, len(self.layers)), uses[0].ids.device
+        seeds = torch.randint(2**62, shape, device=device)  # of the dropout of attention weights
+        parts = [list(zip(uses, layouts, strict=True))[slice(*span)] for span in spans]
+        return [self._flat_group(part, *own) for part, own in zip(parts, seeds, strict=True)]
+
+    def _flat_group(self, part: list[tuple[TextUse, Layout]], seeds: Tensor, memory_seeds: Tensor) -> FlatGroup:
+        """Adjacent uses; seeds int64 [layers], of self-attention and of cross-attention."""
+        memories = []
+        for _, together in groupby(part, key=lambda one: id(one[0].memory)):
+            these = list(together)
+            memory = these[0][0].memory
+            if memory is not None:
+                images = torch.cat([_images(use, len(memory)) for use, _ in these])
+                memories.append(place_memory(self._place(these, memory_seeds), memory, images))
+        return FlatGroup(self._place(part, seeds), memories)
+
+    def _place(self, part: list[tuple[TextUse, Layout]], seeds: Tensor) -> FlatTexts:
+        masks = [use.mask for use, _ in part if use.mask is not None]
+        causal = [use.side == "decoder" or self.config.causal for use, _ in part]
+        return place_texts(masks, [layout.rows for _, layout in part], causal, seeds)
 
 
-class UnpaddedLayer(Layer):
-    """A layer that can take rows without padding; only attention sees the padded texts."""
-
-    def forward(
-        self,
-        x: Tensor,
-        side: Side,
-        bias: Tensor | None,
-        key: Tensor | None = None,
-        value: Tensor | None = None,
-        image_index: Tensor | None = None,
-        memory_bias: Tensor | None = None,
-        cache: AnyLayerCache | None = None,
-        unpadded: Unpadded | None = None,
-    ) -> Tensor:
-        """As in `Layer`, with x [kept, width] where `unpadded` is given."""
-        if unpadded is None:
-            return super().forward(x, side, bias, key, value, image_index, memory_bias, cache)
-        attention = self.self_attention.side(side)
-        y = attention.attend(unpadded.put_back(attention.qkv(x)), bias)
-        x = attention.add(x, unpadded.remove(y))
-        if key is not None and value is not None:
-            attention = self.cross_attention.side(side)
-            y = attention.attend(unpadded.put_back(attention.ask(x)), key, value, image_index, memory_bias)
-            x = attention.add(x, unpadded.remove(y))
-        return self.feed_forward.side(side)(x)
+def _images(use: TextUse, images: int) -> Tensor:
+    """The image of each text, int64 [texts]."""
+    if use.image_index is not None:
+        return use.image_index
+    return torch.arange(images, device=use.ids.device).repeat_interleave(len(use.ids) // images)
 
 
 class UnpaddedClipTextTower(ClipTextTower):
@@ -122,56 +84,26 @@ class UnpaddedClipTextTower(ClipTextTower):
 
     def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
         """As in `ClipTextTower`; the states of padding are zero."""
-        unpadded = find_padding(mask)
+        unpadded = layout_of(mask)
         if unpadded is None:
             return super().encode(ids, mask)
         x = self.embed(ids)
         bias = self.bias(x, mask)
-        return unpadded.put_back(self.norm(self.run_layers(unpadded.remove(x), bias, unpadded)))
+        return unpadded.put_back(self.norm(self.run_layers(unpadded.remove_padding(x), bias, unpadded)))
 
 
 class UnpaddedClipTextLayer(ClipTextLayer):
     """A layer that can take rows without padding; only attention sees the padded texts."""
 
-    def forward(self, x: Tensor, bias: Tensor | None, unpadded: Unpadded | None = None) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor | None, unpadded: Layout | None = None) -> Tensor:
         """As in `ClipTextLayer`, with x [kept, width] where `unpadded` is given."""
         if unpadded is None:
             return super().forward(x, bias)
         y = self.attend(unpadded.put_back(self.project(x)), bias)
-        return self.feed_forward(self.add(x, unpadded.remove(y)))
-
-
-class _Remove(torch.autograd.Function):
-    """Rows of a matrix by number. PyTorch's own gradient adds rows up; here none occurs twice."""
-
-    @staticmethod
-    def forward(context: Any, x: Tensor, index: Tensor) -> Tensor:
-        context.save_for_backward(index)
-        context.rows = len(x)
-        return x.index_select(0, index)
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (index,) = context.saved_tensors
-        return gradient.new_zeros(context.rows, gradient.shape[1]).index_copy_(0, index, gradient), None
-
-
-class _PutBack(torch.autograd.Function):
-    """The inverse of `_Remove`, and its gradient."""
-
-    @staticmethod
-    def forward(context: Any, x: Tensor, index: Tensor, rows: int) -> Tensor:
-        context.save_for_backward(index)
-        return x.new_zeros(rows, x.shape[1]).index_copy_(0, index, x)
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (index,) = context.saved_tensors
-        return gradient.index_select(0, index), None, None
+        return self.feed_forward(self.add(x, unpadded.remove_padding(y)))
 
 
 UNPADDED: dict[type[nn.Module], type[nn.Module]] = {
-    Layer: UnpaddedLayer,
     TextTower: UnpaddedTextTower,
     ClipTextLayer: UnpaddedClipTextLayer,
     ClipTextTower: UnpaddedClipTextTower,

@@ -1,7 +1,7 @@
 """The layers of the text tower: attention, feed-forward, embeddings, and what encoder and decoder share of them."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +9,8 @@ from torch.nn import functional as F
 
 from vlp.config_model import FinetunedFor, Sharing, TextTowerConfig
 from vlp.errors import UserError
-from vlp.models.image_memory import AnyLayerCache
-
-Side = Literal["encoder", "decoder"]
+from vlp.models.flat_attention import flat_cross_attention, flat_self_attention
+from vlp.models.text_rows import LayerTexts, RowGroup, Side, TextRows
 
 
 class Attention(nn.Module):
@@ -48,55 +47,50 @@ class SelfAttention(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
 
-    def forward(self, x: Tensor, bias: Tensor | None, cache: AnyLayerCache | None = None) -> Tensor:
-        """[texts, tokens, width] -> the same shape; `bias` [texts or 1, 1, tokens, keys]."""
-        return self.add(x, self.attend(self.qkv(x), bias, cache))
+    def forward(self, x: Tensor, group: RowGroup) -> Tensor:
+        """Rows [rows, width] -> the same shape."""
+        return self.norm(x + self.dropout(self.out(self._attend(self.qkv(x), group))))
 
-    def attend(self, qkv: Tensor, bias: Tensor | None, cache: AnyLayerCache | None = None) -> Tensor:
-        """Queries, keys and values [texts, tokens, 3 width] -> what all heads gather, [texts, tokens, width]."""
+    def _attend(self, qkv: Tensor, group: RowGroup) -> Tensor:
+        """Queries, keys and values [rows, 3 width] -> what all heads gather, [rows, width]."""
+        if group.flat is not None:
+            dropping = self.attention.dropout.p if self.training else 0.0
+            return flat_self_attention(qkv, group.flat.texts, self.heads, dropping)
+        return group.each(qkv, self._attend_padded)
+
+    def _attend_padded(self, qkv: Tensor, use: TextRows) -> Tensor:
+        """[texts, tokens, 3 width] -> [texts, tokens, width]."""
         texts, tokens, _ = qkv.shape
         qkv = qkv.view(texts, tokens, 3, self.heads, -1)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [texts, heads, tokens, head_dim]
-        if cache is not None:
-            key, value = cache.append(key, value)
-        return self.attention(query, key, value, bias).transpose(1, 2).flatten(2)
-
-    def add(self, x: Tensor, y: Tensor) -> Tensor:
-        """Project `y` from `attend`, add it to `x` and normalize; all [..., width]."""
-        return self.norm(x + self.dropout(self.out(y)))
+        if use.cache is not None:
+            key, value = use.cache.append(key, value)
+        return self.attention(query, key, value, use.bias).transpose(1, 2).flatten(2)
 
 
-def project_tokens(key_value: nn.Module, image_tokens: Tensor, heads: int) -> tuple[Tensor, Tensor]:
-    """Image tokens [images, tokens, image width] -> keys and values, each [images, heads, tokens, head_dim].
+def project_tokens(key_value: nn.Module, image_tokens: Tensor, heads: int) -> Tensor:
+    """Image tokens [images, tokens, image width] -> keys and values, a view [2, images, heads, tokens, head_dim].
 
     Args:
         key_value: from the image width to twice the text width.
     """
     images, tokens, _ = image_tokens.shape
-    both = key_value(image_tokens).view(images, tokens, 2, heads, -1)
-    # Contiguous; otherwise every text and every new token would copy them again.
-    key, value = both.permute(2, 0, 3, 1, 4).contiguous().unbind(0)
-    return key, value
+    return key_value(image_tokens).view(images, tokens, 2, heads, -1).permute(2, 0, 3, 1, 4)
 
 
-def attend_images(
-    attention: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    image_index: Tensor | None,
-    bias: Tensor | None,
-) -> Tensor:
-    """Queries [texts, tokens, width] to one layer's memory -> what all heads gather, [texts, tokens, width].
+def attend_images(attention: nn.Module, query: Tensor, use: TextRows, side: int | None = None) -> Tensor:
+    """Queries of padded texts [texts, tokens, width] to their memory -> what all heads gather, the same shape.
 
     Args:
         attention: an `Attention`.
-        key, value, image_index, bias: as in `CrossAttention.forward`.
+        side: of the two images of pairs, 0 or 1; None: the memory is one of single images.
     """
     texts, tokens, width = query.shape
-    if image_index is not None:
-        key, value = key.index_select(0, image_index), value.index_select(0, image_index)
-        bias = None if bias is None else bias.index_select(0, image_index)
+    if use.memory is None:
+        raise ValueError("cross-attention needs an image memory")
+    key, value, bias = use.memory
+    if side is not None:
+        key, value = key[:, side], value[:, side]
     images, heads, _, head_dim = key.shape
     # All texts of an image form one long row of queries, so the image's keys are never copied.
     query = query.reshape(images, texts // images * tokens, heads, head_dim).transpose(1, 2)
@@ -117,33 +111,24 @@ class CrossAttention(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
 
-    def project(self, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """[images, tokens, image width] -> keys and values, each [images, heads, tokens, head_dim]."""
+    def project(self, image_tokens: Tensor) -> Tensor:
+        """[images, tokens, image width] -> keys and values, [2, images, heads, tokens, head_dim]."""
         return project_tokens(self.key_value, image_tokens, self.heads)
 
-    def ask(self, x: Tensor) -> Tensor:
-        """The queries, [..., width] -> the same shape."""
-        return self.query(x)
+    def forward(self, x: Tensor, group: RowGroup) -> Tensor:
+        """Rows [rows, width] of texts that meet the group's memories -> the same shape."""
+        return self.norm(x + self.dropout(self.out(self._attend(self.query(x), group))))
 
-    def forward(
-        self, x: Tensor, key: Tensor, value: Tensor, image_index: Tensor | None, bias: Tensor | None = None
-    ) -> Tensor:
-        """[texts, tokens, width] against one layer's memory -> the same shape; see `TextTower.match`.
+    def _attend(self, query: Tensor, group: RowGroup) -> Tensor:
+        """Queries [rows, width] -> what all heads gather, [rows, width]."""
+        if group.flat is not None:
+            dropping = self.attention.dropout.p if self.training else 0.0
+            return flat_cross_attention(query, group.flat.memories, dropping)
 
-        Args:
-            bias: [images, 1, 1, memory tokens], -inf at padding of the memory.
-        """
-        return self.add(x, self.attend(self.ask(x), key, value, image_index, bias))
+        def attend(query: Tensor, use: TextRows) -> Tensor:
+            return attend_images(self.attention, query, use)
 
-    def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, image_index: Tensor | None, bias: Tensor | None = None
-    ) -> Tensor:
-        """Queries [texts, tokens, width] -> what all heads gather, [texts, tokens, width]."""
-        return attend_images(self.attention, query, key, value, image_index, bias)
-
-    def add(self, x: Tensor, y: Tensor) -> Tensor:
-        """Project `y` from `attend`, add it to `x` and normalize; all [..., width]."""
-        return self.norm(x + self.dropout(self.out(y)))
+        return group.each(query, attend)
 
 
 class PairAttention(nn.Module):
@@ -165,8 +150,8 @@ class PairAttention(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.heads = config.heads
 
-    def project(self, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """[pairs, 2, tokens, image width] -> keys and values, each [pairs, 2, heads, tokens, head_dim].
+    def project(self, image_tokens: Tensor) -> Tensor:
+        """[pairs, 2, tokens, image width] -> keys and values, [2, pairs, 2, heads, tokens, head_dim].
 
         Raises:
             UserError: the tokens are those of single images.
@@ -178,31 +163,18 @@ class PairAttention(nn.Module):
         projected = [
             project_tokens(layer, image_tokens[:, side], self.heads) for side, layer in enumerate(self.key_value)
         ]
-        return torch.stack([key for key, _ in projected], 1), torch.stack([value for _, value in projected], 1)
+        return torch.stack(projected, dim=2)
 
-    def ask(self, x: Tensor) -> Tensor:
-        """The queries to both images: [..., width] -> [..., 2 width]."""
-        return torch.cat([layer(x) for layer in self.query], dim=-1)
-
-    def forward(
-        self, x: Tensor, key: Tensor, value: Tensor, image_index: Tensor | None, bias: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, group: RowGroup) -> Tensor:
         """As in `CrossAttention`."""
-        return self.add(x, self.attend(self.ask(x), key, value, image_index, bias))
+        query = torch.cat([layer(x) for layer in self.query], dim=-1)  # [rows, 2 width]
 
-    def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, image_index: Tensor | None, bias: Tensor | None = None
-    ) -> Tensor:
-        """Queries [texts, tokens, 2 width] -> what the heads gather from each image, [texts, tokens, 2 width]."""
-        gathered = [
-            attend_images(self.attention, one, key[:, side], value[:, side], image_index, bias)
-            for side, one in enumerate(query.chunk(2, dim=-1))
-        ]
-        return torch.cat(gathered, dim=-1)
+        def attend(query: Tensor, use: TextRows) -> Tensor:
+            both = enumerate(query.chunk(2, dim=-1))
+            return torch.cat([attend_images(self.attention, one, use, side) for side, one in both], dim=-1)
 
-    def add(self, x: Tensor, y: Tensor) -> Tensor:
-        """Project and merge `y` [..., 2 width] from `attend`, add it to `x` [..., width] and normalize."""
-        left, right = (layer(one) for layer, one in zip(self.out, y.chunk(2, dim=-1), strict=True))
+        gathered = group.each(query, attend).chunk(2, dim=-1)
+        left, right = (layer(one) for layer, one in zip(self.out, gathered, strict=True))
         merged = (left + right) / 2 if self.merge is None else self.merge(torch.cat([left, right], dim=-1))
         return self.norm(x + self.dropout(merged))
 
@@ -217,8 +189,8 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., width] -> the same shape."""
+    def forward(self, x: Tensor, group: RowGroup) -> Tensor:
+        """Rows [rows, width] -> the same shape."""
         return self.norm(x + self.dropout(self.down(F.gelu(self.up(x)))))
 
 
@@ -283,22 +255,20 @@ class Layer(nn.Module):
         )
         self.feed_forward = Shareable(lambda: FeedForward(config), "feed_forward" in shared)
 
-    def forward(
-        self,
-        x: Tensor,
-        side: Side,
-        bias: Tensor | None,
-        key: Tensor | None = None,
-        value: Tensor | None = None,
-        image_index: Tensor | None = None,
-        memory_bias: Tensor | None = None,
-        cache: AnyLayerCache | None = None,
-    ) -> Tensor:
-        """[texts, tokens, width] -> the same shape; cross-attention is skipped without `key`."""
-        x = self.self_attention.side(side)(x, bias, cache)
-        if key is not None:
-            x = self.cross_attention.side(side)(x, key, value, image_index, memory_bias)
-        return self.feed_forward.side(side)(x)
+    def forward(self, x: Tensor, texts: LayerTexts) -> Tensor:
+        """Rows [rows, width] -> the same shape; cross-attention is skipped where the texts have no memory."""
+        x = _by_module(self.self_attention, x, texts)
+        if texts.meet_images:
+            x = _by_module(self.cross_attention, x, texts)
+        return _by_module(self.feed_forward, x, texts)
+
+
+def _by_module(modules: Shareable, x: Tensor, texts: LayerTexts) -> Tensor:
+    """Apply to all rows [rows, width] the module that encoder and decoder share, or to those of each side its own."""
+    groups = texts.groups("shared" in modules)
+    parts = x.split([group.rows for group in groups]) if len(groups) > 1 else [x]
+    done = [modules.side(group.side)(part, group) for part, group in zip(parts, groups, strict=True)]
+    return torch.cat(done) if len(done) > 1 else done[0]
 
 
 def shared_parts(sharing: Sharing) -> set[str]:

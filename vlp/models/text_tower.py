@@ -6,8 +6,9 @@ cross-attention to an image. `encode` reads text alone, `match` reads text again
 do not depend on the text, so `project_image` computes them once for all texts.
 """
 
-from collections.abc import Iterable
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +17,11 @@ from torch.utils.checkpoint import checkpoint
 from vlp.config_model import FinetunedFor, TextTowerConfig
 from vlp.errors import UserError
 from vlp.models.attention_bias import padding_bias
-from vlp.models.image_memory import DecodingCache, ImageMemory, SelfAttentionCache
+from vlp.models.image_memory import DecodingCache, ImageMemory, LayerMemory, SelfAttentionCache
 from vlp.models.initialise import initialise
 from vlp.models.precision import product_dtype
-from vlp.models.text_layers import Embeddings, Layer, Shareable, Side, shared_parts
+from vlp.models.text_layers import Embeddings, Layer, Shareable, shared_parts
+from vlp.models.text_rows import FlatGroup, Layout, Side, TextRows, TextUse, layer_texts
 
 
 class TextTower(nn.Module):
@@ -52,9 +54,15 @@ class TextTower(nn.Module):
                 shared (`shares_memory`).
             mask: bool [images, tokens], False at padding; None where nothing is padding.
         """
+        image_tokens = image_tokens.to(product_dtype(image_tokens))  # once, not in every layer
         layers = cast(Iterable[Layer], self.layers)
-        pairs = [layer.cross_attention.side(side).project(image_tokens) for layer in layers]
-        return ImageMemory([key for key, _ in pairs], [value for _, value in pairs], mask)
+        return ImageMemory(
+            [self._stored(layer.cross_attention.side(side).project(image_tokens)) for layer in layers], mask
+        )
+
+    def _stored(self, both: Tensor) -> Tensor:
+        """Keys and values as a memory keeps them: contiguous, or every text and every new token would copy them."""
+        return both.contiguous()
 
     @property
     def shares_memory(self) -> bool:
@@ -62,11 +70,11 @@ class TextTower(nn.Module):
         return self.finetuned_for != "nlvr2" and "cross_attention" in shared_parts(self.config.sharing)
 
     def encode(self, ids: Tensor, mask: Tensor, count: int | None = None) -> Tensor:
-        """Text alone, in both directions unless the tower is causal.
+        """Text alone, in both directions unless the tower is causal; arguments as in `TextUse`.
 
-        ids int64, mask bool (True: token) [texts, tokens] -> [texts, tokens, width]; `count` as in `match`.
+        ids int64, mask bool (True: token) [texts, tokens] -> [texts, tokens, width].
         """
-        return self._run(ids, mask, "encoder", count=count)
+        return self.run([TextUse(ids, mask, "encoder", count=count)])[0]
 
     def match(
         self,
@@ -76,19 +84,8 @@ class TextTower(nn.Module):
         image_index: Tensor | None = None,
         count: int | None = None,
     ) -> Tensor:
-        """Text against images, both directions.
-
-        Args:
-            ids, mask: int64 and bool [texts, tokens]; True marks a token, False padding.
-            memory: from `project_image`.
-            image_index: int64 [texts], the image that each text meets. None: every image has the same number of
-                texts, which are adjacent and in the order of the images.
-            count: of the tokens in `mask`, where the host knows it: then a GPU can skip padding (see `padding.py`).
-
-        Returns:
-            [texts, tokens, width].
-        """
-        return self._run(ids, mask, "encoder", memory, image_index, count=count)
+        """Text against images, both directions; [texts, tokens, width]. Arguments as in `TextUse`."""
+        return self.run([TextUse(ids, mask, "encoder", memory, image_index, count=count)])[0]
 
     def decode(
         self,
@@ -99,67 +96,73 @@ class TextTower(nn.Module):
         cache: DecodingCache | None = None,
         count: int | None = None,
     ) -> Tensor:
-        """Text against images, from left to right.
+        """Text against images, from left to right; [texts, tokens, width]. Arguments as in `TextUse`."""
+        return self.run([TextUse(ids, mask, "decoder", memory, image_index, cache, count)])[0]
+
+    def run(self, uses: Sequence[TextUse]) -> list[Tensor]:
+        """The states of several uses, computed together where encoder and decoder share a module.
+
+        Fewer and larger products cost less, most of all where the host can hardly start work as fast as a GPU does it.
 
         Args:
-            ids: int64 [texts, tokens]; with a cache only the tokens that it does not hold yet.
-            mask: bool [texts, all tokens], including the cached ones; None when nothing is padding.
-            memory, image_index, count: as in `match`.
-            cache: grows by the new tokens.
+            uses: those of a side are adjacent; all of them read images, or none.
 
         Returns:
-            [texts, tokens, width].
+            [texts, tokens, width] of each use.
         """
-        return self._run(ids, mask, "decoder", memory, image_index, cache, count)
+        layouts = self._layouts(uses)
+        rows = [layout.remove_padding(self._embed(use)) for layout, use in zip(layouts, uses, strict=True)]
+        x = torch.cat(rows) if len(rows) > 1 else rows[0]
+        x = self._run_layers(x, uses, layouts)
+        parts = x.split([layout.rows for layout in layouts]) if len(layouts) > 1 else [x]
+        return [layout.put_back(part) for layout, part in zip(layouts, parts, strict=True)]
 
-    def _run(
-        self,
-        ids: Tensor,
-        mask: Tensor | None,
-        side: Side,
-        memory: ImageMemory | None = None,
-        image_index: Tensor | None = None,
-        cache: DecodingCache | None = None,
-        count: int | None = None,
-    ) -> Tensor:
-        x, bias = self._embed(ids, mask, side, cache)
-        return self._run_layers(x, side, bias, memory, image_index, cache)
+    def _layouts(self, uses: Sequence[TextUse]) -> list[Layout]:
+        """The rows of each use. This tower computes padding, too; see `UnpaddedTextTower`."""
+        return [Layout.padded(use.ids) for use in uses]
 
-    def _embed(
-        self, ids: Tensor, mask: Tensor | None, side: Side, cache: DecodingCache | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Embeddings [texts, tokens, width], and the bias of self-attention in the dtype of its products."""
-        cache = cache or SelfAttentionCache(1, 0)  # an empty one: the texts begin here
-        tokens = ids.shape[1]
-        x = self.embeddings.side(side)(ids, cache.positions(tokens))
-        bias = None if mask is None else padding_bias(mask)
-        if side == "decoder" or self.config.causal:
-            causal = cache.bias(tokens, ids.device)
+    def _flat(self, uses: Sequence[TextUse], layouts: list[Layout]) -> list[FlatGroup] | None:
+        """What attention without padding needs of all uses, then of those of each side; None: it sees padded texts."""
+        return None
+
+    def _embed(self, use: TextUse) -> Tensor:
+        """Embeddings [texts, tokens, width]."""
+        positions = (use.cache or _NO_CACHE).positions(use.ids.shape[1])
+        return self.embeddings.side(use.side)(use.ids, positions)
+
+    def _bias(self, use: TextUse, dtype: torch.dtype) -> Tensor | None:
+        """What hides padding and, in a decoder, later tokens from self-attention."""
+        bias = None if use.mask is None else padding_bias(use.mask)
+        if use.side == "decoder" or self.config.causal:
+            causal = (use.cache or _NO_CACHE).bias(use.ids.shape[1], use.ids.device)
             if causal is not None:
                 bias = causal if bias is None else bias + causal
-        return x, None if bias is None else bias.to(product_dtype(x))
+        return None if bias is None else bias.to(dtype)
 
-    def _run_layers(
-        self,
-        x: Tensor,
-        side: Side,
-        bias: Tensor | None,
-        memory: ImageMemory | None,
-        image_index: Tensor | None,
-        cache: DecodingCache | None,
-        *more: Any,
-    ) -> Tensor:
-        """[texts, tokens, width] -> the same shape; `more` are further arguments of each layer."""
-        memory_bias = None
-        if memory is not None and memory.mask is not None:
-            memory_bias = padding_bias(memory.mask).to(product_dtype(x))
+    def _run_layers(self, x: Tensor, uses: Sequence[TextUse], layouts: list[Layout]) -> Tensor:
+        """Rows [rows, width] of all uses -> the same shape."""
+        flat, dtype = self._flat(uses, layouts), product_dtype(x)
+        texts = [TextRows(layout) for layout in layouts]
+        memories: list[Callable[[int], LayerMemory] | None] = [None] * len(uses)
+        if flat is None:
+            for number, use in enumerate(uses):
+                texts[number].bias = self._bias(use, dtype)
+                if use.memory is not None:
+                    memories[number] = use.memory.for_texts(use.image_index, dtype)
         for number, layer in enumerate(self.layers):
-            key = memory.keys[number] if memory is not None else None
-            value = memory.values[number] if memory is not None else None
-            past = cache.layers[number] if cache is not None else None
-            arguments = (x, side, bias, key, value, image_index, memory_bias, past, *more)
+            here = texts
+            if flat is None:
+                caches = [None if use.cache is None else use.cache.layers[number] for use in uses]
+                here = [
+                    replace(rows, memory=memory and memory(number), cache=cache)
+                    for rows, memory, cache in zip(texts, memories, caches, strict=True)
+                ]
+            arguments = x, layer_texts([use.side for use in uses], here, flat, number)
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(layer, *arguments, use_reentrant=False)
             else:
                 x = layer(*arguments)
         return x
+
+
+_NO_CACHE = SelfAttentionCache(1, 0)  # an empty one: the texts begin here

@@ -1,6 +1,8 @@
 """ITC and ITM, the losses that pretraining and retrieval finetuning share."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from vlp.models.image_encoders.encoder import WHOLE, ImageView
 from vlp.models.image_memory import ImageMemory
 from vlp.models.momentum import FeatureQueue, MomentumTwin
 from vlp.models.precision import product_dtype
+from vlp.models.text_rows import TextUse
 from vlp.tasks.altered_texts import alter_texts, read_texts, text_bank, word_starts
 from vlp.tasks.itc import Columns, Rows, contrast
 from vlp.tasks.task import TaskOutput
@@ -22,6 +25,22 @@ from vlp.tasks.text_table import TextTable, text_table
 
 Negatives = tuple[Tensor, Tensor]  # int64 [texts], numbers in the batch of all processes; bool [texts], if any
 TEMPERATURE_RANGE = (0.001, 0.5)
+
+
+@dataclass
+class Judged:
+    """Pairs of texts and images of which ITM says whether they match.
+
+    Attributes:
+        matches: bool [texts].
+        counted: bool [texts], False for pairs that are left out.
+        altered: whether the texts are altered captions.
+    """
+
+    use: TextUse
+    matches: Tensor
+    counted: Tensor
+    altered: bool = False
 
 
 class Alignment(nn.Module):
@@ -75,7 +94,8 @@ class Alignment(nn.Module):
         memory: ImageMemory,
         same_image: bool,
         view: ImageView = WHOLE,
-    ) -> TaskOutput:
+        beside: Sequence[TextUse] = (),
+    ) -> tuple[TaskOutput, list[Tensor]]:
         """The losses `itc` and `itm`, and the metrics `itm_accuracy` (of pairs in the batch) and `temperature`.
 
         With `objective.altered_texts`, ITM also tells altered captions from true ones, whose metric is
@@ -90,36 +110,30 @@ class Alignment(nn.Module):
             same_image: whether all captions of an image are its positives (retrieval), or only those of this visit.
             view: what of the images was encoded. The twin sees the same: its targets describe what this view shows,
                 and it costs the same share of the time.
+            beside: texts of other losses, which the text tower reads together with those of ITM.
+
+        Returns:
+            The losses and metrics, and the states of `beside`.
         """
         table = text_table(batch, self.texts_per_image)
         itc, hard_texts, hard_images = self._contrast(model, batch, table, image_tokens, same_image, view)
         ids, mask = batch.text_ids.clone(), batch.text_mask
         ids[:, 0] = self.enc_id
         texts = gather_texts(table.spread(ids), table.spread(mask))  # of all processes
-        logits, counted = self._match(model, batch, table, texts, image_tokens, memory, hard_texts, hard_images)
-        labels = (torch.arange(len(logits), device=logits.device) < len(batch.text_ids)).long()  # positives come first
-        if batch.captioned is not None:
-            labels[: len(batch.text_ids)] = batch.captioned[table.images].long()
-        total, right, pairs = matching_loss(logits, labels, counted)
-        if batch.wrong_ids is not None and batch.wrong_mask is not None:
-            logits = model.match_logits(batch.wrong_ids, batch.wrong_mask, memory, batch.wrong_images)
-            no_match = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
-            more, more_right, wrong = matching_loss(logits, no_match, torch.ones_like(no_match, dtype=torch.bool))
-            total, right, pairs = total + more, right + more_right, pairs + wrong
-        pairs = all_sum(pairs)
-        metrics = {
-            "itm_accuracy": right * world_size() / pairs.clamp(min=1),
-            "temperature": model.temperature.detach(),
-        }
+        judged = self._true_and_hard(model, batch, table, texts, image_tokens, memory, hard_texts, hard_images)
+        # What meets the own images is adjacent: the last one may meet a memory of its own.
         if self.objective.altered_texts:
             ids, mask, exists = self._alter(batch, table, texts)
-            logits = model.match_logits(ids, mask, memory)
-            more, right, altered = matching_loss(logits, torch.zeros_like(exists, dtype=torch.int64), exists)
-            altered = all_sum(altered)
-            metrics["altered_accuracy"] = right * world_size() / altered.clamp(min=1)
-            total, pairs = total + more, pairs + altered
-        itm = total * world_size() / pairs.clamp(min=1)
-        return TaskOutput({"itc": itc, "itm": itm}, metrics)
+            judged.insert(1, Judged(TextUse(ids, mask, "encoder", memory), torch.zeros_like(exists), exists, True))
+        if batch.wrong_ids is not None and batch.wrong_mask is not None:
+            counted = torch.ones_like(batch.wrong_mask[:, 0])
+            use = TextUse(batch.wrong_ids, batch.wrong_mask, "encoder", memory, batch.wrong_images)
+            judged.insert(1, Judged(use, torch.zeros_like(counted), counted))
+        states = model.text_tower.run([*beside, *(one.use for one in judged)])
+        logits = [model.itm_head(one[:, 0]) for one in states[len(beside) :]]
+        itm, metrics = _matching(judged, logits)
+        metrics["temperature"] = model.temperature.detach()
+        return TaskOutput({"itc": itc, "itm": itm}, metrics), states[: len(beside)]
 
     def _contrast(
         self, model: Blip, batch: Batch, table: TextTable, image_tokens: Tensor, same_image: bool, view: ImageView
@@ -181,7 +195,7 @@ class Alignment(nn.Module):
         of_texts = hard_texts.flatten()[table.places], has_text.flatten()[table.places]
         return (image_loss + text_loss) / 2, of_texts, (hard_images.flatten(), has_image.flatten())
 
-    def _match(
+    def _true_and_hard(
         self,
         model: Blip,
         batch: Batch,
@@ -191,11 +205,8 @@ class Alignment(nn.Module):
         memory: ImageMemory,
         hard_texts: Negatives,
         hard_images: Negatives,
-    ) -> tuple[Tensor, Tensor]:
-        """ITM logits [3 texts, 2] and bool [3 texts], whether each counts.
-
-        They are those of true pairs, of images with their hard texts, and of texts with their hard images.
-        """
+    ) -> list["Judged"]:
+        """What ITM reads: each image with its text and with its hard text, then each text with its hard image."""
         count = len(batch.text_ids)
         (hard_text, has_text), (hard_image, has_image) = hard_texts, hard_images
         all_ids, all_mask = texts
@@ -203,28 +214,33 @@ class Alignment(nn.Module):
         mine = table.places + rank() * len(table.filled)
         ids, mask = all_ids[mine], all_mask[mine]
 
-        if world_size() == 1:
-            other = memory.select(hard_image)
-        else:
+        others, index = memory, hard_image
+        if world_size() > 1:
             # Tokens of the drawn images and their gradients are sent in the dtype of the products that use them, which
             # halves the bytes in bf16. The tokens lose nothing, because each product rounds them anyway. A gradient,
             # the sum of such products over layers, is rounded once more. This comes before the own images are matched
             # because the host has just waited for the device, for the length of the texts.
             drawn = exchange_rows(image_tokens, self._places(hard_image, table), product_dtype(image_tokens))
-            other = model.text_tower.project_image(drawn if table.is_full else drawn[table.places])
+            others = model.text_tower.project_image(drawn if table.is_full else drawn[table.places])
+            index = None
 
         # The own and the hard text of an image are adjacent, so both use its memory without a copy.
         with_own = torch.stack([ids, all_ids[hard_text]], dim=1).view(2 * count, length)
         with_own_mask = torch.stack([mask, all_mask[hard_text]], dim=1).view(2 * count, length)
-        index = None if batch.image_index is None else batch.image_index.repeat_interleave(2)
+        own_index = None if batch.image_index is None else batch.image_index.repeat_interleave(2)
         tokens = batch.tokens()
         # The only number of a step that the host waits for: without it, a GPU would also compute the padding.
         both = None if tokens is None else int(with_own_mask.sum())
-        own_image = model.match_logits(with_own, with_own_mask, memory, index, both)
-        own_image = own_image.view(count, 2, 2)  # [texts, text, class]
-        other_image = model.match_logits(ids, mask, other, count=tokens)
-        logits = torch.cat([own_image[:, 0], own_image[:, 1], other_image])
-        return logits, torch.cat([torch.ones_like(has_text), has_text, has_image])
+        true = torch.ones_like(has_text)
+        matches = true if batch.captioned is None else batch.captioned[table.images]
+        return [
+            Judged(
+                TextUse(with_own, with_own_mask, "encoder", memory, own_index, count=both),
+                torch.stack([matches, torch.zeros_like(true)], dim=1).flatten(),
+                torch.stack([true, has_text], dim=1).flatten(),
+            ),
+            Judged(TextUse(ids, mask, "encoder", others, index, count=tokens), torch.zeros_like(true), has_image),
+        ]
 
     def _filled(self, table: TextTable) -> Tensor:
         """Whether there is a text in each place of the tables of all processes, bool [all images x places]."""
@@ -260,6 +276,21 @@ class Alignment(nn.Module):
         wanted = torch.full_like(table.source, rank() * (len(table.filled) // self.texts_per_image))
         wanted[table.places] = hard_image
         return wanted
+
+
+def _matching(judged: list[Judged], logits: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The ITM loss over all pairs, from logits [texts, 2] of each kind, and its metrics."""
+    kinds = [matching_loss(some, one.matches.long(), one.counted) for one, some in zip(judged, logits, strict=True)]
+    total = torch.stack([total for total, _, _ in kinds]).sum()
+    metrics, everyone = {}, torch.zeros_like(total)
+    for name, altered in (("itm_accuracy", False), ("altered_accuracy", True)):
+        chosen = [kind for one, kind in zip(judged, kinds, strict=True) if one.altered == altered]
+        if chosen:
+            pairs = all_sum(torch.stack([pairs for _, _, pairs in chosen]).sum())
+            right = torch.stack([right for _, right, _ in chosen]).sum()
+            metrics[name] = right * world_size() / pairs.clamp(min=1)
+            everyone = everyone + pairs
+    return total * world_size() / everyone.clamp(min=1), metrics
 
 
 def _row_weights(batch: Batch, table: TextTable) -> tuple[Tensor | None, Tensor | None]:

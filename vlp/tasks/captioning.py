@@ -4,7 +4,7 @@ from vlp.config import RunConfig
 from vlp.data.batch import Batch
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.models.blip import Blip
-from vlp.tasks.language import caption_loss, freeze
+from vlp.tasks.language import caption_loss, caption_use, freeze
 from vlp.tasks.task import Task, TaskOutput
 
 
@@ -23,5 +23,6 @@ class CaptioningTask(Task):
     def forward(self, batch: Batch) -> TaskOutput:
         """The loss `lm` of a batch."""
         memory = self.model.text_tower.project_image(self.model.encode_images(batch.images), "decoder")
-        lm = caption_loss(self.model, batch, memory, self.dec_id, self.smoothing, self.prompt_length)
+        (states,) = self.model.text_tower.run([caption_use(batch, memory, self.dec_id)])
+        lm = caption_loss(self.model, batch, states, self.smoothing, self.prompt_length)
         return TaskOutput({"lm": lm}, {})

@@ -12,12 +12,15 @@ from vlp.losses.matching import uniform_noise
 from vlp.models.blip import Blip
 from vlp.tasks.alignment import Alignment
 from vlp.tasks.image_schedule import check_views, image_view
-from vlp.tasks.language import caption_loss
+from vlp.tasks.language import caption_loss, caption_use
 from vlp.tasks.task import Task, TaskOutput
 
 
 class PretrainTask(Task):
-    """ITC, ITM and LM on the same batch; each image is encoded and projected once for all its texts."""
+    """ITC, ITM and LM on the same batch; each image is encoded and projected once for all its texts.
+
+    The text tower computes ITM and LM together, see `TextTower.run`.
+    """
 
     def __init__(self, config: RunConfig, model: Blip, tokenizer: CaptionTokenizer):
         super().__init__()
@@ -45,6 +48,7 @@ class PretrainTask(Task):
         for_decoding = memory
         if not model.text_tower.shares_memory:
             for_decoding = model.text_tower.project_image(image_tokens, "decoder")
-        aligned = self.alignment(model, batch, image_tokens, memory, same_image=False, view=view)
-        lm = caption_loss(model, batch, for_decoding, self.dec_id, self.objective.label_smoothing)
+        captions = caption_use(batch, for_decoding, self.dec_id)
+        aligned, (states,) = self.alignment(model, batch, image_tokens, memory, False, view, [captions])
+        lm = caption_loss(model, batch, states, self.objective.label_smoothing)
         return TaskOutput({**aligned.losses, "lm": lm}, aligned.metrics)

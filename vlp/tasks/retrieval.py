@@ -31,4 +31,4 @@ class RetrievalTask(Task):
         """The losses `itc` and `itm` of a batch, and the metrics of ITM."""
         image_tokens = self.model.encode_images(batch.images)  # [batch, tokens, width]
         memory = self.model.text_tower.project_image(image_tokens, "encoder")
-        return self.alignment(self.model, batch, image_tokens, memory, same_image=True)
+        return self.alignment(self.model, batch, image_tokens, memory, same_image=True)[0]

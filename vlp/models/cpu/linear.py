@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from vlp.losses.language import NOT_COUNTED
 from vlp.models.constant_weights import kept
 from vlp.models.language_head import LanguageHead
-from vlp.models.padding import rounded_up
+from vlp.models.text_rows import rounded_up
 
 # Packed weights by what they were made of: (weight, packed). The weight is held so that no other can take its place.
 # The weights of `derived` are there, too.
