@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import vlp.models.flat_attention  # noqa: F401  (defines torch.ops.vlp)
+
 REPEATS = 5
 SIDE, GPU_SIDE = 2048, 8192  # of the matrices whose products give the machine's rate
 RATE_SECONDS = 1.0  # of these products
@@ -60,13 +62,37 @@ def _attention_backward_flops(grad: torch.Size, query: torch.Size, key: torch.Si
     return 5 * 2 * query.numel() * key[2]
 
 
+def _flat_self_flops(qkv: torch.Size, starts: torch.Size, *_: object, **__: object) -> int:
+    """Two products, as if all texts were equally long; the shape is [rows, 3 width]. Lengths are not known here."""
+    rows, width = qkv[0], qkv[1] // 3
+    return 2 * 2 * rows * width * rows // starts[0]
+
+
+def _flat_cross_flops(query: torch.Size, both: torch.Size, *_: object, **__: object) -> int:
+    """Two products of each row and its image's tokens; `both` is [2, images, heads, tokens, head_dim]."""
+    return 2 * 2 * query.numel() * both[3]
+
+
+def _flat_backward_flops(forward: Callable[..., int]) -> Callable[..., int]:
+    """Five products for two; three arguments come before those of the forward pass."""
+
+    def flops(gradient: torch.Size, gathered: torch.Size, sums: torch.Size, *given: object, **__: object) -> int:
+        return forward(*given) * 5 // 2
+
+    return flops
+
+
 def _uncounted_flops() -> dict[Any, Callable[..., int]]:
-    """Formulas for CPU operations that `FlopCounterMode` does not count; some torch builds lack some of them."""
-    aten, mkldnn = torch.ops.aten, torch.ops.mkldnn
+    """Formulas for operations that `FlopCounterMode` does not count; some torch builds lack some of them."""
+    aten, mkldnn, ours = torch.ops.aten, torch.ops.mkldnn, torch.ops.vlp
     formulas = (
         (mkldnn, "_linear_pointwise", _packed_linear_flops),
         (aten, "_scaled_dot_product_flash_attention_for_cpu", _attention_flops),
         (aten, "_scaled_dot_product_flash_attention_for_cpu_backward", _attention_backward_flops),
+        (ours, "flat_self_attention", _flat_self_flops),
+        (ours, "flat_self_attention_backward", _flat_backward_flops(_flat_self_flops)),
+        (ours, "flat_cross_attention", _flat_cross_flops),
+        (ours, "flat_cross_attention_backward", _flat_backward_flops(_flat_cross_flops)),
     )
     return {getattr(place, name): formula for place, name, formula in formulas if hasattr(place, name)}
 
