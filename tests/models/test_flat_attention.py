@@ -1,5 +1,9 @@
 """Attention without padding equals plain attention; without a GPU, Triton interprets the kernels."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -192,3 +196,11 @@ def test_where_triton_cannot_compile_attention_sees_padded_texts(monkeypatch, ca
     if torch.cuda.is_available():
         assert not flat_attention.has_kernels(DEVICE) and "Failed to find C compiler" in caplog.text
     flat_attention.has_kernels.cache_clear()
+
+
+def test_the_kernels_compile_for_a_gpu():
+    """An interpreter accepts more than a compiler."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.models.compile_kernels"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.stdout == "compiled\n", done.stderr[-2000:]

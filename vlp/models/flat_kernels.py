@@ -15,7 +15,10 @@ import triton.language as tl
 from torch import Tensor
 
 ROWS = 32  # of a text in a program
-KEYS = 64  # at once
+# Keys at once and warps of a program, for attention to images and of texts to themselves.
+GATHER = {False: (64, 4), True: (32, 2)}
+QUERY_GRADIENT = {False: (64, 4), True: (32, 2)}
+KEY_GRADIENT = {False: (64, 4), True: (32, 2)}
 LOG2_E = math.log2(math.e)
 
 
@@ -63,7 +66,7 @@ def attend(
             lengths,
             owners,
             *_numbers(query, key, causal, seed, dropping),
-            **_shape(causal, dropping, depth),
+            **_shape(GATHER, causal, dropping, depth),
         )
     return gathered, sums
 
@@ -86,16 +89,21 @@ def attend_backward(
     """
     (gradient, gathered, sums), (query, key, value), (to_query, to_key, to_value) = given, inputs, wanted
     starts, lengths, owners, causal, seed, longest, dropping = settings
+    assert (
+        to_query.stride() == query.stride() and to_key.stride() == key.stride() == value.stride() == to_value.stride()
+    )
     _, heads, depth = query.shape
     deltas = torch.empty_like(sums)
-    numbers, shape = _numbers(query, key, causal, seed, dropping), _shape(causal, dropping, depth)
+    numbers = _numbers(query, key, causal, seed, dropping)
+    shape = _shape(QUERY_GRADIENT, causal, dropping, depth)
     ends, order = texts_of or (starts, starts)
     images, tokens = (len(starts), longest) if texts_of is None else key.shape[:2]
     with _on(query):
         grid = (len(starts), heads, triton.cdiv(longest, ROWS))
         places = (starts, lengths, owners)
         _query_gradient[grid](query, key, value, gradient, gathered, sums, deltas, to_query, *places, *numbers, **shape)
-        grid = (images, heads, triton.cdiv(tokens, KEYS))
+        shape = _shape(KEY_GRADIENT, causal, dropping, depth)
+        grid = (images, heads, triton.cdiv(tokens, shape["KEYS"]))
         places = (starts, lengths, ends, order)
         _key_gradient[grid](query, key, value, gradient, sums, deltas, to_key, to_value, *places, *numbers, **shape)
 
@@ -112,10 +120,11 @@ def _numbers(query: Tensor, key: Tensor, causal: Tensor | None, seed: Tensor, dr
     return causal, seed, LOG2_E / math.sqrt(depth), float(dropping), key.shape[1], query.shape[1], *strides
 
 
-def _shape(causal: Tensor | None, dropping: float, depth: int) -> dict[str, Any]:
-    """Constants that all kernels have."""
-    sizes = {"ROWS": ROWS, "KEYS": KEYS, "DEPTH": depth}
-    return {"SELF": causal is not None, "DROPS": dropping > 0, **sizes, "num_warps": 4}
+def _shape(tiles: dict[bool, tuple[int, int]], causal: Tensor | None, dropping: float, depth: int) -> dict[str, Any]:
+    """Constants of a kernel."""
+    keys, warps = tiles[causal is not None]
+    sizes = {"ROWS": ROWS, "KEYS": keys, "DEPTH": depth, "num_warps": warps}
+    return {"SELF": causal is not None, "DROPS": dropping > 0, **sizes}
 
 
 @triton.jit
@@ -198,9 +207,9 @@ def _query_gradient(
         seed = tl.load(seeds)
         inside = (rows < length)[:, None]
         asked = tl.load(query + (start + rows)[:, None] * query_row + head * DEPTH + depth[None, :], inside, 0.0)
-        places = (start + rows)[:, None] * (heads * DEPTH) + head * DEPTH + depth[None, :]
-        slope = tl.load(gradient + places, inside, 0.0)
-        delta = tl.sum(slope.to(tl.float32) * tl.load(gathered + places, inside, 0.0).to(tl.float32), 1)
+        row_places = (start + rows)[:, None] * (heads * DEPTH) + head * DEPTH + depth[None, :]
+        slope = tl.load(gradient + row_places, inside, 0.0)
+        delta = tl.sum(slope.to(tl.float32) * tl.load(gathered + row_places, inside, 0.0).to(tl.float32), 1)
         numbers = (start + rows) * heads + head
         tl.store(deltas + numbers, delta, rows < length)
         log_sum = tl.load(sums + numbers, rows < length, 0.0)

@@ -1,0 +1,44 @@
+"""Compile the GPU kernels as for an H100, without one. A script: within pytest, kernels are interpreted instead."""
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from vlp.generation import nucleus_kernel
+from vlp.models import flat_kernels
+
+HOPPER = GPUTarget("cuda", 90, 32)
+NUMBERS = ("tokens", "heads", "query_row", "key_owner", "key_head", "key_token", "vocabulary")
+FRACTIONS = ("scale", "dropping", "temperature", "top_p")
+INTEGERS = ("starts", "lengths", "owners", "ends", "order", "causal")
+FLOATS = ("sums", "deltas", "logits", "uniform", "log_probability")
+
+
+def kind(name: str) -> str:
+    """The type of a kernel's argument."""
+    if name in NUMBERS or name in FRACTIONS:
+        return "i32" if name in NUMBERS else "fp32"
+    for names, what in ((INTEGERS, "*i32"), (FLOATS, "*fp32"), (("seeds", "chosen"), "*i64")):
+        if name in names:
+            return what
+    return "*bf16"
+
+
+def compile_kernel(kernel: triton.JITFunction, constants: dict[str, object], warps: int) -> None:
+    """Compile one kernel down to machine code."""
+    types = {name: "constexpr" if name in constants else kind(name) for name in kernel.arg_names}
+    places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+    triton.compile(ASTSource(kernel, types, constexprs=places), target=HOPPER, options={"num_warps": warps})
+
+
+for own in (True, False):
+    for kernel, tiles in (
+        (flat_kernels._gather, flat_kernels.GATHER),
+        (flat_kernels._query_gradient, flat_kernels.QUERY_GRADIENT),
+        (flat_kernels._key_gradient, flat_kernels.KEY_GRADIENT),
+    ):
+        keys, warps = tiles[own]
+        sizes = {"ROWS": flat_kernels.ROWS, "KEYS": keys, "DEPTH": 64}
+        compile_kernel(kernel, {"SELF": own, "DROPS": True, **sizes}, warps)
+compile_kernel(nucleus_kernel._draw, {"BLOCK": 32_768}, nucleus_kernel.WARPS)
+print("compiled")
