@@ -1,7 +1,7 @@
 """ITC and ITM, the losses that pretraining and retrieval finetuning share."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +41,28 @@ class Judged:
     matches: Tensor
     counted: Tensor
     altered: bool = False
+
+
+@dataclass
+class Drawn:
+    """What ITC gives to ITM.
+
+    Attributes:
+        itc: the loss.
+        texts: ids and mask of the texts of all processes, in their tables; ids begin with [ENC].
+        with_own: ids and mask [2 texts, tokens], each text and then the hard text of its image.
+        count: of their tokens, from a function that waits for it; None where lengths are unknown.
+        has_text: bool [texts], whether there is a hard text.
+        hard_images: of each text.
+    """
+
+    itc: Tensor
+    table: TextTable
+    texts: tuple[Tensor, Tensor]
+    with_own: tuple[Tensor, Tensor]
+    count: Callable[[], int] | None
+    has_text: Tensor
+    hard_images: Negatives
 
 
 class Alignment(nn.Module):
@@ -86,14 +108,38 @@ class Alignment(nn.Module):
         self.draws += 1
         return self.seed * 1_000_000_007 + self.draws
 
-    def forward(
+    def contrast(
+        self, model: Blip, batch: Batch, image_tokens: Tensor, same_image: bool, view: ImageView = WHOLE
+    ) -> Drawn:
+        """The ITC loss of a batch, and its hard negatives for ITM.
+
+        Args:
+            model: the online model.
+            batch: ids begin with [CLS].
+            image_tokens: [batch, tokens, width] of the batch's images.
+            same_image: whether all captions of an image are its positives (retrieval), or only those of this visit.
+            view: what of the images was encoded. The twin sees the same: its targets describe what this view shows,
+                and it costs the same share of the time.
+        """
+        table = text_table(batch, self.texts_per_image)
+        itc, hard_texts, hard_images = self._contrast(model, batch, table, image_tokens, same_image, view)
+        ids, mask = batch.text_ids.clone(), batch.text_mask
+        ids[:, 0] = self.enc_id
+        texts = gather_texts(table.spread(ids), table.spread(mask))
+        mine = table.places + rank() * len(table.filled)
+        # The own and the hard text of an image are adjacent, so both use its memory without a copy.
+        with_own = [torch.stack([one[mine], one[hard_texts[0]]], dim=1).flatten(0, 1) for one in texts]
+        # The only number of a step that the host waits for: without it, a GPU would also compute the padding.
+        count = None if batch.lengths is None else on_its_way(with_own[1].sum())
+        return Drawn(itc, table, texts, (with_own[0], with_own[1]), count, hard_texts[1], hard_images)
+
+    def match(
         self,
         model: Blip,
         batch: Batch,
+        drawn: Drawn,
         image_tokens: Tensor,
         memory: ImageMemory,
-        same_image: bool,
-        view: ImageView = WHOLE,
         beside: Sequence[TextUse] = (),
     ) -> tuple[TaskOutput, list[Tensor]]:
         """The losses `itc` and `itm`, and the metrics `itm_accuracy` (of pairs in the batch) and `temperature`.
@@ -103,27 +149,18 @@ class Alignment(nn.Module):
         image without a caption has no part in ITC but as a negative of others.
 
         Args:
-            model: the online model.
-            batch: ids begin with [CLS].
-            image_tokens: [batch, tokens, width] of the batch's images.
-            memory: their image memory for matching.
-            same_image: whether all captions of an image are its positives (retrieval), or only those of this visit.
-            view: what of the images was encoded. The twin sees the same: its targets describe what this view shows,
-                and it costs the same share of the time.
+            model, batch, image_tokens: as in `contrast`.
+            drawn: from `contrast`. To project the images after it gives a GPU work while the host waits for a number.
+            memory: the image memory of the batch, for matching.
             beside: texts of other losses, which the text tower reads together with those of ITM.
 
         Returns:
             The losses and metrics, and the states of `beside`.
         """
-        table = text_table(batch, self.texts_per_image)
-        itc, hard_texts, hard_images = self._contrast(model, batch, table, image_tokens, same_image, view)
-        ids, mask = batch.text_ids.clone(), batch.text_mask
-        ids[:, 0] = self.enc_id
-        texts = gather_texts(table.spread(ids), table.spread(mask))  # of all processes
-        judged = self._true_and_hard(model, batch, table, texts, image_tokens, memory, hard_texts, hard_images)
+        judged = self._true_and_hard(model, batch, drawn, image_tokens, memory)
         # What meets the own images is adjacent: the last one may meet a memory of its own.
         if self.objective.altered_texts:
-            ids, mask, exists = self._alter(batch, table, texts)
+            ids, mask, exists = self._alter(batch, drawn.table, drawn.texts)
             judged.insert(1, Judged(TextUse(ids, mask, "encoder", memory), torch.zeros_like(exists), exists, True))
         if batch.wrong_ids is not None and batch.wrong_mask is not None:
             counted = torch.ones_like(batch.wrong_mask[:, 0])
@@ -133,7 +170,7 @@ class Alignment(nn.Module):
         logits = [model.itm_head(one[:, 0]) for one in states[len(beside) :]]
         itm, metrics = _matching(judged, logits)
         metrics["temperature"] = model.temperature.detach()
-        return TaskOutput({"itc": itc, "itm": itm}, metrics), states[: len(beside)]
+        return TaskOutput({"itc": drawn.itc, "itm": itm}, metrics), states[: len(beside)]
 
     def _contrast(
         self, model: Blip, batch: Batch, table: TextTable, image_tokens: Tensor, same_image: bool, view: ImageView
@@ -196,50 +233,33 @@ class Alignment(nn.Module):
         return (image_loss + text_loss) / 2, of_texts, (hard_images.flatten(), has_image.flatten())
 
     def _true_and_hard(
-        self,
-        model: Blip,
-        batch: Batch,
-        table: TextTable,
-        texts: tuple[Tensor, Tensor],
-        image_tokens: Tensor,
-        memory: ImageMemory,
-        hard_texts: Negatives,
-        hard_images: Negatives,
-    ) -> list["Judged"]:
+        self, model: Blip, batch: Batch, drawn: Drawn, image_tokens: Tensor, memory: ImageMemory
+    ) -> list[Judged]:
         """What ITM reads: each image with its text and with its hard text, then each text with its hard image."""
-        count = len(batch.text_ids)
-        (hard_text, has_text), (hard_image, has_image) = hard_texts, hard_images
-        all_ids, all_mask = texts
-        length = all_ids.shape[1]  # longest of all processes
-        mine = table.places + rank() * len(table.filled)
-        ids, mask = all_ids[mine], all_mask[mine]
-
+        table, (hard_image, has_image) = drawn.table, drawn.hard_images
         others, index = memory, hard_image
         if world_size() > 1:
             # Tokens of the drawn images and their gradients are sent in the dtype of the products that use them, which
             # halves the bytes in bf16. The tokens lose nothing, because each product rounds them anyway. A gradient,
-            # the sum of such products over layers, is rounded once more. This comes before the own images are matched
-            # because the host has just waited for the device, for the length of the texts.
-            drawn = exchange_rows(image_tokens, self._places(hard_image, table), product_dtype(image_tokens))
-            others = model.text_tower.project_image(drawn if table.is_full else drawn[table.places])
+            # the sum of such products over layers, is rounded once more.
+            sent = exchange_rows(image_tokens, self._places(hard_image, table), product_dtype(image_tokens))
+            others = model.text_tower.project_image(sent if table.is_full else sent[table.places])
             index = None
-
-        # The own and the hard text of an image are adjacent, so both use its memory without a copy.
-        with_own = torch.stack([ids, all_ids[hard_text]], dim=1).view(2 * count, length)
-        with_own_mask = torch.stack([mask, all_mask[hard_text]], dim=1).view(2 * count, length)
-        own_index = None if batch.image_index is None else batch.image_index.repeat_interleave(2)
-        tokens = batch.tokens()
-        # The only number of a step that the host waits for: without it, a GPU would also compute the padding.
-        both = None if tokens is None else int(with_own_mask.sum())
-        true = torch.ones_like(has_text)
+        (ids, mask), count = drawn.with_own, None if drawn.count is None else drawn.count()
+        true = torch.ones_like(drawn.has_text)
         matches = true if batch.captioned is None else batch.captioned[table.images]
+        own_index = None if batch.image_index is None else batch.image_index.repeat_interleave(2)
         return [
             Judged(
-                TextUse(with_own, with_own_mask, "encoder", memory, own_index, count=both),
+                TextUse(ids, mask, "encoder", memory, own_index, count=count),
                 torch.stack([matches, torch.zeros_like(true)], dim=1).flatten(),
-                torch.stack([true, has_text], dim=1).flatten(),
+                torch.stack([true, drawn.has_text], dim=1).flatten(),
             ),
-            Judged(TextUse(ids, mask, "encoder", others, index, count=tokens), torch.zeros_like(true), has_image),
+            Judged(
+                TextUse(ids[::2], mask[::2], "encoder", others, index, count=batch.tokens()),
+                torch.zeros_like(true),
+                has_image,
+            ),
         ]
 
     def _filled(self, table: TextTable) -> Tensor:
@@ -276,6 +296,22 @@ class Alignment(nn.Module):
         wanted = torch.full_like(table.source, rank() * (len(table.filled) // self.texts_per_image))
         wanted[table.places] = hard_image
         return wanted
+
+
+def on_its_way(number: Tensor) -> Callable[[], int]:
+    """Start to copy a number to the host; the function returned waits for it, but not for what a GPU does later."""
+    if number.device.type != "cuda":
+        return lambda: int(number)
+    here = torch.empty((), dtype=number.dtype, pin_memory=True)
+    here.copy_(number, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record(torch.cuda.current_stream(number.device))
+
+    def wait() -> int:
+        arrived.synchronize()
+        return int(here)
+
+    return wait
 
 
 def _matching(judged: list[Judged], logits: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

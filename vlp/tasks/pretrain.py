@@ -44,11 +44,12 @@ class PretrainTask(Task):
             numbers = torch.arange(len(batch.images), device=batch.images.device) + rank() * len(batch.images)
             view = view._replace(noise=partial(uniform_noise, self.alignment.next_seed(), numbers))
         image_tokens = model.encode_images(batch.images, view)  # [batch, tokens, width]
+        drawn = self.alignment.contrast(model, batch, image_tokens, same_image=False, view=view)
         memory = model.text_tower.project_image(image_tokens, "encoder")
         for_decoding = memory
         if not model.text_tower.shares_memory:
             for_decoding = model.text_tower.project_image(image_tokens, "decoder")
         captions = caption_use(batch, for_decoding, self.dec_id)
-        aligned, (states,) = self.alignment(model, batch, image_tokens, memory, False, view, [captions])
+        aligned, (states,) = self.alignment.match(model, batch, drawn, image_tokens, memory, [captions])
         lm = caption_loss(model, batch, states, self.objective.label_smoothing)
         return TaskOutput({**aligned.losses, "lm": lm}, aligned.metrics)

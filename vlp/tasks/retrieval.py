@@ -30,5 +30,6 @@ class RetrievalTask(Task):
     def forward(self, batch: Batch) -> TaskOutput:
         """The losses `itc` and `itm` of a batch, and the metrics of ITM."""
         image_tokens = self.model.encode_images(batch.images)  # [batch, tokens, width]
+        drawn = self.alignment.contrast(self.model, batch, image_tokens, same_image=True)
         memory = self.model.text_tower.project_image(image_tokens, "encoder")
-        return self.alignment(self.model, batch, image_tokens, memory, same_image=True)[0]
+        return self.alignment.match(self.model, batch, drawn, image_tokens, memory)[0]
