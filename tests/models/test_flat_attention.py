@@ -74,6 +74,18 @@ def test_texts_attend_to_themselves():
     check(flat_self_attention(qkv, placed().at_layer(0), HEADS, 0.0), plain_self(qkv), [qkv])
 
 
+def test_half_precision_rounds_and_nothing_else():
+    """float16, because Triton's interpreter does not multiply bfloat16."""
+    torch.manual_seed(0)
+    qkv, half = random(sum(ROWS), 3 * HEADS * DEPTH), torch.float16
+    found = flat_self_attention(qkv.to(half), placed().at_layer(0), HEADS, 0.0)
+    expected = plain_self(qkv.to(half).float())
+    assert found.dtype == half
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=3e-3)
+    gradients = [torch.autograd.grad(one.float().square().sum(), qkv)[0] for one in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=3e-2)
+
+
 @pytest.mark.parametrize("contiguous", [True, False])
 def test_texts_attend_to_images(contiguous):
     """Some images have several texts, one has none; their tokens are more than a kernel takes at once."""

@@ -16,9 +16,9 @@ from torch import Tensor
 
 ROWS = 32  # of a text in a program
 # Keys at once and warps of a program, for attention to images and of texts to themselves.
-GATHER = {False: (64, 4), True: (32, 2)}
-QUERY_GRADIENT = {False: (64, 4), True: (32, 2)}
-KEY_GRADIENT = {False: (64, 4), True: (32, 2)}
+GATHER = {False: (32, 1), True: (32, 2)}
+QUERY_GRADIENT = {False: (32, 2), True: (32, 2)}
+KEY_GRADIENT = {False: (32, 2), True: (32, 2)}
 LOG2_E = math.log2(math.e)
 
 
@@ -136,10 +136,23 @@ def _allowed(rows, columns, length, count, is_causal):
 
 @triton.jit
 def _kept(seed, head, heads, start, rows, columns, tokens, dropping, SELF: tl.constexpr):
-    """Which weights dropout keeps, [rows, keys]; the same in every kernel."""
+    """Which weights dropout keeps, [rows, keys]; the same in every kernel.
+
+    Two rounds of a 32-bit mixing function (Wellons 2018, "lowbias32"), each with another half of the seed. Triton's own
+    generator takes several times as many instructions, which are most of such a kernel.
+    """
     number = ((start + rows) * heads + head).to(tl.int32)
     places = number[:, None] * tokens + columns[None, :]  # may wrap around
-    return tl.rand(seed * 2 + SELF, places) >= dropping
+    bits = _mixed(places.to(tl.uint32, bitcast=True) ^ (seed * 2 + SELF).to(tl.uint32))
+    bits = _mixed(bits ^ (seed >> 32).to(tl.uint32))
+    return (bits >> 8).to(tl.int32).to(tl.float32) >= dropping * 16777216.0  # 24 bits are exact in float32
+
+
+@triton.jit
+def _mixed(bits):
+    bits = (bits ^ (bits >> 16)) * 0x7FEB352D
+    bits = (bits ^ (bits >> 15)) * 0x846CA68B
+    return bits ^ (bits >> 16)
 
 
 @triton.jit
