@@ -1,8 +1,12 @@
 """The ITM watch gives advice once when matching is stuck, and never otherwise."""
 
 import math
+from dataclasses import replace
+
+import pytest
 
 from vlp.training.health import PATIENCE, WINDOW, PlateauWatch, plateau_level
+from vlp.training.loop import train
 
 
 def _steps_with_advice(watch: PlateauWatch, level: float, last: int = 2000, every: int = 20) -> list[int]:
@@ -44,3 +48,25 @@ def test_the_advice_names_the_level_and_a_setting() -> None:
     watch = PlateauWatch(warmup_steps=0)
     (advice,) = [text for step in range(20, 601, 20) if (text := watch.observe(step, 0.6370))]
     assert "0.6370" in advice and "optim.learning_rate" in advice
+
+
+@pytest.mark.parametrize(
+    ("settings", "advised"),
+    [
+        (["task=retrieval"], True),
+        (["task=retrieval", "steps=2"], False),
+        (["task=captioning"], False),
+        (["task=retrieval", "best_by=t2i_r1", "evaluate_every=50"], False),
+    ],
+)
+def test_a_filter_that_sees_its_pairs_too_often_gets_advice(run_config, scenes, capsys, settings, advised) -> None:
+    small = (
+        "model.text_tower.layers=1",
+        "model.image_encoder.layers=1",
+        f"data.sources=[{{shards: {scenes}/00000.tar}}]",
+    )
+    config = run_config("run", *small, "steps=51", *settings)  # of 8 in 20 scenes
+    config = replace(config, validation=f"{scenes}/*.tar" if config.best_by else "", log_every=100)
+    train(config)
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("sees every pair 20 times" in said) == advised

@@ -1,10 +1,12 @@
-"""Signs that a run goes wrong: losses that are not finite, and ITM that learns nothing."""
+"""Signs that a run goes wrong: losses that are not finite, ITM that learns nothing, pairs that are seen too often."""
 
 import math
 from collections import deque
 
 import torch
 from torch import Tensor
+
+from vlp.config import RunConfig
 
 WIDTH = 0.01
 WINDOW = 200  # steps
@@ -17,6 +19,13 @@ ADVICE = (
     "train for more steps (docs/itm.md shows a stuck run and its fix)."
 )
 
+MANY_EPOCHS = 20  # of a filter; docs/recipes.md has the measurement
+REPETITION_ADVICE = (
+    "The run sees every pair {epochs:.0f} times, and a filter gets worse when it sees few pairs very often: set "
+    "evaluate_every, validation and best_by: t2i_r1, which keep its best model, or train for fewer steps "
+    "(docs/recipes.md, What the finetunings need)."
+)
+
 
 def plateau_level(altered: float = 0.0) -> float:
     """The entropy of answering "no match" with the right frequency: 0.6365 where one pair in three matches.
@@ -26,6 +35,13 @@ def plateau_level(altered: float = 0.0) -> float:
     """
     share = 1 / (3 + altered)
     return -(share * math.log(share) + (1 - share) * math.log(1 - share))
+
+
+def repetition_advice(config: RunConfig, epochs: float) -> str | None:
+    """Advice for the finetuning of a filter that may be worse at its end than before; `epochs` are those of the run."""
+    if config.task != "retrieval" or config.best_by or epochs < MANY_EPOCHS:
+        return None
+    return REPETITION_ADVICE.format(epochs=epochs)
 
 
 class PlateauWatch:

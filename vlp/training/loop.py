@@ -22,6 +22,7 @@ from vlp.tasks.task import LOSSES, total_loss
 from vlp.training.best import BestScore
 from vlp.training.checkpoint import checkpoints
 from vlp.training.checks import check_config, open_run_folder
+from vlp.training.health import repetition_advice
 from vlp.training.model_card import model_card
 from vlp.training.optim import learning_rate, set_learning_rate
 from vlp.training.record_window import RecordWindow
@@ -71,6 +72,8 @@ def train_steps(run: Run) -> None:
     ):
         if run.agree(wait=False) == Outcome.STOP:
             raise stopped(f"Stopped at step {run.step}; {CONTINUE}.")
+        if advice := repetition_advice(config, schedule.steps / schedule.steps_per_epoch):
+            progress.say(advice)
         if not run.validated:  # the run ended after its checkpoint and before its scores
             _validate_between_steps(run, log, progress)
         while not run.is_over:
