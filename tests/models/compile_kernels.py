@@ -1,13 +1,10 @@
 """Compile the GPU kernels as for an H100, without one. A script: within pytest, kernels are interpreted instead."""
 
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-
 from vlp.generation import nucleus_kernel
 from vlp.models import flat_kernels
+from vlp.models.flat_kernels import triton  # PyTorch for GPUs brings it; tests have no such dependency
 
-HOPPER = GPUTarget("cuda", 90, 32)
+HOPPER = triton.backends.compiler.GPUTarget("cuda", 90, 32)
 NUMBERS = ("tokens", "heads", "query_row", "key_owner", "key_head", "key_token", "vocabulary")
 FRACTIONS = ("scale", "dropping", "temperature", "top_p")
 INTEGERS = ("starts", "lengths", "owners", "ends", "order", "causal")
@@ -28,7 +25,8 @@ def compile_kernel(kernel: triton.JITFunction, constants: dict[str, object], war
     """Compile one kernel down to machine code."""
     types = {name: "constexpr" if name in constants else kind(name) for name in kernel.arg_names}
     places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
-    triton.compile(ASTSource(kernel, types, constexprs=places), target=HOPPER, options={"num_warps": warps})
+    source = triton.compiler.ASTSource(kernel, types, constexprs=places)
+    triton.compile(source, target=HOPPER, options={"num_warps": warps})
 
 
 for own in (True, False):
