@@ -49,7 +49,7 @@ class UnpaddedTextTower(TextTower):
     def _flat(self, uses: Sequence[TextUse], layouts: list[Layout]) -> list[FlatGroup] | None:
         if not self._is_flat(uses):
             return None
-        spans = [(0, len(uses)), *(span for _, span in side_spans([use.side for use in uses]))]
+        spans = [(0, len(uses)), *((first, end) for _, first, end in side_spans([use.side for use in uses]))]
         shape, device = (len(spans), 2, len(self.layers)), uses[0].ids.device
         seeds = torch.randint(2**62, shape, device=device)  # of the dropout of attention weights
         parts = [list(zip(uses, layouts, strict=True))[slice(*span)] for span in spans]

@@ -15,6 +15,7 @@ from vlp.models.flat_attention import FlatMemory, FlatTexts
 from vlp.models.image_memory import AnyLayerCache, DecodingCache, ImageMemory, LayerMemory
 
 Side = Literal["encoder", "decoder"]
+Span = tuple[Side, int, int]  # a side, its first use and the one behind its last
 WORTHWHILE = 0.9  # with a larger share of real tokens, moving the rows costs more than it saves
 
 
@@ -146,16 +147,16 @@ class LayerTexts:
         return [self.together] if shared else self.by_side
 
 
-def layer_texts(sides: list[Side], texts: list[TextRows], flat: list[FlatGroup] | None, number: int) -> LayerTexts:
+def layer_texts(spans: list[Span], texts: list[TextRows], flat: list[FlatGroup] | None, number: int) -> LayerTexts:
     """The rows of the layer with a number.
 
     Args:
-        sides: of each use; equal ones are adjacent.
+        spans: from `side_spans`.
         texts: of each use.
         flat: of all uses together, then of those of each side.
     """
-    by_side = [RowGroup(side, texts[slice(*span)]) for side, span in side_spans(sides)]
-    together = RowGroup(sides[0], texts)
+    by_side = [RowGroup(side, texts[first:end]) for side, first, end in spans]
+    together = by_side[0] if len(spans) == 1 else RowGroup(spans[0][0], texts)
     meet_images = texts[0].memory is not None
     if flat is not None:
         for group, one in zip([together, *by_side], flat, strict=True):
@@ -164,10 +165,10 @@ def layer_texts(sides: list[Side], texts: list[TextRows], flat: list[FlatGroup] 
     return LayerTexts(together, by_side, meet_images)
 
 
-def side_spans(sides: list[Side]) -> list[tuple[Side, tuple[int, int]]]:
-    """The first use of each side, and the one behind its last."""
+def side_spans(sides: list[Side]) -> list[Span]:
+    """Each side, its first use and the one behind its last."""
     firsts = [number for number, side in enumerate(sides) if number == 0 or side != sides[number - 1]]
-    return [(sides[first], (first, end)) for first, end in zip(firsts, [*firsts[1:], len(sides)], strict=True)]
+    return [(sides[first], first, end) for first, end in zip(firsts, [*firsts[1:], len(sides)], strict=True)]
 
 
 def layout_of(mask: Tensor | None, count: int | None = None, worthwhile: float | None = WORTHWHILE) -> Layout | None:

@@ -7,7 +7,6 @@ do not depend on the text, so `project_image` computes them once for all texts.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import cast
 
 import torch
@@ -21,7 +20,7 @@ from vlp.models.image_memory import DecodingCache, ImageMemory, LayerMemory, Sel
 from vlp.models.initialise import initialise
 from vlp.models.precision import product_dtype
 from vlp.models.text_layers import Embeddings, Layer, Shareable, shared_parts
-from vlp.models.text_rows import FlatGroup, Layout, Side, TextRows, TextUse, layer_texts
+from vlp.models.text_rows import FlatGroup, Layout, Side, TextRows, TextUse, layer_texts, side_spans
 
 
 class TextTower(nn.Module):
@@ -141,7 +140,7 @@ class TextTower(nn.Module):
 
     def _run_layers(self, x: Tensor, uses: Sequence[TextUse], layouts: list[Layout]) -> Tensor:
         """Rows [rows, width] of all uses -> the same shape."""
-        flat, dtype = self._flat(uses, layouts), product_dtype(x)
+        flat, dtype, spans = self._flat(uses, layouts), product_dtype(x), side_spans([use.side for use in uses])
         texts = [TextRows(layout) for layout in layouts]
         memories: list[Callable[[int], LayerMemory] | None] = [None] * len(uses)
         if flat is None:
@@ -154,10 +153,10 @@ class TextTower(nn.Module):
             if flat is None:
                 caches = [None if use.cache is None else use.cache.layers[number] for use in uses]
                 here = [
-                    replace(rows, memory=memory and memory(number), cache=cache)
+                    TextRows(rows.layout, rows.bias, memory and memory(number), cache)
                     for rows, memory, cache in zip(texts, memories, caches, strict=True)
                 ]
-            arguments = x, layer_texts([use.side for use in uses], here, flat, number)
+            arguments = x, layer_texts(spans, here, flat, number)
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(layer, *arguments, use_reentrant=False)
             else:
