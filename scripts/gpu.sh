@@ -108,11 +108,11 @@ if [ -n "$small" ]; then
     settings=(data.workers=0 batch_size=4 log_every=1 data.max_tokens=16 model.image_encoder.layers=1 model.text_tower.layers=1)
     base_settings=("${settings[@]}" model.image_encoder.{width=32,heads=2} model.text_tower.{width=32,heads=2,feed_forward=64} steps=2 epochs=0)
 else
-    sizes=(--size base --precision bf16) large=(--size large --precision bf16) training=512 large_training=160
+    sizes=(--size base --precision bf16) large=(--size large --precision bf16) training=512 large_training=256
     decoding=64 scoring=256
     repeats=(--repeats 5) peers=(--peers) limit=1000
     settings=(data.workers="$workers" checkpoint_every=500)
-    base_settings=(data.workers="$workers" batch_size=360 compile=true steps=60 epochs=0 log_every=10)
+    base_settings=(data.workers="$workers" batch_size=512 compile=true steps=60 epochs=0 log_every=10)
 fi
 
 part machine machine
