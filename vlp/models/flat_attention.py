@@ -16,7 +16,6 @@ from torch import Tensor
 from vlp.models.image_memory import ImageMemory
 
 HEAD_DIMS = (16, 32, 64, 128)  # that the kernels have
-STEP = 32  # of the length of the longest text: a compiled layer is compiled again for each number that it has not seen
 log = logging.getLogger(__name__)
 
 
@@ -83,9 +82,7 @@ def place_texts(masks: list[Tensor], rows: list[int], causal: list[bool], seeds:
     starts = [one.cumsum(0) - one + first for one, first in zip(lengths, firsts, strict=True)]
     kinds = [torch.full_like(one, int(kind)) for one, kind in zip(lengths, causal, strict=True)]
     starts, lengths, kinds = (torch.cat(parts).to(torch.int32) for parts in (starts, lengths, kinds))
-    longest = max(mask.shape[1] for mask in masks)
-    longest += -longest % STEP
-    return FlatTexts(sum(rows), longest, starts, lengths, kinds, seeds)
+    return FlatTexts(sum(rows), max(mask.shape[1] for mask in masks), starts, lengths, kinds, seeds)
 
 
 def place_memory(texts: FlatTexts, memory: ImageMemory, images: Tensor) -> FlatMemory:
