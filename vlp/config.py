@@ -120,7 +120,11 @@ class DataConfig:
 
 @dataclass
 class ObjectiveConfig:
-    """Settings of the losses; the defaults are BLIP's."""
+    """Settings of the losses; the defaults are BLIP's.
+
+    With neither a queue nor soft targets (`queue_size: 0`, `alpha: 0`) there is no momentum twin: ITC contrasts the
+    batch with itself and gradients flow into both sides, as in BLIP-2 (Li et al. 2023, section 3.2).
+    """
 
     queue_size: Natural = 57_600
     momentum: Share = 0.995
@@ -141,6 +145,9 @@ class ObjectiveConfig:
     unmasked_share: Share = 0.0  # of patch_dropout: the share of the steps, at the end of the run, that see all patches
     first_image_size: Natural = 0  # pretrain, contrastive: pixels, the lower resolution of the first steps; 0: none
     first_size_share: Share = 0.7  # of first_image_size: the share of the steps that see it, at the start of the run
+    # pretrain, retrieval: the share of the steps, at the start of the run, over which ITM's negatives in the batch go
+    # from equally likely ones to hard ones; 0: they are hard from the first step, as BLIP's
+    hardness_ramp: Share = 0.0
     # pretrain, retrieval: negatives of each image that ITM gets beside those of the batch, made of the image's captions
     # by swapping spans and replacing words; 0: none
     altered_texts: Annotated[int, Range(0, 64)] = 0

@@ -8,7 +8,7 @@ import torch
 from vlp.losses import parts
 from vlp.losses.matching import draw_hard_negatives, matching_loss, uniform_noise
 from vlp.losses.soft_targets import contrastive_loss, contrastive_targets
-from vlp.tasks.itc import Columns, Rows, contrast
+from vlp.tasks.itc import Columns, Draw, Rows, contrast
 
 
 def test_contrastive_loss_equals_a_plain_loop():
@@ -103,9 +103,31 @@ def test_rows_in_parts_equal_rows_at_once(same_image, monkeypatch):
     for at_once in (256, 4):
         monkeypatch.setattr(parts, "ROWS_AT_ONCE", at_once)
         everything = Columns(columns, present, numbers, image_hashes, text_hashes[:, None])
-        loss, drawn, found = contrast(rows, everything, temperature, 0.4, same_image, 5, negatives=2)
+        loss, drawn, found = contrast(rows, everything, temperature, 0.4, same_image, Draw(5, 2))
         results.append((loss, drawn, found, *torch.autograd.grad(loss, (features, temperature))))
     for once, parted in zip(*results, strict=True):
         torch.testing.assert_close(once, parted)
     _, drawn, found, *_ = results[0]
     assert (text_hashes[drawn] != text_hashes[3:14, None])[found].all()
+
+
+@pytest.mark.parametrize("hardness", [0.0, 0.5, 1.0])
+def test_hardness_scales_the_similarities_that_negatives_are_drawn_by(hardness):
+    count, numbers = 20_000, torch.arange(4)
+    features = torch.tensor([[1.0, 0.0]]).repeat(count, 1)
+    cosines = torch.tensor([1.0, 0.9, 0.0, 0.6])
+    rows = Rows(
+        features,
+        features,
+        torch.arange(count),
+        torch.zeros(count, dtype=torch.int64),
+        torch.zeros(count),
+        torch.zeros(count, 1),
+    )
+    present = torch.tensor([True, True, True, False])
+    columns = Columns(torch.stack([cosines, (1 - cosines**2).sqrt()], 1), present, numbers, numbers, numbers[:, None])
+    _, drawn, found = contrast(rows, columns, torch.tensor(0.4), 0.0, False, Draw(3, 1, hardness))
+    assert found.all()
+    shares = torch.bincount(drawn.flatten(), minlength=4) / count
+    expected = (hardness * cosines[1:3] / 0.4).softmax(0)  # the first is the own one, the last is absent
+    torch.testing.assert_close(shares, torch.tensor([0.0, *expected, 0.0]), rtol=0, atol=0.015)

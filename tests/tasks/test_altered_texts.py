@@ -158,6 +158,8 @@ def test_matching_learns_from_altered_captions(run_config, captioned, task_name,
     assert "altered_accuracy" not in without.metrics
 
 
-def test_altered_texts_are_for_matching(run_config):
-    with pytest.raises(UserError, match=r"altered_texts is for tasks pretrain and retrieval; leave it out"):
-        train(run_config("run", "task=captioning", "objective.altered_texts=1"))
+@pytest.mark.parametrize("setting", ["altered_texts=1", "hardness_ramp=0.5"])
+def test_settings_of_negatives_are_for_matching(run_config, setting):
+    name = setting.partition("=")[0]
+    with pytest.raises(UserError, match=f"{name} is for tasks pretrain and retrieval; leave it out"):
+        train(run_config("run", "task=captioning", f"objective.{setting}"))

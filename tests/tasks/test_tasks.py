@@ -4,11 +4,14 @@ import itertools
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from tests.tiny_model import spy_on_uses
 from vlp.data.loader import training_loader
-from vlp.tasks import build_examples, build_task
+from vlp.tasks import alignment, build_examples, build_task
 from vlp.training.model_setup import build_model
+
+WITHOUT_TWIN = ("objective.queue_size=0", "objective.alpha=0")
 
 
 @pytest.fixture
@@ -133,6 +136,39 @@ def test_retrieval_counts_captions_of_the_same_image_in_the_queue_as_positives(m
 
     expected = (loss(images, texts, text_queue) + loss(texts, images, image_queue)) / 2
     torch.testing.assert_close(task(other).losses["itc"], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("task", ["pretrain", "retrieval"])
+def test_without_queue_and_soft_targets_itc_is_info_nce_and_there_is_no_twin(made, task):
+    task, (batch, *_) = made(f"task={task}", *WITHOUT_TWIN)
+    assert task.alignment.twin is None
+    model = task.model.eval()
+    task.start_step(3, 0.1)
+    images = model.embed_image_tokens(model.encode_images(batch.images))
+    texts = model.embed_texts(batch.text_ids, batch.text_mask)
+    scores, own = images @ texts.T / model.temperature, torch.arange(8)
+    expected = (F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)) / 2
+    itc = task(batch).losses["itc"]
+    torch.testing.assert_close(itc, expected, rtol=1e-5, atol=1e-6)
+    weights = [model.text_projection.weight, *model.image_encoder.parameters()]
+    for got, plain in zip(torch.autograd.grad(itc, weights), torch.autograd.grad(expected, weights), strict=True):
+        torch.testing.assert_close(got, plain, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("one", WITHOUT_TWIN)
+def test_soft_targets_or_a_queue_need_the_twin(made, one):
+    assert made(one)[0].alignment.twin is not None
+
+
+@pytest.mark.parametrize("task", ["pretrain", "retrieval"])
+def test_negatives_get_harder_over_the_first_share_of_the_steps(made, task, monkeypatch):
+    task, (batch, *_) = made(f"task={task}", "objective.hardness_ramp=0.5")
+    seen, plain = [], alignment.contrast
+    monkeypatch.setattr(alignment, "contrast", lambda *given: seen.append(given[-1].hardness) or plain(*given))
+    for step in range(4):
+        task.start_step(step, 0.1, step / 4)
+        task(batch)
+    assert seen == [0, 0, 0.5, 0.5, 1, 1, 1, 1]  # of images and of texts
 
 
 def test_the_prompt_is_not_in_the_loss(made, run_config):

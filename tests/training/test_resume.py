@@ -29,6 +29,7 @@ LEVERS = [
     "objective.first_image_size=16",
     "objective.first_size_share=0.7",
     "objective.altered_texts=2",
+    "objective.hardness_ramp=0.8",
 ]
 
 
@@ -77,8 +78,9 @@ def disturb_random_state() -> None:
         ["data.workers=0", *RANDOM, "precision=bf16", "activation_checkpointing=true"],
         ["data.workers=0", *RANDOM, "precision=bf16", "optim={name: muon, layer_decay: 0.8, warmup_steps: 2}"],
         ["data.workers=1", *RANDOM, *LEVERS],  # the checkpoint of step 6 is between the switches
+        ["data.workers=0", *RANDOM, "objective={queue_size: 0, alpha: 0}"],
     ],
-    ids=["workers", "accumulation", "captioning", "self_critical", "retrieval", "bf16", "muon", "levers"],
+    ids=["workers", "accumulation", "captioning", "self_critical", "retrieval", "bf16", "muon", "levers", "no twin"],
 )
 def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(run_config, monkeypatch, settings):
     whole, part = (run_config(name, *settings, "checkpoint_every=3") for name in ("whole", "part"))

@@ -11,6 +11,7 @@ from vlp.config import RunConfig
 from vlp.data.batch import Batch
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.distributed import all_sum, exchange_rows, gather, gather_texts, rank, world_size
+from vlp.losses.exchange import gather_with_gradient
 from vlp.losses.matching import matching_loss
 from vlp.models.blip import Blip
 from vlp.models.image_encoders.encoder import WHOLE, ImageView
@@ -19,7 +20,7 @@ from vlp.models.momentum import FeatureQueue, MomentumTwin
 from vlp.models.precision import product_dtype
 from vlp.models.text_rows import TextUse
 from vlp.tasks.altered_texts import alter_texts, read_texts, text_bank, word_starts
-from vlp.tasks.itc import Columns, Rows, contrast
+from vlp.tasks.itc import Columns, Draw, Rows, contrast
 from vlp.tasks.task import TaskOutput
 from vlp.tasks.text_table import TextTable, text_table
 
@@ -87,18 +88,22 @@ class Alignment(nn.Module):
         self.first_word = len(tokenizer.prompt_ids(config.objective.prompt))  # behind [ENC] and the prompt
         self.register_buffer("starts_word", word_starts(tokenizer), persistent=False)
         self.seed = config.seed
-        self.twin = MomentumTwin(model)
+        self.twin = MomentumTwin(model) if self.objective.queue_size or self.objective.alpha else None
         self.image_queue = FeatureQueue(self.objective.queue_size, model.config.embed_dim)
         self.text_queue = FeatureQueue(self.objective.queue_size, model.config.embed_dim)
-        self.alpha = 0.0
+        self.alpha, self.hardness = 0.0, 1.0
         self.draws = 0
 
-    def start_step(self, model: Blip, step: int, epoch: float) -> None:
-        """Before the first forward pass of an optimizer step: move the twin, ramp alpha, bound the temperature."""
-        if step > 0:
+    def start_step(self, model: Blip, step: int, epoch: float, progress: float) -> None:
+        """Before the first forward pass of an optimizer step: move the twin, ramp alpha and the hardness of negatives,
+        and bound the temperature.
+        """
+        if self.twin is not None and step > 0:
             self.twin.follow(model, self.objective.momentum)
         ramp = self.objective.alpha_ramp_epochs
         self.alpha = self.objective.alpha * (min(1.0, epoch / ramp) if ramp > 0 else 1.0)
+        rise = self.objective.hardness_ramp
+        self.hardness = min(1.0, progress / rise) if rise > 0 else 1.0
         self.draws = step * 1_000_003  # incremented by every draw of the step
         with torch.no_grad():
             model.log_temperature.clamp_(*map(math.log, TEMPERATURE_RANGE))
@@ -180,8 +185,11 @@ class Alignment(nn.Module):
         images = model.embed_image_tokens(image_tokens)  # [images, embed_dim]
         tokens = batch.tokens()
         texts = model.embed_texts(batch.text_ids, batch.text_mask, tokens)  # [texts, embed_dim]
-        twin_images, twin_texts = self.twin.embed(batch.images, batch.text_ids, batch.text_mask, view, tokens)
-        all_images, all_texts = gather(twin_images), gather(table.spread(twin_texts))
+        if self.twin is None:
+            twin_images, twin_texts = images, texts
+        else:
+            twin_images, twin_texts = self.twin.embed(batch.images, batch.text_ids, batch.text_mask, view, tokens)
+        all_images, all_texts = gather_with_gradient(twin_images), gather_with_gradient(table.spread(twin_texts))
         image_hashes, text_hashes = gather(batch.image_hashes), gather(table.spread(batch.text_hashes))
         filled = self._filled(table)  # [all images x each]
         numbers = torch.arange(len(all_images), device=images.device)
@@ -219,7 +227,8 @@ class Alignment(nn.Module):
         )
 
         def side(rows: Rows, columns: Columns, negatives: int) -> tuple[Tensor, Tensor, Tensor]:
-            return contrast(rows, columns, model.temperature, self.alpha, same_image, self.next_seed(), negatives)
+            draw = Draw(self.next_seed(), negatives, self.hardness)
+            return contrast(rows, columns, model.temperature, self.alpha, same_image, draw)
 
         with torch.autocast(images.device.type, enabled=False):
             image_loss, hard_texts, has_text = side(image_rows, text_columns, each)

@@ -5,6 +5,7 @@ number of columns, not with rows times columns.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,8 +63,23 @@ class Columns:
     text_hashes: Tensor
 
 
+class Draw(NamedTuple):
+    """How the negatives of each row are drawn.
+
+    Attributes:
+        seed: of the random numbers.
+        count: of a row.
+        hardness: 1 draws from the softmax of similarities, 0 draws each column with the same probability; between
+            them similarities are multiplied by it.
+    """
+
+    seed: int
+    count: int = 1
+    hardness: float = 1.0
+
+
 def contrast(
-    rows: Rows, columns: Columns, temperature: Tensor, alpha: float, same_image: bool, seed: int, negatives: int = 1
+    rows: Rows, columns: Columns, temperature: Tensor, alpha: float, same_image: bool, draw: Draw
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The ITC loss of one direction, and hard negatives from the batch for each row.
 
@@ -72,17 +88,16 @@ def contrast(
         alpha: the weight of the twin's similarities in the targets.
         same_image: whether all columns of a row's image are its positives, also those of its other visits in the batch
             and in the queue, or only those of this visit.
-        seed: seeds the draw of negatives.
-        negatives: of a row.
+        draw: of the negatives.
 
     Returns:
-        The mean loss over rows; distinct negatives int64 [rows, negatives], columns of the batch; bool
-        [rows, negatives], False where there is none.
+        The mean loss over rows; distinct negatives int64 [rows, count], columns of the batch; bool [rows, count], False
+        where there is none.
     """
     count = len(rows.numbers)
 
     def part(start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
-        loss, drawn, has = _contrast(rows.part(start, stop), columns, temperature, alpha, same_image, seed, negatives)
+        loss, drawn, has = _contrast(rows.part(start, stop), columns, temperature, alpha, same_image, draw)
         return loss * ((stop - start) / count), drawn, has
 
     losses, drawn, found = zip(*in_parts(part, count), strict=True)
@@ -90,7 +105,7 @@ def contrast(
 
 
 def _contrast(
-    rows: Rows, columns: Columns, temperature: Tensor, alpha: float, same_image: bool, seed: int, negatives: int
+    rows: Rows, columns: Columns, temperature: Tensor, alpha: float, same_image: bool, draw: Draw
 ) -> tuple[Tensor, Tensor, Tensor]:
     everyone = len(columns.text_hashes)
     if same_image:
@@ -107,6 +122,7 @@ def _contrast(
         for mine in rows.text_hashes.unbind(1):
             for theirs in columns.text_hashes.unbind(1):
                 forbidden |= mine[:, None] == theirs
-        noise = uniform_noise(seed, rows.numbers, everyone)
-        drawn, found = draw_hard_negatives(similarities[:, :everyone], forbidden, noise, negatives)
+        noise = uniform_noise(draw.seed, rows.numbers, everyone)
+        likely = draw.hardness * similarities[:, :everyone]
+        drawn, found = draw_hard_negatives(likely, forbidden, noise, draw.count)
     return contrastive_loss(similarities, targets, rows.weights), drawn, found

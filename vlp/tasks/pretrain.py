@@ -34,7 +34,7 @@ class PretrainTask(Task):
     def start_step(self, step: int, epoch: float, progress: float = 0.0) -> None:
         """Update the momentum twin and the settings that change during training."""
         self.view = image_view(self.objective, progress)
-        self.alignment.start_step(self.model, step, epoch)
+        self.alignment.start_step(self.model, step, epoch, progress)
 
     def forward(self, batch: Batch) -> TaskOutput:
         """The losses `itc`, `itm` and `lm` of a batch, and the metrics of ITM."""

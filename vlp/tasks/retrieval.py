@@ -25,7 +25,7 @@ class RetrievalTask(Task):
 
     def start_step(self, step: int, epoch: float, progress: float = 0.0) -> None:
         """Update the momentum twin and the settings that change during training."""
-        self.alignment.start_step(self.model, step, epoch)
+        self.alignment.start_step(self.model, step, epoch, progress)
 
     def forward(self, batch: Batch) -> TaskOutput:
         """The losses `itc` and `itm` of a batch, and the metrics of ITM."""

@@ -59,10 +59,14 @@ def check_config(config: RunConfig) -> None:
         raise UserError(f"data.sources: texts names captions, which task {config.task} does not use; remove texts.")
     check_contrastive(config)
     check_image_schedule(config)
-    if config.objective.altered_texts and config.task not in ("pretrain", "retrieval"):
-        raise UserError(
-            f"objective.altered_texts is for tasks pretrain and retrieval; leave it out for task {config.task}."
-        )
+    for name, value in (
+        ("altered_texts", config.objective.altered_texts),
+        ("hardness_ramp", config.objective.hardness_ramp),
+    ):
+        if value and config.task not in ("pretrain", "retrieval"):
+            raise UserError(
+                f"objective.{name} is for tasks pretrain and retrieval; leave it out for task {config.task}."
+            )
     if config.objective.wrong_texts and config.task != "retrieval":
         raise UserError(f"objective.wrong_texts is for task retrieval; leave it out for task {config.task}.")
     if config.stop_after and not config.best_by:
