@@ -72,7 +72,7 @@ class Alignment(nn.Module):
     With several texts of an image (`data.texts_per_image`), the image is encoded and projected once. In ITC all its
     texts are its positives; a loss is the mean over images plus the mean over texts. In ITM each text is paired with
     its image, with another image, and its image with another text. The queues of images and of texts hold the hash of
-    each one's image.
+    each one's image. Without queue and soft targets there is no twin, see `ObjectiveConfig`.
 
     Each process compares the rows of its own samples with the columns of all processes, so the mean of the losses over
     processes is the loss of one process with the whole batch.

@@ -20,7 +20,7 @@ class Rows:
     """The images that are compared with all texts, or the texts that are compared with all images.
 
     Attributes:
-        features, twin: float32 [rows, embed_dim], of the model and of its momentum twin.
+        features, twin: float32 [rows, embed_dim], of the model and of its momentum twin; without a twin both are equal.
         numbers: int64 [rows], of each row among the rows of all processes; they decide the random draws.
         images: int64 [rows], the number of each row's image in the batch of all processes.
         image_hashes: int64 [rows], equal where images are.
@@ -48,7 +48,7 @@ class Columns:
     """What the rows are compared with: the batch of all processes, then the queue.
 
     Attributes:
-        features: float32 [columns, embed_dim], of the momentum twin.
+        features: float32 [columns, embed_dim], of the momentum twin; without a twin the model's, with gradient.
         present: bool [columns], False where there is nothing: where the queue is still empty, and in the places of
             texts that an image lacks.
         images: int64 [columns], the number of each column's image in the batch of all processes; -1 in the queue.
