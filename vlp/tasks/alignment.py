@@ -183,12 +183,8 @@ class Alignment(nn.Module):
         """The ITC loss, a hard text for the image of each text, and a hard image for each text."""
         each = self.texts_per_image
         images = model.embed_image_tokens(image_tokens)  # [images, embed_dim]
-        tokens = batch.tokens()
-        texts = model.embed_texts(batch.text_ids, batch.text_mask, tokens)  # [texts, embed_dim]
-        if self.twin is None:
-            twin_images, twin_texts = images, texts
-        else:
-            twin_images, twin_texts = self.twin.embed(batch.images, batch.text_ids, batch.text_mask, view, tokens)
+        texts = model.embed_texts(batch.text_ids, batch.text_mask, batch.tokens())  # [texts, embed_dim]
+        twin_images, twin_texts = self._twin_features(batch, view, images, texts)
         all_images, all_texts = gather_with_gradient(twin_images), gather_with_gradient(table.spread(twin_texts))
         image_hashes, text_hashes = gather(batch.image_hashes), gather(table.spread(batch.text_hashes))
         filled = self._filled(table)  # [all images x each]
@@ -240,6 +236,12 @@ class Alignment(nn.Module):
         self.text_queue.push(all_texts, image_hashes.repeat_interleave(each), filled if each > 1 else None)
         of_texts = hard_texts.flatten()[table.places], has_text.flatten()[table.places]
         return (image_loss + text_loss) / 2, of_texts, (hard_images.flatten(), has_image.flatten())
+
+    def _twin_features(self, batch: Batch, view: ImageView, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+        """The twin's features of images and texts; without a twin the model's, which are given."""
+        if self.twin is None:
+            return images, texts
+        return self.twin.embed(batch.images, batch.text_ids, batch.text_mask, view, batch.tokens())
 
     def _true_and_hard(
         self, model: Blip, batch: Batch, drawn: Drawn, image_tokens: Tensor, memory: ImageMemory
