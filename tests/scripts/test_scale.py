@@ -79,7 +79,8 @@ def exchanged(monkeypatch) -> dict[str, int]:
         return drawn.to(rows.dtype)
 
     monkeypatch.setattr(alignment, "world_size", lambda: 2)
-    monkeypatch.setattr(alignment, "gather", lambda one: gather("features and hashes", one.detach()))
+    for name in ("gather", "gather_with_gradient"):
+        monkeypatch.setattr(alignment, name, lambda one: gather("features and hashes", one.detach()))
     monkeypatch.setattr(alignment, "exchange_rows", exchange_rows)
     monkeypatch.setattr(alignment, "gather_texts", lambda *both: tuple(gather("texts", one) for one in both))
     return found
