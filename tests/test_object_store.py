@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import tempfile
+from multiprocessing.forkserver import ensure_running
 
 import pytest
 
@@ -21,6 +22,7 @@ from vlp.processes import this_process
 @pytest.fixture
 def scratch(tmp_path, monkeypatch):
     """An empty folder for temporary files."""
+    ensure_running()  # the server of the tests' processes has a socket among temporary files; not in this folder
     folder = tmp_path / "scratch"
     folder.mkdir()
     monkeypatch.setenv("TMPDIR", str(folder))
