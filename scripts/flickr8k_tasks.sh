@@ -19,7 +19,7 @@ vlp pretrain "$configs/flickr8k.yaml" --resume output="$out/pretrained" tokenize
 
 finetune() {  # RECIPE NAME STEPS: the recipe's settings are for large models, so its batch and learning rate do not fit
     vlp finetune "$configs/$1.yaml" --resume output="$out/$2" start_from="$out/pretrained/model" "$data" steps="$3" epochs=0 \
-        image_size=0 batch_size=64 data.workers=1 data.augment.operations=0 objective.queue_size=2048 \
+        image_size=0 batch_size=64 data.workers=1 data.augment.operations=0 objective.queue_size=0 objective.alpha=0 \
         optim.learning_rate=3e-4 optim.warmup_steps=30 optim.clip_norm=1
 }
 finetune retrieval retrieval "$retrieval_steps"
