@@ -5,10 +5,20 @@ from vlp.models import flat_kernels
 from vlp.models.flat_kernels import triton  # PyTorch for GPUs brings it; tests have no such dependency
 
 HOPPER = triton.backends.compiler.GPUTarget("cuda", 90, 32)
-NUMBERS = ("tokens", "heads", "query_row", "key_owner", "key_head", "key_token", "vocabulary")
+NUMBERS = (
+    "tokens",
+    "heads",
+    "query_row",
+    "first_key",
+    "first_value",
+    "key_owner",
+    "key_head",
+    "key_token",
+    "vocabulary",
+)
 FRACTIONS = ("scale", "dropping", "temperature", "top_p")
 INTEGERS = ("starts", "lengths", "owners", "ends", "order", "causal")
-FLOATS = ("sums", "deltas", "logits", "uniform", "log_probability")
+FLOATS = ("sums", "logits", "uniform", "log_probability")
 
 
 def kind(name: str) -> str:
@@ -32,11 +42,10 @@ def compile_kernel(kernel: triton.JITFunction, constants: dict[str, object], war
 for own in (True, False):
     for kernel, tiles in (
         (flat_kernels._gather, flat_kernels.GATHER),
-        (flat_kernels._query_gradient, flat_kernels.QUERY_GRADIENT),
-        (flat_kernels._key_gradient, flat_kernels.KEY_GRADIENT),
+        (flat_kernels._gradients, flat_kernels.GRADIENTS),
     ):
-        keys, warps = tiles[own]
-        sizes = {"ROWS": flat_kernels.ROWS, "KEYS": keys, "DEPTH": 64}
-        compile_kernel(kernel, {"SELF": own, "DROPS": True, **sizes}, warps)
+        tile = tiles[own]
+        sizes = {"ROWS": tile.rows, "KEYS": tile.keys, "DEPTH": 64}
+        compile_kernel(kernel, {"SELF": own, "DROPS": True, **sizes}, tile.warps)
 compile_kernel(nucleus_kernel._draw, {"BLOCK": 32_768}, nucleus_kernel.WARPS)
 print("compiled")

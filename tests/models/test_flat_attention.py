@@ -91,7 +91,7 @@ def test_texts_attend_to_images(contiguous):
     """Some images have several texts, one has none; their tokens are more than a kernel takes at once."""
     torch.manual_seed(0)
     query, images = random(sum(ROWS), HEADS * DEPTH), [3, 0, 0, 3, 1]
-    tokens = random(4, 70, 2 * HEADS * DEPTH)
+    tokens = random(4, 150, 2 * HEADS * DEPTH)
     both = tokens.unflatten(2, (2, HEADS, DEPTH)).permute(2, 0, 3, 1, 4)  # [2, images, heads, tokens, head_dim]
     both = both.contiguous() if contiguous else both
     memory = place_memory(placed(), ImageMemory([both]), torch.tensor(images, device=DEVICE))

@@ -6,6 +6,7 @@ comes with PyTorch for GPUs; `vlp.models.flat_kernels` has the kernels.
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -140,7 +141,6 @@ def has_kernels(device: torch.device) -> bool:
     return True
 
 
-@torch.library.custom_op("vlp::flat_self_attention", mutates_args=())
 def _self_attention(
     qkv: Tensor,
     starts: Tensor,
@@ -152,19 +152,11 @@ def _self_attention(
     dropping: float,
 ) -> tuple[Tensor, Tensor]:
     """The gathered rows [rows, width], and float32 [rows, heads], the base-2 logarithm of each softmax's sum."""
-    from vlp.models.flat_kernels import attend
+    from vlp.models.flat_kernels import Places, attend
 
-    query, key, value = (part.unflatten(-1, (heads, -1)) for part in qkv.chunk(3, dim=-1))  # [rows, heads, head_dim]
-    return attend(query, key[None], value[None], starts, lengths, starts, causal, seed, longest, dropping)
-
-
-@_self_attention.register_fake
-def _(qkv: Tensor, starts: Tensor, lengths: Tensor, causal: Tensor, seed: Tensor, longest: int, heads: int, *_: Any):
-    rows, width = qkv.shape
-    return qkv.new_empty(rows, width // 3), qkv.new_empty(rows, heads, dtype=torch.float32)
+    return attend(qkv, qkv, Places.within(qkv, heads), starts, lengths, starts, causal, seed, longest, dropping)
 
 
-@torch.library.custom_op("vlp::flat_self_attention_backward", mutates_args=())
 def _self_attention_backward(
     gradient: Tensor,
     gathered: Tensor,
@@ -179,28 +171,14 @@ def _self_attention_backward(
     dropping: float,
 ) -> Tensor:
     """The gradient of `qkv`."""
-    from vlp.models.flat_kernels import attend_backward
+    from vlp.models.flat_kernels import Places, attend_backward
 
     made = torch.zeros_like(qkv)  # rows that belong to no text stay zero
-    given = [part.unflatten(-1, (heads, -1)) for part in qkv.chunk(3, dim=-1)]
-    wanted = [part.unflatten(-1, (heads, -1)) for part in made.chunk(3, dim=-1)]
-    (query, key, value), (to_query, to_key, to_value) = given, wanted
-    attend_backward(
-        (gradient, gathered, sums),
-        (query, key[None], value[None]),
-        (to_query, to_key[None], to_value[None]),
-        (starts, lengths, starts, causal, seed, longest, dropping),
-        None,
-    )
+    given, settings = (gradient, gathered, sums), (starts, lengths, causal, seed, longest, dropping)
+    attend_backward(given, (qkv, qkv), (made, made), Places.within(qkv, heads), settings, None)
     return made
 
 
-@_self_attention_backward.register_fake
-def _(gradient: Tensor, gathered: Tensor, sums: Tensor, qkv: Tensor, *_: Any):
-    return torch.empty_like(qkv)
-
-
-@torch.library.custom_op("vlp::flat_cross_attention", mutates_args=())
 def _cross_attention(
     query: Tensor,
     both: Tensor,
@@ -214,19 +192,12 @@ def _cross_attention(
     dropping: float,
 ) -> tuple[Tensor, Tensor]:
     """As `_self_attention`; the arguments are those of `FlatMemory`."""
-    from vlp.models.flat_kernels import attend
+    from vlp.models.flat_kernels import Places, attend
 
-    key, value = both.transpose(2, 3).unbind(0)  # [images, tokens, heads, head_dim]
-    query = query.unflatten(-1, (both.shape[2], -1))
-    return attend(query, key, value, starts, lengths, images, None, seed, longest, dropping)
-
-
-@_cross_attention.register_fake
-def _(query: Tensor, both: Tensor, *_: Any):
-    return torch.empty_like(query), query.new_empty(query.shape[0], both.shape[2], dtype=torch.float32)
+    places = Places.to_images(query, both)
+    return attend(query, both, places, starts, lengths, images, None, seed, longest, dropping)
 
 
-@torch.library.custom_op("vlp::flat_cross_attention_backward", mutates_args=())
 def _cross_attention_backward(
     gradient: Tensor,
     gathered: Tensor,
@@ -243,25 +214,37 @@ def _cross_attention_backward(
     dropping: float,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of `query` and `both`."""
-    from vlp.models.flat_kernels import attend_backward
+    from vlp.models.flat_kernels import Places, attend_backward
 
-    to_query, to_both = torch.zeros_like(query), torch.empty_like(both)
-    key, value = both.transpose(2, 3).unbind(0)
-    to_key, to_value = to_both.transpose(2, 3).unbind(0)
-    heads = both.shape[2]
-    attend_backward(
-        (gradient, gathered, sums),
-        (query.unflatten(-1, (heads, -1)), key, value),
-        (to_query.unflatten(-1, (heads, -1)), to_key, to_value),
-        (starts, lengths, images, None, seed, longest, dropping),
-        (ends, order),
-    )
-    return to_query, to_both
+    wanted = torch.zeros_like(query), torch.empty_like(both)
+    given, settings = (gradient, gathered, sums), (starts, lengths, None, seed, longest, dropping)
+    attend_backward(given, (query, both), wanted, Places.to_images(query, both), settings, (ends, order))
+    return wanted
 
 
-@_cross_attention_backward.register_fake
-def _(gradient: Tensor, gathered: Tensor, sums: Tensor, query: Tensor, both: Tensor, *_: Any):
-    return torch.empty_like(query), torch.empty_like(both)
+def _define(name: str, compute: Callable, pretend: Callable) -> None:
+    """An operator that compiled code calls as a whole.
+
+    `torch.library.custom_op` would check after each of a hundred calls in a step that no result is an input.
+
+    Args:
+        compute: its types are the operator's schema.
+        pretend: results of the right shapes and strides, without values.
+    """
+    torch.library.define(name, torch.library.infer_schema(compute, mutates_args=()))
+    torch.library.impl(name, "default", compute)
+    torch.library.register_fake(name, pretend)
+
+
+def _pretend_self(
+    qkv: Tensor, starts: Tensor, lengths: Tensor, causal: Tensor, seed: Tensor, longest: int, heads: int, *_: Any
+):
+    rows, width = qkv.shape
+    return qkv.new_empty(rows, width // 3), qkv.new_empty(rows, heads, dtype=torch.float32)
+
+
+def _pretend_cross(query: Tensor, both: Tensor, *_: Any):
+    return query.new_empty(query.shape), query.new_empty(query.shape[0], both.shape[2], dtype=torch.float32)
 
 
 def _keep_self(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
@@ -285,5 +268,17 @@ def _differentiate_cross(ctx: Any, gradient: Tensor, _: Tensor) -> tuple:
     return *made, *[None] * 8
 
 
-_self_attention.register_autograd(_differentiate_self, setup_context=_keep_self)
-_cross_attention.register_autograd(_differentiate_cross, setup_context=_keep_cross)
+_define("vlp::flat_self_attention", _self_attention, _pretend_self)
+_define("vlp::flat_cross_attention", _cross_attention, _pretend_cross)
+_define(
+    "vlp::flat_self_attention_backward",
+    _self_attention_backward,
+    lambda gradient, gathered, sums, qkv, *_: torch.empty_like(qkv),
+)
+_define(
+    "vlp::flat_cross_attention_backward",
+    _cross_attention_backward,
+    lambda gradient, gathered, sums, query, both, *_: (torch.empty_like(query), torch.empty_like(both)),
+)
+torch.library.register_autograd("vlp::flat_self_attention", _differentiate_self, setup_context=_keep_self)
+torch.library.register_autograd("vlp::flat_cross_attention", _differentiate_cross, setup_context=_keep_cross)
