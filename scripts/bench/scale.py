@@ -7,7 +7,7 @@ products, counting a multiplication and an addition as two. Texts include their 
 from dataclasses import dataclass
 
 from vlp.config_model import ImageEncoderConfig, ModelConfig, TextTowerConfig
-from vlp.losses.language import LOGITS_AT_ONCE
+from vlp.losses.language import GPU_LOGITS_AT_ONCE
 from vlp.losses.parts import ROWS_AT_ONCE
 from vlp.models.text_layers import shared_parts
 
@@ -115,7 +115,7 @@ def step_flops(step: Step) -> dict[str, float]:
         "LM": 3 * decoding + 3 * step.words * 2 * width * (width + text.vocabulary),
         "similarities": 3 * heads + 2 * (3 + rows_again) * 2 * step.columns * size,
     }
-    if _logits(step) > LOGITS_AT_ONCE:
+    if _logits(step) > GPU_LOGITS_AT_ONCE:
         flops["LM"] += step.words * 2 * width * text.vocabulary  # recomputed
     if step.checkpointing:
         # The last product of a ViT block is not recomputed: no later operation of the block reads its result.
@@ -188,7 +188,7 @@ def activation_bytes(step: Step) -> dict[str, float]:
     else:
         images, words = image.layers * block, text.layers * (layer * texts[0] + crossed * texts[1])
     rows = min(step.pairs, ROWS_AT_ONCE)
-    logits = min(_logits(step), LOGITS_AT_ONCE) * (3 * FULL + HALF)
+    logits = min(_logits(step), GPU_LOGITS_AT_ONCE) * (3 * FULL + HALF)
     return {
         "image encoder": step.pairs * images,
         "texts": step.pairs * words,

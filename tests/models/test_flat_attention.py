@@ -22,6 +22,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 HEADS, DEPTH = 2, 16
 LENGTHS = [[3, 40, 1], [5, 9]]  # of the texts of two uses; the second is causal
 ROWS = [48, 16]  # more than the texts have
+CAPTIONS = ["a red circle", "a small blue square left of the large green star", "white shape", "a star"]
 
 
 def placed(layers=1):
@@ -181,14 +182,31 @@ def test_a_training_step_is_the_plain_one(sharing, how, monkeypatch):
         torch.testing.assert_close(one, expected[name], rtol=1e-4, atol=1e-3 * expected[name].abs().max().item())
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # in PyTorch itself, before 2.12
+def test_numbers_of_rows_that_are_equal_by_chance_cost_no_second_compilation(monkeypatch):
+    """In the first step all captions have the same length, so all uses have equally many rows, as many as keys."""
+    model = make_model(dropout=0.0, sharing="all_but_self_attention")
+    padding.skip_padding(model.network)
+    use_kernels(monkeypatch, [])
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compile_blocks(model.blip, backend="eager")
+    programs = []
+    for captions in (["a red circle"] * 3 + ["a blue star"], CAPTIONS):
+        task, batch = pretraining(model, captions)
+        task(batch)
+        programs.append(torch._dynamo.utils.counters["frames"]["ok"])
+    assert programs[0] == programs[1] > 2
+
+
 def use_kernels(monkeypatch, calls):
     """Let text towers use the kernels in float32, interpreted if there is no GPU; note their calls."""
     monkeypatch.setattr(padding, "has_kernels", lambda device: calls.append(device) or True)
     monkeypatch.setattr(padding, "HALF", (torch.float32,))
 
 
-def pretraining(model):
-    captions = ["a red circle", "a small blue square left of the large green star", "white shape", "a star"]
+def pretraining(model, captions=CAPTIONS):
     config = RunConfig(objective=ObjectiveConfig(queue_size=8, altered_texts=1))
     task = PretrainTask(config, model.blip, model.tokenizer).to(DEVICE)
     ids, mask = model.tokenizer.encode(captions, 24)

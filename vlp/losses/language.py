@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 NOT_COUNTED = -100  # the target of a row that adds nothing to the loss
 LOGITS_AT_ONCE = 2**25  # 128 MiB in float32
+GPU_LOGITS_AT_ONCE = 2**28  # few pieces: a GPU waits for the host that starts their many short kernels
 
 
 def language_loss(
@@ -36,7 +37,7 @@ def language_loss(
         losses = F.cross_entropy(scores, right, ignore_index=NOT_COUNTED, reduction=kind, label_smoothing=smoothing)
         return losses if weight is None else (losses * weight).sum()
 
-    step = max(1, LOGITS_AT_ONCE // vocabulary)
+    step = max(1, (GPU_LOGITS_AT_ONCE if states.device.type == "cuda" else LOGITS_AT_ONCE) // vocabulary)
     if len(states) <= step:
         return loss(states, targets, weights)
     # The backward pass computes the logits of each chunk again: 0.2% of the products of a ViT-B/16's training step.
