@@ -28,6 +28,14 @@ def test_it_draws_what_the_plain_functions_draw(temperature, top_p, scale):
     torch.testing.assert_close(found[1][same], expected[1][same])
 
 
+def test_each_row_is_drawn_with_its_own_number_where_a_step_takes_a_column_of_them():
+    torch.manual_seed(0)
+    logits, uniforms = 3 * torch.randn(50, 777, device=DEVICE), torch.rand(50, 19, device=DEVICE)
+    for position in (0, 7):
+        found = draw_from_nucleus(logits, 1.0, 0.9, uniforms[:, position])[0]
+        assert (found == plain(logits, 1.0, 0.9, uniforms[:, position])[0]).float().mean() > 0.95
+
+
 def test_tokens_as_likely_as_the_least_likely_one_of_the_nucleus_belong_to_it():
     logits = torch.tensor([0.4, 0.2, 0.2, 0.15, 0.05], device=DEVICE).log().expand(80, -1)
     uniform = torch.linspace(0, 1 - 2**-24, 80, device=DEVICE)

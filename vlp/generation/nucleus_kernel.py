@@ -19,14 +19,14 @@ def draw_from_nucleus(logits: Tensor, temperature: float, top_p: float, uniform:
     Args:
         logits: float32 [rows, vocabulary], on a GPU.
         temperature, top_p: as in `cut_distribution`, whose `top_k` is 0 here.
-        uniform: float32 [rows] in [0, 1).
+        uniform: float32 [rows] in [0, 1), in any strides.
 
     Returns:
         chosen: int64 [rows], a token of each row's nucleus.
         log_probability: float32 [rows], that of the token by the logits alone, without the temperature.
     """
     rows, vocabulary = logits.shape
-    logits = logits.contiguous()
+    logits, uniform = logits.contiguous(), uniform.contiguous()  # the kernel reads neighbors in memory
     chosen = torch.empty(rows, dtype=torch.int64, device=logits.device)
     log_probability = torch.empty(rows, dtype=torch.float32, device=logits.device)
     block = triton.next_power_of_2(vocabulary)
