@@ -19,6 +19,7 @@ from vlp.models.image_memory import ImageMemory
 from vlp.models.momentum import FeatureQueue, MomentumTwin
 from vlp.models.precision import product_dtype
 from vlp.models.text_rows import TextUse
+from vlp.models.transfers import on_its_way
 from vlp.tasks.altered_texts import alter_texts, read_texts, text_bank, word_starts
 from vlp.tasks.itc import Columns, Draw, Rows, contrast
 from vlp.tasks.task import TaskOutput
@@ -61,7 +62,7 @@ class Drawn:
     table: TextTable
     texts: tuple[Tensor, Tensor]
     with_own: tuple[Tensor, Tensor]
-    count: Callable[[], int] | None
+    count: Callable[[], Tensor] | None
     has_text: Tensor
     hard_images: Negatives
 
@@ -256,7 +257,7 @@ class Alignment(nn.Module):
             sent = exchange_rows(image_tokens, self._places(hard_image, table), product_dtype(image_tokens))
             others = model.text_tower.project_image(sent if table.is_full else sent[table.places])
             index = None
-        (ids, mask), count = drawn.with_own, None if drawn.count is None else drawn.count()
+        (ids, mask), count = drawn.with_own, None if drawn.count is None else int(drawn.count())
         true = torch.ones_like(drawn.has_text)
         matches = true if batch.captioned is None else batch.captioned[table.images]
         own_index = None if batch.image_index is None else batch.image_index.repeat_interleave(2)
@@ -307,22 +308,6 @@ class Alignment(nn.Module):
         wanted = torch.full_like(table.source, rank() * (len(table.filled) // self.texts_per_image))
         wanted[table.places] = hard_image
         return wanted
-
-
-def on_its_way(number: Tensor) -> Callable[[], int]:
-    """Start to copy a number to the host; the function returned waits for it, but not for what a GPU does later."""
-    if number.device.type != "cuda":
-        return lambda: int(number)
-    here = torch.empty((), dtype=number.dtype, pin_memory=True)
-    here.copy_(number, non_blocking=True)
-    arrived = torch.cuda.Event()
-    arrived.record(torch.cuda.current_stream(number.device))
-
-    def wait() -> int:
-        arrived.synchronize()
-        return int(here)
-
-    return wait
 
 
 def _matching(judged: list[Judged], logits: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
