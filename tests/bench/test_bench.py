@@ -57,10 +57,16 @@ def test_lines_hold_ours_and_the_peer(what, monkeypatch):
 
 
 def test_capfilt_scores_a_web_text_and_a_caption_of_every_image(monkeypatch):
-    made, real = [], capfilt.score_batch
-    monkeypatch.setattr(capfilt, "score_batch", lambda *given: made.append(real(*given)))
+    made, real = [], capfilt.score_batches
+
+    def keep(*given):
+        made.append(list(real(*given)))
+        return made[-1]
+
+    monkeypatch.setattr(capfilt, "score_batches", keep)
     capfilt.bench_capfilt(Size(32, 1, 2, 32, 1000), "fp32", 3, False)
-    for rows in made:
+    assert {len(batches) for batches in made} == {capfilt.BATCHES}
+    for _, rows in [scored for batches in made for scored in batches]:
         assert [row.source for row in rows] == ["web", "synthetic"] * 3
         assert None not in [value for row in rows for value in (row.itm, row.itc, row.nll)]
         assert {row.tokens for row in rows[::2]} == {capfilt.WORDS}

@@ -113,13 +113,13 @@ def test_an_undecodable_image_counts_once(web, models, tmp_path):
 
 
 def test_a_shard_rewritten_during_scoring_is_scored_again(web, models, monkeypatch):
-    shard, real = expand_shards(web)[0], scoring.score_batch
+    shard, real = expand_shards(web)[0], scoring.score_batches
 
     def rewrite_meanwhile(*arguments):
         rewrite(shard)
         return real(*arguments)
 
-    monkeypatch.setattr(scoring, "score_batch", rewrite_meanwhile)
+    monkeypatch.setattr(scoring, "score_batches", rewrite_meanwhile)
     score_shards(shard, *models, DECODING)
     assert score_shards(shard, *models, DECODING).shards == 1
 

@@ -14,8 +14,9 @@ from tests.scoring import score_shards
 from tests.tiny_model import make_clip, make_model
 from vlp.capfilt.clip_scorer import clip_of_open_clip
 from vlp.capfilt.image_tables import EMBEDDINGS, write_image_tables
+from vlp.capfilt.pipeline import ScoreSettings
 from vlp.capfilt.rounds import _next
-from vlp.capfilt.score import ScoreSettings, score_shard
+from vlp.capfilt.score import score_shard
 from vlp.capfilt.scorers import load_scorers
 from vlp.config_model import ModelConfig
 from vlp.convert.command import to_ours

@@ -20,7 +20,8 @@ from tests.tiny_model import make_model
 from vlp import files
 from vlp.capfilt import run, scoring_batches
 from vlp.capfilt.encoded_images import EncodedImages
-from vlp.capfilt.score import ScoreSettings, score_shard
+from vlp.capfilt.pipeline import ScoreSettings
+from vlp.capfilt.score import score_shard
 from vlp.capfilt.scorers import load_scorers
 from vlp.capfilt.selection import select
 from vlp.config import DataConfig, DecodingConfig, SamplingOverrides, SourceConfig, TextChoiceConfig
@@ -333,7 +334,8 @@ def test_an_image_without_any_text_is_captioned_selected_and_learned_from(folder
 
 
 def test_captions_of_punctuation_make_no_row(shard, folders, monkeypatch):
-    monkeypatch.setattr(EncodedImages, "captions", lambda self, *how: [[" ... ", "a star", ""] for _ in self.tokens])
+    found = [" ... ", "a star", ""]
+    monkeypatch.setattr(EncodedImages, "start_captions", lambda self, *how: lambda: [found for _ in self.tokens])
     made = [row for row in scored(shard, folders["captioner"], folders["filter"]) if row["decoding"]]
     assert [row["text"] for row in made] == ["a star"] * 5
     assert [row["caption_id"] for row in made] == [0, 1, 0, 0, 0]  # the second image had a synthetic text already

@@ -8,7 +8,7 @@ import torch
 from tests.tiny_model import make_images, make_model
 from vlp.config import DecodingConfig
 from vlp.generation.caption_step import CaptionStepper
-from vlp.generation.decode import generate
+from vlp.generation.decode import start_generating
 from vlp.generation.graph_step import GraphStepper, caption_stepper, record_graph
 from vlp.generation.token_rules import TokenRules
 from vlp.models.constant_weights import constant_weights
@@ -28,14 +28,20 @@ class Recorder:
         return record_graph(work) if DEVICE == "cuda" else work
 
 
-def decode(model, images, decoding, number, make_stepper):
+def start(model, images, decoding, number, make_stepper):
+    """What waits for the captions, and the stepper."""
     with model.inference():
         memory = model.blip.text_tower.project_image(model.blip.encode_images(images.to(DEVICE)), "decoder")
         stepper = make_stepper(model.blip, memory, decoding.max_length)
         rules = TokenRules(decoding, model.tokenizer.sep_id)
         prompt = model.tokenizer.prompt_ids("a red")
         keys = [str(row) for row in range(len(images))]
-        return generate(stepper, prompt, rules, keys, 0, number, DEVICE), stepper
+        return start_generating(stepper, prompt, rules, keys, 0, number, DEVICE), stepper
+
+
+def decode(*how):
+    captions, stepper = start(*how)
+    return captions(), stepper
 
 
 @pytest.mark.parametrize(("how", "number"), HOW)
@@ -54,6 +60,22 @@ def test_recorded_steps_give_the_captions_of_plain_ones(how, number):
                 for one, other in zip(ours, theirs, strict=True):
                     assert one.log_probability == pytest.approx(other.log_probability, abs=1e-3)
     assert record.recorded == 1  # for both batches
+
+
+@pytest.mark.parametrize(("how", "number"), HOW)
+def test_captions_may_be_asked_for_when_the_next_batch_has_started(how, number):
+    model, record = make_model(), Recorder()
+    model.network.to(DEVICE)
+    decoding = DecodingConfig(**{"min_length": 0, "max_length": 14, **how})
+    batches = [make_images(12), make_images(12).flip(2, 3), make_images(12).flip(0)]
+    with constant_weights():
+        expected = [decode(model, images, decoding, number, CaptionStepper)[0] for images in batches]
+        make = partial(GraphStepper, record=record)  # one recorded step, and so one image memory, for all batches
+        waiting = [start(model, images, decoding, number, make)[0] for images in batches]
+        found = [captions() for captions in waiting]
+    assert record.recorded == 1
+    for ours, theirs in zip(found, expected, strict=True):
+        assert [[one.ids for one in group] for group in ours] == [[one.ids for one in group] for group in theirs]
 
 
 def test_a_smaller_batch_gets_its_own_recording_and_few_are_kept():

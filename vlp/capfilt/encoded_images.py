@@ -1,6 +1,6 @@
 """Encodes a batch of images once with a BLIP model, for all captions, matches and likelihoods."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +10,10 @@ from torch.nn import functional as F
 from vlp.config import DecodingConfig
 from vlp.data.transforms import clean_caption
 from vlp.model import Model
+from vlp.model.captions import start_captions
 from vlp.models.image_memory import ImageMemory
 from vlp.models.text_rows import Side
+from vlp.models.transfers import on_its_way, to_device
 from vlp.models.untrained import EMBEDDING, MATCHING, require_trained
 
 TOGETHER = 1024  # texts per forward pass if the image memory need not be copied
@@ -45,13 +47,20 @@ class EncodedImages:
         self.tokens = model.encode_images(images)  # [images, tokens, width]
         self.memories: dict[Side, ImageMemory] = {}
 
-    def captions(self, decoding: DecodingConfig, keys: list[str], seed: int, number: int) -> list[list[str]]:
-        """Make `number` captions per image; sampling depends on the seed, the image's key and the caption's number."""
-        made = self.model.caption_memory(self._memory("decoder"), decoding, keys, seed, number)
-        return [[caption.text for caption in captions] for captions in made]
+    def start_captions(
+        self, decoding: DecodingConfig, keys: list[str], seed: int, number: int
+    ) -> Callable[[], list[list[str]]]:
+        """Start to make `number` captions per image; the function returned waits for them.
 
-    def score(self, texts: list[str], rows: list[int], match: bool, prompt: str | None) -> TextScores:
-        """Score texts against their images.
+        Sampling depends on the seed, the image's key and the caption's number.
+        """
+        made = start_captions(self.model, self._memory("decoder"), decoding, keys, seed, number)
+        return lambda: [[caption.text for caption in captions] for captions in made()]
+
+    def start_scores(
+        self, texts: list[str], rows: list[int], match: bool, prompt: str | None
+    ) -> Callable[[], TextScores]:
+        """Start to score texts against their images; the function returned waits for the scores, nothing before does.
 
         Args:
             rows: the image of each text, ascending.
@@ -61,30 +70,29 @@ class EncodedImages:
         tokenizer, device = self.model.tokenizer, self.model.device
         words = tokenizer.word_ids([clean_caption(text) for text in texts])
         lengths, images = torch.tensor([len(ids) for ids in words], dtype=torch.int64), torch.tensor(rows)
-        itm, itc, nll = (torch.empty(len(texts), device=device) for _ in range(3))
+        names = (["itm", "itc"] if match else []) + (["nll"] if prompt is not None else [])
+        scores = {name: torch.empty(len(texts), device=device) for name in names}
         if match:
             vectors = self._image_vectors()
         # Some tokenizers split the first word of a text differently after a prompt.
         after_prompt = tokenizer.word_ids_after(prompt, texts) if prompt else words
         for chosen, index in self._parts(lengths, images):
-            there = chosen.to(device)
-            index = index if index is None else index.to(device)
+            there = to_device(chosen, device)
+            index = index if index is None else to_device(index, device)
             if match:
                 ids, mask = self._padded(words, chosen)
-                itm[there] = self._match(ids, mask, index)
-                itc[there] = (vectors[images[chosen].to(device)] * self._embed(ids, mask)).sum(dim=-1)
+                scores["itm"][there] = self._match(ids, mask, index)
+                own = vectors[to_device(images[chosen], device)]
+                scores["itc"][there] = (own * self._embed(ids, mask)).sum(dim=-1)
             if prompt is not None:
-                nll[there] = self._negative_log_likelihood([after_prompt[i] for i in chosen.tolist()], index, prompt)
-        scores = TextScores(lengths)  # a GPU is waited for here and nowhere before
-        if match:
-            scores.itm, scores.itc = itm.cpu(), itc.cpu()
-        if prompt is not None:
-            scores.nll = nll.cpu()
-        return scores
+                those = [after_prompt[i] for i in chosen.tolist()]
+                scores["nll"][there] = self._negative_log_likelihood(those, index, prompt)
+        coming = {name: on_its_way(values) for name, values in scores.items()}
+        return lambda: TextScores(lengths, **{name: values() for name, values in coming.items()})
 
     def _padded(self, words: list[list[int]], chosen: Tensor) -> tuple[Tensor, Tensor]:
         ids, mask = self.model.tokenizer.pad([words[i] for i in chosen.tolist()], self.model.text_tokens)
-        return ids.to(self.model.device), mask.to(self.model.device)
+        return to_device(ids, self.model.device), to_device(mask, self.model.device)
 
     def _parts(self, lengths: Tensor, images: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Split texts into forward passes: their numbers, int64 [n], and their `image_index` (see `TextTower.match`).
@@ -127,7 +135,7 @@ class EncodedImages:
         places, targets = counted.flatten().nonzero()[:, 0], following[counted]
         texts, counts = places // read.shape[1], counted.sum(dim=1)
         read, places, targets, texts, counts = (
-            one.to(self.model.device) for one in (read, places, targets, texts, counts)
+            to_device(one, self.model.device) for one in (read, places, targets, texts, counts)
         )
         with self.model.inference():
             # Padding comes last, so the causal mask hides it from all tokens.

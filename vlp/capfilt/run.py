@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from vlp.capfilt import STOPPED
+from vlp.capfilt.pipeline import ScoreSettings
 from vlp.capfilt.rules import parse_rules
-from vlp.capfilt.score import ScoreCounts, ScoreSettings, score_shard, table_identity
+from vlp.capfilt.score import ScoreCounts, score_shard, table_identity
 from vlp.capfilt.scorers import as_list, load_scorers
 from vlp.capfilt.selection import SelectCounts, select
 from vlp.capfilt.shard_queue import ShardQueue

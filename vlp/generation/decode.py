@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from vlp.config import DecodingConfig
 from vlp.generation.settings import check_decoding
 from vlp.generation.token_rules import TokenRules, cut_distribution, draw, uniform_numbers
+from vlp.models.transfers import on_its_way, to_device
 
 IMPOSSIBLE = -1e9  # score of a candidate that must not be chosen; finite, so that sums and quotients remain numbers
 CHECK_EVERY = 4  # tokens, on a GPU, where the host would wait for the device to learn which texts are finished
@@ -86,17 +87,34 @@ def generate(
     Raises:
         UserError: a decoding setting is out of range.
     """
+    return start_generating(stepper, prompt, rules, keys, seed, num_captions, device)()
+
+
+def start_generating(
+    stepper: Stepper,
+    prompt: list[int],
+    rules: TokenRules,
+    keys: list[str],
+    seed: int = 0,
+    num_captions: int = 1,
+    device: torch.device | str = "cpu",
+) -> Callable[[], list[list[Generated]]]:
+    """As `generate`; the function returned waits for the texts and gives them.
+
+    A GPU may still be at the last tokens of sampled texts, so the host can start other work. Beam search waits.
+    """
     check_decoding(rules.config, len(prompt), num_captions)
     if not keys:
-        return []
+        return list
     device = torch.device(device)
     with torch.no_grad():
         if rules.config.beams > 1:
-            return _beam_search(stepper, prompt, rules, len(keys), num_captions, device)
-        return _sample(stepper, prompt, rules, keys, seed, num_captions, device)
+            found = _beam_search(stepper, prompt, rules, len(keys), num_captions, device)
+            return lambda: found
+        return _start_sampling(stepper, prompt, rules, keys, seed, num_captions, device)
 
 
-def _sample(
+def _start_sampling(
     stepper: Stepper,
     prompt: list[int],
     rules: TokenRules,
@@ -104,24 +122,23 @@ def _sample(
     seed: int,
     num_captions: int,
     device: torch.device,
-) -> list[list[Generated]]:
+) -> Callable[[], list[list[Generated]]]:
     """Nucleus sampling; greedy search is the special case that always takes the most likely token."""
     config, end_id = rules.config, rules.end_id
     rows = len(keys) * num_captions
     count = config.max_length - len(prompt)
     numbers = [uniform_numbers(seed, key, number, count) for key in keys for number in range(num_captions)]
-    uniforms = torch.tensor(np.stack(numbers), dtype=torch.float32, device=device).clamp_(max=1 - 2**-24)
-    tokens = torch.tensor(prompt, device=device).repeat(rows, 1)  # [rows, length]
+    uniforms = to_device(torch.tensor(np.stack(numbers), dtype=torch.float32), device).clamp_(max=1 - 2**-24)
+    tokens = to_device(torch.tensor(prompt), device).repeat(rows, 1)  # [rows, length]
     totals = torch.zeros(rows, device=device)
     done = torch.zeros(rows, dtype=torch.bool, device=device)
     here = torch.arange(rows, device=device)  # the number of the text in each row
-    results: list[Generated] = [Generated([], 0.0)] * rows
+    texts = torch.full((rows, config.max_length), end_id, device=device)
+    sums = torch.zeros(rows, device=device)
 
-    def collect(finished: Tensor) -> None:
-        for text, row, total in zip(
-            here[finished].tolist(), tokens[finished].tolist(), totals[finished].tolist(), strict=True
-        ):
-            results[text] = Generated(_until_end(row[len(prompt) :], end_id), total)
+    def store() -> None:  # all texts: the host would have to wait to learn which ones are finished
+        texts[:, : tokens.shape[1]].index_copy_(0, here, tokens)
+        sums.index_copy_(0, here, totals)
 
     new = tokens
     for position in range(count):
@@ -131,21 +148,28 @@ def _sample(
         tokens = torch.cat([tokens, chosen[:, None]], dim=1)
         done = done | (chosen == end_id)
         new = chosen[:, None]
-        if device.type == "cuda" and position % CHECK_EVERY and position < count - 1:
+        if position == count - 1 or (device.type == "cuda" and position % CHECK_EVERY):
             continue
         group_done = done.view(-1, num_captions).all(dim=1)
         leaving = int(group_done.sum())
         if leaving == len(group_done):
             break
         if leaving * LEAVE_SHARE >= len(group_done):
-            collect(group_done.repeat_interleave(num_captions))
+            store()
             groups = (~group_done).nonzero()[:, 0]
             kept = _rows_of(groups, num_captions)
             stepper.select(kept, groups)
             tokens, totals, done, new = tokens[kept], totals[kept], done[kept], new[kept]
             here, uniforms = here[kept], uniforms[kept]
-    collect(torch.ones_like(done))
-    return [results[i : i + num_captions] for i in range(0, rows, num_captions)]
+    store()
+    coming = on_its_way(texts[:, len(prompt) :]), on_its_way(sums)
+
+    def collect() -> list[list[Generated]]:
+        pairs = zip(*(values().tolist() for values in coming), strict=True)
+        made = [Generated(_until_end(ids, end_id), total) for ids, total in pairs]
+        return [made[i : i + num_captions] for i in range(0, rows, num_captions)]
+
+    return collect
 
 
 def _next_tokens(logits: Tensor, tokens: Tensor, rules: TokenRules, uniform: Tensor) -> tuple[Tensor, Tensor]:

@@ -86,7 +86,11 @@ class RecordedStep:
             self.replay = record(self._step)
 
     def start(self, memory: ImageMemory, prompt: Tensor) -> Tensor:
-        """Take the images of another batch and a prompt int64 [rows, tokens]; returns the logits that follow it."""
+        """Take the images of another batch and a prompt int64 [rows, tokens]; returns the logits that follow it.
+
+        The steps of the batch before have all been started, and a GPU does its work in order. So none of them reads the
+        new images, even if the host has not yet asked for their tokens.
+        """
         for mine, theirs in zip(self.memory.layers, memory.layers, strict=True):
             mine.copy_(theirs)
         tokens = prompt.shape[1]

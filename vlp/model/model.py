@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,12 +15,10 @@ from vlp.data.images import ImageLike, as_list, load_image
 from vlp.data.tokenizer import CaptionTokenizer, FirstToken
 from vlp.data.transforms import ImageSize
 from vlp.errors import UserError
-from vlp.generation.decode import generate
-from vlp.generation.graph_step import caption_stepper
-from vlp.generation.settings import check_decoding, named_overrides, resolve_decoding
-from vlp.generation.token_rules import TokenRules
+from vlp.generation.settings import named_overrides, resolve_decoding
 from vlp.model.answer_ranking import LikelyAnswer, rank_answers
 from vlp.model.answers import answer_questions
+from vlp.model.captions import Caption, start_captions
 from vlp.model.classify import Classification, classify_images
 from vlp.model.dialog import RankedAnswer, rank_dialog_answers
 from vlp.model.hub import push_to_hub
@@ -36,17 +34,9 @@ from vlp.models.image_memory import ImageMemory
 from vlp.models.network import Network, as_blip, as_two_towers, require_network
 from vlp.models.precision import compute_dtype
 from vlp.models.text_rows import Side
-from vlp.models.untrained import CAPTIONING, EMBEDDING, MATCHING, require_trained
+from vlp.models.untrained import EMBEDDING, MATCHING, require_trained
 
 TEXT_TOKENS = 35  # BLIP's limit in retrieval; longer texts are cut. A CLIP reads as many as it has positions.
-
-
-class Caption(NamedTuple):
-    """A generated caption, and the log-probability of its tokens under the model (their sum, in nats)."""
-
-    text: str
-    log_probability: float
-    tokens: int  # after the prompt, including the end token
 
 
 class Model:
@@ -363,22 +353,8 @@ class Model:
         seed: int = 0,
         num_captions: int = 1,
     ) -> list[list[Caption]]:
-        """Caption the images of a memory for the decoder; further arguments and result as in `caption`.
-
-        Args:
-            decoding: all settings; the model's own do not apply.
-        """
-        require_trained(self.config, CAPTIONING, "generate text")
-        prompt = self.tokenizer.prompt_ids(decoding.prompt)
-        check_decoding(decoding, len(prompt), num_captions)
-        if decoding.max_length > (positions := self.config.text_tower.positions):
-            raise UserError(f"decoding: max_length must be at most {positions}, the number of the model's positions.")
-        rules = TokenRules(decoding, self.tokenizer.sep_id, self.tokenizer.word_ids(decoding.banned_words))
-        with self.inference():
-            stepper = caption_stepper(self.blip, memory, decoding.max_length)
-            groups = generate(stepper, prompt, rules, list(keys), seed, num_captions, self.device)
-        to_text = self.tokenizer.decode
-        return [[Caption(to_text(one.ids), one.log_probability, len(one.ids)) for one in group] for group in groups]
+        """Caption the images of a memory for the decoder; arguments as in `start_captions`, result as in `caption`."""
+        return start_captions(self, memory, decoding, keys, seed, num_captions)()
 
     def text_ids(self, texts: Sequence[str], first: FirstToken) -> tuple[Tensor, Tensor]:
         """Clean and tokenize texts: ids int64 and mask bool [texts, tokens]; every row starts with `first`."""
