@@ -39,8 +39,8 @@ def bench_capfilt(size: Size, precision: Precision, batch: int, peers: bool) -> 
     numbers = torch.randint(END + 2, size.vocabulary - 2, (batch, WORDS)).tolist()
     texts = [" ".join(f"word{number}" for number in row) for row in numbers]
     samples = [Sample(str(row), "", b"", text, [text], {}, ["web"]) for row, text in enumerate(texts)]
-    sizes = [(size.image_size, size.image_size)] * batch
-    scoring_batch = ScoringBatch(samples, sizes, {size.image_size: images}, [], [])
+    uids, sizes = [sample.key for sample in samples], [(size.image_size, size.image_size)] * batch
+    scoring_batch = ScoringBatch(samples, uids, sizes, {size.image_size: images}, [], [])
     decoding = SamplingOverrides(min_length=LENGTH, max_length=LENGTH, repetition_penalty=1.0)
     settings, empty = ScoreSettings(decoding, batch_size=batch), BadSamples(math.inf)
 

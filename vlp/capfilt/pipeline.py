@@ -16,8 +16,7 @@ from vlp.capfilt.scorers import Scorers
 from vlp.capfilt.scoring_batches import ScoringBatch
 from vlp.config import DecodingConfig, DecodingOverrides, SamplingOverrides
 from vlp.data.bad_samples import BadSample, BadSamples
-from vlp.data.score_tables import NAME, Scored, image_uid
-from vlp.data.shards import Sample
+from vlp.data.score_tables import NAME, Scored
 from vlp.data.transforms import clean_caption
 from vlp.generation.settings import resolve_decoding
 from vlp.model import Model
@@ -98,7 +97,10 @@ class _BatchWork:
         self.encoded = {model: EncodedImages(model, self.images[model.image_size]) for model in self.scorers.models}
         self.images = {}
         self.vectors = [scorer.encode_images(images) for scorer, images in zip(clips, batch.clip, strict=True)]
-        self.common = [_image_columns(sample, size) for sample, size in zip(batch.samples, batch.sizes, strict=True)]
+        self.common = [
+            {"key": sample.key, "uid": uid, "width": width, "height": height}
+            for sample, uid, (width, height) in zip(batch.samples, batch.uids, batch.sizes, strict=True)
+        ]
         self._start_scores(
             [
                 (image, {"source": source, "text": text})
@@ -215,12 +217,6 @@ def _one_ahead(works: Iterator[_BatchWork]) -> Iterator[tuple[ScoringBatch, list
         current, scored = following, current
     if scored:
         yield scored.batch, scored.rows()
-
-
-def _image_columns(sample: Sample, size: tuple[int, int]) -> dict[str, Any]:
-    """The columns that are equal in all rows of an image."""
-    uid = image_uid(sample.image, sample.info)
-    return {"key": sample.key, "uid": uid, "width": size[0], "height": size[1]}
 
 
 def _mean(columns: Sequence[Tensor | None]) -> Tensor | None:

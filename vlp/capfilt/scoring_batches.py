@@ -13,11 +13,12 @@ from vlp.capfilt.scorers import Scorers
 from vlp.capfilt.transformers_captioner import TransformersCaptioner
 from vlp.data.bad_samples import BadSample, BadSampleError, BadSamples
 from vlp.data.image_decoding import EncodedImage, shrink_for
+from vlp.data.score_tables import image_uid
 from vlp.data.shard_stream import Digest, stream_samples
 from vlp.data.shards import Sample, iterate_samples
 from vlp.data.transforms import evaluation_image
 
-DECODERS = 4  # threads; decoding releases Python's global lock
+DECODERS = 4  # threads; decoding and hashing release Python's global lock
 
 
 @dataclass
@@ -25,6 +26,7 @@ class ScoringBatch:
     """Samples of one shard with their decoded images.
 
     Attributes:
+        uids: of the images, see `image_uid`.
         sizes: width and height of the stored images, in pixels.
         uint8: [samples, 3, size, size] by image size, for the BLIP models.
         clip: float32 [samples, 3, size, size] for each open_clip model.
@@ -32,6 +34,7 @@ class ScoringBatch:
     """
 
     samples: list[Sample]
+    uids: list[str]
     sizes: list[tuple[int, int]]
     uint8: dict[int, Tensor]
     clip: list[Tensor]
@@ -42,6 +45,7 @@ class ScoringBatch:
 class _DecodedImage:
     """One image in the forms of `ScoringBatch`."""
 
+    uid: str
     size: tuple[int, int]
     uint8: dict[int, Tensor]
     clip: list[Tensor]
@@ -62,7 +66,7 @@ def read_batches(
     with ThreadPoolExecutor(DECODERS) as pool:
 
         def start() -> list[tuple[Sample, Future[_DecodedImage]]]:
-            return [(sample, pool.submit(_decode, sample.image, scorers)) for sample in islice(samples, batch_size)]
+            return [(sample, pool.submit(_decode, sample, scorers)) for sample in islice(samples, batch_size)]
 
         following = start()
         while following:
@@ -71,14 +75,15 @@ def read_batches(
                 yield batch
 
 
-def _decode(data: bytes, scorers: Scorers) -> _DecodedImage:
+def _decode(sample: Sample, scorers: Scorers) -> _DecodedImage:
     sizes = {model.image_size for model in scorers.models}
     full = any(isinstance(captioner, TransformersCaptioner) for captioner in scorers.captioners)
     largest = max([*sizes, *(scorer.image_size for scorer in scorers.clips)])
-    stored = EncodedImage(data)
+    stored = EncodedImage(sample.image)
     pixels = stored.pixels(1 if full else shrink_for(stored.width, stored.height, largest))
     image = Image.fromarray(pixels)
     return _DecodedImage(
+        image_uid(sample.image, sample.info),  # here, as it takes milliseconds of a large file
         (stored.width, stored.height),
         {size: torch.as_tensor(evaluation_image(pixels, size)) for size in sizes},
         [scorer.prepare(image) for scorer in scorers.clips],
@@ -100,6 +105,7 @@ def _collect(started: list[tuple[Sample, "Future[_DecodedImage]"]], bad: BadSamp
         return None
     return ScoringBatch(
         samples,
+        [one.uid for one in decoded],
         [one.size for one in decoded],
         {size: torch.stack([one.uint8[size] for one in decoded]) for size in decoded[0].uint8},
         [torch.stack(images) for images in zip(*(one.clip for one in decoded), strict=True)],
