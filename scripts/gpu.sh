@@ -48,7 +48,7 @@ print(torch.cuda.get_device_properties(0) if torch.cuda.is_available() else "no 
 
 tests() {
     # tests/conftest.py hides GPUs unless CUDA_VISIBLE_DEVICES is set
-    CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}" python -m pytest -q -p no:cacheprovider "$repository"/tests/{models,generation,tasks,training}
+    CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}" python -m pytest -q -p no:cacheprovider "$repository"/tests/{models,generation,tasks,training,capfilt/test_pipeline.py}
 }
 
 train_from_shards() { # the recipe of ViT-B/16, for some steps

@@ -19,3 +19,5 @@ def test_later_changes_of_a_tensor_do_not_reach_its_copy():
 def test_a_copy_on_the_device_outlives_its_tensor():
     copies = [to_device(torch.full((100_000,), number), torch.device(DEVICE)) for number in range(20)]
     assert [int(one.unique()) for one in copies] == list(range(20))
+    part = torch.arange(12).view(3, 4)[:, 1:3]
+    assert torch.equal(to_device(part, torch.device(DEVICE)).cpu(), part)

@@ -59,7 +59,7 @@ def score_batches(
 
     Args:
         ahead: start a batch before the host waits for the captions of the batch before, so that a GPU has work while
-            the host makes texts of tokens and rows of scores. Two batches are then in memory. None: on a GPU.
+            the host makes texts of tokens and rows of scores. The device then holds two batches. None: on a GPU.
     """
     if ahead is None:
         ahead = any(model.device.type == "cuda" for model in scorers.models)
@@ -75,8 +75,8 @@ def decodings(scorers: Scorers, settings: ScoreSettings) -> list[DecodingConfig]
 class _BatchWork:
     """What is done for one batch, method after method. Each model encodes an image once.
 
-    Of the methods, `score_captions` waits for the captions and `rows` for the scores; the others only start work of a
-    GPU, unless a CLIP model scores or a model of `transformers` captions.
+    On a GPU, `score_captions` waits for the captions, `rows` for the scores, and `caption` every few tokens to learn
+    which texts are finished. All else is only started, except what CLIP models and models of `transformers` do.
     """
 
     def __init__(self, batch: ScoringBatch, scorers: Scorers, settings: ScoreSettings, shard: str, empty: BadSamples):

@@ -9,11 +9,13 @@ from torch import Tensor
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the host on a device.
 
-    It goes through page-locked memory: from other memory, the host would wait until a GPU has done all work before.
+    It goes through page-locked memory, and without gaps: else the host would wait until a GPU has done all work before.
     """
     if device.type != "cuda":
         return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)  # PyTorch keeps the memory until the copy is done
+    return (
+        tensor.contiguous().pin_memory().to(device, non_blocking=True)
+    )  # PyTorch keeps the memory until the copy is done
 
 
 def on_its_way(tensor: Tensor) -> Callable[[], Tensor]:
