@@ -13,9 +13,8 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """
     if device.type != "cuda":
         return tensor.to(device)
-    return (
-        tensor.contiguous().pin_memory().to(device, non_blocking=True)
-    )  # PyTorch keeps the memory until the copy is done
+    locked = tensor.contiguous().pin_memory()  # PyTorch keeps this memory until the copy is done
+    return locked.to(device, non_blocking=True)
 
 
 def on_its_way(tensor: Tensor) -> Callable[[], Tensor]:
