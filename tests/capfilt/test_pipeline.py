@@ -10,7 +10,7 @@ import torch
 from tests.capfilt.test_score import TEXTS, write_shard
 from tests.tiny_model import make_clip, make_images, make_model
 from vlp.capfilt.clip_scorer import clip_of_ours
-from vlp.capfilt.encoded_images import EncodedImages
+from vlp.capfilt.encoded_images import EncodedImages, SplitTexts
 from vlp.capfilt.pipeline import ScoreSettings, score_batches
 from vlp.capfilt.scorers import Scorers
 from vlp.capfilt.scoring_batches import read_batches
@@ -156,6 +156,19 @@ def test_on_a_cpu_nothing_starts_early(tmp_path, calls):
     assert calls == [(step, number) for number in range(3) for step in steps]
 
 
+def test_models_with_equal_tokenizers_split_texts_once(monkeypatch):
+    one, equal, other = make_model().tokenizer, make_model(seed=2).tokenizer, make_clip().tokenizer
+    texts, split = ["a star", "The Red circle"], []
+    for kind in {type(one), type(other)}:
+        plain = kind.word_ids
+        monkeypatch.setattr(kind, "word_ids", lambda self, some, plain=plain: split.append(some) or plain(self, some))
+    both = SplitTexts(texts)
+    assert both.words(one) is both.words(equal) and len(split) == 1
+    assert both.words(one) == one.word_ids(["a star", "the red circle"])
+    assert both.words(equal, "a picture of") == one.word_ids_after("a picture of", texts)
+    assert other.identity == one.identity or both.words(other) == other.word_ids(["a star", "the red circle"])
+
+
 @contextmanager
 def no_waiting():
     """An error if the host waits for the GPU."""
@@ -171,7 +184,9 @@ def no_waiting():
 def test_the_host_does_not_wait_for_a_gpu_to_encode_and_score(rows):
     model, texts = on_device(make_model("bf16")), ["a star", "a red circle", "the blue square near", "left"]
     images = make_images(4).to(DEVICE)
-    EncodedImages(model, images).start_scores(texts, rows, True, "a")()  # libraries wait at their first call
+    EncodedImages(model, images).start_scores(
+        SplitTexts(texts), rows, True, "a"
+    )()  # libraries wait at their first call
     with no_waiting():
-        late = EncodedImages(model, images).start_scores(texts, rows, True, "a")
+        late = EncodedImages(model, images).start_scores(SplitTexts(texts), rows, True, "a")
     assert late().itm.device.type == "cpu"

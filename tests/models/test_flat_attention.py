@@ -15,6 +15,7 @@ from vlp.models import flat_attention, padding
 from vlp.models.compiled import compile_blocks
 from vlp.models.flat_attention import flat_cross_attention, flat_self_attention, place_memory, place_texts
 from vlp.models.image_memory import ImageMemory
+from vlp.tasks import alignment
 from vlp.tasks.pretrain import PretrainTask
 
 pytest.importorskip("triton")
@@ -154,7 +155,7 @@ def loss_and_gradients(model):
     return {"loss": total.detach()} | {name: one.grad for name, one in task.named_parameters() if one.grad is not None}
 
 
-@pytest.mark.parametrize("how", ["plain", "checkpointing", "compiled"])
+@pytest.mark.parametrize("how", ["plain", "checkpointing", "compiled", "spare rows"])
 @pytest.mark.parametrize("sharing", ["all", "all_but_self_attention", "nothing"])
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # read by torch.compile
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # in PyTorch itself, before 2.12
@@ -168,6 +169,8 @@ def test_a_training_step_is_the_plain_one(sharing, how, monkeypatch):
             use_kernels(monkeypatch, calls)
             if how == "checkpointing":
                 model.blip.checkpoint_activations()
+            if how == "spare rows":
+                monkeypatch.setattr(alignment, "token_count", lambda mask, own: mask.numel)
             if how == "compiled":
                 torch._dynamo.reset()
                 torch._dynamo.utils.counters.clear()

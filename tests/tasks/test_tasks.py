@@ -184,3 +184,28 @@ def test_the_prompt_is_not_in_the_loss(made, run_config):
     words[:, :2] = False
     picked = log_p.gather(-1, ids[:, 1:, None])[..., 0]
     torch.testing.assert_close(losses, -(picked * words).sum() / words.sum())
+
+
+class DeviceMask:
+    """A mask on a GPU, whose number of tokens takes long to arrive."""
+
+    def __init__(self, texts, tokens):
+        self.device, self.shape = torch.device("cuda"), (texts, tokens)
+
+    def __len__(self):
+        return self.shape[0]
+
+    def sum(self):
+        return "waited"
+
+
+@pytest.mark.parametrize(("own", "rows"), [(80, 80 + 160), (40, "waited")])
+def test_rows_for_the_longest_texts_spare_a_gpu_the_wait_unless_texts_differ_much(own, rows, monkeypatch):
+    """Ten own texts, and ten drawn ones of at most 16 tokens."""
+    monkeypatch.setattr(alignment, "on_its_way", lambda number: lambda: {"waited": 101}[number])
+    assert alignment.token_count(DeviceMask(20, 16), own)() == (101 if rows == "waited" else rows)
+
+
+def test_on_a_cpu_only_the_tokens_are_computed():
+    mask = torch.arange(8) < torch.tensor([[3], [8], [4], [1]])
+    assert alignment.token_count(mask, 7)() == 16

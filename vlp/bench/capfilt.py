@@ -22,19 +22,22 @@ from vlp.models.blip import Blip
 from vlp.models.constant_weights import constant_weights
 
 WORDS = 14  # words of a web text
-BATCHES = 4  # of a measurement: on a GPU, scoring starts a batch before the last one is done
+BATCHES = 8  # of a measurement: on a GPU, scoring starts a batch before the last one is done
 
 
-def bench_capfilt(size: Size, precision: Precision, batch: int, peers: bool) -> list[Measured]:
+def bench_capfilt(size: Size, precision: Precision, batch: int, peers: bool, compiled: bool = False) -> list[Measured]:
     """Score a batch of images in memory `BATCHES` times, each image with a web text and a new caption.
 
     The first peer computes only captions and ITM scores. The second one also computes ITC scores and likelihoods, like
     ours.
+
+    Args:
+        compiled: compile our models.
     """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     torch.manual_seed(0)
     tokenizer = _tokenizer(size.vocabulary)
-    scorers = _load_scorers(size, tokenizer, precision)
+    scorers = _load_scorers(size, tokenizer, precision, compiled)
     images = torch.randint(0, 256, (batch, 3, size.image_size, size.image_size), dtype=torch.uint8)
     numbers = torch.randint(END + 2, size.vocabulary - 2, (batch, WORDS)).tolist()
     texts = [" ".join(f"word{number}" for number in row) for row in numbers]
@@ -61,13 +64,13 @@ def bench_capfilt(size: Size, precision: Precision, batch: int, peers: bool) -> 
     return lines
 
 
-def _load_scorers(size: Size, tokenizer: CaptionTokenizer, precision: Precision) -> Scorers:
+def _load_scorers(size: Size, tokenizer: CaptionTokenizer, precision: Precision, compiled: bool) -> Scorers:
     """A captioner and a filter, loaded from model folders as `vlp capfilt score` does."""
     with TemporaryDirectory() as folder:
         captioner, filter = f"{folder}/captioner", f"{folder}/filter"
         for name in (captioner, filter):
             save_model(Blip(size.config()), tokenizer, name)
-        return load_scorers(captioner, filter, precision, device())
+        return load_scorers(captioner, filter, precision, device(), compiled)
 
 
 def _tokenizer(vocabulary: int) -> CaptionTokenizer:

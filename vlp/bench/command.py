@@ -19,7 +19,6 @@ from vlp.report.tables import markdown_table
 
 PARTS = {
     "attention": bench_attention,
-    "capfilt": bench_capfilt,
     "rerank": bench_rerank,
 }
 SIZES = {"base": BASE, "large": LARGE, "small": SMALL, "scenes": SCENES}
@@ -53,7 +52,7 @@ def bench(
         images: embeddings that `duplicates` compares or `index` with `kept` searches; they ignore all other settings.
         samples: samples of the simulated index of `index`; it ignores all other settings.
         kept: measure `vlp search --index` with `index`, instead of the index of shards.
-        compiled: compile our blocks in `train` and `caption`, as `compile: true` in a config does.
+        compiled: compile our blocks in `train`, `caption` and `capfilt`, as `compile: true` in a config does.
         profile: a file, into which `train` writes where a step spends its time.
 
     Raises:
@@ -75,6 +74,8 @@ def bench(
         return bench_train(SIZES[size], precision, batch, peers, repeats, compiled, profile)
     if what == "caption":
         return bench_caption(SIZES[size], precision, batch, peers, compiled)
+    if what == "capfilt":
+        return bench_capfilt(SIZES[size], precision, batch, peers, compiled)
     return PARTS[what](SIZES[size], precision, batch, peers)
 
 

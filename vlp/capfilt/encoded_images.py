@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlp.config import DecodingConfig
+from vlp.data.tokenizer import CaptionTokenizer
 from vlp.data.transforms import clean_caption
 from vlp.model import Model
 from vlp.model.captions import start_captions
@@ -38,6 +39,25 @@ class TextScores:
     nll: Tensor | None = None
 
 
+class SplitTexts:
+    """Texts as word ids, made once for all models with equal tokenizers."""
+
+    def __init__(self, texts: list[str]):
+        self.texts = texts
+        self.made: dict[tuple[str, str], list[list[int]]] = {}
+
+    def words(self, tokenizer: CaptionTokenizer, prompt: str = "") -> list[list[int]]:
+        """The word ids of each text, as they follow a prompt: some tokenizers split the first word differently then."""
+        key = tokenizer.identity, prompt
+        if key not in self.made:
+            self.made[key] = (
+                tokenizer.word_ids_after(prompt, self.texts)
+                if prompt
+                else tokenizer.word_ids([clean_caption(text) for text in self.texts])
+            )
+        return self.made[key]
+
+
 class EncodedImages:
     """A batch of images, encoded by one model, that can be captioned and scored against texts."""
 
@@ -58,7 +78,7 @@ class EncodedImages:
         return lambda: [[caption.text for caption in captions] for captions in made()]
 
     def start_scores(
-        self, texts: list[str], rows: list[int], match: bool, prompt: str | None
+        self, texts: SplitTexts, rows: list[int], match: bool, prompt: str | None
     ) -> Callable[[], TextScores]:
         """Start to score texts against their images; the function returned waits for the scores, nothing before does.
 
@@ -68,14 +88,13 @@ class EncodedImages:
             prompt: the prompt for `nll`; None does not compute it.
         """
         tokenizer, device = self.model.tokenizer, self.model.device
-        words = tokenizer.word_ids([clean_caption(text) for text in texts])
+        words = texts.words(tokenizer)
         lengths, images = torch.tensor([len(ids) for ids in words], dtype=torch.int64), torch.tensor(rows)
         names = (["itm", "itc"] if match else []) + (["nll"] if prompt is not None else [])
-        scores = {name: torch.empty(len(texts), device=device) for name in names}
+        scores = {name: torch.empty(len(words), device=device) for name in names}
         if match:
             vectors = self._image_vectors()
-        # Some tokenizers split the first word of a text differently after a prompt.
-        after_prompt = tokenizer.word_ids_after(prompt, texts) if prompt else words
+        after_prompt = texts.words(tokenizer, prompt or "")
         for chosen, index in self._parts(lengths, images):
             there = to_device(chosen, device)
             index = index if index is None else to_device(index, device)

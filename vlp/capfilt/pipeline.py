@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlp.capfilt.encoded_images import EncodedImages
+from vlp.capfilt.encoded_images import EncodedImages, SplitTexts
 from vlp.capfilt.scorers import Scorers
 from vlp.capfilt.scoring_batches import ScoringBatch
 from vlp.config import DecodingConfig, DecodingOverrides, SamplingOverrides
@@ -168,8 +168,9 @@ class _BatchWork:
         """Score texts; the function returned waits for the columns, each [texts]. `images` has the number of each's."""
         scorers = self.scorers
         prompts = {one: decoding.prompt for one, decoding in zip(scorers.captioners, self.decodings, strict=True)}
+        split = SplitTexts(texts)
         coming = [
-            batch.start_scores(texts, images, model in scorers.filters, prompts.get(model))
+            batch.start_scores(split, images, model in scorers.filters, prompts.get(model))
             for model, batch in self.encoded.items()
         ]
         clip = [one.score(vectors, texts, images) for one, vectors in zip(scorers.clips, self.vectors, strict=True)]

@@ -30,7 +30,9 @@ def bench(
     ] = 1_000_000,
     samples: Annotated[int, typer.Option(min=1, help="Samples of the index that index simulates.")] = 100_000_000,
     kept: Annotated[bool, typer.Option("--kept", help="index: measure searches in an index of images.")] = False,
-    compiled: Annotated[bool, typer.Option("--compile", help="Compile vlp's blocks, in train and caption.")] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile vlp's blocks, in train, caption and capfilt.")
+    ] = False,
     profile: Annotated[str, typer.Option(help="File for a profile of a step of train.")] = "",
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
     as_json: Json = False,

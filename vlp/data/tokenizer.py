@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -62,6 +63,11 @@ class CaptionTokenizer:
 
     def __len__(self) -> int:
         return self.tokenizer.get_vocab_size(with_added_tokens=True)
+
+    @cached_property
+    def identity(self) -> str:
+        """Equal for tokenizers that make the same ids of every text."""
+        return f"{self.form} {self.roles} {self.tokenizer.to_str()}"
 
     def longest(self, positions: int) -> int:
         """The most tokens of a text that a tower with `positions` reads."""

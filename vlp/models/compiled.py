@@ -1,4 +1,4 @@
-"""`torch.compile` of stacks of blocks: one program per stack, or one per block where blocks are called one by one."""
+"""`torch.compile` of the blocks of encoders and text towers: one program for a stack of image blocks, or per layer."""
 
 from torch import nn
 
@@ -6,7 +6,7 @@ from vlp.errors import UserError
 from vlp.models.clip_text import ClipTextTower
 from vlp.models.image_encoders.encoder import ImageEncoder
 from vlp.models.image_encoders.layers import BlockStack
-from vlp.models.text_tower import LayerStack, TextTower
+from vlp.models.text_tower import TextTower
 
 VARIANTS = 32  # most programs per block: a layer of the text tower has eight uses, with and without gradients
 
@@ -14,10 +14,9 @@ VARIANTS = 32  # most programs per block: a layer of the text tower has eight us
 def compile_blocks(module: nn.Module, backend: str = "inductor") -> None:
     """Compile the blocks of every image encoder and text tower in `module`, in place; parameters keep their names.
 
-    A stack of blocks is one program where nothing happens between them: on a GPU, calling twelve programs takes the
-    host longer than short kernels run. Blocks get programs of their own for activation checkpointing and for texts
-    with padding. Images get one program for the first batch size and a second one for all others. Text layers are
-    compiled for any text length and any number of cached tokens from the start.
+    A stack of image blocks is one program, which costs the host one call; for activation checkpointing each block is
+    one. Images get a program for the first batch size and a second one for all others. Text layers are compiled one by
+    one for any text length and any number of cached tokens: a program of a dozen of them takes minutes to compile.
 
     Args:
         backend: of `torch.compile`; the default needs a C++ compiler on a CPU and Triton on a GPU.
@@ -43,8 +42,6 @@ def compile_blocks(module: nn.Module, backend: str = "inductor") -> None:
         elif isinstance(part, (TextTower, ClipTextTower)):
             for layer in part.layers:
                 layer.compile(dynamic=True, backend=backend)
-            if isinstance(part.layers, LayerStack):
-                part.layers.compile(dynamic=True, backend=backend)
 
 
 def _image_stacks(encoder: ImageEncoder) -> list[nn.Module]:

@@ -20,7 +20,7 @@ from vlp.models.image_memory import DecodingCache, ImageMemory, LayerMemory, Sel
 from vlp.models.initialise import initialise
 from vlp.models.precision import product_dtype
 from vlp.models.text_layers import Embeddings, Layer, Shareable, shared_parts
-from vlp.models.text_rows import FlatGroup, Layout, Side, Span, TextRows, TextUse, layer_texts, side_spans
+from vlp.models.text_rows import FlatGroup, Layout, Side, TextRows, TextUse, layer_texts, side_spans
 
 
 class TextTower(nn.Module):
@@ -39,7 +39,7 @@ class TextTower(nn.Module):
         self.checkpointing = False
         shared = image_width is None or "embeddings" in shared_parts(config.sharing)
         self.embeddings = Shareable(lambda: Embeddings(config), shared)
-        self.layers = LayerStack(Layer(config, image_width, finetuned_for, n) for n in range(config.layers))
+        self.layers = nn.ModuleList(Layer(config, image_width, finetuned_for, n) for n in range(config.layers))
         self.finetuned_for = finetuned_for
         initialise(self, config.width)
 
@@ -141,9 +141,6 @@ class TextTower(nn.Module):
     def _run_layers(self, x: Tensor, uses: Sequence[TextUse], layouts: list[Layout]) -> Tensor:
         """Rows [rows, width] of all uses -> the same shape."""
         flat, dtype, spans = self._flat(uses, layouts), product_dtype(x), side_spans([use.side for use in uses])
-        recomputes = self.checkpointing and torch.is_grad_enabled()
-        if flat is not None and not recomputes:
-            return self.layers(x, spans, layouts, flat)
         texts = [TextRows(layout) for layout in layouts]
         memories: list[Callable[[int], LayerMemory] | None] = [None] * len(uses)
         if flat is None:
@@ -160,17 +157,10 @@ class TextTower(nn.Module):
                     for rows, memory, cache in zip(texts, memories, caches, strict=True)
                 ]
             arguments = x, layer_texts(spans, here, flat, number)
-            x = checkpoint(layer, *arguments, use_reentrant=False) if recomputes else layer(*arguments)
-        return x
-
-
-class LayerStack(nn.ModuleList):
-    """Layers that are called together where attention skips padding, so that they can be compiled as one program."""
-
-    def forward(self, x: Tensor, spans: list[Span], layouts: list[Layout], flat: list[FlatGroup]) -> Tensor:
-        """Rows [rows, width] of all uses -> the same shape; further arguments as in `layer_texts`."""
-        for number, layer in enumerate(self):
-            x = layer(x, layer_texts(spans, [TextRows(layout) for layout in layouts], flat, number))
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(layer, *arguments, use_reentrant=False)
+            else:
+                x = layer(*arguments)
         return x
 
 

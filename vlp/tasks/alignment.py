@@ -27,6 +27,7 @@ from vlp.tasks.text_table import TextTable, text_table
 
 Negatives = tuple[Tensor, Tensor]  # int64 [texts], numbers in the batch of all processes; bool [texts], if any
 TEMPERATURE_RANGE = (0.001, 0.5)
+SPARE = 1.75  # times the rows of ITM's texts that are computed at most, so that no step waits for the device
 
 
 @dataclass
@@ -53,7 +54,7 @@ class Drawn:
         itc: the loss.
         texts: ids and mask of the texts of all processes, in their tables; ids begin with [ENC].
         with_own: ids and mask [2 texts, tokens], each text and then the hard text of its image.
-        count: of their tokens, from a function that waits for it; None where lengths are unknown.
+        count: of their tokens, see `token_count`; None where lengths are unknown.
         has_text: bool [texts], whether there is a hard text.
         hard_images: of each text.
     """
@@ -62,7 +63,7 @@ class Drawn:
     table: TextTable
     texts: tuple[Tensor, Tensor]
     with_own: tuple[Tensor, Tensor]
-    count: Callable[[], Tensor] | None
+    count: Callable[[], int] | None
     has_text: Tensor
     hard_images: Negatives
 
@@ -135,8 +136,8 @@ class Alignment(nn.Module):
         mine = table.places + rank() * len(table.filled)
         # The own and the hard text of an image are adjacent, so both use its memory without a copy.
         with_own = [torch.stack([one[mine], one[hard_texts[0]]], dim=1).flatten(0, 1) for one in texts]
-        # The only number of a step that the host waits for: without it, a GPU would also compute the padding.
-        count = None if batch.lengths is None else on_its_way(with_own[1].sum())
+        own = batch.tokens()
+        count = None if own is None else token_count(with_own[1], own)
         return Drawn(itc, table, texts, (with_own[0], with_own[1]), count, hard_texts[1], hard_images)
 
     def match(
@@ -257,7 +258,7 @@ class Alignment(nn.Module):
             sent = exchange_rows(image_tokens, self._places(hard_image, table), product_dtype(image_tokens))
             others = model.text_tower.project_image(sent if table.is_full else sent[table.places])
             index = None
-        (ids, mask), count = drawn.with_own, None if drawn.count is None else int(drawn.count())
+        (ids, mask), count = drawn.with_own, None if drawn.count is None else drawn.count()
         true = torch.ones_like(drawn.has_text)
         matches = true if batch.captioned is None else batch.captioned[table.images]
         own_index = None if batch.image_index is None else batch.image_index.repeat_interleave(2)
@@ -308,6 +309,23 @@ class Alignment(nn.Module):
         wanted = torch.full_like(table.source, rank() * (len(table.filled) // self.texts_per_image))
         wanted[table.places] = hard_image
         return wanted
+
+
+def token_count(mask: Tensor, own: int) -> Callable[[], int]:
+    """The number of tokens of the own and the hard texts, or more: only the device knows which texts were drawn.
+
+    If the host waited for the number, it would have little time to start the many short kernels that follow, and the
+    device would wait for it in turn. Unless texts are too different, rows for the longest text each cost less.
+
+    Args:
+        mask: bool [texts, tokens].
+        own: the number of tokens of the own texts, which are half of them.
+    """
+    most = own + len(mask) // 2 * mask.shape[1]
+    if mask.device.type == "cuda" and most <= SPARE * 2 * own:
+        return lambda: most
+    number = on_its_way(mask.sum())
+    return lambda: int(number())
 
 
 def _matching(judged: list[Judged], logits: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
