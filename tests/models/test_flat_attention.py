@@ -170,7 +170,7 @@ def test_a_training_step_is_the_plain_one(sharing, how, monkeypatch):
             if how == "checkpointing":
                 model.blip.checkpoint_activations()
             if how == "spare rows":
-                monkeypatch.setattr(alignment, "token_count", lambda mask, own: mask.numel)
+                monkeypatch.setattr(alignment, "token_count", lambda mask, lengths: mask.numel)
             if how == "compiled":
                 torch._dynamo.reset()
                 torch._dynamo.utils.counters.clear()

@@ -199,13 +199,19 @@ class DeviceMask:
         return "waited"
 
 
-@pytest.mark.parametrize(("own", "rows"), [(80, 80 + 160), (40, "waited")])
-def test_rows_for_the_longest_texts_spare_a_gpu_the_wait_unless_texts_differ_much(own, rows, monkeypatch):
-    """Ten own texts, and ten drawn ones of at most 16 tokens."""
+@pytest.mark.parametrize(
+    ("lengths", "processes", "rows"),
+    [([6] * 9 + [14], 1, 68 + 140), ([6] * 9 + [14], 2, 68 + 160), ([4] * 9 + [14], 1, 101), ([4] * 10, 2, 101)],
+)
+def test_rows_for_the_longest_texts_spare_a_gpu_the_wait_unless_texts_differ_much(
+    lengths, processes, rows, monkeypatch
+):
+    """Ten own texts, and ten drawn ones; those of other processes have at most 16 tokens."""
     monkeypatch.setattr(alignment, "on_its_way", lambda number: lambda: {"waited": 101}[number])
-    assert alignment.token_count(DeviceMask(20, 16), own)() == (101 if rows == "waited" else rows)
+    monkeypatch.setattr(alignment, "world_size", lambda: processes)
+    assert alignment.token_count(DeviceMask(20, 16), lengths)() == rows
 
 
 def test_on_a_cpu_only_the_tokens_are_computed():
     mask = torch.arange(8) < torch.tensor([[3], [8], [4], [1]])
-    assert alignment.token_count(mask, 7)() == 16
+    assert alignment.token_count(mask, [4, 3])() == 16

@@ -136,8 +136,7 @@ class Alignment(nn.Module):
         mine = table.places + rank() * len(table.filled)
         # The own and the hard text of an image are adjacent, so both use its memory without a copy.
         with_own = [torch.stack([one[mine], one[hard_texts[0]]], dim=1).flatten(0, 1) for one in texts]
-        own = batch.tokens()
-        count = None if own is None else token_count(with_own[1], own)
+        count = None if batch.lengths is None else token_count(with_own[1], batch.lengths)
         return Drawn(itc, table, texts, (with_own[0], with_own[1]), count, hard_texts[1], hard_images)
 
     def match(
@@ -311,7 +310,7 @@ class Alignment(nn.Module):
         return wanted
 
 
-def token_count(mask: Tensor, own: int) -> Callable[[], int]:
+def token_count(mask: Tensor, lengths: list[int]) -> Callable[[], int]:
     """The number of tokens of the own and the hard texts, or more: only the device knows which texts were drawn.
 
     If the host waited for the number, it would have little time to start the many short kernels that follow, and the
@@ -319,9 +318,11 @@ def token_count(mask: Tensor, own: int) -> Callable[[], int]:
 
     Args:
         mask: bool [texts, tokens].
-        own: the number of tokens of the own texts, which are half of them.
+        lengths: of the own texts, which are half of them.
     """
-    most = own + len(mask) // 2 * mask.shape[1]
+    own = sum(lengths)
+    longest = max(lengths) if world_size() == 1 else mask.shape[1]  # others' texts are known by their padding only
+    most = own + len(lengths) * longest
     if mask.device.type == "cuda" and most <= SPARE * 2 * own:
         return lambda: most
     number = on_its_way(mask.sum())
