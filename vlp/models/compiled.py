@@ -1,11 +1,10 @@
-"""`torch.compile` of the blocks of encoders and text towers: one program for a stack of image blocks, or per layer."""
+"""`torch.compile` applied block by block: the blocks of a stack share their code, so each stack is compiled once."""
 
 from torch import nn
 
 from vlp.errors import UserError
 from vlp.models.clip_text import ClipTextTower
 from vlp.models.image_encoders.encoder import ImageEncoder
-from vlp.models.image_encoders.layers import BlockStack
 from vlp.models.text_tower import TextTower
 
 VARIANTS = 32  # most programs per block: a layer of the text tower has eight uses, with and without gradients
@@ -14,9 +13,8 @@ VARIANTS = 32  # most programs per block: a layer of the text tower has eight us
 def compile_blocks(module: nn.Module, backend: str = "inductor") -> None:
     """Compile the blocks of every image encoder and text tower in `module`, in place; parameters keep their names.
 
-    A stack of image blocks is one program, which costs the host one call; for activation checkpointing each block is
-    one. Images get a program for the first batch size and a second one for all others. Text layers are compiled one by
-    one for any text length and any number of cached tokens: a program of a dozen of them takes minutes to compile.
+    Image blocks get one program for the first batch size and a second one for all others. Text layers are compiled for
+    any text length and any number of cached tokens from the start.
 
     Args:
         backend: of `torch.compile`; the default needs a C++ compiler on a CPU and Triton on a GPU.
@@ -34,18 +32,16 @@ def compile_blocks(module: nn.Module, backend: str = "inductor") -> None:
     torch.fx.experimental._config.use_duck_shape = False
     for part in list(module.modules()):
         if isinstance(part, ImageEncoder):
-            for stack in _image_stacks(part):
-                for block in stack.children():
-                    block.compile(backend=backend)
-                if isinstance(stack, BlockStack):
-                    stack.compile(backend=backend)
+            for block in _image_blocks(part):
+                block.compile(backend=backend)
         elif isinstance(part, (TextTower, ClipTextTower)):
             for layer in part.layers:
                 layer.compile(dynamic=True, backend=backend)
 
 
-def _image_stacks(encoder: ImageEncoder) -> list[nn.Module]:
+def _image_blocks(encoder: ImageEncoder) -> list[nn.Module]:
     stacks = [stack for name, stack in encoder.tower.named_modules() if name.rpartition(".")[2] == "blocks"]
-    if not any(list(stack.children()) for stack in stacks):
+    blocks = [block for stack in stacks for block in stack.children()]
+    if not blocks:
         raise UserError(f"compile: {type(encoder.tower).__name__} has no blocks to compile; set compile: false.")
-    return stacks
+    return blocks

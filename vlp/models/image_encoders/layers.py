@@ -131,19 +131,9 @@ class Block(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
-class BlockStack(nn.ModuleList):
-    """Blocks that are called together, so that they can be compiled as one program."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the blocks in turn."""
-        for block in self:
-            x = block(x)
-        return x
-
-
-def make_blocks(config: ImageEncoderConfig, qkv_bias: bool = True) -> BlockStack:
+def make_blocks(config: ImageEncoderConfig, qkv_bias: bool = True) -> nn.ModuleList:
     """The stack of a config's `layers` blocks, whose drop path grows from zero in the first to the last."""
-    return BlockStack(
+    return nn.ModuleList(
         Block(
             config.width,
             config.heads,
@@ -164,11 +154,8 @@ def drop_path_rates(largest: float, layers: int) -> list[float]:
 
 def run_blocks(blocks: Iterable[nn.Module], x: Tensor, checkpointing: bool) -> Tensor:
     """Apply blocks in turn; with `checkpointing`, each is computed again in the backward pass."""
-    recomputes = checkpointing and torch.is_grad_enabled()
-    if isinstance(blocks, BlockStack) and not recomputes:
-        return blocks(x)
     for block in blocks:
-        if recomputes:
+        if checkpointing and torch.is_grad_enabled():
             x = checkpoint(block, x, use_reentrant=False, context_fn=partial(checkpoint_contexts, block))
         else:
             x = block(x)
