@@ -6,7 +6,6 @@ comes with PyTorch for GPUs; `vlp.models.flat_kernels` has the kernels.
 """
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -141,6 +140,7 @@ def has_kernels(device: torch.device) -> bool:
     return True
 
 
+@torch.library.custom_op("vlp::flat_self_attention", mutates_args=())
 def _self_attention(
     qkv: Tensor,
     starts: Tensor,
@@ -157,6 +157,13 @@ def _self_attention(
     return attend(qkv, qkv, Places.within(qkv, heads), starts, lengths, starts, causal, seed, longest, dropping)
 
 
+@_self_attention.register_fake
+def _(qkv: Tensor, starts: Tensor, lengths: Tensor, causal: Tensor, seed: Tensor, longest: int, heads: int, *_: Any):
+    rows, width = qkv.shape
+    return qkv.new_empty(rows, width // 3), qkv.new_empty(rows, heads, dtype=torch.float32)
+
+
+@torch.library.custom_op("vlp::flat_self_attention_backward", mutates_args=())
 def _self_attention_backward(
     gradient: Tensor,
     gathered: Tensor,
@@ -179,6 +186,12 @@ def _self_attention_backward(
     return made
 
 
+@_self_attention_backward.register_fake
+def _(gradient: Tensor, gathered: Tensor, sums: Tensor, qkv: Tensor, *_: Any):
+    return torch.empty_like(qkv)
+
+
+@torch.library.custom_op("vlp::flat_cross_attention", mutates_args=())
 def _cross_attention(
     query: Tensor,
     both: Tensor,
@@ -198,6 +211,12 @@ def _cross_attention(
     return attend(query, both, places, starts, lengths, images, None, seed, longest, dropping)
 
 
+@_cross_attention.register_fake
+def _(query: Tensor, both: Tensor, *_: Any):
+    return query.new_empty(query.shape), query.new_empty(query.shape[0], both.shape[2], dtype=torch.float32)
+
+
+@torch.library.custom_op("vlp::flat_cross_attention_backward", mutates_args=())
 def _cross_attention_backward(
     gradient: Tensor,
     gathered: Tensor,
@@ -222,29 +241,9 @@ def _cross_attention_backward(
     return wanted
 
 
-def _define(name: str, compute: Callable, pretend: Callable) -> None:
-    """An operator that compiled code calls as a whole.
-
-    `torch.library.custom_op` would check after each of a hundred calls in a step that no result is an input.
-
-    Args:
-        compute: its types are the operator's schema.
-        pretend: results of the right shapes and strides, without values.
-    """
-    torch.library.define(name, torch.library.infer_schema(compute, mutates_args=()))
-    torch.library.impl(name, "default", compute)
-    torch.library.register_fake(name, pretend)
-
-
-def _pretend_self(
-    qkv: Tensor, starts: Tensor, lengths: Tensor, causal: Tensor, seed: Tensor, longest: int, heads: int, *_: Any
-):
-    rows, width = qkv.shape
-    return qkv.new_empty(rows, width // 3), qkv.new_empty(rows, heads, dtype=torch.float32)
-
-
-def _pretend_cross(query: Tensor, both: Tensor, *_: Any):
-    return query.new_empty(query.shape), query.new_empty(query.shape[0], both.shape[2], dtype=torch.float32)
+@_cross_attention_backward.register_fake
+def _(gradient: Tensor, gathered: Tensor, sums: Tensor, query: Tensor, both: Tensor, *_: Any):
+    return torch.empty_like(query), torch.empty_like(both)
 
 
 def _keep_self(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
@@ -268,17 +267,5 @@ def _differentiate_cross(ctx: Any, gradient: Tensor, _: Tensor) -> tuple:
     return *made, *[None] * 8
 
 
-_define("vlp::flat_self_attention", _self_attention, _pretend_self)
-_define("vlp::flat_cross_attention", _cross_attention, _pretend_cross)
-_define(
-    "vlp::flat_self_attention_backward",
-    _self_attention_backward,
-    lambda gradient, gathered, sums, qkv, *_: torch.empty_like(qkv),
-)
-_define(
-    "vlp::flat_cross_attention_backward",
-    _cross_attention_backward,
-    lambda gradient, gathered, sums, query, both, *_: (torch.empty_like(query), torch.empty_like(both)),
-)
-torch.library.register_autograd("vlp::flat_self_attention", _differentiate_self, setup_context=_keep_self)
-torch.library.register_autograd("vlp::flat_cross_attention", _differentiate_cross, setup_context=_keep_cross)
+_self_attention.register_autograd(_differentiate_self, setup_context=_keep_self)
+_cross_attention.register_autograd(_differentiate_cross, setup_context=_keep_cross)
