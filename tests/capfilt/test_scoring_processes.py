@@ -23,7 +23,7 @@ from vlp.config import CapFiltConfig, SamplingOverrides
 from vlp.config_reader import save_config
 from vlp.data.score_tables import table_path
 from vlp.data.shard_index import expand_shards
-from vlp.data.shards import iterate_samples
+from vlp.data.shards import Sample, iterate_samples
 from vlp.demo.scenes import write_scenes
 from vlp.errors import UserError, WorkError
 
@@ -175,10 +175,10 @@ def _score_and_crash(config: CapFiltConfig, deadly: bytes, folder: Path) -> None
     """Scores, where decoding one image kills the process; FOLDER/error gets the final error."""
     decode = scoring_batches._decode
 
-    def decode_or_die(data: bytes, scorers) -> scoring_batches._DecodedImage:
-        if data == deadly:
+    def decode_or_die(sample: Sample, scorers) -> scoring_batches._DecodedImage:
+        if sample.image == deadly:
             os.kill(os.getpid(), signal.SIGKILL)
-        return decode(data, scorers)
+        return decode(sample, scorers)
 
     scoring_batches._decode = decode_or_die
     try:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import vlp.model.model
+import vlp.model.captions
 from vlp.cli.main import app
 from vlp.config import DecodingConfig
 from vlp.data.examples import CaptionExamples
@@ -27,9 +27,11 @@ PROMPT = "A shape, (red) on:  the"  # cleaning makes "a shape, red on the" of it
 def prompts(monkeypatch):
     """Every prompt, as token ids, that captions are generated from."""
     seen = []
-    real = vlp.model.model.generate
+    real = vlp.model.captions.start_generating
     monkeypatch.setattr(
-        vlp.model.model, "generate", lambda stepper, prompt, *rest: seen.append(prompt) or real(stepper, prompt, *rest)
+        vlp.model.captions,
+        "start_generating",
+        lambda stepper, prompt, *rest: seen.append(prompt) or real(stepper, prompt, *rest),
     )
     return seen
 
