@@ -11,7 +11,7 @@ from tiny_model import SIZE, make_images, make_model
 from vlp.config import DecodingConfig
 from vlp.errors import UserError, WorkError
 from vlp.generation.caption_step import CaptionStepper
-from vlp.generation.decode import generate
+from vlp.generation.decode import start_generating
 from vlp.generation.token_rules import TokenRules
 from vlp.model import Model, load_model
 from vlp.model_folder import save_model
@@ -286,7 +286,7 @@ def generated(model, images, decoding, banned=()):
         stepper = CaptionStepper(model.blip, memory, decoding.max_length)
         keys = [str(row) for row in range(len(images))]
         rules = TokenRules(decoding, model.tokenizer.sep_id, list(banned))
-        made = generate(stepper, [model.tokenizer.dec_id], rules, keys)
+        made = start_generating(stepper, [model.tokenizer.dec_id], rules, keys)()
     return [one for (one,) in made]
 
 

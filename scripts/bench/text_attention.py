@@ -9,13 +9,12 @@ captions; each image meets its caption in ITM and LM, a hard caption, and as the
 import argparse
 import re
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from vlp.bench.timing import device, wait
+from vlp.bench.timing import device, seconds_of
 from vlp.bench.train import MAX_TOKENS, bench_captions, bench_tokenizer
 from vlp.models import flat_kernels
 from vlp.models.flat_attention import (
@@ -55,14 +54,8 @@ def texts_and_memory(pairs: int, image_tokens: int, dtype: torch.dtype) -> tuple
 
 def milliseconds(work: Callable[[], object], calls: int) -> float:
     """The median time of a call, after one that is not counted."""
-    taken = []
-    for _ in range(calls + 1):
-        wait()
-        start = time.perf_counter()
-        work()
-        wait()
-        taken.append(1000 * (time.perf_counter() - start))
-    return statistics.median(taken[1:])
+    seconds_of(work)
+    return 1000 * statistics.median(seconds_of(work) for _ in range(calls))
 
 
 def forward_and_gradients(attend: Callable[[], Tensor], inputs: list[Tensor], calls: int) -> str:

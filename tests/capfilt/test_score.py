@@ -18,9 +18,8 @@ from PIL import Image, ImageOps
 from tests.scoring import score_shards
 from tests.tiny_model import make_model
 from vlp import files
-from vlp.capfilt import run, scoring_batches
+from vlp.capfilt import pipeline, run, scoring_batches
 from vlp.capfilt.encoded_images import EncodedImages
-from vlp.capfilt.pipeline import ScoreSettings
 from vlp.capfilt.score import score_shard
 from vlp.capfilt.scorers import load_scorers
 from vlp.capfilt.selection import select
@@ -206,7 +205,7 @@ def test_each_model_encodes_an_image_once(shard, folders, captioners, monkeypatc
     monkeypatch.setattr(
         scoring_batches.EncodedImage, "pixels", lambda image, *how: decoded.append(image.data) or real(image, *how)
     )
-    counts = score_shard(shard, scorers, ScoreSettings(DECODING, num_captions=3, batch_size=2))
+    counts = score_shard(shard, scorers, pipeline.ScoreSettings(DECODING, num_captions=3, batch_size=2))
     assert counts.texts == 10 + 5 * 3 * len(captioners)
     assert len(decoded) == len(set(decoded)) == 5
     assert list(seen.values()) == [{"images": 5, "projected": 5}] * 2
@@ -396,6 +395,6 @@ def test_memory_does_not_grow_over_a_hundred_shards(tmp_path):
 
     scorers = load_scorers(model, model, "fp32")
     for number in range(100):
-        score_shard(str(tmp_path / f"shards/{number:05d}.tar"), scorers, ScoreSettings(DECODING), progress)
+        score_shard(str(tmp_path / f"shards/{number:05d}.tar"), scorers, pipeline.ScoreSettings(DECODING), progress)
     assert len(memory) == 100
     assert memory[800] < 1.05 * memory[80]

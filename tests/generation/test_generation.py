@@ -8,7 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from vlp.config import DecodingConfig
 from vlp.errors import UserError
-from vlp.generation.decode import generate
+from vlp.generation.decode import start_generating
 from vlp.generation.token_rules import TokenRules, cut_distribution, draw, uniform_numbers
 
 VOCABULARY, END = 23, 2
@@ -46,7 +46,7 @@ class Replay:
 
 
 def run(logits, config: DecodingConfig, keys=("a",), prompt=PROMPT, **kwargs):
-    return generate(Replay(logits), prompt, TokenRules(config, END), list(keys), **kwargs)
+    return start_generating(Replay(logits), prompt, TokenRules(config, END), list(keys), **kwargs)()
 
 
 def plain(beams=0, **changes) -> DecodingConfig:
@@ -125,9 +125,9 @@ def test_many_groups_equal_one_by_one():
     keys = [f"k{i}" for i in range(7)]
     for config, captions in [(plain(3), 2), (plain(1), 1), (plain(0), 3), (plain(0), 1)]:
         rules = TokenRules(config, END)
-        together = generate(PerGroup(torch.arange(7)), PROMPT, rules, keys, num_captions=captions)
+        together = start_generating(PerGroup(torch.arange(7)), PROMPT, rules, keys, num_captions=captions)()
         for i in range(7):
-            alone = generate(PerGroup(torch.tensor([i])), PROMPT, rules, [keys[i]], num_captions=captions)
+            alone = start_generating(PerGroup(torch.tensor([i])), PROMPT, rules, [keys[i]], num_captions=captions)()
             assert [t.ids for t in together[i]] == [t.ids for t in alone[0]]
             assert [t.log_probability for t in together[i]] == pytest.approx([t.log_probability for t in alone[0]])
 
@@ -138,7 +138,7 @@ def test_a_wide_beam_finds_the_most_likely_text():
     table = torch.randn(vocabulary, vocabulary, generator=torch.Generator().manual_seed(3))
     log = table.log_softmax(-1)
     config = plain(40, max_length=4, length_penalty=0.0)
-    found = generate(Replay(lambda t: table[t[:, -1]]), [1], TokenRules(config, END), ["a"])[0][0]
+    found = start_generating(Replay(lambda t: table[t[:, -1]]), [1], TokenRules(config, END), ["a"])()[0][0]
     best = -math.inf
     for a in range(vocabulary):
         for b in range(vocabulary):

@@ -31,12 +31,12 @@ def kind(name: str) -> str:
     return "*bf16"
 
 
-def compile_kernel(kernel: triton.JITFunction, constants: dict[str, object], warps: int) -> None:
+def compile_kernel(kernel: triton.JITFunction, constants: dict[str, object], **options: int) -> None:
     """Compile one kernel down to machine code."""
     types = {name: "constexpr" if name in constants else kind(name) for name in kernel.arg_names}
     places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     source = triton.compiler.ASTSource(kernel, types, constexprs=places)
-    triton.compile(source, target=HOPPER, options={"num_warps": warps})
+    triton.compile(source, target=HOPPER, options=options)
 
 
 for own in (True, False):
@@ -46,6 +46,6 @@ for own in (True, False):
     ):
         tile = tiles[own]
         sizes = {"ROWS": tile.rows, "KEYS": tile.keys, "DEPTH": 64}
-        compile_kernel(kernel, {"SELF": own, "DROPS": True, **sizes}, tile.warps)
-compile_kernel(nucleus_kernel._draw, {"BLOCK": 32_768}, nucleus_kernel.WARPS)
+        compile_kernel(kernel, {"SELF": own, "DROPS": True, **sizes}, num_warps=tile.warps, num_stages=tile.stages)
+compile_kernel(nucleus_kernel._draw, {"BLOCK": 32_768}, num_warps=nucleus_kernel.WARPS)
 print("compiled")

@@ -8,7 +8,7 @@ import torch
 from vlp.bench.timing import Measured, Work, compare, device
 from vlp.config import DecodingConfig, Precision
 from vlp.config_model import ImageEncoderConfig, ModelConfig, TextTowerConfig
-from vlp.generation.decode import generate
+from vlp.generation.decode import start_generating
 from vlp.generation.graph_step import caption_stepper
 from vlp.generation.token_rules import TokenRules
 from vlp.models.blip import Blip
@@ -107,7 +107,7 @@ def _captions(blip: Blip, images: torch.Tensor, decoding: DecodingConfig, captio
         memory = blip.text_tower.project_image(blip.encode_images(images), "decoder")
         stepper = caption_stepper(blip, memory, decoding.max_length)
         keys = [str(row) for row in range(len(images))]
-        generate(stepper, [vocabulary - 2], TokenRules(decoding, END), keys, 0, captions, images.device)
+        start_generating(stepper, [vocabulary - 2], TokenRules(decoding, END), keys, 0, captions, images.device)()
 
 
 def _transformers(size: Size, images: torch.Tensor, dtype: torch.dtype, beams: int, captions: int) -> Work:

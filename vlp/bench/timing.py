@@ -126,9 +126,9 @@ def compare(
         peer()
     seconds: dict[str, list[float]] = {"ours": [], "peer": []}
     for _ in range(repeats):
-        seconds["ours"].append(_seconds(ours))
+        seconds["ours"].append(seconds_of(ours))
         if peer:
-            seconds["peer"].append(_seconds(peer))
+            seconds["peer"].append(seconds_of(peer))
     our_seconds = statistics.median(seconds["ours"])
     peer_seconds = statistics.median(seconds["peer"]) if peer else None
     rate = matmul_rate(torch.bfloat16 if precision == "bf16" else torch.float32)
@@ -172,7 +172,8 @@ def peak_memory_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def _seconds(work: Work) -> float:
+def seconds_of(work: Work) -> float:
+    """The time until work is done, on the GPU, too."""
     started = time.perf_counter()
     work()
     wait()

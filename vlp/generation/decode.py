@@ -62,7 +62,7 @@ class Generated:
     log_probability: float
 
 
-def generate(
+def start_generating(
     stepper: Stepper,
     prompt: list[int],
     rules: TokenRules,
@@ -70,8 +70,8 @@ def generate(
     seed: int = 0,
     num_captions: int = 1,
     device: torch.device | str = "cpu",
-) -> list[list[Generated]]:
-    """Generate texts for `len(keys)` groups: `beams` 0 samples, 1 is greedy search, more is beam search.
+) -> Callable[[], list[list[Generated]]]:
+    """Start to generate texts for `len(keys)` groups: `beams` 0 samples, 1 is greedy search, more is beam search.
 
     Args:
         stepper: the model, with an empty cache.
@@ -82,26 +82,12 @@ def generate(
         device: the device of `stepper`.
 
     Returns:
-        The texts of each group; beam search returns the best first.
+        A function that waits for the texts of each group and gives them; those of beam search are the best first. Until
+        then a GPU may still be at the last tokens of sampled texts, so the host can start other work. Beam search has
+        waited already.
 
     Raises:
         UserError: a decoding setting is out of range.
-    """
-    return start_generating(stepper, prompt, rules, keys, seed, num_captions, device)()
-
-
-def start_generating(
-    stepper: Stepper,
-    prompt: list[int],
-    rules: TokenRules,
-    keys: list[str],
-    seed: int = 0,
-    num_captions: int = 1,
-    device: torch.device | str = "cpu",
-) -> Callable[[], list[list[Generated]]]:
-    """As `generate`; the function returned waits for the texts and gives them.
-
-    A GPU may still be at the last tokens of sampled texts, so the host can start other work. Beam search waits.
     """
     check_decoding(rules.config, len(prompt), num_captions)
     if not keys:

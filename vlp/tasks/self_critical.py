@@ -11,7 +11,7 @@ from vlp.data.examples_references import ReferenceBatch
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.distributed import all_sum, world_size
 from vlp.generation.caption_step import CaptionStepper
-from vlp.generation.decode import Generated, generate
+from vlp.generation.decode import Generated, start_generating
 from vlp.generation.token_rules import TokenRules
 from vlp.models.blip import Blip
 from vlp.models.image_memory import ImageMemory
@@ -69,7 +69,7 @@ class SelfCriticalTask(Task):
         try:
             stepper = CaptionStepper(self.model, memory, self.max_tokens)
             with stance:
-                return generate(stepper, self.prompt, self.rules, keys, self.seed, self.samples, device)
+                return start_generating(stepper, self.prompt, self.rules, keys, self.seed, self.samples, device)()
         finally:
             self.model.train(training)
 
