@@ -38,3 +38,12 @@ def test_area_under_curve_counts_pairs():
     assert area_under_curve([0.1, 0.9], [False, True]) == 1.0
     assert area_under_curve(torch.tensor([0.9, 0.1]), torch.tensor([False, True])) == 0.0
     assert math.isnan(area_under_curve([0.3, 0.4], [True, True]))
+    assert math.isnan(area_under_curve([0.3, math.nan], [False, True]))
+
+
+def test_scores_that_are_not_numbers_get_no_credit():
+    relevant = torch.eye(4, dtype=torch.bool)
+    assert best_ranks(torch.full((4, 4), math.nan), relevant).tolist() == [3, 3, 3, 3]
+    scores = torch.eye(4)
+    scores[0, 1] = scores[2, 2] = math.nan
+    assert best_ranks(scores, relevant).tolist() == [1, 0, 3, 0]

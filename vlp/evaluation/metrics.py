@@ -11,7 +11,8 @@ from vlp.errors import UserError
 def best_ranks(scores: Tensor, relevant: Tensor) -> Tensor:
     """The rank of each query's best relevant candidate: the number of irrelevant candidates at or above its score.
 
-    Ties count against the relevant candidate, so a model that gives all candidates the same score gets no credit.
+    Ties count against the relevant candidate, so a model that gives all candidates the same score gets no credit. So
+    do scores that are not numbers (NaN), and a query whose relevant candidate has one ranks it last.
 
     Args:
         scores: float [queries, candidates], higher is better.
@@ -21,7 +22,7 @@ def best_ranks(scores: Tensor, relevant: Tensor) -> Tensor:
         int64 [queries]; 0 means that the first candidate is relevant.
     """
     best = scores.masked_fill(~relevant, float("-inf")).amax(dim=1, keepdim=True)
-    return ((scores >= best) & ~relevant).sum(dim=1)
+    return (~(scores < best) & ~relevant).sum(dim=1)
 
 
 def recall_at_k(ranks: Tensor, k: int) -> float:
@@ -48,12 +49,12 @@ def area_under_curve(
         labels: [n], true for positives.
 
     Returns:
-        0 to 1, or NaN if all labels are equal, because it is then undefined.
+        0 to 1, or NaN if all labels are equal or a score is NaN, because it is then undefined.
     """
     values = np.asarray(scores, dtype=np.float64)
     right = np.asarray(labels).astype(bool)
     positives, negatives = int(right.sum()), int((~right).sum())
-    if not positives or not negatives:
+    if not positives or not negatives or np.isnan(values).any():
         return float("nan")
     # Mann-Whitney U: the sum of the ranks of the positives; tied values share the mean of their ranks.
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
