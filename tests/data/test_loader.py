@@ -243,6 +243,9 @@ def add_member(archive, name: str, data: bytes) -> None:
     ("name", "texts", "reason"),
     [
         ("half", {"json": b'{"captions": ["half \\ud800 a pair"]}'}, "text not UTF-8"),
+        ("raw", {"txt": b"a red circle", "json": b'{"title": "\xed\xa0\x80"}'}, "text not UTF-8"),
+        ("question", {"txt": b"a red circle", "json": b'{"questions": [{"question": "\\uD83d"}]}'}, "text not UTF-8"),
+        ("pair", {"txt": b"a red circle", "json": b'{"title": "\\ud83d\\ude00"}'}, None),
         ("deep", {"txt": b"a", "json": b"[" * 200_000}, "bad json"),
         ("dots", {"txt": b"...!"}, "no text"),
         (b"k\xff".decode("utf-8", "surrogateescape"), {"txt": b"a red circle"}, None),  # an odd key, a good sample
@@ -258,8 +261,9 @@ def test_odd_samples_do_not_stop_the_loader(loader_of, scenes, tmp_path, name, t
     loader = loader_of(2, workers=workers, shards=str(tmp_path / "odd.tar"), max_bad_share=0.9)
     batches = take(loader, 4)
     counts = loader.filtered_counts if reason == "no text" else loader.bad_counts
+    readable = name.encode("utf-8", "backslashreplace").decode()
     assert set(counts) == ({reason} if reason else set())
-    assert {key for batch in batches for key in batch.keys} == ({"good"} if reason else {"good", "k\\udcff"})
+    assert {key for batch in batches for key in batch.keys} == ({"good"} if reason else {"good", readable})
 
 
 def test_a_crop_of_any_area_is_allowed(loader_of):

@@ -145,18 +145,12 @@ def make_sample(
     """
     if not image:
         raise BadSampleError("zero bytes")
-    try:
-        facts = json.loads(info) if info else {}
-    except (ValueError, RecursionError):  # RecursionError: thousands of nested brackets
-        raise BadSampleError("bad json") from None
-    if not isinstance(facts, dict):
-        raise BadSampleError("bad json")
+    facts = _facts(info) if info else {}
     try:
         words = None if text is None else text.decode("utf-8").strip()
-        texts = _captions(facts) or ([(words, "web")] if words else [])
-        "".join(text for text, _ in texts).encode()  # JSON can hold half of a surrogate pair
     except UnicodeError:
         raise BadSampleError("text not UTF-8") from None
+    texts = _captions(facts) or ([(words, "web")] if words else [])
     if label:
         facts.setdefault("cls", label.decode("ascii", "replace").strip())
     captions, sources = [text for text, _ in texts], [source for _, source in texts]
@@ -240,6 +234,22 @@ def _open_archive(path: str) -> Iterator[tarfile.TarFile]:
     else:
         with open_shard(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             yield archive
+
+
+def _facts(info: bytes) -> dict:
+    """The object in a sample's JSON."""
+    try:
+        facts = json.loads(info)
+    except (ValueError, RecursionError):  # RecursionError: thousands of nested brackets
+        raise BadSampleError("bad json") from None
+    if not isinstance(facts, dict):
+        raise BadSampleError("bad json")
+    if not info.isascii() or b"\\ud" in info.lower():
+        try:
+            json.dumps(facts, ensure_ascii=False).encode()
+        except UnicodeError:  # half of a surrogate pair, in whatever text: no tokenizer takes it
+            raise BadSampleError("text not UTF-8") from None
+    return facts
 
 
 def _captions(facts: dict) -> list[tuple[str, str]]:
