@@ -96,7 +96,7 @@ def shards(tmp_path):
     """Questions with answers, two of one id, one without answers; an image without, and one with bad questions."""
     infos = [
         {"questions": [question(1), question(2, "what color is the star", ["red"] * 10, "other")]},
-        {"questions": [question(3, answers=[], kind=""), question(1)]},
+        {"questions": [question(3, answers=["", " "], kind=""), question(1)]},
         {},
         {"questions": ["where"]},
     ]

@@ -23,7 +23,7 @@ class Question:
 
     Attributes:
         number: its id in the data set.
-        answers: one of each annotator; empty in a test split.
+        answers: one of each annotator, "" of one who gave none; empty in a test split.
         question_type, answer_type: of VQA, such as "what color is the" and "other"; "" where unknown.
         weight: of the question in training; BLIP gives those of Visual Genome 0.2.
     """
@@ -36,8 +36,9 @@ class Question:
     weight: float = 1.0
 
     def shares(self) -> dict[str, float]:
-        """Each distinct answer with the share of annotators who gave it."""
-        return {answer: count / len(self.answers) for answer, count in Counter(self.answers).items()}
+        """Each distinct answer with its share of the annotators who gave one."""
+        given = [answer for answer in self.answers if answer]
+        return {answer: count / len(given) for answer, count in Counter(given).items()}
 
 
 def read_questions(info: dict) -> list[Question]:
@@ -79,7 +80,7 @@ def frequent_answers(shards: str | list[str], least: int) -> list[str]:
     counts: Counter[str] = Counter()
     for sample in iterate_samples(shards):
         try:
-            counts.update(answer for question in read_questions(sample.info) for answer in question.answers)
+            counts.update(answer for question in read_questions(sample.info) for answer in question.answers if answer)
         except BadSampleError as error:
             log.warning("%s %s: %s", sample.shard, sample.key, error.reason)
     found = [answer for answer, count in sorted(counts.items(), key=lambda one: (-one[1], one[0])) if count >= least]
@@ -96,6 +97,7 @@ def _read(row: Any) -> Question:
         raise BadSampleError(BAD_QUESTIONS)
     if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
         raise BadSampleError(BAD_QUESTIONS)
-    answers = [answer.strip() for answer in answers if answer.strip()]
+    answers = [answer.strip() for answer in answers]
+    answers = answers if any(answers) else []
     kind, answer_type = (str(row.get(name) or "") for name in ("question_type", "answer_type"))
     return Question(row["question"], number, answers, kind, answer_type, float(weight))

@@ -4,7 +4,9 @@ import pytest
 
 from tests.data.importers.layouts import imported, photo, write_json
 from vlp.data.importers.vqa import Vqa
+from vlp.data.questions import read_questions
 from vlp.errors import UserError
+from vlp.evaluation.vqa_accuracy import accuracy
 
 QUESTIONS = {
     "data_subtype": "train2014",
@@ -53,6 +55,15 @@ def test_an_image_has_all_its_questions_with_the_answers_of_all_annotators(image
         "question_type": "what color is the",
         "answer_type": "other",
     }
+
+
+def test_an_annotator_who_gave_no_answer_is_one_of_ten(images, tmp_path):
+    rows = annotations(annotation(7000, ["red"] * 3 + [" "] * 7), annotation(9000, ["2"]), annotation(7001, ["yes"]))
+    files = [write_json(tmp_path / name, one) for name, one in (("q.json", QUESTIONS), ("a.json", rows))]
+    _, samples = imported(Vqa(files, images), tmp_path / "out")
+    (question, _) = read_questions(samples["COCO_train2014_000000000007"].info)
+    assert question.answers == ["red"] * 3 + [""] * 7 and question.shares() == {"red": 1}
+    assert accuracy("red", question.answers) == pytest.approx((3 * 2 / 3 + 7) / 10)
 
 
 def test_a_test_split_has_no_answers(images, tmp_path):

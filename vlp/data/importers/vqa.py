@@ -211,13 +211,13 @@ def _answers_of(row: dict, image_id: int) -> dict[str, Any]:
 
 
 def _strings(answers: Any) -> list[str]:
-    """Answers of annotators, stripped; raises BadSampleError if there is none."""
+    """Answers of annotators, stripped, "" of those who gave none; raises BadSampleError if nobody gave one."""
     if not isinstance(answers, list) or not all(isinstance(one, str) for one in answers):
         raise BadSampleError("bad row")
-    kept = [one.strip() for one in answers if one.strip()]
-    if not kept:
+    stripped = [one.strip() for one in answers]
+    if not any(stripped):
         raise BadSampleError("question without an answer")
-    return kept
+    return stripped
 
 
 def _coco_places(image_id: int, split: str) -> tuple[str, ...]:
