@@ -106,8 +106,8 @@ def search(
         images: a folder of images and videos, searched with its subfolders, or shards.
         query: a text, or a `Query`.
         top: number of results.
-        rerank: re-rank this many of the best by ITM logit + cosine (BLIP's rule); 0 disables. None: `RERANK`, or 0 for
-            an image or a model without ITM.
+        rerank: re-rank this many of the best by ITM's log-odds of a match + cosine; 0 disables. None: `RERANK`, or 0
+            for an image or a model without ITM.
         batch_size: images or frames encoded, and images matched, at once.
         frames: of each video.
 
@@ -228,5 +228,5 @@ def _rerank(model: Model, query: str, candidates: list[_Candidate], batch_size: 
 
 
 def _match_score(hit: Hit) -> float:
-    """ITM logit + cosine."""
+    """ITM's log-odds of a match + cosine; a float32 probability tells no odds beyond a million apart."""
     return torch.logit(torch.tensor(hit.itm), eps=1e-6).item() + hit.itc

@@ -139,7 +139,7 @@ def classify_tokens(model: "Model", image_tokens: Tensor, classes: ClassTexts, r
     """Rank classes for encoded images.
 
     By ITC the probabilities are the softmax of cosine / temperature. `rerank` follows retrieval: the texts nearest to
-    an image are matched with it, and a class is scored by its best text: the ITM logit of "match" plus the cosine.
+    an image are matched with it, and a class is scored by its best text: ITM's log-odds of a match plus the cosine.
     Classes with such a text come before all others. They divide the probability that they have by ITC among
     themselves, by the softmax of their scores.
 
@@ -168,7 +168,7 @@ def classify_tokens(model: "Model", image_tokens: Tensor, classes: ClassTexts, r
 
 
 def match_texts(model: "Model", image_tokens: Tensor, candidates: Tensor, texts: Sequence[str]) -> Tensor:
-    """The ITM logits of "match", minus those of the other class, of some texts for each image.
+    """ITM's log-odds of a match of some texts for each image.
 
     Each image's memory is projected once.
 
