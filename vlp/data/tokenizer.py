@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vlp.data.text_form import CLEANINGS, TextForm
 from vlp.data.transforms import clean_caption, prompted_caption
+from vlp.data.word_pieces import WordPieces
 from vlp.errors import UserError
 from vlp.files import read_json, writing_folder
 
@@ -56,6 +57,7 @@ class CaptionTokenizer:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self.tokenizer = tokenizer
+        self.pieces = WordPieces(tokenizer)
         self.pad_id, self.cls_id, self.sep_id = (
             ids.get(self.roles.get(role, ""), -1) for role in ("pad", "cls", "sep")
         )
@@ -92,7 +94,7 @@ class CaptionTokenizer:
     def word_ids(self, texts: list[str]) -> list[list[int]]:
         """The word pieces of each text, without special tokens."""
         # One by one: `encode_batch` starts threads, which the forked workers of a loader do not survive.
-        return [self.tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+        return [self.pieces.of(text) for text in texts]
 
     def words(self, text: str) -> list[tuple[str, list[int]]]:
         """The words of a text, separated by spaces, each with the positions of its pieces in `word_ids`."""
