@@ -30,7 +30,7 @@ ORDER = [
     ["extras", "files"],
     ["object_store"],
     ["processes", "remote"],
-    ["errors"],
+    ["errors", "transfers"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 LEVEL["__init__"] = LEVEL["cli"]  # exports the public API

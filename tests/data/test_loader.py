@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vlp.config import AugmentConfig, DataConfig, SourceConfig
-from vlp.data import workers
+from vlp.data import indexed_loader, workers
 from vlp.data.bad_samples import BadSamples
 from vlp.data.evaluation_loader import evaluation_batches
 from vlp.data.examples import CaptionExamples
@@ -110,8 +110,19 @@ def test_prefetch_and_pinning_are_settings_of_the_workers(loader_of, monkeypatch
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_batches_are_page_locked_on_a_machine_with_a_gpu(loader_of):
-    assert all(batch.images.is_pinned() for batch in take(loader_of(4, workers=1), 3))
+def test_batches_are_page_locked_on_a_machine_with_a_gpu(loader_of, scenes, tmp_path):
+    loader = loader_of(4, workers=2, shards=spoiled(tmp_path, scenes, 5), max_bad_share=0.4)
+    assert all(batch.images.is_pinned() for batch in take(loader, 6))
+
+
+def test_after_a_bad_sample_no_image_is_copied_that_the_batch_does_not_have(loader_of, scenes, tmp_path, monkeypatch):
+    joined = []
+    real = indexed_loader.join_chunks
+    monkeypatch.setattr(
+        indexed_loader, "join_chunks", lambda chunks: joined.append([len(one.keys) for one in chunks]) or real(chunks)
+    )
+    take(loader_of(8, shards=spoiled(tmp_path, scenes, 10), max_bad_share=0.2), 12)
+    assert {sum(sizes) for sizes in joined} == {8} and max(map(len, joined)) == 2
 
 
 def spoiled(tmp_path, scenes, every):

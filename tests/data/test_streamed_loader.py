@@ -197,3 +197,8 @@ def test_a_buffer_larger_than_the_source_does_not_mix_more_than_two_passes(loade
     batches = take(loader_of(shuffle_buffer=100_000, streams=1), 33)  # 264 samples: three passes of 87, and a little
     counts = Counter(key for batch in batches for key in batch.keys)
     assert len(counts) == 87 and set(counts.values()) <= {2, 3, 4}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_are_page_locked_on_a_machine_with_a_gpu(loader_of):
+    assert all(batch.images.is_pinned() for batch in take(loader_of(workers=2), 3))

@@ -14,8 +14,8 @@ from vlp.model import Model
 from vlp.model.captions import start_captions
 from vlp.models.image_memory import ImageMemory
 from vlp.models.text_rows import Side
-from vlp.models.transfers import on_its_way, to_device
 from vlp.models.untrained import EMBEDDING, MATCHING, require_trained
+from vlp.transfers import on_its_way, to_device
 
 TOGETHER = 1024  # texts per forward pass if the image memory need not be copied
 COPIED = 128  # texts per forward pass if every text needs a copy of its image's memory

@@ -20,7 +20,7 @@ from vlp.data.score_tables import NAME, Scored
 from vlp.data.transforms import clean_caption
 from vlp.generation.settings import resolve_decoding
 from vlp.model import Model
-from vlp.models.transfers import to_device
+from vlp.transfers import to_device
 
 Rows = list[tuple[int, Scored]]  # each with the number of its image
 

@@ -6,6 +6,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from vlp.transfers import to_device
+
 
 @dataclass
 class DeviceBatch:
@@ -20,10 +22,13 @@ class DeviceBatch:
     keys: list[str]
 
     def to(self, device: torch.device) -> Self:
-        """The batch with its tensors on a device."""
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
-        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
+        """The batch with its tensors on a device.
+
+        The host waits for none of them but for images that are not page-locked (`data.pin_memory`).
+        """
+        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "images"}
+        tensors = {name: to_device(value, device) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, images=self.images.to(device, non_blocking=True), **tensors)
 
 
 @dataclass

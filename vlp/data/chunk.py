@@ -49,12 +49,15 @@ class Chunk:
 
 
 def join_chunks(chunks: list[Chunk]) -> Chunk:
-    """Chunks with samples as one."""
+    """Chunks with samples as one; page-locked images stay page-locked."""
     if len(chunks) == 1:
         return chunks[0]
     names = [one.name for one in fields(Chunk) if one.name != "images"]
     lists = {name: [item for chunk in chunks for item in getattr(chunk, name)] for name in names}
-    return Chunk(images=torch.cat([chunk.images for chunk in chunks]), **lists)
+    images = [chunk.images for chunk in chunks]
+    shape = (sum(map(len, images)), *images[0].shape[1:])
+    joined = torch.empty(shape, dtype=images[0].dtype, pin_memory=images[0].is_pinned())
+    return Chunk(images=torch.cat(images, out=joined), **lists)
 
 
 def split_chunk(chunk: Chunk, count: int) -> tuple[Chunk, Chunk]:

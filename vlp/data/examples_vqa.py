@@ -26,6 +26,7 @@ class QuestionBatch(DeviceBatch):
         answer_ids, answer_mask: int64 and bool [answers, tokens]; ids begin with [DEC].
         question_index: int64 [answers], the question of each.
         weights: float32 [answers], the share of annotators who gave the answer, times the question's weight.
+        predicted: the tokens of all answers but [DEC], for the host.
     """
 
     question_ids: Tensor
@@ -35,6 +36,7 @@ class QuestionBatch(DeviceBatch):
     answer_mask: Tensor
     question_index: Tensor
     weights: Tensor
+    predicted: int
 
 
 class QuestionExamples:
@@ -86,4 +88,5 @@ class QuestionExamples:
             answer_mask,
             torch.arange(len(questions)).repeat_interleave(torch.tensor([len(one) for one in shares])),
             torch.tensor(weights),
+            int(answer_mask[:, 1:].sum()),
         )

@@ -131,8 +131,9 @@ class IndexedLoader:
             if chunk.keys:
                 waiting.append(chunk)
             while sum(len(one.keys) for one in waiting) >= self.batch:
-                chunk, rest = split_chunk(join_chunks(waiting), self.batch)
-                waiting = [rest] if rest.keys else []
+                *whole, last = waiting  # only the last one has more than the batch lacks
+                last, rest = split_chunk(last, self.batch - sum(len(one.keys) for one in whole))
+                chunk, waiting = join_chunks([*whole, last]), [rest] if rest.keys else []
                 self.place = chunk.places[-1] + 1
                 self.ahead = [one for one in self.ahead if one.place >= self.place]
                 yield self.examples.batch(chunk)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from vlp.config import DecodingConfig
 from vlp.generation.settings import check_decoding
 from vlp.generation.token_rules import TokenRules, cut_distribution, draw, uniform_numbers
-from vlp.models.transfers import on_its_way, to_device
+from vlp.transfers import on_its_way, to_device
 
 IMPOSSIBLE = -1e9  # score of a candidate that must not be chosen; finite, so that sums and quotients remain numbers
 CHECK_EVERY = 4  # tokens, on a GPU, where the host would wait for the device to learn which texts are finished

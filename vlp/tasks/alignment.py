@@ -19,11 +19,11 @@ from vlp.models.image_memory import ImageMemory
 from vlp.models.momentum import FeatureQueue, MomentumTwin
 from vlp.models.precision import product_dtype
 from vlp.models.text_rows import TextUse
-from vlp.models.transfers import on_its_way
 from vlp.tasks.altered_texts import alter_texts, read_texts, text_bank, word_starts
 from vlp.tasks.itc import Columns, Draw, Rows, contrast
 from vlp.tasks.task import TaskOutput
 from vlp.tasks.text_table import TextTable, text_table
+from vlp.transfers import on_its_way
 
 Negatives = tuple[Tensor, Tensor]  # int64 [texts], numbers in the batch of all processes; bool [texts], if any
 TEMPERATURE_RANGE = (0.001, 0.5)
@@ -131,7 +131,7 @@ class Alignment(nn.Module):
         table = text_table(batch, self.texts_per_image)
         itc, hard_texts, hard_images = self._contrast(model, batch, table, image_tokens, same_image, view)
         ids, mask = batch.text_ids.clone(), batch.text_mask
-        ids[:, 0] = self.enc_id
+        ids[:, 0].fill_(self.enc_id)
         texts = gather_texts(table.spread(ids), table.spread(mask))
         mine = table.places + rank() * len(table.filled)
         # The own and the hard text of an image are adjacent, so both use its memory without a copy.

@@ -152,7 +152,7 @@ def _swap(bank: TextBank, texts: Texts, noise: Tensor, refused: Tensor) -> tuple
     one, two, chance = _digits(noise[:, 0], count, count)  # [n, swaps], as all that follows
     left, right = 1 + torch.minimum(one, two), 1 + torch.maximum(one, two)  # first words of the spans
     most = (right - left).clamp(1, LONGEST_SPAN), (count - right + 1).clamp(1, LONGEST_SPAN)  # before the other, or end
-    equal, before, rest = _digits(noise[:, 1], most[0].new_tensor(2), most[0])
+    equal, before, rest = _digits(noise[:, 1], 2, most[0])
     before, behind = 1 + before, 1 + (rest * most[1]).long()  # words of the spans
     behind = torch.where(equal.bool(), torch.minimum(before, most[1]), behind)
     borders = torch.stack([left, left + before, right, right + behind], dim=-1)  # [n, swaps, 4]
@@ -161,7 +161,7 @@ def _swap(bank: TextBank, texts: Texts, noise: Tensor, refused: Tensor) -> tuple
     score, best = torch.where(left < right, score, float("inf")).topk(FINALISTS, dim=1, largest=False)
     borders = borders.gather(1, best[..., None].expand(-1, -1, 4))
     part = (texts.words[:, None, :, None] >= borders[:, :, None]).sum(dim=-1)  # [n, finalists, tokens], 0 to 4
-    order = part.new_tensor([0, 3, 2, 1, 4])[part]  # the second span comes first
+    order = torch.where((part == 1) | (part == 3), 4 - part, part)  # the second span comes first
     places = torch.arange(order.shape[-1], device=order.device)
     sources = (order * len(places) + places).argsort(dim=-1)
     ids = texts.ids[:, None].expand(-1, FINALISTS, -1).gather(2, sources)
@@ -169,7 +169,7 @@ def _swap(bank: TextBank, texts: Texts, noise: Tensor, refused: Tensor) -> tuple
     return _first(score.isfinite() & ~_is_refused(ids, mask, refused), ids, mask)
 
 
-def _digits(noise: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _digits(noise: Tensor, first: Tensor | int, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Split random numbers in [0, 1) into a digit below `first`, one below `second`, and what remains in [0, 1)."""
     digits = []
     for size in (first, second):

@@ -17,7 +17,7 @@ def caption_use(batch: Batch, memory: ImageMemory, dec_id: int) -> TextUse:
         memory: the image memory of the batch, for decoding.
     """
     ids, mask = batch.text_ids.clone(), batch.text_mask
-    ids[:, 0] = dec_id
+    ids[:, 0].fill_(dec_id)
     tokens = batch.tokens(last=ids.shape[1] - 1)
     return TextUse(ids[:, :-1], mask[:, :-1], "decoder", memory, batch.image_index, count=tokens)
 
@@ -31,7 +31,7 @@ def caption_loss(model: Blip, batch: Batch, states: Tensor, smoothing: float, pr
         prompt_length: how many tokens after the first one are given and not predicted.
     """
     counted = batch.text_mask[:, 1:].clone()
-    counted[:, :prompt_length] = False
+    counted[:, :prompt_length].fill_(False)
     words = all_sum(counted.sum().float()).clamp(min=1)
     # The vocabulary is large, so logits are computed only for the words that count.
     predicted = batch.tokens(first=1 + prompt_length)

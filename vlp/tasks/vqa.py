@@ -1,11 +1,14 @@
 """VQA finetuning: a question is read against the image, and its answers are decoded from the question's states."""
 
+import torch
+
 from vlp.config import RunConfig
 from vlp.data.examples_vqa import QuestionBatch
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.distributed import all_sum, world_size
 from vlp.models.blip import Blip
 from vlp.models.finetuned import require
+from vlp.models.text_rows import true_places
 from vlp.tasks.language import freeze
 from vlp.tasks.task import Task, TaskOutput
 
@@ -33,8 +36,8 @@ class VqaTask(Task):
         questions = model.question_memory(batch.question_ids, batch.question_mask, memory, batch.image_index)
         ids, mask = batch.answer_ids, batch.answer_mask
         hidden = model.text_tower.decode(ids[:, :-1], mask[:, :-1], questions, batch.question_index)
-        counted = mask[:, 1:]  # [answers, tokens - 1]
-        weights = batch.weights[:, None].expand_as(counted)[counted]
-        total = model.word_loss(hidden[counted], ids[:, 1:][counted], self.smoothing, weights)
-        number = all_sum(total.new_tensor(len(batch.question_ids), dtype=total.dtype)).clamp(min=1)
+        places = true_places(mask[:, 1:].flatten(), batch.predicted)
+        weights = batch.weights.repeat_interleave(mask.shape[1] - 1)[places]
+        total = model.word_loss(hidden.flatten(0, 1)[places], ids[:, 1:].flatten()[places], self.smoothing, weights)
+        number = all_sum(torch.full_like(total, len(batch.question_ids))).clamp(min=1)
         return TaskOutput({"lm": total * world_size() / number}, {})

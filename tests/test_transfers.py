@@ -2,7 +2,7 @@
 
 import torch
 
-from vlp.models.transfers import on_its_way, to_device
+from vlp.transfers import on_its_way, to_device
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on a device.
+    """A tensor on a device.
 
     It goes through page-locked memory, and without gaps: else the host would wait until a GPU has done all work before.
     """
-    if device.type != "cuda":
+    if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     locked = tensor.contiguous().pin_memory()  # PyTorch keeps this memory until the copy is done
     return locked.to(device, non_blocking=True)
