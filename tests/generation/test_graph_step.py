@@ -78,6 +78,20 @@ def test_captions_may_be_asked_for_when_the_next_batch_has_started(how, number):
         assert [[one.ids for one in group] for group in ours] == [[one.ids for one in group] for group in theirs]
 
 
+def test_an_image_that_is_not_a_number_does_not_spoil_later_batches():
+    model, record = make_model(), Recorder()
+    model.network.to(DEVICE)
+    decoding = DecodingConfig(beams=1, min_length=0, max_length=8)
+    make = partial(GraphStepper, record=record)
+    broken = make_images(4).float() / 255
+    broken[2] = float("nan")
+    with constant_weights():
+        expected, _ = decode(model, make_images(4), decoding, 1, CaptionStepper)
+        decode(model, broken, decoding, 1, make)
+        found, _ = decode(model, make_images(4), decoding, 1, make)
+    assert [one[0].ids for one in found] == [one[0].ids for one in expected]
+
+
 def test_a_smaller_batch_gets_its_own_recording_and_few_are_kept():
     model, record = make_model(), Recorder()
     model.network.to(DEVICE)

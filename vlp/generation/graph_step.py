@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -93,6 +94,7 @@ class RecordedStep:
         """
         for mine, theirs in zip(self.memory.layers, memory.layers, strict=True):
             mine.copy_(theirs)
+        self.cache.states.zero_()  # a NaN in what another batch left would outweigh the mask
         tokens = prompt.shape[1]
         self.cache.next = torch.arange(tokens, device=prompt.device)
         logits = self._decode(prompt)
@@ -120,7 +122,7 @@ class RecordedStep:
 
 def record_graph(work: Callable[[], None]) -> Callable[[], None]:
     """Run work on the GPU, then record it as a CUDA graph; returns what replays it."""
-    here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+    here, aside = torch.cuda.current_stream(), _recording_stream(torch.cuda.current_device())
     graph = torch.cuda.CUDAGraph()
     aside.wait_stream(here)
     # Autocast would keep its copies of weights, and a graph would read them when they are gone.
@@ -135,6 +137,12 @@ def record_graph(work: Callable[[], None]) -> Callable[[], None]:
             graph.capture_end()
     here.wait_stream(aside)
     return graph.replay
+
+
+@cache
+def _recording_stream(device: int) -> torch.cuda.Stream:
+    """One for all recordings on a device: libraries and the allocator keep memory apart for each stream."""
+    return torch.cuda.Stream(device)
 
 
 def _recorded_step(blip: Blip, memory: ImageMemory, rows: int, max_length: int, record: Record) -> RecordedStep:
