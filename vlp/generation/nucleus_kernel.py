@@ -2,7 +2,7 @@
 
 This module needs Triton, which comes with PyTorch for GPUs; `vlp.generation.token_rules` has the plain functions.
 """
-# pyright: reportCallIssue=false, reportOperatorIssue=false
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportOperatorIssue=false
 # (a kernel is Triton's language, and its launch takes options of its own)
 
 import torch
@@ -55,12 +55,12 @@ def _draw(logits, uniform, chosen, log_probability, vocabulary, temperature, top
         least = tl.where(mass >= top_p, least | bit, least)
         bit = bit >> 1
 
-    cumulative = tl.cumsum(tl.where(bits >= least, probabilities, 0.0), 0)  # in the order of the vocabulary
-    total = tl.max(cumulative, 0)
-    wanted = tl.load(uniform + row) * total
-    token = tl.sum((cumulative <= wanted).to(tl.int32), 0)
-    last = tl.sum((cumulative < total).to(tl.int32), 0)  # as in `draw`
-    token = tl.minimum(token, last)
+    kept = (bits >= least) & (bits > 0)
+    cumulative = tl.cumsum(tl.where(kept, probabilities, 0.0), 0)  # in the order of the vocabulary
+    wanted = tl.load(uniform + row) * tl.max(cumulative, 0)
+    # Only tokens of the nucleus: a scan in parallel may round up behind a token, or exceed all of them.
+    last = tl.max(tl.where(kept, places, 0), 0)
+    token = tl.min(tl.where(kept & (cumulative > wanted), places, last), 0)
     score = tl.sum(tl.where(places == token, scores, 0.0), 0)
     tl.store(chosen + row, token.to(tl.int64))
     tl.store(log_probability + row, score - highest - tl.log(whole))
