@@ -231,6 +231,13 @@ def test_where_triton_cannot_compile_attention_sees_padded_texts(monkeypatch, ca
     flat_attention.has_kernels.cache_clear()
 
 
+def test_gpus_whose_programs_share_too_little_memory_have_no_kernels(monkeypatch, caplog):
+    flat_attention.has_kernels.cache_clear()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert not flat_attention.has_kernels(torch.device("cuda")) and not caplog.text  # nothing was tried
+    flat_attention.has_kernels.cache_clear()
+
+
 def test_the_kernels_compile_for_a_gpu():
     """An interpreter accepts more than a compiler."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

@@ -125,8 +125,11 @@ def flat_cross_attention(query: Tensor, memories: list[FlatMemory], dropping: fl
 
 @cache
 def has_kernels(device: torch.device) -> bool:
-    """Whether the kernels can be compiled for a device, for which Triton needs a C compiler."""
-    if device.type != "cuda":
+    """Whether the kernels can be compiled for a device, for which Triton needs a C compiler.
+
+    GPUs before Ampere have too little memory that a program's threads share.
+    """
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
         return False
     try:
         numbers = torch.ones(1, dtype=torch.int32, device=device)

@@ -17,7 +17,7 @@ def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype | N
     float32.
     """
     if precision == "auto":
-        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bfloat16()
+        fast = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else _cpu_has_bfloat16()
         precision = "bf16" if fast else "fp32"
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[precision]
 
