@@ -68,6 +68,22 @@ def test_the_gradient_equals_that_of_one_caption_at_a_time(made):
     torch.testing.assert_close(gradients, expected, rtol=1e-3, atol=1e-5)
 
 
+def test_training_does_not_use_casts_that_sampling_made_without_gradient(made, monkeypatch):
+    """PyTorch before 2.11 would; later ones keep them apart."""
+    task, (batch,) = made()
+    calls, decode, clear = [], task.model.text_tower.decode, torch.clear_autocast_cache
+    monkeypatch.setattr(torch, "clear_autocast_cache", lambda: calls.append("clear") or clear())
+    monkeypatch.setattr(
+        task.model.text_tower,
+        "decode",
+        lambda *arguments, **named: calls.append(torch.is_grad_enabled()) or decode(*arguments, **named),
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        task(batch)
+    calls = calls[: calls.index(True)]  # before the first pass with gradient
+    assert False in calls and "clear" in calls[len(calls) - calls[::-1].index(False) :]
+
+
 def test_samples_depend_on_the_step_alone(made):
     task, (batch,) = made()
 

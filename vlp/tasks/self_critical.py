@@ -72,6 +72,8 @@ class SelfCriticalTask(Task):
                 return start_generating(stepper, self.prompt, self.rules, keys, self.seed, self.samples, device)()
         finally:
             self.model.train(training)
+            # PyTorch before 2.11 would reuse casts of weights that were made without gradient, and train none of them.
+            torch.clear_autocast_cache()
 
     def _rewards(self, groups: list[list[Generated]], references: list[list[str]]) -> Tensor:
         """float32 [images, samples]."""
