@@ -3,6 +3,7 @@
 # images. Rerun it to continue.
 # Use: scripts/flickr8k_tasks.sh FLICKR8K OUT [PRETRAIN_STEPS [RETRIEVAL_STEPS [CAPTIONING_STEPS]]]
 # FLICKR8K holds captions.txt, images/, train.txt and val.txt, the names of the images of both splits.
+# SEED=N in the environment sets the seed of the pretraining (default 0).
 set -euo pipefail
 command -v vlp >/dev/null || { echo "Activate an environment with vlp first, for example: . .venv/bin/activate" >&2; exit 2; }
 [ $# -ge 2 ] || { sed -n '4s/^# //p' "$0" >&2; exit 2; }
@@ -15,7 +16,8 @@ for split in train val; do
 done
 [ -e "$out/tokenizer" ] || vlp tokenizer "$out/data/train/*.tar" "$out/tokenizer" --size 4000
 data="data.sources=[{shards: \"$out/data/train/*.tar\"}]"
-vlp pretrain "$configs/flickr8k.yaml" --resume output="$out/pretrained" tokenizer="$out/tokenizer" "$data" steps="$pretrain_steps"
+vlp pretrain "$configs/flickr8k.yaml" --resume output="$out/pretrained" tokenizer="$out/tokenizer" "$data" \
+    steps="$pretrain_steps" seed="${SEED:-0}"
 
 finetune() {  # RECIPE NAME STEPS: the recipe's settings are for large models, so its batch and learning rate do not fit
     vlp finetune "$configs/$1.yaml" --resume output="$out/$2" start_from="$out/pretrained/model" "$data" steps="$3" epochs=0 \

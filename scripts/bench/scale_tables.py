@@ -1,5 +1,6 @@
 """The tables of docs/scale.md, by `python scripts/bench/scale_tables.py`: `scale.py` applied to two models."""
 
+import math
 from dataclasses import replace
 
 from scale import (
@@ -163,7 +164,7 @@ def _gpu_hours() -> Rows:
         for share in (0.2, 0.4):
             hours = [gpu_hours(images, flops, share * RATE) for images in SIZES.values()]
             speed = f"{share * RATE / flops:,.0f}"
-            rows.append((f"{name}, {share:.0%}", speed, *map(_hours, hours), f"{hours[-1] / WEEK:.0f}"))
+            rows.append((f"{name}, {share:.0%}", speed, *map(_hours, hours), f"{math.ceil(hours[-1] / WEEK)}"))
     return rows
 
 
