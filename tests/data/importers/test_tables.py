@@ -214,6 +214,12 @@ def test_columns_named_in_other_case_than_those_of_score_tables(shards, tmp_path
     assert [int(key) for key in pq.read_table(kept)["key"].to_pylist()] == [12, 13, 14]
 
 
+def test_a_column_named_value_is_imported_like_any_other(shards, tmp_path):
+    path = write_rows(tmp_path, [{"key": f"{number:09d}", "value": number} for number in range(15)])
+    assert import_tables(path, shards, "any").samples_without_row == 0
+    assert [row["value"] for rows in read_rows(shards, "any") for row in rows] == [*range(15)]
+
+
 def test_rules_refuse_a_column_that_sql_would_take_for_another(shards, tmp_path):
     for shard in expand_shards(shards):
         write_table(shard, [Scored("a", "web", "a text", 0.9, 0.9, width=3)], {})
