@@ -93,7 +93,10 @@ def test_failed_downloads_are_counted_apart(images, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "key"),
-    [("a.jpg", "a"), ("a.b.jpg", "a_b"), ("c/a.jpg", "c_a"), ("../a.jpg", "___a"), (".jpg", "_jpg"), ("a", "a")],
+    [
+        *[("a.jpg", "a"), ("a.b.jpg", "a_b"), ("c/a.jpg", "c_a"), ("../a.jpg", "___a"), (".jpg", "_jpg"), ("a", "a")],
+        *[("a.JPEG", "a"), ("a.tif", "a"), ("2101.00001", "2101_00001"), ("a.b/c", "a_b_c"), ("a.", "a_")],
+    ],
 )
 def test_keys_have_neither_dots_nor_slashes(name, key):
     assert make_key(name) == key

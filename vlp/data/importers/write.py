@@ -18,6 +18,8 @@ from vlp.errors import UserError
 from vlp.files import writing, writing_shards
 from vlp.log import ReportProgress, no_progress
 
+OTHER_FORMATS = ("gif", "bmp", "tif", "tiff", "heic", "heif", "avif")  # images that shards do not hold
+LEFT_OUT = (*IMAGE_EXTENSIONS, *OTHER_FORMATS, "jpe", "jfif")  # extensions that keys do without
 CHECKED_AHEAD = 4  # images per thread that are held while they are decoded
 
 
@@ -186,8 +188,9 @@ def _recognise_image(start: bytes) -> str:
 
 
 def make_key(name: str) -> str:
-    """The key of a sample from the name of its image: without the extension, and without dots and slashes."""
-    stem = name.rpartition(".")[0] or name
+    """The key of a sample from the name of its image: without an image's extension, and without dots and slashes."""
+    start, _, end = name.rpartition(".")  # ids such as 2101.00001 have a dot, too
+    stem = start if start and end.lower() in LEFT_OUT else name
     return stem.strip("/").replace("/", "_").replace(".", "_")  # a key ends at the first dot of a member's name
 
 
