@@ -25,7 +25,7 @@ from vlp.config_reader import load_config
 from vlp.data.shard_writer import ShardWriter
 from vlp.demo.classification_scenes import make_classification_scenes
 from vlp.demo.stages import claim
-from vlp.files import write_json
+from vlp.files import remove, write_json
 from vlp.model import load_model
 from vlp.report.tables import markdown_table
 from vlp.training.loop import train
@@ -44,13 +44,15 @@ ENCODERS = {
 
 
 def write_images(data: str, folder: Path, train_images: int) -> None:
-    """Write FOLDER/train and FOLDER/test, of "digits" or "shapes"."""
+    """Write FOLDER/train and FOLDER/test, of "digits" or "shapes". An interrupted call can be repeated."""
     if data == "digits":
         write_digits(folder, train_images)
     else:
         for name, count in (("train", train_images), ("test", 1000)):
-            make_classification_scenes(folder / "made" / name, count, 32, name)
-            (folder / "made" / name / "shape").rename(folder / name)
+            if not (folder / name).exists():
+                remove(folder / "made" / name)
+                make_classification_scenes(folder / "made" / name, count, 32, name)
+                (folder / "made" / name / "shape").rename(folder / name)
 
 
 def write_digits(folder: Path, train_images: int, seed: int = 0) -> None:

@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> None:
     for name, part in (("train", train), ("develop", develop)):
         write_text(given.output / f"{name}.txt", "".join(f"{one}\n" for one in part))
     if given.pairs:
-        head, *lines = read_text(given.pairs).splitlines()
+        head, *lines = read_text(given.pairs).split("\n")
         held = set(develop)
         kept = [head, *(line for line in lines if line.partition("\t")[0] in held)]
         write_text(given.output / "develop_pairs.tsv", "".join(f"{line}\n" for line in kept))

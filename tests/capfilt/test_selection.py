@@ -75,6 +75,13 @@ def test_a_table_has_the_selected_rows_with_their_shards(scored, tmp_path):
     assert pq.read_table(tmp_path / "kept.parquet").to_pylist() == expected
 
 
+def test_a_folder_named_like_a_column_does_not_replace_the_column(scored, tmp_path):
+    named = scored.rename(tmp_path / "source=cc12m")
+    select(tables_of(named), "web(itm >= 0.5)", table=str(tmp_path / "kept.parquet"))
+    expected = [row for row in rows_of(named) if row["source"] == "web" and row["itm"] >= 0.5]
+    assert expected and pq.read_table(tmp_path / "kept.parquet").to_pylist() == expected
+
+
 def test_rules_use_the_columns_of_other_tables(scored, tmp_path):
     for shard in expand_shards(str(scored / "*.tar")):
         rows = [Scored(**row) for row in pq.read_table(table_path(shard)).to_pylist()]

@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 
 import datasets
 import pyarrow as pa
@@ -264,6 +264,39 @@ def test_passes_processes_workers_and_resume(loader_of):
     assert [one.keys + other.keys for one, other in zip(*halves, strict=True)] == keys(expected)[4:]
     for one, other, whole in zip(*halves, expected[4:], strict=True):
         assert torch.equal(torch.cat([one.images, other.images]), whole.images)
+        assert torch.equal(torch.cat([one.image_hashes, other.image_hashes]), whole.image_hashes)
+
+
+def hashed_images(sources, tokenizer_folder):
+    """The images, as bytes, that three passes give each image hash."""
+    plain = AugmentConfig(crop_min=1.0, flip=False, operations=0)
+    data = DataConfig(sources, workers=0, streams=4, shuffle_buffer=8, max_tokens=16, augment=plain)
+    loader = training_loader(data, 32, CaptionExamples(load_tokenizer(str(tokenizer_folder)), 16), 8)
+    images: dict[int, set[bytes]] = defaultdict(set)
+    for batch in take(loader, 3 * loader.epoch_size // 8):
+        for number, image in zip(batch.image_hashes.tolist(), batch.images, strict=True):
+            images[number].add(image.numpy().tobytes())
+    return images
+
+
+@pytest.mark.parametrize("write", (write_saved, write_parquet))
+@pytest.mark.parametrize(("column", "images"), [("id", 24), ("filename", 24), ("image_id", 8)])
+def test_only_columns_that_name_images_say_which_rows_share_one(column, images, write, tmp_path, tokenizer_folder):
+    names = [n % 8 for n in range(24)]
+    rows = [{"image": IMAGES[n], "text": f"text {n}", column: names[n]} for n in range(24)]
+    features = {"image": datasets.Image(), "text": datasets.Value("string"), column: datasets.Value("int64")}
+    path = write(rows_to_dataset(rows, features), tmp_path / "data")
+    found = hashed_images([SourceConfig(dataset=path)], tokenizer_folder)
+    assert len(found) == images and all(len(shared) == 24 // images for shared in found.values())
+
+
+def test_splits_of_a_data_set_share_no_image(tmp_path, tokenizer_folder):
+    rows = coco_caption(IMAGES).remove_columns(["id", "question_id"])
+    parts = {name: rows.select(range(start, start + 12)) for name, start in (("train", 0), ("test", 12))}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "data")
+    sources = [SourceConfig(dataset=str(tmp_path / "data"), split=split) for split in parts]
+    found = hashed_images(sources, tokenizer_folder)
+    assert len(found) == 24 and all(len(shared) == 1 for shared in found.values())
 
 
 def test_training_from_a_data_set_without_network(tmp_path, run_config):

@@ -133,6 +133,14 @@ def test_uids_come_from_a_neighbour_the_json_or_the_image(scenes, tmp_path, monk
     assert shard_uids(index).shape == (3, 2)
 
 
+def test_long_lists_of_keys_are_read_in_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr("vlp.data.sample_lists.AT_ONCE", 3)
+    keys = [f"{number:08d}" for number in range(11)]
+    (tmp_path / "keep.txt").write_text("\n".join(keys))
+    chosen = read_list(str(tmp_path / "keep.txt"))
+    assert len(chosen.pairs) == 11 and chosen.listed("s", keys, None).all()
+
+
 @pytest.mark.parametrize("sort", [True, False])
 def test_the_search_equals_a_set(tmp_path, sort):
     rng = np.random.default_rng(0)

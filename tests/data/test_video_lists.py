@@ -45,6 +45,13 @@ def test_captions_of_videos(tmp_path, folder, lines):
     assert not skipped
 
 
+def test_line_separators_in_captions_end_no_row(tmp_path, folder):
+    rows = [{"video": "video1", "caption": "a dog\u2028runs"}, {"video": "video2", "caption": "a\x85car"}]
+    (tmp_path / "list.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+    videos, skipped = read_video_captions(str(tmp_path / "list.jsonl"), folder)
+    assert [video.captions for video in videos] == [[row["caption"]] for row in rows] and not skipped
+
+
 def test_rows_that_cannot_be_used_are_counted_by_reason(tmp_path, folder, caplog):
     rows = [
         {"clip_name": "video1", "caption": "a dog"},

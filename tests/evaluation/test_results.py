@@ -27,7 +27,7 @@ def test_the_name_of_a_data_set(shards, name):
 def test_the_fields_of_clip_benchmark(tmp_path):
     """`clip_benchmark build` takes flat metrics, copies the other fields and joins the names of model and weights."""
     metrics = {"acc1": 0.5, "acc5": 1.0, "mean_per_class_recall": 0.25, **skipped_metrics({"no image": 2})}
-    rows = [{"key": "é", "right": True}, {"key": "b", "right": False}]
+    rows = [{"key": "é", "right": True}, {"key": "b", "text": "two\u2028lines\x85", "right": False}]
     out = str(tmp_path / "x.json")
     save_results(Results("classification", "cifar10", metrics, rows), out, "runs/first/model")
     document = json.loads((tmp_path / "x.json").read_text())

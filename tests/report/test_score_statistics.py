@@ -4,6 +4,7 @@ import hashlib
 import math
 import random
 import re
+import tempfile
 from collections import Counter, defaultdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -348,6 +349,13 @@ def test_names_with_wildcards_and_folders_named_like_a_column(tmp_path):
         statistics.add_selected(connection, selected)
         assert connection.execute("SELECT filename, source, text FROM texts").fetchall() == [(path, "web", "one")]
         assert statistics.kept_by_selection(connection) == {"images": (1, 1), "web": (1, 1)}
+
+
+def test_a_folder_for_temporary_files_with_an_apostrophe(tmp_path, monkeypatch):
+    (tmp_path / "Ann's").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "Ann's"))
+    with open_tables([write_one(tmp_path, [Scored("a", "web", "one", 0.5, 0.0)])]) as connection:
+        assert statistics.by_source(connection)["web"]["texts"] == 1
 
 
 def test_a_damaged_table_is_named(tmp_path):

@@ -70,14 +70,14 @@ def test_a_quality_between_two_validations_is_reached_between_them():
 
 def test_the_development_list_is_a_part_of_the_training_list(tmp_path):
     (tmp_path / "train.txt").write_text("a.jpg\nb.jpg\nc.jpg\n")
-    (tmp_path / "pairs.tsv").write_text("image\tcaption\tlabel\na.jpg\tx\tmatch\nc.jpg\ty\tno-match\n")
+    (tmp_path / "pairs.tsv").write_text("image\tcaption\tlabel\na.jpg\tx\tmatch\nc.jpg\ty\u2028z\tno-match\n")
     call = [str(tmp_path / "train.txt"), str(tmp_path / "lists"), "--pairs", str(tmp_path / "pairs.tsv")]
     split([*call, "--last", "1"])
     read = {path.name: path.read_text() for path in (tmp_path / "lists").iterdir()}
     assert read == {
         "train.txt": "a.jpg\nb.jpg\n",
         "develop.txt": "c.jpg\n",
-        "develop_pairs.tsv": "image\tcaption\tlabel\nc.jpg\ty\tno-match\n",
+        "develop_pairs.tsv": "image\tcaption\tlabel\nc.jpg\ty\u2028z\tno-match\n",
     }
     with pytest.raises(UserError, match="between 1 and 2"):
         split([*call, "--last", "3"])

@@ -38,7 +38,7 @@ class Batch(DeviceBatch):
     Attributes:
         text_ids, text_mask: int64 and bool [texts, tokens]; ids begin with [CLS].
         text_hashes: int64 [texts]; equal where the cleaned captions are equal.
-        image_hashes: int64 [batch]; equal where shard and key are equal.
+        image_hashes: int64 [batch]; equal where shard and key, or data set and `Sample.image_id`, are equal.
         texts: the cleaned captions, for people.
         image_index: int64 [texts], the image of each caption; None where all images have equally many.
         captioned: bool [batch], False for an image that has no caption and a wrong text in its place; None: all have.

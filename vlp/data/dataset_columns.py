@@ -32,6 +32,11 @@ class DatasetColumns:
     label: str = ""
 
     @property
+    def group(self) -> str:
+        """The key where its values are known to name images, so that rows with equal ones share the image; else ""."""
+        return self.key if self.key.lower() in GROUPS else ""
+
+    @property
     def read(self) -> list[str]:
         """The columns to read."""
         names = (self.image, self.text.partition(".")[0], self.key, self.label)

@@ -127,16 +127,19 @@ def unbatched(batch: dict[str, list]) -> Iterator[dict[str, Any]]:
 
 
 def read_row(row: dict[str, Any], number: str, opened: OpenedDataset, columns: DatasetColumns) -> Sample | BadSample:
-    """The sample of a row. Its key is that of the key column, else `number`."""
+    """The sample of a row. Its key is that of the key column, else `number`, which is unique in the split."""
     key = row.get(columns.key) if columns.key else None
-    name = number if key in (None, "") else str(key)
+    has_key = key not in (None, "")
+    name = str(key) if has_key else number
+    # Keys that name no image may repeat, such as file names in tars and ids of joined splits.
+    image_id = name if has_key and columns.group else f"{opened.split} {number}"
     try:
         image = image_bytes(row.get(columns.image), opened)
     except BadSampleError as error:
         return BadSample(opened.name, name, error.reason)
     texts = texts_of(row, columns.text)
     info = dict.fromkeys((columns.label, "cls"), row.get(columns.label)) if columns.label else {}
-    return Sample(name, opened.name, image, None, texts, info, ["web"] * len(texts))
+    return Sample(name, opened.name, image, None, texts, info, ["web"] * len(texts), image_id=image_id)
 
 
 def image_bytes(value: Any, opened: OpenedDataset) -> bytes:

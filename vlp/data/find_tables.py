@@ -102,8 +102,12 @@ def shard_and_name(table: str) -> tuple[str, str]:
 
 
 def added_columns(table: ScoreTable) -> dict[str, str]:
-    """The columns of a table besides those of `SCHEMA` that rules can use, with their kinds: "number" or "text"."""
-    kinds = {one.name: column_kind(one.type) for one in pq.read_schema(table.file) if one.name not in SCHEMA.names}
+    """The columns of a table besides those of `SCHEMA` that rules can use, with their kinds: "number" or "text".
+
+    SQL would read a column named like one of `SCHEMA` in other case as that one, so rules cannot name it.
+    """
+    schema = pq.read_schema(table.file)
+    kinds = {one.name: column_kind(one.type) for one in schema if one.name.lower() not in SCHEMA.names}
     return {name: kind for name, kind in kinds.items() if kind in ("number", "text")}
 
 

@@ -30,6 +30,7 @@ class OpenedDataset:
         wanted: the values of the column `split` to take; empty: all rows.
         examples: number of rows; 0 if unknown.
         files: local parquet files that hold the rows.
+        split: as it was asked for.
     """
 
     name: str
@@ -38,6 +39,7 @@ class OpenedDataset:
     wanted: frozenset[str] = frozenset()
     examples: int = 0
     files: tuple[str, ...] = ()
+    split: str = ""
 
     @property
     def random_access(self) -> bool:
@@ -83,10 +85,11 @@ def open_dataset(name: str, split: str) -> OpenedDataset:
             known = [counts.get(part, 0) for part in parts]
             rows = _join([splits[part] for part in parts])
             paths = tuple(path for part in parts for path in files.get(part, ()))
-            return OpenedDataset(name, rows, folder, examples=sum(known) if all(known) else 0, files=paths)
+            total = sum(known) if all(known) else 0
+            return OpenedDataset(name, rows, folder, examples=total, files=paths, split=split)
     if by_column:
         log.info("%s has only the split %s; its rows with %s in the column split are taken", name, first, split)
-        return OpenedDataset(name, only, folder, frozenset(parts), files=tuple(files.get(first, ())))
+        return OpenedDataset(name, only, folder, frozenset(parts), files=tuple(files.get(first, ())), split=split)
     raise UserError(f"{name} has no split {split!r}; set split to one of {', '.join(map(str, splits))}.")
 
 

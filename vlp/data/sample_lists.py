@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -117,7 +118,7 @@ def _read_txt(path: str) -> SampleList:
                     yield line
 
     lines = names()
-    while len(part := _name_numbers(line for line, _ in zip(lines, range(AT_ONCE), strict=False))):
+    while len(part := _name_numbers(islice(lines, AT_ONCE))):
         numbers.append(part)
     return SampleList(path, _sorted_pairs(numbers), by_uid=False, with_shards=with_shards)
 

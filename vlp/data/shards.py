@@ -32,6 +32,7 @@ class Sample:
             the JSON has no `cls` itself.
         sources: the source of each caption: "web" unless its entry in the JSON says "human" or "synthetic".
         right: the second encoded file, where the JSON says `"images": 2` and there is one.
+        image_id: equal where samples of `shard` have the same image; empty: the key tells.
     """
 
     key: str
@@ -42,6 +43,7 @@ class Sample:
     info: dict
     sources: list[str] = field(default_factory=list)
     right: bytes | None = None
+    image_id: str = ""
 
 
 class ShardReader:

@@ -44,4 +44,5 @@ def quote_name(name: str) -> str:
 def parquet_files(paths: list[str]) -> str:
     """SQL that reads parquet files; wildcard characters in their names are escaped."""
     literal = ", ".join(quote(re.sub(r"([*?\[])", r"[\1]", path)) for path in paths)
-    return f"read_parquet([{literal}])"
+    # By default a folder named like source=cc12m replaces the column `source` of the files in it.
+    return f"read_parquet([{literal}], hive_partitioning = false)"

@@ -27,6 +27,7 @@ from vlp.data.sample_lists import read_list
 from vlp.data.sample_stream import Drawn, SampleStream, Source, StreamState
 from vlp.data.shard_index import expand_shards
 from vlp.data.shard_source import ShardSource
+from vlp.data.shards import Sample
 from vlp.data.table_texts import TableTexts
 from vlp.data.text_choice import check_choice, choose_texts
 from vlp.data.workers import pins_memory, start_workers
@@ -303,12 +304,13 @@ class StreamReader(IterableDataset):
                         yield StreamPart(worker, Chunk(skipped=chunk.skipped))
                         chunk.skipped = []
                     continue
+                assert isinstance(sample, Sample)  # a bad one cannot be decoded
                 stream.accept()
                 good += 1
                 images.append(image)
                 chunk.drawn.append(example)
                 chunk.keys.append(sample.key)
-                chunk.image_hashes.append(stable_hash(f"{sample.shard}#{sample.key}"))
+                chunk.image_hashes.append(stable_hash(f"{sample.shard}#{sample.image_id or sample.key}"))
                 chunk.sources.append(drawn.source)
         chunk.images = torch.from_numpy(np.stack(images))
         yield StreamPart(worker, chunk, {number: stream.state() for number, stream in streams.items()}, done=True)

@@ -123,7 +123,7 @@ def _rows(path: str, bad: BadSamples) -> Iterator[Row]:
         rows = json.loads(text)
         parsed = [rows] if isinstance(rows, dict) else rows
     except (ValueError, RecursionError):
-        parsed = [_parse(line) for line in text.splitlines() if line.strip()]
+        parsed = [_parse(line) for line in text.split("\n") if line.strip()]
     if not isinstance(parsed, list) or not any(isinstance(row, dict) for row in parsed):
         raise UserError(f"{path} is neither a JSON list of rows nor JSON lines.")
     for number, row in enumerate(parsed, start=1):

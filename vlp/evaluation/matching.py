@@ -76,7 +76,7 @@ def evaluate_matching(
 def _read_pairs(path: Path) -> tuple[dict[str, list[str]], dict[str, list[bool]]]:
     """The texts and labels of each image."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:

@@ -108,4 +108,7 @@ def predictions_path(out: str) -> str:
 def read_predictions(out: str) -> list[dict[str, Any]]:
     """The predictions beside the results in `out`; none where the evaluation has none."""
     path = Path(predictions_path(out))
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+    if not path.exists():
+        return []
+    # Unlike splitlines, which also splits at characters such as U+2028 that JSON strings may hold.
+    return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 import pyarrow as pa
 
 from vlp.data.score_tables import is_readable
+from vlp.data.sql import quote
 from vlp.data.text_choice import SOURCES
 from vlp.errors import WorkError
 from vlp.extras import extra
@@ -81,7 +82,7 @@ def open_tables(paths: list[str]) -> Iterator[Connection]:
     with TemporaryDirectory() as folder, duckdb.connect() as connection:
         try:
             connection.execute(f"SET memory_limit = '{MEMORY}'")
-            connection.execute(f"SET temp_directory = '{folder}'")
+            connection.execute(f"SET temp_directory = {quote(folder)}")
             connection.read_parquet(list(map(_literal, paths)), filename=True).create_view("stored")
             finite = ", ".join(f"CASE WHEN isfinite({name}) THEN {name}::DOUBLE END AS {name}" for name in SCORES)
             connection.execute(f"CREATE VIEW texts AS SELECT * REPLACE ({finite}) FROM stored")

@@ -138,6 +138,13 @@ def test_keys_that_repeat_and_a_group_that_is_given(written, tmp_path):
     assert found == [(f"{n}", [f"text {2 * n}", f"text {2 * n + 1}"], IMAGES[2 * n]) for n in range(6)]
 
 
+def test_ids_with_a_dot_are_different_keys(written, tmp_path):
+    rows = [{"image": image, "text": "a text", "id": f"2101.{n:05d}"} for n, image in enumerate(IMAGES)]
+    path = written(rows_to_dataset(rows, {"image": datasets.Image(), "text": STRING, "id": STRING}))
+    counts, samples = imported(tmp_path, path)
+    assert [sample.key for sample in samples] == [f"2101_{n:05d}" for n in range(12)] and not counts.bad
+
+
 def test_other_formats_become_png_and_bad_images_are_counted(written, tmp_path):
     file = io.BytesIO()
     Image.new("RGB", (8, 6), (250, 0, 0)).save(file, "GIF")

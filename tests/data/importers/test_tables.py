@@ -198,6 +198,39 @@ def test_rules_name_the_columns(shards, tmp_path):
         keys("laion.pusnafe < 0.1")
 
 
+def test_columns_named_in_other_case_than_those_of_score_tables(shards, tmp_path):
+    """LAION has WIDTH and HEIGHT, which SQL takes for width and height."""
+    rows = [{"url": f"http://a/{n}", "WIDTH": n, "Nll": n / 2, "original_Nll": -n} for n in range(15)]
+    counts = import_tables(write_rows(tmp_path, rows), shards, "laion")
+    assert counts.scores == ["original_WIDTH", "original_original_Nll", "original_Nll"]
+    found = [row for rows in read_rows(shards, "laion") for row in rows]
+    assert [row["original_WIDTH"] for row in found] == [*range(15)] and not any(row["width"] for row in found)
+    assert [row["original_original_Nll"] for row in found] == [n / 2 for n in range(15)]
+    laion, kept = shards.replace(".tar", ".laion.parquet"), tmp_path / "kept.parquet"
+    for shard in expand_shards(shards):
+        write_table(shard, [Scored(one.key, "web", one.text, 0.9, 0.9) for one in iterate_samples([shard])], {})
+    rules = "laion.original_WIDTH >= 12"
+    select(shards.replace(".tar", ".capfilt.parquet"), rules, table=str(kept), also={"laion": laion}, quiet=True)
+    assert [int(key) for key in pq.read_table(kept)["key"].to_pylist()] == [12, 13, 14]
+
+
+def test_a_column_named_value_is_imported_like_any_other(shards, tmp_path):
+    path = write_rows(tmp_path, [{"key": f"{number:09d}", "value": number} for number in range(15)])
+    assert import_tables(path, shards, "any").samples_without_row == 0
+    assert [row["value"] for rows in read_rows(shards, "any") for row in rows] == [*range(15)]
+
+
+def test_rules_refuse_a_column_that_sql_would_take_for_another(shards, tmp_path):
+    for shard in expand_shards(shards):
+        write_table(shard, [Scored("a", "web", "a text", 0.9, 0.9, width=3)], {})
+        path = table_path(shard)
+        table = pq.read_table(path)
+        pq.write_table(table.append_column("WIDTH", [[7]]), path)
+    scores, kept = shards.replace(".tar", ".capfilt.parquet"), str(tmp_path / "kept.parquet")
+    with pytest.raises(UserError, match="no column WIDTH in rules"):
+        select(scores, "WIDTH == 7", table=kept, quiet=True)
+
+
 def rows_word(number):
     return "UNSURE" if number % 2 else "UNLIKELY"
 
@@ -247,6 +280,8 @@ def test_wrong_tables_are_one_sentence(shards, tmp_path):
         refused(words, tmp_path / "wrong")
     pq.write_table(pa.table({"a": [1]}), tmp_path / "wrong")
     refused("none of the columns uid, sha256, key and url .*the columns are a", tmp_path / "wrong")
+    pq.write_table(pa.table({"key": ["a"], "Score": [1.0], "score": [2.0]}), tmp_path / "wrong")
+    refused(r"columns that SQL takes for the same \(Score, score\); rename all but one", tmp_path / "wrong")
     pq.write_table(pa.table({"image": [{"bytes": b"", "path": ""}]}), tmp_path / "wrong")
     refused("use `vlp data import hf`", tmp_path / "wrong")
     refused("no column 'b' to join on; its columns are key, score", on="b")

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import tracemalloc
+from contextlib import closing
 
 import pytest
 from PIL import Image
@@ -11,6 +13,7 @@ from typer.testing import CliRunner
 from tests.processes import run_code
 from vlp.cli.main import app
 from vlp.data.bad_samples import BadSampleError
+from vlp.data.importers import write
 from vlp.data.importers.flickr import flickr
 from vlp.data.importers.folder import image_folder
 from vlp.data.importers.write import CHECKED_AHEAD, ImportedSample, NotDownloaded, make_key, read_image, write_imported
@@ -63,8 +66,24 @@ def test_names_that_give_one_key_are_one_sample(images, tmp_path):
         Image.new("RGB", (20, 10)).save(images / name)
     (tmp_path / "captions.txt").write_text("a.b.jpg,first\na_b.jpg,second\n")
     importer = flickr8k(images, tmp_path / "captions.txt")
-    assert write_imported(importer, str(tmp_path / "out"), max_bad_share=0.5).bad == {"duplicate key": 1}
-    assert [sample.captions for sample in samples_of(tmp_path / "out")] == [["first"]]
+    for out, size in (("out", 1000), ("several", 1)):  # also where the first one's shard is finished
+        assert write_imported(importer, str(tmp_path / out), size, max_bad_share=0.5).bad == {"duplicate key": 1}
+        assert [sample.captions for sample in samples_of(tmp_path / out)] == [["first"]]
+
+
+def test_keys_of_many_samples_are_known_and_not_in_memory(monkeypatch):
+    """sqlite holds a part of them in memory, which Python does not count."""
+    monkeypatch.setattr(write, "MEMORY_OF_KEYS", 100 * 1024)
+    names = [f"{number * 7919 % 30_011:09d}" for number in range(30_000)]
+    with closing(write.KnownKeys()) as keys:
+        tracemalloc.start()
+        assert all(keys.add(name) for name in names)
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+        tracemalloc.stop()
+        assert not any(keys.add(name) for name in names) and keys.add("other")
+        keys.table.execute("PRAGMA max_page_count = 1")
+        with pytest.raises(WorkError, match=r"database or disk is full.*set TMPDIR"):
+            all(keys.add(f"more {name}") for name in names)
 
 
 def test_images_are_decoded_in_threads_and_written_in_order(images, tmp_path):
@@ -93,7 +112,10 @@ def test_failed_downloads_are_counted_apart(images, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "key"),
-    [("a.jpg", "a"), ("a.b.jpg", "a_b"), ("c/a.jpg", "c_a"), ("../a.jpg", "___a"), (".jpg", "_jpg"), ("a", "a")],
+    [
+        *[("a.jpg", "a"), ("a.b.jpg", "a_b"), ("c/a.jpg", "c_a"), ("../a.jpg", "___a"), (".jpg", "_jpg"), ("a", "a")],
+        *[("a.JPEG", "a"), ("a.tif", "a"), ("2101.00001", "2101_00001"), ("a.b/c", "a_b_c"), ("a.", "a_")],
+    ],
 )
 def test_keys_have_neither_dots_nor_slashes(name, key):
     assert make_key(name) == key

@@ -11,14 +11,13 @@ from typing import Any
 
 from vlp.data.bad_samples import BadSample, BadSampleError
 from vlp.data.importers.annotated_images import AnnotatedImages
-from vlp.data.importers.write import ImportedSample, Importer, make_key, read_image, told_sources
+from vlp.data.importers.write import OTHER_FORMATS, ImportedSample, Importer, make_key, read_image, told_sources
 from vlp.data.shard_index import IMAGE_EXTENSIONS
 from vlp.data.shards import make_sample
 from vlp.errors import UserError
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 TEXTS = ("text", "texts", "caption", "captions")  # the fields with captions, unless others are named
-OTHER_FORMATS = ("gif", "bmp", "tif", "tiff", "heic", "heif", "avif")
 
 log = logging.getLogger("vlp")
 

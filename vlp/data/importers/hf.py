@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from vlp.data.bad_samples import BadSample, BadSampleError
-from vlp.data.dataset_columns import GROUPS, guess_columns, texts_of
+from vlp.data.dataset_columns import guess_columns, texts_of
 from vlp.data.dataset_source import ROWS_AT_ONCE, image_bytes, select_columns, unbatched
 from vlp.data.image_decoding import decode_image
 from vlp.data.importers.write import ImportedSample, make_key
@@ -58,7 +58,7 @@ class HuggingFaceDataset:
         self.columns = guess_columns(features, name, image, text, need_text and not self.asks)
         if group_by and group_by not in features:
             raise UserError(f"{name} has no column {group_by!r} to group by; its columns are {', '.join(features)}.")
-        self.group = group_by or (self.columns.key if self.columns.key.lower() in GROUPS else "")
+        self.group = group_by or self.columns.group
         self.asked = [one for one in (*QUESTION, *ANSWERS) if one in features] if self.asks else []
         left_out = {self.columns.image, *self.asked}
         self.kept = [column for column, kind in features.items() if column not in left_out and _is_plain(kind)]

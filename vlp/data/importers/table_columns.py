@@ -1,5 +1,6 @@
 """The columns of web-scale tables (LAION, LAION-COCO, COYO, DataComp, Recap-DataComp): texts, scores, joins."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -103,8 +104,20 @@ def guess_columns(schema: pa.Schema, join: str, texts: dict[str, str], path: str
     for one in schema:
         kind = "number" if pa.types.is_boolean(one.type) else column_kind(one.type)
         if one.name not in used and kind in ("number", "text"):
-            scores[f"original_{one.name}" if one.name in RESERVED else one.name] = one.name
+            scores[_free_name(one.name, by_name)] = one.name
     return TableColumns(join, by_name.get("uid", ""), columns, scores)
+
+
+def _free_name(name: str, taken: Collection[str]) -> str:
+    """A column's name in a score table. SQL ignores case, so LAION's WIDTH would be read as the table's own width.
+
+    Args:
+        taken: the names of the imported columns, in lower case.
+    """
+    free = name
+    while free.lower() in RESERVED or (free != name and free.lower() in taken):
+        free = f"original_{free}"
+    return free
 
 
 def _kind(type: pa.DataType) -> str:

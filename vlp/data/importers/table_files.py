@@ -1,5 +1,7 @@
 """Checks that files are tables of equal columns; a file of another kind is named as what it looks like."""
 
+from collections import Counter
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -21,7 +23,8 @@ def check_tables(files: list[str]) -> pa.Schema:
     """The schema of parquet files with equal columns.
 
     Raises:
-        UserError: a file is remote, is no parquet file, or is another kind of table, or the columns differ.
+        UserError: a file is remote, is no parquet file, or is another kind of table, two of its columns differ only in
+            case, or the columns of two files differ.
     """
     schemas: list[pa.Schema] = []
     for path in files:
@@ -35,6 +38,10 @@ def check_tables(files: list[str]) -> pa.Schema:
             raise UserError(f"{path} is a score table of vlp already; name it in rules by --also NAME={path}.")
         if any(pa.types.is_struct(one.type) and one.type.get_field_index("bytes") >= 0 for one in schema):
             raise UserError(f"{path} holds images, as a Hugging Face data set; use `vlp data import hf`.")
+        counts = Counter(map(str.lower, schema.names))
+        same = [name for name in schema.names if counts[name.lower()] > 1]
+        if same:
+            raise UserError(f"{path} has columns that SQL takes for the same ({', '.join(same)}); rename all but one.")
         schemas.append(schema)
         different = set(schemas[0].names) ^ set(schema.names)
         if different:

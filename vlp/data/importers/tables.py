@@ -227,11 +227,14 @@ def _join(
 ) -> Iterator[tuple[int, pa.Table]]:
     """Each shard in order, with the joined rows of its samples, one a sample, in the shard's order."""
     column = quote_name(columns.join)
-    read = ", ".join(f"t.{quote_name(name)} AS {quote_name(f'table.{name}')}" for name in columns.read)
-    rows = f"SELECT *, file_index, file_row_number, {_hash(column, columns.join)} AS value FROM {parquet_files(files)}"
+    # Columns are renamed before the join, so that one named `value` is not taken for what the rows are joined on.
+    read = "".join(f"{quote_name(name)} AS {quote_name(f'table.{name}')}, " for name in columns.read)
+    value = f"{_hash(column, columns.join)} AS value"
+    rows = f"SELECT {read}file_index, file_row_number, {value} FROM {parquet_files(files)}"
     sizes = dict(connection.execute("SELECT shard, count(*) FROM samples GROUP BY shard").fetchall())
     reader = connection.sql(
-        f"SELECT s.shard, s.row, s.key, s.uid{', ' if read else ''}{read} FROM ({rows}) t JOIN samples s USING (value) "
+        "SELECT s.shard, s.row, s.key, s.uid, t.* EXCLUDE (file_index, file_row_number, value) "
+        f"FROM ({rows}) t JOIN samples s USING (value) "
         "ORDER BY s.shard, s.row, t.file_index, t.file_row_number"
     ).to_arrow_reader(ROWS_AT_ONCE)
     number, waiting = 0, []

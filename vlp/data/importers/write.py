@@ -1,9 +1,11 @@
 """Write imported samples as shards: counted, bad ones named and skipped, the folder whole or absent."""
 
 import os
+import sqlite3
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,10 +16,13 @@ from vlp.data.pairs import RIGHT_EXTENSIONS
 from vlp.data.shard_index import IMAGE_EXTENSIONS
 from vlp.data.shard_writer import ShardWriter
 from vlp.data.shards import Sample
-from vlp.errors import UserError
+from vlp.errors import UserError, WorkError
 from vlp.files import writing, writing_shards
 from vlp.log import ReportProgress, no_progress
 
+OTHER_FORMATS = ("gif", "bmp", "tif", "tiff", "heic", "heif", "avif")  # images that shards do not hold
+LEFT_OUT = (*IMAGE_EXTENSIONS, *OTHER_FORMATS, "jpe", "jfif")  # extensions that keys do without
+MEMORY_OF_KEYS = 64 * 2**20  # bytes; the other keys are on disk
 CHECKED_AHEAD = 4  # images per thread that are held while they are decoded
 
 
@@ -81,24 +86,27 @@ def write_imported(
 
     Raises:
         UserError: the output exists, or there is no good sample.
-        WorkError: too many samples are bad, or the disk is full.
+        WorkError: too many samples are bad, or a disk is full.
     """
     if samples_per_shard < 1:
         raise UserError(f"A shard must hold at least one sample, not {samples_per_shard}.")
-    bad, counts, keys = BadSamples(max_bad_share), ImportCounts(), set()
-    with writing_shards(output) as folder, ShardWriter(folder, samples_per_shard) as writer:
+    bad, counts = BadSamples(max_bad_share), ImportCounts()
+    with (
+        writing_shards(output) as folder,
+        ShardWriter(folder, samples_per_shard) as writer,
+        closing(KnownKeys()) as keys,
+    ):
         for one, problem in _checked(importer):
             if isinstance(one, NotDownloaded):
                 bad.add_filtered(one)
             elif isinstance(one, BadSample):
                 bad.add(one)
-            elif problem is not None or one.key in keys:
+            elif problem is not None or not keys.add(one.key):
                 bad.add(BadSample(str(one.info.get("uid", "")), one.key, problem or "duplicate key"))
             else:
                 text = one.captions[0] if one.captions else None
                 info = {**one.info, "captions": _captions(one)}
                 writer.write(one.key, one.image, one.extension, text, info, one.extra)
-                keys.add(one.key)
                 counts.samples += 1
                 counts.without_text += not one.captions
                 bad.seen()
@@ -111,6 +119,35 @@ def write_imported(
                 temporary.write_bytes(content)
     counts.bad, counts.not_downloaded = dict(bad.counts), dict(bad.filtered)
     return counts
+
+
+class KnownKeys:
+    """The keys of the samples so far, on disk where they are many: a set of 400 million takes about 40 GB."""
+
+    def __init__(self) -> None:
+        # sqlite removes a file without a name by itself, even where the process is killed.
+        self.table = sqlite3.connect("", isolation_level=None)
+        self.table.execute(f"PRAGMA cache_size = -{MEMORY_OF_KEYS // 1024}")
+        self.table.execute("CREATE TABLE keys (key BLOB PRIMARY KEY) WITHOUT ROWID")
+        self.table.execute("BEGIN")  # otherwise each key would be written to the file at once
+
+    def add(self, key: str) -> bool:
+        """Add a key, and tell whether it is new.
+
+        Raises:
+            WorkError: the disk is full.
+        """
+        try:
+            return self.table.execute("INSERT OR IGNORE INTO keys VALUES (?)", [key.encode()]).rowcount == 1
+        except sqlite3.OperationalError as error:
+            raise WorkError(
+                f"The keys of the samples cannot be kept in the folder for temporary files ({error}); "
+                "free some space or set TMPDIR, and rerun the command."
+            ) from None
+
+    def close(self) -> None:
+        """Remove the file."""
+        self.table.close()
 
 
 def _checked(importer: Importer) -> Iterator[tuple[ImportedSample | BadSample, str | None]]:
@@ -186,8 +223,9 @@ def _recognise_image(start: bytes) -> str:
 
 
 def make_key(name: str) -> str:
-    """The key of a sample from the name of its image: without the extension, and without dots and slashes."""
-    stem = name.rpartition(".")[0] or name
+    """The key of a sample from the name of its image: without an image's extension, and without dots and slashes."""
+    start, _, end = name.rpartition(".")  # ids such as 2101.00001 have a dot, too
+    stem = start if start and end.lower() in LEFT_OUT else name
     return stem.strip("/").replace("/", "_").replace(".", "_")  # a key ends at the first dot of a member's name
 
 
