@@ -80,7 +80,7 @@ def test_keys_of_many_samples_are_known_and_not_in_memory(monkeypatch):
         assert all(keys.add(name) for name in names)
         assert tracemalloc.get_traced_memory()[1] < 100_000
         tracemalloc.stop()
-        assert not any(keys.add(name) for name in names) and keys.add("other")
+        assert not any(keys.add(name) for name in names) and keys.add("other") and keys.add("odd\udcff")
         keys.table.execute("PRAGMA max_page_count = 1")
         with pytest.raises(WorkError, match=r"database or disk is full.*set TMPDIR"):
             all(keys.add(f"more {name}") for name in names)

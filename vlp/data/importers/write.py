@@ -137,8 +137,9 @@ class KnownKeys:
         Raises:
             WorkError: the disk is full.
         """
+        name = key.encode("utf-8", "surrogatepass")
         try:
-            return self.table.execute("INSERT OR IGNORE INTO keys VALUES (?)", [key.encode()]).rowcount == 1
+            return self.table.execute("INSERT OR IGNORE INTO keys VALUES (?)", [name]).rowcount == 1
         except sqlite3.OperationalError as error:
             raise WorkError(
                 f"The keys of the samples cannot be kept in the folder for temporary files ({error}); "
