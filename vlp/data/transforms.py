@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from vlp.config import AugmentConfig
 from vlp.config_model import ImageEncoderConfig, Interpolation, Resize
-from vlp.data.image_decoding import MAX_PIXELS, EncodedImage, shrink_for
+from vlp.data.image_decoding import MAX_PIXELS, EncodedImage, shrink_for, to_rgb
 from vlp.data.policy_augment import erase, rand_augment
 
 ASPECT = (3 / 4, 4 / 3)
@@ -86,7 +86,7 @@ def evaluation_image(image: Image.Image | np.ndarray, size: int) -> np.ndarray:
         size: an `ImageSize`, or a number of pixels, for which the aspect ratio is not kept.
     """
     if isinstance(image, Image.Image):
-        image = np.array(image.convert("RGB"))
+        image = np.array(to_rgb(image))
     if not isinstance(size, ImageSize):
         return _planes(_resize(image, size, size))
     if size.resize == "squash":
