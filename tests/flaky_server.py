@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
@@ -27,13 +28,17 @@ class Faults:
         answer: for a request, by its number and path: a status, or one of the constants above.
         delay: seconds before each part of a body.
         ranges: whether it knows ranges.
+        tags: whether it gives ETags; otherwise times of change.
         requests: GET requests by path.
+        heads: HEAD requests by path.
     """
 
     answer: Callable[[int, str], int] = lambda _number, _path: OK
     delay: float = 0.0
     ranges: bool = True
+    tags: bool = True
     requests: Counter[str] = field(default_factory=Counter)
+    heads: Counter[str] = field(default_factory=Counter)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -43,14 +48,25 @@ class _Handler(BaseHTTPRequestHandler):
     lock: ClassVar = threading.Lock()
 
     def do_GET(self) -> None:
+        fault, data = self.start(self.faults.requests)
+        for start in range(0, len(data) // 2 if fault == SHORT else len(data), 65536):
+            time.sleep(self.faults.delay)
+            end = len(data) // 2 if fault == SHORT else len(data)
+            self.wfile.write(data[start : min(start + 65536, end)])
+
+    def do_HEAD(self) -> None:
+        self.start(self.faults.heads)
+
+    def start(self, counted: Counter[str]) -> tuple[int, bytes]:
+        """Count a request and send the status and the headers; returns the fault and the body."""
         path = self.path.partition("?")[0]
         with self.lock:
             number = self.faults.requests.total()
-            self.faults.requests[path] += 1
+            counted[path] += 1
         fault = self.faults.answer(number, path)
         self.close_connection = True
         if fault == RESET:
-            return
+            return fault, b""
         if fault == EXPIRED:
             status, data, headers = 400, EXPIRED_TOKEN, {}
         else:
@@ -59,10 +75,7 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {**headers, "Content-Length": str(len(data))}.items():
             self.send_header(name, value)
         self.end_headers()
-        for start in range(0, len(data) // 2 if fault == SHORT else len(data), 65536):
-            time.sleep(self.faults.delay)
-            end = len(data) // 2 if fault == SHORT else len(data)
-            self.wfile.write(data[start : min(start + 65536, end)])
+        return fault, data
 
     def log_message(self, *_arguments: object) -> None:
         pass
@@ -91,7 +104,8 @@ def serve_folder(folder: Path, faults: Faults) -> Iterator[str]:
         file = folder / handler.path.partition("?")[0].lstrip("/")
         if not file.is_file():
             return 404, b"", {}
-        data, headers = file.read_bytes(), {"ETag": f'"{file.stat().st_mtime_ns}"'}
+        data, changed = file.read_bytes(), file.stat().st_mtime_ns
+        headers = {"ETag": f'"{changed}"'} if handler.faults.tags else {"Last-Modified": formatdate(changed // 10**9)}
         asked = handler.headers.get("Range")
         if not asked or not handler.faults.ranges:
             return 200, data, headers

@@ -92,6 +92,43 @@ def test_what_a_killed_process_left_is_incomplete_and_replaced(s3, scratch):
     assert expand_shards(f"{s3.url}/out/*.tar") == [f"{s3.url}/out/2.tar"]
 
 
+def test_a_complete_folder_stays_where_its_first_marker_cannot_be_removed(s3, monkeypatch):
+    url = f"{s3.url}/out"
+
+    def fail(path):
+        raise OSError(f"{path} cannot be removed")
+
+    monkeypatch.setattr(s3.files, "rm_file", fail)
+    with writing_shards(url) as folder:
+        write_text(f"{folder}/0.tar", "zero")
+    assert s3.names() == ["out/0.tar", "out/_STARTED", "out/_SUCCESS"], "also what a kill before the removal leaves"
+    assert expand_shards(f"{url}/*.tar") == [f"{url}/0.tar"]
+    with pytest.raises(UserError, match="out exists already"), writing_shards(url):
+        pass
+    assert s3.names() == ["out/0.tar", "out/_STARTED", "out/_SUCCESS"]
+
+
+def test_a_removal_that_stops_halfway_leaves_no_complete_folder(s3, monkeypatch):
+    remove, mark = s3.files.rm, s3.files.pipe_file
+
+    def answer_lost(path, data):
+        mark(path, data)
+        if path.endswith("_SUCCESS"):
+            raise ConnectionError("the answer of the store was lost")
+
+    def halfway(paths):
+        monkeypatch.setattr(s3.files, "rm", None)
+        remove(paths[:1])
+
+    monkeypatch.setattr(s3.files, "pipe_file", answer_lost)
+    with pytest.raises(WorkError, match="the answer of the store was lost"), writing_shards(f"{s3.url}/out") as folder:
+        write_text(f"{folder}/0.tar", "zero")
+        write_text(f"{folder}/1.tar", "one")
+        monkeypatch.setattr(s3.files, "rm", halfway)
+    with pytest.raises(UserError, match="out is incomplete"):
+        expand_shards(f"{s3.url}/out/*.tar")
+
+
 def test_two_writers_of_one_folder(s3):
     url = f"{s3.url}/out"
     other = {"token": "other", **this_process()}

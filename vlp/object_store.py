@@ -1,7 +1,8 @@
 """Write to object stores: a file whole or not at all, a folder that is complete when it holds a last object, a marker.
 
 A store cannot rename a folder. So the first object of a folder is `_STARTED`, which records who writes, and the last
-one is `_SUCCESS`. An interrupted command leaves a folder without `_SUCCESS`, which the next one empties.
+one is `_SUCCESS`, after which `_STARTED` is removed. An interrupted command leaves a folder without `_SUCCESS`, which
+the next one empties. With `_SUCCESS` a folder is complete, also where a kill or an error has left `_STARTED`.
 """
 
 import json
@@ -59,6 +60,11 @@ def check_output(url: str) -> None:
             raise WorkError(f"Another run is writing {url}; wait for it or choose another name.")
 
 
+def is_incomplete(files: Any, folder: str) -> bool:
+    """Whether a folder is being written, or was left by an interrupted run; `files` is its fsspec file system."""
+    return files.exists(f"{folder}/{STARTED}") and not files.exists(f"{folder}/{COMPLETE}")
+
+
 @contextmanager
 def filling_folder(url: str) -> Iterator[None]:
     """Mark a folder as incomplete while it is filled, and as complete at the end.
@@ -80,12 +86,14 @@ def filling_folder(url: str) -> Iterator[None]:
         with remote_errors(url):
             _check_still_ours(files, url)
             files.pipe_file(f"{path}/{COMPLETE}", b"")
-            files.rm_file(f"{path}/{STARTED}")
     except BaseException:
         with suppress(Exception):  # the store may be what failed
             _check_still_ours(files, url)
             _remove_objects(files, path)
         raise
+    else:
+        with suppress(Exception):  # the folder is complete without it
+            files.rm_file(f"{path}/{STARTED}")
     finally:
         del _writers[url]
 
@@ -109,11 +117,11 @@ def _read(files: Any, path: str) -> dict[str, Any] | None:
 
 
 def _remove_objects(files: Any, path: str) -> None:
-    """Remove the objects of a folder, `_STARTED` last, so that a killed removal is continued by the next run."""
+    """Remove the objects of a folder, the markers first and last, so that the next run continues a killed removal."""
     files.invalidate_cache()
     found = files.find(path)
-    started = [one for one in found if one.endswith(f"/{STARTED}")]
-    for part in ([one for one in found if one not in started], started):
+    complete, started = ([one for one in found if one.endswith(f"/{name}")] for name in (COMPLETE, STARTED))
+    for part in (complete, [one for one in found if one not in complete + started], started):
         if part:
             files.rm(part)
 

@@ -7,6 +7,7 @@ import open_clip
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from tests.capfilt.test_score import DECODING, rows_of, write_shard
@@ -20,6 +21,7 @@ from vlp.capfilt.score import score_shard
 from vlp.capfilt.scorers import load_scorers
 from vlp.config_model import ModelConfig
 from vlp.convert.command import to_ours
+from vlp.data import transforms
 from vlp.data.image_decoding import decode_image
 from vlp.data.score_tables import read_settings, table_path
 from vlp.data.shards import iterate_samples
@@ -81,6 +83,28 @@ def test_cosines_equal_open_clips_and_filters_are_averaged(clips, tmp_path):
         assert row["clip"] == pytest.approx((first + second) / 2, abs=1e-5)
         assert (row["itm"], row["itc"], row["nll"]) == (one["itm"], one["itc"], one["nll"])
     assert read_settings(shard)["filter"] != read_settings(shard, "one")["filter"]
+
+
+def test_a_very_long_image_is_cut_before_open_clip_resizes_it(clips, monkeypatch):
+    scorer, _ = clip_of_open_clip(clips[0], torch.device("cpu"), "fp32")
+    pictures = [Image.linear_gradient("L").convert("RGB").resize(size) for size in ((300, 200), (3000, 10))]
+    expected = [open_clip.create_model_from_pretrained(NAME, clips[0].partition(",")[2])[1](one) for one in pictures]
+    monkeypatch.setattr(transforms, "MAX_PIXELS", 32 * 32 * 40)
+    cut = []
+    monkeypatch.setattr(Image.Image, "resize", resized(cut, Image.Image.resize))
+    for picture, right in zip(pictures, expected, strict=True):
+        torch.testing.assert_close(scorer.prepare(picture), right)
+    assert cut == [(48, 32), (1280, 32)]
+
+
+def resized(sizes, real):
+    """`Image.resize`, which adds the new size to a list."""
+
+    def resize(self, size, *given, **named):
+        sizes.append(tuple(size))
+        return real(self, size, *given, **named)
+
+    return resize
 
 
 def test_without_blip_models_the_other_columns_are_null(clips, tmp_path):

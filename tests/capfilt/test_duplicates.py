@@ -8,12 +8,13 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from tiny_model import make_model
 
-from vlp.capfilt import duplicate_search, match_images
+from vlp.capfilt import duplicate_search, duplicates, match_images
 from vlp.capfilt.duplicates import find_duplicates
 from vlp.capfilt.selection import select
 from vlp.data.image_decoding import decode_image
@@ -263,3 +264,16 @@ def test_wrong_calls(sets, model, monkeypatch):
     with pytest.raises(WorkError, match="No space left"):
         find_duplicates(shards, model[1], quiet=True)
     assert not Path(table_path(expand_shards(shards)[0], "duplicates")).exists()
+
+
+def test_names_of_many_shards_are_one_array_that_may_exceed_two_gib():
+    class Tables:
+        def count(self, shards):
+            return 3 * len(shards)
+
+        def column(self, shard, name):
+            return pa.array([f"{shard[0]}{number}" for number in range(3)])
+
+    names = duplicates._names(["a.tar", "b.tar", "c.tar"], Tables(), np.array([1, 6, 8]))
+    assert names.to_pylist() == ["a.tar#a1", "c.tar#c0", "c.tar#c2"]
+    assert isinstance(names, pa.LargeStringArray)

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 import transformers
+from timm.models import vision_transformer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import BertConfig, BertForMaskedLM, BertModel, RobertaConfig, RobertaModel, ViTConfig, ViTModel
 
@@ -146,8 +147,34 @@ def test_a_timm_vit_gives_the_same_states(bert, tmp_path):
         torch.testing.assert_close(found.blip.encode_images(pixels), expected, atol=1e-4, rtol=1e-4)
 
 
+def register_tiny_vit(name, **settings):
+    """Give timm a small ViT of another architecture than ours."""
+    tiny = {"patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2, **settings}
+
+    def create(pretrained=False, **given):
+        return vision_transformer._create_vision_transformer("test_vit", pretrained, **tiny, **given)
+
+    create.__name__ = name
+    timm.models.register_model(create)
+
+
+register_tiny_vit("positions_without_class_token", no_embed_class=True)  # as in deit3
+register_tiny_vit("silu_vit", act_layer="silu")
+register_tiny_vit("parallel_vit", block_fn=vision_transformer.ParallelThingsBlock)
+
+
 @pytest.mark.parametrize(
-    "name", ["resnet10t", "test_convnext", "test_vit2", "vit_tiny_r_s16_p8_224", "test_efficientnet"]
+    "name",
+    [
+        "resnet10t",
+        "test_convnext",
+        "test_vit2",
+        "vit_tiny_r_s16_p8_224",
+        "test_efficientnet",
+        "positions_without_class_token",
+        "silu_vit",
+        "parallel_vit",
+    ],
 )
 def test_other_timm_towers_give_patch_and_pooled_features(bert, tmp_path, name):
     torch.manual_seed(0)

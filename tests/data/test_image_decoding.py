@@ -11,7 +11,9 @@ from vlp.config import AugmentConfig
 from vlp.data import image_decoding
 from vlp.data.bad_samples import BadSampleError
 from vlp.data.image_decoding import EncodedImage, decode_image, decode_pixels, shrink_for
-from vlp.data.transforms import training_image
+from vlp.data.images import load_image
+from vlp.data.transforms import evaluation_image, training_image
+from vlp.errors import UserError
 
 
 def photo(width: int, height: int) -> Image.Image:
@@ -81,6 +83,27 @@ def test_other_formats_are_decoded_by_pillow(kind, mode):
     picture = photo(40, 30).convert(mode)
     data = encoded(picture, kind)
     assert (decode_pixels(data) == np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))).all()
+
+
+@pytest.mark.parametrize("mode", ["I;16", "P", "RGBA", "LA", "1"])
+def test_an_image_of_pillow_is_what_its_file_is(mode, tmp_path):
+    picture = photo(40, 40).convert("L" if mode == "I;16" else mode)
+    given = [picture]
+    if mode == "I;16":
+        wide = np.asarray(picture).astype(np.uint16) * 257
+        picture, other = Image.fromarray(wide), Image.frombytes("I;16B", (40, 40), wide.astype(">u2").tobytes())
+        given = [picture, other, Image.fromarray(wide.astype(np.int32))]
+    picture.save(tmp_path / "a.png", **({"transparency": 3} if mode == "P" else {}))
+    expected = load_image(tmp_path / "a.png", 24)
+    assert 20 < expected.float().mean() < 235
+    for image in [Image.open(tmp_path / "a.png"), *given]:
+        assert (load_image(image, 24) == expected).all() and (evaluation_image(image, 24) == expected.numpy()).all()
+
+
+def test_a_broken_image_of_pillow_is_refused():
+    data = encoded(photo(48, 48), "PNG")
+    with pytest.raises(UserError, match="The image cannot be used as an image: image undecodable"):
+        load_image(Image.open(io.BytesIO(data[:300])), 24)
 
 
 def test_a_jpeg_with_bytes_between_its_parts_is_still_read():

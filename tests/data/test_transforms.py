@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from vlp.config import AugmentConfig
-from vlp.data.image_decoding import EncodedImage
-from vlp.data.transforms import OPERATIONS, clean_caption, evaluation_image, training_image
+from vlp.data import transforms
+from vlp.data.image_decoding import MAX_PIXELS, EncodedImage
+from vlp.data.transforms import OPERATIONS, ImageSize, clean_caption, evaluation_image, training_image
 
 
 def encoded(picture: Image.Image, kind="PNG", **how) -> EncodedImage:
@@ -93,6 +94,39 @@ def test_resizing_equals_pillows(size):
     picture = photo(*size)
     theirs = np.asarray(picture.resize((64, 64), Image.Resampling.BICUBIC)).transpose(2, 0, 1).astype(int)
     assert np.abs(evaluation_image(picture, 64) - theirs).mean() < 0.5
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [(32, 32), (90, 51), (51, 90), (640, 480), (3000, 100), (7, 2000), (20, 9)])
+def test_the_middle_of_the_resized_image_is_kept(size, interpolation):
+    picture, (width, height) = photo(*size), size
+    high, wide = (int(32 * side / min(size)) for side in (height, width))
+    whole = torch.nn.functional.interpolate(
+        pixels(picture).permute(2, 0, 1)[None], (high, wide), mode=interpolation, antialias=True
+    )[0]
+    top, left = round((high - 32) / 2), round((wide - 32) / 2)
+    expected = whole[:, top : top + 32, left : left + 32].numpy()
+    assert (evaluation_image(picture, ImageSize(32, "shortest", interpolation)) == expected).all()
+
+
+@pytest.mark.parametrize("size", [(6_000, 1), (1, 6_000), (65_500, 30), (20_000, 300)])
+def test_a_very_long_image_is_not_resized_whole(size, monkeypatch):
+    resized, real = [], transforms._resize
+    monkeypatch.setattr(transforms, "_resize", lambda *given: resized.append(given[1] * given[2]) or real(*given))
+    model_size = ImageSize(224, "shortest")
+    monkeypatch.setattr(transforms, "MAX_PIXELS", limit := MAX_PIXELS // 8)  # the same in less time
+    row = np.linspace(0, 255, max(size)).astype(np.uint8)
+    line = np.broadcast_to(row[None, :, None], (min(size), max(size), 3))
+    made = evaluation_image(line if size[0] > size[1] else line.transpose(1, 0, 2), model_size)
+    assert resized[0] <= limit and np.abs(made.astype(int) - 127).max() <= 2
+
+
+def test_a_long_image_cut_before_resizing_equals_one_cut_afterwards(monkeypatch):
+    picture, size = photo(3000, 10), ImageSize(64, "shortest")
+    after = evaluation_image(picture, size)
+    monkeypatch.setattr(transforms, "MAX_PIXELS", 64 * 64 * 40)
+    assert transforms.resized_part(3000, 10, 64) == (1300, 0, 1700, 10)
+    assert (evaluation_image(picture, size) == after).all()
 
 
 def test_captions_are_cleaned_as_in_blip():

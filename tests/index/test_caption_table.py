@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from vlp.cli.main import app
 from vlp.data.shard_writer import ShardWriter
-from vlp.errors import UserError
+from vlp.errors import UserError, WorkError
 from vlp.generation.settings import named_overrides, resolve_decoding
 from vlp.index import caption_table
 from vlp.index.caption_table import caption_to_table
@@ -100,6 +100,37 @@ def test_an_interrupted_run_is_continued(photos, tmp_path, monkeypatch):
     assert sum(counted) == 10 - 6 - 0 + 1
     paths = sorted(map(str, photos.glob("?.png")))
     assert [row["caption"] for row in rows_of(out)] == [one[0].text for one in model.caption(paths, decoding)]
+
+
+def test_a_second_run_does_not_touch_the_table_of_the_first(photos, tmp_path, monkeypatch):
+    model, out = make_model(), tmp_path / "captions.csv"
+    decoding, folder = sampling(model), tmp_path / "captions.csv.partial"
+    real = caption_table._caption_unit
+
+    def meanwhile(*given):
+        monkeypatch.setattr(caption_table, "_caption_unit", real)
+        with pytest.raises(WorkError, match=f"Another run writes {out} now; wait for it or choose another name"):
+            caption_to_table(model, [str(photos)], str(out), decoding)
+        return real(*given)
+
+    monkeypatch.setattr(caption_table, "_caption_unit", meanwhile)
+    assert caption_to_table(model, [str(photos)], str(out), decoding).images == len(rows_of(out)) == 9
+    out.unlink()
+    monkeypatch.setattr(caption_table, "_caption_unit", lambda *given: out.write_text("theirs") and real(*given))
+    with pytest.raises(WorkError, match=f"Another run wrote {out} meanwhile; keep it and remove {folder}"):
+        caption_to_table(model, [str(photos)], str(out), decoding)
+    assert out.read_text() == "theirs" and len(list(folder.glob("*.parquet"))) == 1
+    out.unlink()
+    monkeypatch.setattr(caption_table, "_caption_unit", None)  # all captions are there
+    assert caption_to_table(model, [str(photos)], str(out), decoding).images == 9
+
+
+def test_a_run_without_images_leaves_no_folder(tmp_path):
+    model = make_model()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError):
+        caption_to_table(model, [str(tmp_path / "empty")], str(tmp_path / "captions.csv"), sampling(model))
+    assert [one.name for one in tmp_path.iterdir()] == ["empty"]
 
 
 def test_the_command(photos, models, tmp_path):

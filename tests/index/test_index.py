@@ -20,13 +20,17 @@ from typer.testing import CliRunner
 from tests.processes import finish, run_ranks, start
 from vlp.capfilt.export import export
 from vlp.cli.main import app
+from vlp.data.bad_samples import BadSamples
+from vlp.data.cache import file_stamp
 from vlp.data.shard_writer import ShardWriter
 from vlp.errors import UserError, WorkError
 from vlp.index import build, neighbors, open_index, units
 from vlp.index.build import build_index
 from vlp.index.manifest import only_writer
+from vlp.index.parts import BadImage
 from vlp.index.pixels import decode
 from vlp.index.places import Item, Place
+from vlp.index.plan import Known, make_plan
 from vlp.index.search import Query, search, search_index
 from vlp.model import load_model
 
@@ -236,6 +240,24 @@ def test_hits_equal_those_of_a_search_without_an_index(photos, tmp_path, caplog)
     after = search_index(model, index, QUERY, top=6, rerank=4)
     assert not {hit.name for hit in after} & {best[0].name, best[1].name}
     assert f"{best[0].name}: missing file" in caplog.text and f"{best[1].name}: image undecodable" in caplog.text
+
+
+def test_the_bad_images_of_many_shards_are_read_once(tmp_path):
+    class Counted(set):
+        readings = 0
+
+        def __iter__(self):
+            self.readings += 1
+            return super().__iter__()
+
+    for number in range(5):
+        write_shard(tmp_path / str(number), range(3))
+    shards = [f"{tmp_path}/{number}/00000.tar" for number in range(5)]
+    known = Known(bad=Counted(BadImage(path, "k1", file_stamp(path), "image undecodable") for path in shards[:4]))
+    known.bad.add(BadImage(shards[4], "k2", "another stamp", "image undecodable"))
+    plan = make_plan(shards, known, BadSamples(1.0))
+    assert [unit.rows.tolist() for unit in plan.units] == [[0, 2]] * 4 + [[0, 1, 2]]
+    assert known.bad.readings == 1 and {one.path for one in plan.bad} == {*shards[:4]}
 
 
 def test_another_model_is_refused(photos, tmp_path):

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from vlp.config import Precision
 from vlp.convert.open_clip_models import OPEN_CLIP, create_open_clip
 from vlp.data.score_tables import files_hash
-from vlp.data.transforms import evaluation_image
+from vlp.data.transforms import evaluation_image, resized_part
 from vlp.model import Model
 from vlp.models.precision import compute_dtype
 
@@ -93,9 +93,12 @@ def clip_of_open_clip(
         with torch.no_grad():
             return F.normalize(model.encode_text(tokenizer(texts).to(device)).float(), dim=-1)
 
+    def prepare(image: Image.Image) -> Tensor:
+        shortest = found.preprocessing["resize_mode"] == "shortest"
+        return found.prepare_image(image.crop(resized_part(*image.size, image_size)) if shortest else image)
+
     size = model.visual.image_size
-    scorer = ClipScorer(
-        max(size) if isinstance(size, tuple) else size, found.prepare_image, encode_images, encode_texts
-    )
+    image_size = max(size) if isinstance(size, tuple) else size
+    scorer = ClipScorer(image_size, prepare, encode_images, encode_texts)
     weights = files_hash([Path(found.weights)]) if Path(found.weights).is_file() else found.weights
     return scorer, f"{OPEN_CLIP}{found.name},{weights}"

@@ -149,14 +149,17 @@ def write_matches(
     return DuplicateCounts(start - offset, counts["exact"], counts["near"], counts["caption"], counts["against"])
 
 
-def _names(shards: list[str], tables: ImageTables, images: np.ndarray) -> pa.ChunkedArray:
-    """SHARD#KEY of some images, whose numbers are ascending."""
-    start, names = 0, [pa.array([], pa.string())]
+def _names(shards: list[str], tables: ImageTables, images: np.ndarray) -> pa.LargeStringArray:
+    """SHARD#KEY of some images, whose numbers are ascending.
+
+    They are one array: `take` joins the chunks of a chunked one in every call, and fails where these exceed 2 GiB.
+    """
+    start, names = 0, [pa.array([], pa.large_string())]
     for shard in shards:
         stop = start + tables.count([shard])
         first, last = np.searchsorted(images, (start, stop))
         if first < last:
             keys = tables.column(shard, "key").take(pa.array(images[first:last] - start))
-            names.append(pc.binary_join_element_wise(pa.scalar(shard), keys, "#"))
+            names.append(pc.binary_join_element_wise(pa.scalar(shard), keys, "#").cast(pa.large_string()))
         start = stop
-    return pa.chunked_array(names)
+    return pa.concat_arrays(names)

@@ -13,7 +13,8 @@ from vlp.capfilt.pipeline import ScoreSettings, decodings, score_batches
 from vlp.capfilt.scorers import Scorers
 from vlp.capfilt.scoring_batches import read_batches
 from vlp.data.bad_samples import BadSamples
-from vlp.data.score_tables import fresh_stamp, shard_state, write_table
+from vlp.data.cache import fresh_stamp
+from vlp.data.score_tables import shard_state, write_table
 from vlp.log import ReportProgress, no_progress
 from vlp.models.constant_weights import constant_weights
 from vlp.remote import is_remote

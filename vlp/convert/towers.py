@@ -202,14 +202,10 @@ def _from_timm(name: str) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
 
 
 def _timm_config(name: str, trunk: Any, state: dict[str, Tensor]) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:
-    """A timm model as our ViT or hybrid if it has the same architecture, else wrapped."""
-    from timm.models.vision_transformer import VisionTransformer
-
-    if type(trunk) is VisionTransformer and trunk.cls_token is not None and trunk.num_prefix_tokens == 1:
-        block: Any = trunk.blocks[0]
-        config = vit_config(state, block.attn.num_heads, block.norm1.eps, _activation(block.mlp.act))
-        if _shapes(build_vit, config) == {key: value.shape for key, value in state.items()}:
-            return config, state
+    """A timm model as our ViT, hybrid or pyramid if it has the same architecture, else wrapped."""
+    config = _same_vit(trunk, state)
+    if config is not None:
+        return config, state
     if type(trunk).__name__ == TIMM_CLASS:
         return _checked(*pyramid_from_timm(trunk, state), f"timm:{name}")
     found = hybrid_from_timm(state)
@@ -219,6 +215,21 @@ def _timm_config(name: str, trunk: Any, state: dict[str, Tensor]) -> tuple[Image
     size = pretrained["input_size"][-1]
     config = ImageEncoderConfig(name=f"timm:{name}", image_size=size, width=trunk.num_features)
     return _checked(config, {f"trunk.{key}": value for key, value in state.items()}, f"timm:{name}")
+
+
+def _same_vit(trunk: Any, state: dict[str, Tensor]) -> ImageEncoderConfig | None:
+    """The settings of our ViT that computes the same as a timm model; None if none does."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    if type(trunk) is not VisionTransformer or trunk.cls_token is None or trunk.num_prefix_tokens != 1:
+        return None
+    try:
+        block: Any = trunk.blocks[0]
+        config = vit_config(state, block.attn.num_heads, block.norm1.eps, _activation(block.mlp.act))
+    except (UserError, AttributeError, KeyError):  # another activation, other positions, blocks or patches
+        return None
+    same = _shapes(build_vit, config) == {name: value.shape for name, value in state.items()}
+    return config if same else None
 
 
 def open_clip_image_tower(found: OpenClipModel) -> tuple[ImageEncoderConfig, dict[str, Tensor]]:

@@ -16,11 +16,11 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from vlp.data.shard_cache import CachedCopy, cached_shard
+from vlp.data.shard_cache import CachedCopy, cached_shard, current_stamp
 from vlp.errors import FullDiskError, WorkError
 from vlp.remote import filesystem, is_remote, is_transient, remote_errors
 
@@ -43,12 +43,14 @@ class Access:
         delay: seconds before the first of them, doubled for each further one and varied at random; None: `FIRST_DELAY`.
         cache: folder for copies of remote shards; empty: none.
         cache_gib: its size limit.
+        since: when the run began, in seconds since 1970; the copies of shards that have changed before are not used.
     """
 
     retries: int = 5
     delay: float | None = None
     cache: str = ""
     cache_gib: float = 100.0
+    since: float = field(default_factory=time.time)
 
 
 class ByteStream:
@@ -129,13 +131,14 @@ def open_stream(path: str, access: Access) -> Iterator[Any]:
         with open(path.removeprefix("file://"), "rb") as file:
             yield _Local(file)
         return
-    copy = cached_shard(access.cache, path) if access.cache else None
+    stamp = current_stamp(access.cache, path, access.since) if access.cache else ""
+    copy = cached_shard(access.cache, path, stamp) if access.cache else None
     if copy is not None:
         with copy:
             yield _Local(copy)
         return
     stream = ByteStream(path, access, _opener(path))
-    writer = CachedCopy(access.cache, access.cache_gib, path) if access.cache else None
+    writer = CachedCopy(access.cache, access.cache_gib, path, stamp) if access.cache else None
     try:
         reader = _Tee(stream, writer) if writer else stream
         yield reader

@@ -7,6 +7,10 @@ from pathlib import Path
 
 from vlp.remote import filesystem, is_remote, remote_errors
 
+# What tells of a remote file whether it changed, in fsspec's `info`.
+REMOTE_MARKS = ("ETag", "etag", "md5Hash", "blob_id", "mtime", "LastModified", "created", "Last-Modified")
+QUOTES = '"'  # around an ETag
+
 
 def cache_file(kind: str, path: str) -> Path | None:
     """The place for a result about a file or URL, in `$VLP_CACHE` or `~/.cache/vlp`.
@@ -60,3 +64,28 @@ def file_stamp(path: str) -> str | None:
 def status_stamp(status: os.stat_result) -> str:
     """The stamp of a local file (see `file_stamp`) from its status."""
     return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def shard_stamp(shard: str) -> str:
+    """The size and the modification time or, of a remote shard, the ETag: a quick test of whether it changed.
+
+    Raises:
+        OSError: a local shard cannot be read.
+        UserError, WorkError: a remote shard is missing, or cannot be reached.
+    """
+    if not is_remote(shard):
+        status = os.stat(shard)
+        return f"{status.st_size}-{status.st_mtime_ns}"
+    files, path = filesystem(shard)
+    with remote_errors(shard):
+        info = files.info(path)
+    mark = next((str(info[name]) for name in REMOTE_MARKS if info.get(name)), "")
+    return f"{info.get('size')}-{mark.strip(QUOTES)}"
+
+
+def fresh_stamp(shard: str) -> str:
+    """The `shard_stamp` of the shard as it is now, not when its folder was listed."""
+    if is_remote(shard):
+        files, path = filesystem(shard)
+        files.invalidate_cache(path)
+    return shard_stamp(shard)

@@ -63,7 +63,7 @@ class EncodedImage:
                 return simplejpeg.decode_jpeg(self.data, min_height=height, min_width=width)
             except ValueError:
                 pass  # odd or broken: Pillow decides
-        picture = _convert(self.picture or _open(self.data))
+        picture = to_rgb(self.picture or _open(self.data))
         return np.array(picture.reduce(shrink) if shrink > 1 else picture)
 
 
@@ -90,6 +90,22 @@ def decode_image(data: bytes, shortest: int | None = None) -> Image.Image:
     return Image.fromarray(decode_pixels(data, shortest))
 
 
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """An image of Pillow in RGB; one of 16 bits is scaled, where Pillow would cut off all above 255.
+
+    Raises:
+        BadSampleError: it is read from a file that is broken.
+    """
+    try:
+        if picture.mode == "P" and "transparency" in picture.info:
+            picture = picture.convert("RGBA")
+        if picture.mode.startswith("I"):  # 16 bits a pixel
+            picture = Image.fromarray((np.asarray(picture) // 257).clip(0, 255).astype(np.uint8))
+        return picture.convert("RGB")
+    except BROKEN:
+        raise BadSampleError("image undecodable") from None
+
+
 def _open(data: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
@@ -97,16 +113,5 @@ def _open(data: bytes) -> Image.Image:
             return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
         raise BadSampleError("image too large") from None
-    except BROKEN:
-        raise BadSampleError("image undecodable") from None
-
-
-def _convert(picture: Image.Image) -> Image.Image:
-    try:
-        if picture.mode == "P" and "transparency" in picture.info:
-            picture = picture.convert("RGBA")
-        if picture.mode.startswith("I"):  # 16 bits a pixel
-            picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
-        return picture.convert("RGB")
     except BROKEN:
         raise BadSampleError("image undecodable") from None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vlp.data.bad_samples import BadSampleError
 from vlp.data.exif import orient, read_pil_orientation
-from vlp.data.image_decoding import decode_pixels
+from vlp.data.image_decoding import decode_pixels, to_rgb
 from vlp.data.transforms import evaluation_image
 from vlp.data.video import is_video, load_frame, load_frames
 from vlp.errors import UserError
@@ -24,7 +24,7 @@ def load_image(image: ImageLike, size: int) -> Tensor:
     Paths and PIL images are turned upright by their EXIF orientation.
 
     Raises:
-        UserError: a path does not lead to an image, or a tensor has the wrong shape or dtype.
+        UserError: a path does not lead to an image, an image is broken, or a tensor has the wrong shape or dtype.
     """
     if isinstance(image, Tensor):
         if tuple(image.shape) != (3, size, size) or not (image.dtype == torch.uint8 or image.is_floating_point()):
@@ -32,15 +32,16 @@ def load_image(image: ImageLike, size: int) -> Tensor:
                 f"A tensor image must be uint8 or float [3, {size}, {size}], not {image.dtype} {list(image.shape)}."
             )
         return image
-    if isinstance(image, Image.Image):
-        pixels = orient(np.array(image.convert("RGB")), read_pil_orientation(image))
-        return torch.as_tensor(evaluation_image(pixels, size))
+    named = "The image" if isinstance(image, Image.Image) else str(image)
     try:
-        pixels = decode_pixels(Path(image).read_bytes(), shortest=size)
+        if isinstance(image, Image.Image):
+            pixels = orient(np.array(to_rgb(image)), read_pil_orientation(image))
+        else:
+            pixels = decode_pixels(Path(image).read_bytes(), shortest=size)
     except OSError as error:
         raise UserError(f"The image {str(image)!r} cannot be read: {error.strerror or error}.") from None
     except BadSampleError as error:
-        raise UserError(f"{image} cannot be used as an image: {error.reason}.") from None
+        raise UserError(f"{named} cannot be used as an image: {error.reason}.") from None
     return torch.as_tensor(evaluation_image(pixels, size))
 
 

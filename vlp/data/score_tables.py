@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlp.data.byte_stream import BLOCK, Access, open_stream
-from vlp.data.cache import cache_file
+from vlp.data.cache import cache_file, fresh_stamp, shard_stamp
 from vlp.data.shard_index import open_shard
 from vlp.errors import UserError, WorkError
 from vlp.files import write_text, writing
@@ -22,8 +22,6 @@ from vlp.remote import filesystem, is_remote, remote_errors
 NAME = "capfilt"  # the default NAME in SHARD.NAME.parquet
 VERSION = "2"
 METADATA = "vlp.capfilt"  # the key of the file's metadata whose JSON tells how the table was made
-REMOTE_MARKS = ("ETag", "etag", "md5Hash", "blob_id", "mtime", "LastModified", "created")  # of fsspec's `info`
-QUOTES = '"'  # around an ETag
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -102,31 +100,6 @@ def image_uid(image: bytes, info: dict[str, Any]) -> str:
     uid = info.get("uid")
     usable = isinstance(uid, str) and uid.isprintable()  # JSON can hold half of a surrogate pair, a table cannot
     return uid if usable and uid else hashlib.sha256(image).hexdigest()
-
-
-def shard_stamp(shard: str) -> str:
-    """The size and the modification time or, of a remote shard, the ETag: a quick test of whether it changed.
-
-    Raises:
-        OSError: a local shard cannot be read.
-        UserError, WorkError: a remote shard is missing, or cannot be reached.
-    """
-    if not is_remote(shard):
-        status = os.stat(shard)
-        return f"{status.st_size}-{status.st_mtime_ns}"
-    files, path = filesystem(shard)
-    with remote_errors(shard):
-        info = files.info(path)
-    mark = next((str(info[name]) for name in REMOTE_MARKS if info.get(name)), "")
-    return f"{info.get('size')}-{mark.strip(QUOTES)}"
-
-
-def fresh_stamp(shard: str) -> str:
-    """The `shard_stamp` of the shard as it is now, not when its folder was listed."""
-    if is_remote(shard):
-        files, path = filesystem(shard)
-        files.invalidate_cache(path)
-    return shard_stamp(shard)
 
 
 def shard_state(shard: str) -> dict[str, str]:

@@ -1,10 +1,13 @@
 """A local folder with whole copies of remote shards; the copies used last stay within a size limit.
 
-All processes of a machine may share it: a copy appears by rename, and one that is being read can be removed.
+All processes of a machine may share it: a copy appears by rename, and one that is being read can be removed. Its name
+contains the stamp of the shard, so that a shard that was uploaded again is copied again, in place of the old copy. The
+stamp that the store gave last is in a small file, whose time tells the processes of a run whether to ask again.
 """
 
 import hashlib
 import logging
+import math
 import os
 import tempfile
 import time
@@ -12,17 +15,50 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from vlp.files import locked
+from vlp.data.cache import fresh_stamp
+from vlp.errors import UserError, WorkError
+from vlp.files import locked, write_text
 
 LEFT_AFTER = 24 * 3600  # seconds; an older unfinished copy is of a process that was killed
+STAMP_KEPT = 30 * LEFT_AFTER  # seconds; the stamp of a shard that is not read any more is removed
 
 log = logging.getLogger("vlp")
 _full: set[str] = set()  # folders that could not be written
+_unchecked: set[str] = set()  # folders with copies of shards whose stores gave no stamp
 
 
-def cached_shard(folder: str, path: str) -> IO[bytes] | None:
-    """The copy of a shard, opened and marked as used; None if there is none."""
-    copy = _place(folder, path)
+def current_stamp(folder: str, path: str, since: float) -> str:
+    """The `shard_stamp` of a remote shard; "" if it is unknown. The store is asked by one process of a run.
+
+    If the store cannot be asked, a warning is logged once and the last stamp stays valid.
+
+    Args:
+        since: when the run began; stamps from before are asked for again.
+    """
+    if path.startswith("pipe:"):
+        return ""
+    noted = Path(folder) / f"{_digest(path)}.stamp"
+    try:
+        with noted.open(encoding="utf-8") as file:
+            stamp, asked = file.read(), os.fstat(file.fileno()).st_mtime
+    except (OSError, UnicodeDecodeError):
+        stamp, asked = "", 0.0
+    if asked >= since:
+        return stamp
+    try:
+        stamp = fresh_stamp(path)
+    except (UserError, WorkError) as error:
+        if folder not in _unchecked:
+            _unchecked.add(folder)
+            log.warning("data.cache %s: whether the shards have changed is unknown: %s", folder, error)
+    with suppress(UserError, WorkError):  # it only saves requests
+        write_text(noted, stamp)
+    return stamp
+
+
+def cached_shard(folder: str, path: str, stamp: str) -> IO[bytes] | None:
+    """The copy of a shard with this stamp, opened and marked as used; None if there is none."""
+    copy = _place(folder, path, stamp)
     try:
         file = copy.open("rb")
     except OSError:
@@ -35,9 +71,10 @@ def cached_shard(folder: str, path: str) -> IO[bytes] | None:
 class CachedCopy:
     """A copy that is being written. If the disk cannot take it, a warning is logged once and the cache stays unused."""
 
-    def __init__(self, folder: str, limit_gib: float, path: str):
+    def __init__(self, folder: str, limit_gib: float, path: str, stamp: str):
         """Nothing is written yet."""
-        self.folder, self.limit, self.place = folder, int(limit_gib * 2**30), _place(folder, path)
+        self.folder, self.limit = folder, int(limit_gib * 2**30)
+        self.path, self.place = path, _place(folder, path, stamp)
         self.file: IO[bytes] | None = None
         self.name = ""
         self.written = 0
@@ -64,12 +101,17 @@ class CachedCopy:
             self._give_up(error)
 
     def finish(self) -> None:
-        """Make the copy visible, and remove the ones that were not used for the longest time if there are too many."""
+        """Make the copy visible in place of older ones of its shard.
+
+        The copies that were not used for the longest time are removed if there are too many.
+        """
         if self.file is None:
             return
         try:
             self.file.close()
             with locked(Path(self.folder) / ".lock", wait=True):
+                for old in Path(self.folder).glob(f"{_digest(self.path)}*.tar"):
+                    old.unlink(missing_ok=True)
                 _make_room(Path(self.folder), self.limit - self.written)
                 os.replace(self.name, self.place)
             self.file = None
@@ -95,19 +137,23 @@ class CachedCopy:
             )
 
 
-def _place(folder: str, path: str) -> Path:
-    return Path(folder) / f"{hashlib.sha256(path.encode()).hexdigest()[:32]}.tar"
+def _place(folder: str, path: str, stamp: str) -> Path:
+    return Path(folder) / f"{_digest(path)}-{_digest(stamp)}.tar"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _make_room(folder: Path, limit: int) -> None:
-    """Remove copies until those that remain have at most `limit` bytes."""
+    """Remove copies until those that remain have at most `limit` bytes, and what is left of others."""
     found = []
     for file in folder.iterdir():
         with suppress(OSError):
             status = file.stat()
             if file.suffix == ".tar":
                 found.append((status.st_mtime_ns, status.st_size, file))
-            elif file.suffix == ".tmp" and status.st_mtime < time.time() - LEFT_AFTER:
+            elif time.time() - status.st_mtime > {".tmp": LEFT_AFTER, ".stamp": STAMP_KEPT}.get(file.suffix, math.inf):
                 file.unlink()
     total = sum(size for _, size, _ in found)
     for _, size, file in sorted(found):

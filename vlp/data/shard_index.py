@@ -25,7 +25,7 @@ from vlp.data.bad_samples import BadSample
 from vlp.data.cache import cache_file, cache_path, file_stamp, identity
 from vlp.errors import UserError, WorkError
 from vlp.files import writing
-from vlp.object_store import STARTED
+from vlp.object_store import is_incomplete
 from vlp.remote import filesystem, is_remote, remote_errors
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def _expand_remote(url: str) -> list[str]:
     with remote_errors(url):
         found = [files.unstrip_protocol(match) for match in sorted(files.glob(path))]
         folders = sorted({match.rpartition("/")[0] for match in found})
-        incomplete = [folder for folder in folders if files.exists(f"{folder}/{STARTED}")]
+        incomplete = [folder for folder in folders if is_incomplete(files, folder)]
     if incomplete:
         raise UserError(f"{incomplete[0]} is incomplete; wait for the command that writes it, or rerun that command.")
     if not found:

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from vlp.config import AugmentConfig
 from vlp.config_model import ImageEncoderConfig, Interpolation, Resize
-from vlp.data.image_decoding import EncodedImage, shrink_for
+from vlp.data.image_decoding import MAX_PIXELS, EncodedImage, shrink_for, to_rgb
 from vlp.data.policy_augment import erase, rand_augment
 
 ASPECT = (3 / 4, 4 / 3)
@@ -86,15 +86,28 @@ def evaluation_image(image: Image.Image | np.ndarray, size: int) -> np.ndarray:
         size: an `ImageSize`, or a number of pixels, for which the aspect ratio is not kept.
     """
     if isinstance(image, Image.Image):
-        image = np.array(image.convert("RGB"))
+        image = np.array(to_rgb(image))
     if not isinstance(size, ImageSize):
         return _planes(_resize(image, size, size))
     if size.resize == "squash":
         return _planes(_resize(image, size, size, size.interpolation))
+    left, top, right, bottom = resized_part(image.shape[1], image.shape[0], size)
+    image = image[top:bottom, left:right]
     height, width = image.shape[:2]
     high, wide = (int(size * side / min(height, width)) for side in (height, width))
     top, left = round((high - size) / 2), round((wide - size) / 2)
     return _planes(_resize(image, high, wide, size.interpolation)[top : top + size, left : left + size])
+
+
+def resized_part(width: int, height: int, size: int) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of the part of an image that is resized so that its shorter side has `size` pixels.
+
+    It is the whole image, or what remains of a very long one after a cut on both ends: the resized image has at most
+    `MAX_PIXELS` pixels, where a line of pixels would have billions of which one square is kept.
+    """
+    longest = max(MAX_PIXELS // size**2, 1) * min(width, height)
+    left, top = (max(0, -(-(side - longest) // 2)) for side in (width, height))  # equal on both ends
+    return left, top, width - left, height - top
 
 
 def seen_part(image: Image.Image, resize: Resize) -> Image.Image:

@@ -4,7 +4,8 @@ import csv
 import json
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,8 @@ import pyarrow.parquet as pq
 from vlp.config import DecodingConfig
 from vlp.data.bad_samples import BadSamples
 from vlp.distributed import failing_together, gather_objects, is_main, run_on_main
-from vlp.errors import UserError
-from vlp.files import prepare_output, read_json, remove, write_json, writing
+from vlp.errors import UserError, WorkError
+from vlp.files import locked, prepare_output, read_json, remove, write_errors, write_json, writing
 from vlp.index.fingerprint import fingerprint
 from vlp.index.pixels import read_batches
 from vlp.index.places import PASSING, KeptBad, Place, Unit, list_images, no_images, read_unit, stored_stamp
@@ -28,6 +29,7 @@ from vlp.models.constant_weights import constant_weights
 
 LARGEST, SMALLEST = 256, 16  # images of a unit; an interrupted run loses the units in progress
 FORMAT = 1  # of the partial folder
+ABOUT = "about.json"  # in the partial folder: how its captions are made
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),  # of the sample, or the path of the file in its folder
@@ -74,7 +76,7 @@ def caption_to_table(
 
     Raises:
         UserError: there are no images, `out` exists or has another ending, or OUT.partial was made in another way.
-        WorkError: the table cannot be written.
+        WorkError: another run writes the table, or it cannot be written.
     """
     write = WRITERS.get(Path(out).suffix)
     if write is None:
@@ -83,34 +85,56 @@ def caption_to_table(
     settings = {"decoding": asdict(decoding), "seed": seed, "num_captions": num_captions, "frames": frames}
     about = {"format": FORMAT, "model": fingerprint(model), **settings}
     bad = BadSamples(max_share=1.0)
-    with failing_together():
-        files, shards = list_images(images, bad if is_main() else BadSamples(max_share=1.0))
-        run_on_main(lambda: _open_partial(out, folder, about))
-        done, attempt = _read_done(folder)
-        units = _missing_units(list(files.values()), shards, done)
     caption = partial(model.caption_tokens, decoding=decoding, seed=seed, num_captions=num_captions)
     passing = Counter[str]()
-    names = f"{attempt:06d}"
+    with ExitStack() as stack:
+        run_on_main(lambda: stack.enter_context(_only_writer(out, folder)))
+        with failing_together():
+            files, shards = list_images(images, bad if is_main() else BadSamples(max_share=1.0))
+            run_on_main(lambda: _open_partial(folder, about))
+            done, attempt = _read_done(folder)
+            units = _missing_units(list(files.values()), shards, done)
 
-    def work(number: int, unit: Unit, report: Report) -> None:
-        rows, more = _caption_unit(model, caption, unit, batch_size, frames, report)
-        passing.update(more)
-        with writing(folder / f"{names}-{number:08d}.parquet") as temporary:
-            pq.write_table(pa.Table.from_pylist(rows, SCHEMA), temporary)
+        def work(number: int, unit: Unit, report: Report) -> None:
+            rows, more = _caption_unit(model, caption, unit, batch_size, frames, report)
+            passing.update(more)
+            with writing(folder / f"{attempt:06d}-{number:08d}.parquet") as temporary:
+                pq.write_table(pa.Table.from_pylist(rows, SCHEMA), temporary)
 
-    share_units(units, work, "caption", quiet)
-    passing = sum(gather_objects(passing), Counter[str]()) + bad.counts
-    stamps = {path: place.stamp for path, place in files.items()} | shards
-    counts = run_on_main(lambda: asdict(_finish(out, folder, stamps, num_captions, passing, write)))
+        share_units(units, work, "caption", quiet)
+        passed = sum(gather_objects(passing), Counter[str]()) + bad.counts
+        stamps = {path: place.stamp for path, place in files.items()} | shards
+        counts = run_on_main(lambda: asdict(_finish(out, folder, stamps, num_captions, passed, write)))
     if not counts["images"]:
         raise no_images(images, "caption", counts["bad"])
     return CaptionCounts(**counts)
 
 
-def _open_partial(out: str, folder: Path, about: dict[str, Any]) -> None:
-    """In the first process: make sure that nothing is overwritten, and that captions of two kinds are not mixed."""
+@contextmanager
+def _only_writer(out: str, folder: Path) -> Iterator[None]:
+    """In the first process: keep other runs from writing the table; a killed run does not block it.
+
+    Raises:
+        UserError: `out` exists.
+        WorkError: another run writes it now, or it cannot be written.
+    """
     prepare_output(out)
-    path, about = folder / "about.json", json.loads(json.dumps(about))
+    with write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / ".lock", wait=False) as alone:
+        if not alone:
+            raise WorkError(f"Another run writes {out} now; wait for it or choose another name.")
+        try:
+            prepare_output(out)  # another run may have finished since the first look
+            yield
+        finally:
+            if not (folder / ABOUT).exists():
+                remove(folder)  # nothing was begun
+
+
+def _open_partial(folder: Path, about: dict[str, Any]) -> None:
+    """In the first process: make sure that captions of two kinds are not mixed."""
+    path, about = folder / ABOUT, json.loads(json.dumps(about))
     if not path.exists():
         write_json(path, about)
         return
@@ -186,6 +210,8 @@ def _finish(
         remove(folder)
         return CaptionCounts(bad=bad)
     columns = ["key", "path", *(["number"] if num_captions > 1 else []), "caption", "log_probability"]
+    if os.path.isfile(out):  # the lock does not reach another machine on every file system
+        raise WorkError(f"Another run wrote {out} meanwhile; keep it and remove {folder}, or remove it and rerun.")
     with writing(out) as temporary:
         write(table.select(columns), temporary)
     remove(folder)

@@ -17,6 +17,7 @@ from vlp.index.units import split_units
 from vlp.remote import is_remote
 
 Rows = dict[str, tuple[str, int]]  # of files: path -> stamp and number
+Unreadable = dict[tuple[str, str], dict[str, BadImage]]  # bad images: path and stamp -> key -> image
 
 
 @dataclass
@@ -97,8 +98,12 @@ def make_plan(images: list[str], known: Known, bad: BadSamples) -> Plan:
     images = [os.path.abspath(one) if os.path.exists(one) else one for one in images]
     files, shards = list_images(images, bad)
     folders = [one for one in images if os.path.isdir(one)]
-    new_files = _compare_files(files, folders, known, plan)
-    new_rows = [one for path, stamp in shards.items() if len((one := _compare_shard(path, stamp, known, plan, bad))[2])]
+    unreadable: Unreadable = {}
+    for one in known.bad:
+        unreadable.setdefault((one.path, one.stamp), {})[one.key] = one
+    new_files = _compare_files(files, folders, known, unreadable, plan)
+    compared = (_compare_shard(path, stamp, known, unreadable, plan, bad) for path, stamp in shards.items())
+    new_rows = [one for one in compared if len(one[2])]
     beside = {os.path.dirname(path) for path in shards}
     for path in [path for path in known.shards if path not in shards and not is_remote(path)]:
         if os.path.dirname(path) in beside and not os.path.exists(path):
@@ -108,17 +113,18 @@ def make_plan(images: list[str], known: Known, bad: BadSamples) -> Plan:
     return plan
 
 
-def _compare_files(files: dict[str, Place], folders: list[str], known: Known, plan: Plan) -> list[Place]:
+def _compare_files(
+    files: dict[str, Place], folders: list[str], known: Known, unreadable: Unreadable, plan: Plan
+) -> list[Place]:
     """The new and changed files."""
     new = []
-    unreadable = {(one.path, one.stamp): one for one in known.bad}
     for path, place in files.items():
         stamp, number = known.files.get(path, ("", -1))
         if number >= 0 and stamp != place.stamp:
             plan.changed.append(path)
             plan.left_out.add(number)
-        if (before := unreadable.get((path, place.stamp))) is not None:
-            plan.bad.add(before)
+        if before := unreadable.get((path, place.stamp)):
+            plan.bad.add(next(iter(before.values())))
         elif number < 0 or stamp != place.stamp:
             new.append(place)
     roots = tuple(os.path.join(folder, "") for folder in folders)
@@ -133,7 +139,9 @@ def _compare_files(files: dict[str, Place], folders: list[str], known: Known, pl
     return new
 
 
-def _compare_shard(path: str, stamp: str, known: Known, plan: Plan, bad: BadSamples) -> tuple[str, str, np.ndarray]:
+def _compare_shard(
+    path: str, stamp: str, known: Known, unreadable: Unreadable, plan: Plan, bad: BadSamples
+) -> tuple[str, str, np.ndarray]:
     """Path and stamp of a shard, and the rows of its new samples; all samples of a shard that has changed are new."""
     stored = known.shards.get(path, [])
     outdated = [one for one in stored if one[0] != stamp]
@@ -147,11 +155,10 @@ def _compare_shard(path: str, stamp: str, known: Known, plan: Plan, bad: BadSamp
     done = [offsets for made_with, _, offsets in stored if made_with == stamp]
     if done:
         new &= ~np.isin(index.members[:, 0].astype(np.int64) * BLOCKSIZE, np.concatenate(done))
-    unreadable = {one.key: one for one in known.bad if (one.path, one.stamp) == (path, stamp)}
-    if unreadable:
+    if before := unreadable.get((path, stamp)):
         for row in range(len(index.keys)):
-            if (before := unreadable.get(index.keys[row])) is not None:
-                plan.bad.add(before)
+            if (one := before.get(index.keys[row])) is not None:
+                plan.bad.add(one)
                 new[row] = False
     return path, stamp, np.flatnonzero(new)
 
