@@ -11,7 +11,7 @@ finetune() {  # NAME RECIPE [key=value ...]
     [ -e "$out/$1/results.json" ] || accelerate launch -m vlp finetune "$configs/$2.yaml" --resume start_from="$model" \
         output="$out/$1" "data.sources=[{shards: \"$human\"}]" "${@:3}"
 }
-finetune captioner captioner "$@"
+finetune captioner captioning "$@"
 finetune filter retrieval "$@"
 accelerate launch -m vlp capfilt run "$configs/capfilt.yaml" captioner="$out/captioner/model" filter="$out/filter/model" \
     shards="$web" human="$human" output="$out/cleaned"
