@@ -29,6 +29,23 @@ def test_values_beat_the_file_and_overrides_beat_values(tmp_path):
     assert (config.seed, config.output, config.rules) == (3, "two\nlines 😀", "itm >= 0.1")
 
 
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("tokenizer=", lambda config: config.tokenizer),
+        ("objective.locked=", lambda config: config.objective.locked),
+        ("data.sources=[{shards: }]", lambda config: config.data.sources[0].shards),
+    ],
+)
+def test_an_empty_value_is_the_empty_text_where_a_setting_takes_text(tmp_path, override, value):
+    (tmp_path / "run.yaml").write_text("tokenizer: words\nobjective: {locked: image}\n")
+    assert value(load_config(RunConfig, tmp_path / "run.yaml", [override])) == ""
+
+
+def test_an_empty_value_is_none_where_a_setting_takes_that():
+    assert load_config(RunConfig, None, ["decoding.prompt="]).decoding.prompt is None
+
+
 def test_a_section_without_keys_can_be_overridden(tmp_path):
     (tmp_path / "run.yaml").write_text("optim:\n")
     assert load_config(RunConfig, tmp_path / "run.yaml", ["optim.decay=cosine"]).optim.decay == "cosine"

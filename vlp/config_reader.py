@@ -35,7 +35,8 @@ def load_config(
     Args:
         kind: the dataclass to fill, such as `RunConfig`.
         path: a YAML file, or None to start from the defaults.
-        overrides: assignments as `key.sub=value`; each value is parsed as YAML. They win over `values`.
+        overrides: assignments as `key.sub=value`; each value is parsed as YAML. They win over `values`. An empty
+            value, as in `tokenizer=`, is null in YAML; for a text it means the empty one.
         values: values by top-level key, used as they are. They win over the file.
 
     Raises:
@@ -174,7 +175,14 @@ def _convert_section(kind: Any, value: Any, name: str) -> Any:
             near = difflib.get_close_matches(str(key), hints, n=1)
             hint = f"; did you mean {near[0]}?" if near else f"; known keys: {', '.join(hints)}."
             raise UserError(f"Unknown config key {_join(name, str(key)[:80])}{hint}")
-    return kind(**{key: _convert(hints[key], entry, _join(name, key)) for key, entry in value.items()})
+    given = {key: _or_empty_text(hints[key], entry) for key, entry in value.items()}
+    return kind(**{key: _convert(hints[key], entry, _join(name, key)) for key, entry in given.items()})
+
+
+def _or_empty_text(kind: Any, value: Any) -> Any:
+    """The empty text for a null where `kind` takes a text and no null: YAML reads a null from `key=`."""
+    kinds = [kind, *typing.get_args(kind)]
+    return "" if value is None and (str in kinds or "" in kinds) and types.NoneType not in kinds else value
 
 
 def _convert_union(kind: Any, value: Any, name: str) -> Any:

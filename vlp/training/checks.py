@@ -81,9 +81,20 @@ def check_config(config: RunConfig) -> None:
         read_policy(config.data.augment.policy)
     if config.task == "classification":
         check_classification(config)
-    if config.tokenizer:
-        load_tokenizer(config.tokenizer)
+    _check_tokenizer(config)
     check_validation(config)
+
+
+def _check_tokenizer(config: RunConfig) -> None:
+    """Read the tokenizer that the config names; raises UserError where that fails."""
+    if not config.tokenizer:
+        return
+    try:
+        load_tokenizer(config.tokenizer)
+    except UserError as error:
+        if not config.start_from:
+            raise
+        raise UserError(f"{str(error).rstrip('.')}; `tokenizer=` takes that of the model in start_from.") from None
 
 
 def check_contrastive(config: RunConfig) -> None:
