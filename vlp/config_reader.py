@@ -20,6 +20,7 @@ from vlp.files import read_text, write_text
 
 MOST_YAML = 2**22  # bytes of a config file
 MOST_MERGED = 10_000  # keys of a section
+TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}  # as error messages name them
 
 Config = TypeVar("Config")
 
@@ -241,12 +242,12 @@ def _type_name(kind: Any) -> str:
     """A type as error messages name it."""
     if typing.get_origin(kind) is list:
         return "a list"
-    return "a section" if dataclasses.is_dataclass(kind) else kind.__name__
+    return "a section" if dataclasses.is_dataclass(kind) else TYPES[kind]
 
 
 def _shown(value: Any) -> str:
     """A value as error messages show it, shortened."""
-    return reprlib.repr(value)
+    return "null" if value is None else reprlib.repr(value)
 
 
 def _join(name: str, key: str) -> str:

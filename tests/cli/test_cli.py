@@ -110,7 +110,7 @@ def test_mistakes_are_one_sentence(tmp_path, capsys, monkeypatch, run_config, sc
     save_config(run_config("run"), tmp_path / "run.yaml")
     assert "No shard matches" in fail("pretrain", tmp_path / "run.yaml", "data.sources=[{shards: 'no/*.tar'}]")
     assert "did you mean batch_size" in fail("pretrain", tmp_path / "run.yaml", "batchsize=3")
-    assert "must be int" in fail("pretrain", tmp_path / "run.yaml", "steps=many")
+    assert "must be a whole number" in fail("pretrain", tmp_path / "run.yaml", "steps=many")
     assert "There is no config file" in fail("pretrain", tmp_path / "absent.yaml")
     assert "this command takes contrastive or pretrain" in fail("pretrain", tmp_path / "run.yaml", "task=captioning")
     assert "not a model folder" in fail("caption", tmp_path, tmp_path / "x.png")
