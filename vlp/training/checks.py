@@ -37,8 +37,10 @@ def check_config(config: RunConfig) -> None:
     """
     if not config.output:
         raise UserError("output is empty: name the folder for the run.")
-    if (config.steps > 0) == (config.epochs > 0):
-        raise UserError("Set either steps or epochs to a positive number, not both.")
+    if config.steps and config.epochs:
+        raise UserError(f"steps is {config.steps} and epochs is {config.epochs:g}; set epochs=0 or steps=0.")
+    if not config.steps and not config.epochs:
+        raise UserError("steps and epochs are 0; set one of them to the length of the run.")
     if config.batch_size % config.accumulation:
         raise UserError(f"batch_size ({config.batch_size}) must be a multiple of accumulation ({config.accumulation}).")
     if config.batch_size // config.accumulation % world_size():
