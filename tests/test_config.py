@@ -150,6 +150,25 @@ def test_every_number_in_a_config_has_a_range(section):
     assert set(bare) - set(annotated) <= ANY_NUMBER
 
 
+@pytest.mark.parametrize(
+    ("text", "kind", "command"),
+    [
+        ("tokenizer: words\noutput: x", CapFiltConfig, "pretrain"),
+        ("task: captioning\noutput: x", CapFiltConfig, "finetune"),
+        ("rules: itm >= 0.5\noutput: x", RunConfig, "capfilt run"),
+    ],
+)
+def test_a_recipe_of_another_command_is_told_which_takes_it(tmp_path, text, kind, command):
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(UserError, match=f"recipe.yaml is a recipe for `vlp {command}`; give it to that"):
+        load_config(kind, tmp_path / "recipe.yaml", ["output=y"])
+    with pytest.raises(UserError, match="Unknown config key"):
+        load_config(kind, None, [text.split("\n")[0].replace(": ", "=", 1)])
+    (tmp_path / "recipe.yaml").write_text(f"{text}\nmistyped: 3")
+    with pytest.raises(UserError, match="Unknown config key"):
+        load_config(kind, tmp_path / "recipe.yaml")
+
+
 def test_files_that_are_no_configs_are_named(tmp_path):
     (tmp_path / "list.yaml").write_text("- 1")
     (tmp_path / "broken.yaml").write_text("a: [")

@@ -13,11 +13,12 @@ from typing import Annotated, Any, Literal, TypeVar, Union
 
 import yaml
 
-from vlp.config import CapFiltConfig, RunConfig
+from vlp.config import PRETRAINING, CapFiltConfig, RunConfig
 from vlp.config_ranges import LARGEST, Length, Pattern, Range
 from vlp.errors import UserError
 from vlp.files import read_text, write_text
 
+KINDS = (RunConfig, CapFiltConfig)  # of config files
 MOST_YAML = 2**22  # bytes of a config file
 MOST_MERGED = 10_000  # keys of a section
 TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}  # as error messages name them
@@ -41,10 +42,12 @@ def load_config(
         values: values by top-level key, used as they are. They win over the file.
 
     Raises:
-        UserError: the file is missing or is not YAML, a key is unknown, or a value has the wrong type or is out of
-            range.
+        UserError: the file is missing or is not YAML, is for another command, a key is unknown, or a value has the
+            wrong type or is out of range.
     """
-    return from_dict(kind, _read_values(path, overrides, values))
+    given = _read_file(path)
+    _check_kind(kind, given, path)
+    return from_dict(kind, _override(given | (values or {}), overrides))
 
 
 def load_any_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig | CapFiltConfig:
@@ -55,9 +58,16 @@ def load_any_config(path: str | Path, overrides: list[str] | None = None) -> Run
     Raises:
         UserError: as in `load_config`.
     """
-    values = _read_values(path, overrides, None)
-    kinds: list[Any] = [RunConfig, CapFiltConfig]  # max takes the first of equals
+    values = _override(_read_file(path), overrides)
+    kinds: list[Any] = list(KINDS)  # max takes the first of equals
     return from_dict(max(kinds, key=lambda kind: len(values.keys() & typing.get_type_hints(kind).keys())), values)
+
+
+def command_of(kind: type, task: str = "") -> str:
+    """The command that takes a kind of config, `CapFiltConfig` or `RunConfig`; of trainings, one with this task."""
+    if kind is CapFiltConfig:
+        return "capfilt run"
+    return "pretrain" if task in ("", *PRETRAINING) else "finetune"
 
 
 def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
@@ -84,14 +94,29 @@ def as_yaml(config: Any) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
 
 
-def _read_values(path: str | Path | None, overrides: list[str] | None, given: dict[str, Any] | None) -> dict[str, Any]:
-    """The nested dict of a file and its overrides, before types are checked."""
+def _read_file(path: str | Path | None) -> dict[str, Any]:
+    """The nested dict of a file, before types are checked; {} for None."""
     values: Any = {} if path is None else _read_yaml(read_text(path, "config file", MOST_YAML), str(path))
     if values is None:
         values = {}  # an empty file
     if not isinstance(values, dict):
         raise UserError(f"{path} must have keys and values at its top level.")
-    values |= given or {}
+    return values
+
+
+def _check_kind(kind: Any, values: dict[str, Any], path: str | Path | None) -> None:
+    """Raise UserError for a file that is a recipe of another command: all of its keys are those of another config."""
+    known = {one: typing.get_type_hints(one).keys() for one in KINDS}
+    if kind not in known or values.keys() <= known[kind]:
+        return
+    for other in KINDS:
+        if values.keys() <= known[other]:
+            command = command_of(other, str(values.get("task", "")))
+            raise UserError(f"{path} is a recipe for `vlp {command}`; give it to that, or name another one.")
+
+
+def _override(values: dict[str, Any], overrides: list[str] | None) -> dict[str, Any]:
+    """The nested dict with its overrides."""
     for override in overrides or []:
         _assign(values, override)
     return values
