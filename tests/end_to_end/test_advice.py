@@ -46,6 +46,11 @@ def world(tmp_path_factory, scenes, models) -> dict[str, str]:
         ("data answers ANSWERED --out OUT", "in the 1 different ones of the shards; lower --min-count."),
         ("classify MODEL PHOTO", 'Give --labels, such as --labels "a dog,a cat"'),
         ("data import hf COLUMNS OUT", "(columns: size, name); give --image."),
+        (
+            "evaluate captions PHOTOS SHARDS",
+            "photos is a folder; name the results file, [{image_id, caption}], and then",
+        ),
+        ("evaluate captions none.json SHARDS", "There is no results file none.json."),
         ("index nofolder OUT --model MODEL", "There is no folder, file or shard nofolder."),
         ("search MODEL nofolder --query red", "There is no folder, file or shard nofolder."),
     ],
