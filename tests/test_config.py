@@ -29,6 +29,23 @@ def test_values_beat_the_file_and_overrides_beat_values(tmp_path):
     assert (config.seed, config.output, config.rules) == (3, "two\nlines 😀", "itm >= 0.1")
 
 
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("tokenizer=", lambda config: config.tokenizer),
+        ("objective.locked=", lambda config: config.objective.locked),
+        ("data.sources=[{shards: }]", lambda config: config.data.sources[0].shards),
+    ],
+)
+def test_an_empty_value_is_the_empty_text_where_a_setting_takes_text(tmp_path, override, value):
+    (tmp_path / "run.yaml").write_text("tokenizer: words\nobjective: {locked: image}\n")
+    assert value(load_config(RunConfig, tmp_path / "run.yaml", [override])) == ""
+
+
+def test_an_empty_value_is_none_where_a_setting_takes_that():
+    assert load_config(RunConfig, None, ["decoding.prompt="]).decoding.prompt is None
+
+
 def test_a_section_without_keys_can_be_overridden(tmp_path):
     (tmp_path / "run.yaml").write_text("optim:\n")
     assert load_config(RunConfig, tmp_path / "run.yaml", ["optim.decay=cosine"]).optim.decay == "cosine"
@@ -61,15 +78,20 @@ def test_the_keys_tell_the_kind_of_a_config(tmp_path, text, kind):
     [
         ("batchsize=3", "batchsize; did you mean batch_size"),
         ("optim.learning_rat=1", "optim.learning_rat"),
-        ("batch_size=many", "batch_size must be int, not 'many'"),
+        ("batch_size=many", "batch_size must be a whole number, not 'many'"),
+        ("batch_size=", "batch_size must be a whole number, not null"),
+        ("compile=maybe", "compile must be true or false, not 'maybe'"),
+        ("output=3", "output must be text, not 3"),
+        ("optim.learning_rate=high", "optim.learning_rate must be a number, not 'high'"),
+        ("decoding.banned_words=[null]", "decoding.banned_words[0] must be text, not null"),
         ("batch_size=2.5", "batch_size"),
-        ("data.augment.flip=1", "data.augment.flip must be bool"),
+        ("data.augment.flip=1", "data.augment.flip must be true or false"),
         ("task=retrieve", "task must be one of"),
         ("data.sources=[{shard: a}]", "data.sources[0].shard"),
         ("optim=3", "optim must be a section"),
         ("seed", "key=value"),
         ("=3", "key=value"),
-        ("batch_size=true", "batch_size must be int, not True"),
+        ("batch_size=true", "batch_size must be a whole number, not True"),
         ("task=[1]", "task must be one of"),
         ("data.sources=&x [*x]", "data.sources[0] must be a section"),
         ("optim.learning_rate=.nan", "optim.learning_rate must be a finite number, not nan"),
@@ -82,7 +104,7 @@ def test_the_keys_tell_the_kind_of_a_config(tmp_path, text, kind):
         ("optim.betas=[0.9]", "optim.betas must be a list of 2"),
         ("optim.betas=[0.9, 2]", "optim.betas[1] must be"),
         ("data.sources=[{shards: a.tar, weight: -1}]", "data.sources[0].weight"),
-        ("data.sources=[{shards: 3}]", "data.sources[0].shards must be str or a list, not 3"),
+        ("data.sources=[{shards: 3}]", "data.sources[0].shards must be text or a list, not 3"),
         ('output="a\\0b"', "output must be valid Unicode text"),
         ("optim={decay: cosine, decay: constant}", "the key decay occurs twice"),
         ("seed=2024-13-45", "The value of seed is not valid YAML"),
@@ -126,6 +148,25 @@ def test_every_number_in_a_config_has_a_range(section):
     bare = [name for name, hint in hints.items() if {hint, *typing.get_args(hint)} & {int, float}]
     annotated = [name for name, hint in hints.items() if typing.get_origin(hint) is Annotated]
     assert set(bare) - set(annotated) <= ANY_NUMBER
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "command"),
+    [
+        ("tokenizer: words\noutput: x", CapFiltConfig, "pretrain"),
+        ("task: captioning\noutput: x", CapFiltConfig, "finetune"),
+        ("rules: itm >= 0.5\noutput: x", RunConfig, "capfilt run"),
+    ],
+)
+def test_a_recipe_of_another_command_is_told_which_takes_it(tmp_path, text, kind, command):
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(UserError, match=f"recipe.yaml is a recipe for `vlp {command}`; give it to that"):
+        load_config(kind, tmp_path / "recipe.yaml", ["output=y"])
+    with pytest.raises(UserError, match="Unknown config key"):
+        load_config(kind, None, [text.split("\n")[0].replace(": ", "=", 1)])
+    (tmp_path / "recipe.yaml").write_text(f"{text}\nmistyped: 3")
+    with pytest.raises(UserError, match="Unknown config key"):
+        load_config(kind, tmp_path / "recipe.yaml")
 
 
 def test_files_that_are_no_configs_are_named(tmp_path):

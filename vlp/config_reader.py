@@ -13,13 +13,15 @@ from typing import Annotated, Any, Literal, TypeVar, Union
 
 import yaml
 
-from vlp.config import CapFiltConfig, RunConfig
+from vlp.config import PRETRAINING, CapFiltConfig, RunConfig
 from vlp.config_ranges import LARGEST, Length, Pattern, Range
 from vlp.errors import UserError
 from vlp.files import read_text, write_text
 
+KINDS = (RunConfig, CapFiltConfig)  # of config files
 MOST_YAML = 2**22  # bytes of a config file
 MOST_MERGED = 10_000  # keys of a section
+TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}  # as error messages name them
 
 Config = TypeVar("Config")
 
@@ -35,14 +37,17 @@ def load_config(
     Args:
         kind: the dataclass to fill, such as `RunConfig`.
         path: a YAML file, or None to start from the defaults.
-        overrides: assignments as `key.sub=value`; each value is parsed as YAML. They win over `values`.
+        overrides: assignments as `key.sub=value`; each value is parsed as YAML. They win over `values`. An empty
+            value, as in `tokenizer=`, is null in YAML; for a text it means the empty one.
         values: values by top-level key, used as they are. They win over the file.
 
     Raises:
-        UserError: the file is missing or is not YAML, a key is unknown, or a value has the wrong type or is out of
-            range.
+        UserError: the file is missing or is not YAML, is for another command, a key is unknown, or a value has the
+            wrong type or is out of range.
     """
-    return from_dict(kind, _read_values(path, overrides, values))
+    given = _read_file(path)
+    _check_kind(kind, given, path)
+    return from_dict(kind, _override(given | (values or {}), overrides))
 
 
 def load_any_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig | CapFiltConfig:
@@ -53,9 +58,16 @@ def load_any_config(path: str | Path, overrides: list[str] | None = None) -> Run
     Raises:
         UserError: as in `load_config`.
     """
-    values = _read_values(path, overrides, None)
-    kinds: list[Any] = [RunConfig, CapFiltConfig]  # max takes the first of equals
+    values = _override(_read_file(path), overrides)
+    kinds: list[Any] = list(KINDS)  # max takes the first of equals
     return from_dict(max(kinds, key=lambda kind: len(values.keys() & typing.get_type_hints(kind).keys())), values)
+
+
+def command_of(kind: type, task: str = "") -> str:
+    """The command that takes a kind of config, `CapFiltConfig` or `RunConfig`; of trainings, one with this task."""
+    if kind is CapFiltConfig:
+        return "capfilt run"
+    return "pretrain" if task in ("", *PRETRAINING) else "finetune"
 
 
 def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
@@ -82,14 +94,29 @@ def as_yaml(config: Any) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
 
 
-def _read_values(path: str | Path | None, overrides: list[str] | None, given: dict[str, Any] | None) -> dict[str, Any]:
-    """The nested dict of a file and its overrides, before types are checked."""
+def _read_file(path: str | Path | None) -> dict[str, Any]:
+    """The nested dict of a file, before types are checked; {} for None."""
     values: Any = {} if path is None else _read_yaml(read_text(path, "config file", MOST_YAML), str(path))
     if values is None:
         values = {}  # an empty file
     if not isinstance(values, dict):
         raise UserError(f"{path} must have keys and values at its top level.")
-    values |= given or {}
+    return values
+
+
+def _check_kind(kind: Any, values: dict[str, Any], path: str | Path | None) -> None:
+    """Raise UserError for a file that is a recipe of another command: all of its keys are those of another config."""
+    known = {one: typing.get_type_hints(one).keys() for one in KINDS}
+    if kind not in known or values.keys() <= known[kind]:
+        return
+    for other in KINDS:
+        if values.keys() <= known[other]:
+            command = command_of(other, str(values.get("task", "")))
+            raise UserError(f"{path} is a recipe for `vlp {command}`; give it to that, or name another one.")
+
+
+def _override(values: dict[str, Any], overrides: list[str] | None) -> dict[str, Any]:
+    """The nested dict with its overrides."""
     for override in overrides or []:
         _assign(values, override)
     return values
@@ -174,7 +201,14 @@ def _convert_section(kind: Any, value: Any, name: str) -> Any:
             near = difflib.get_close_matches(str(key), hints, n=1)
             hint = f"; did you mean {near[0]}?" if near else f"; known keys: {', '.join(hints)}."
             raise UserError(f"Unknown config key {_join(name, str(key)[:80])}{hint}")
-    return kind(**{key: _convert(hints[key], entry, _join(name, key)) for key, entry in value.items()})
+    given = {key: _or_empty_text(hints[key], entry) for key, entry in value.items()}
+    return kind(**{key: _convert(hints[key], entry, _join(name, key)) for key, entry in given.items()})
+
+
+def _or_empty_text(kind: Any, value: Any) -> Any:
+    """The empty text for a null where `kind` takes a text and no null: YAML reads a null from `key=`."""
+    kinds = [kind, *typing.get_args(kind)]
+    return "" if value is None and (str in kinds or "" in kinds) and types.NoneType not in kinds else value
 
 
 def _convert_union(kind: Any, value: Any, name: str) -> Any:
@@ -233,12 +267,12 @@ def _type_name(kind: Any) -> str:
     """A type as error messages name it."""
     if typing.get_origin(kind) is list:
         return "a list"
-    return "a section" if dataclasses.is_dataclass(kind) else kind.__name__
+    return "a section" if dataclasses.is_dataclass(kind) else TYPES[kind]
 
 
 def _shown(value: Any) -> str:
     """A value as error messages show it, shortened."""
-    return reprlib.repr(value)
+    return "null" if value is None else reprlib.repr(value)
 
 
 def _join(name: str, key: str) -> str:

@@ -54,7 +54,7 @@ def read_model(folder: str | Path) -> SavedModel:
         weights = load_file(folder / "model.safetensors")
         network.load_state_dict(weights, strict=True)
     except SafetensorError as error:
-        raise UserError(f"{folder}/model.safetensors cannot be read: {error}.") from None
+        raise UserError(f"{folder}/model.safetensors is damaged ({error}); copy or convert the model again.") from None
     except RuntimeError as error:
         problem = " ".join(str(error).split("\n\t")[-1].split())
         raise UserError(f"{folder}/model.safetensors does not fit its config.json: {problem}") from None

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from tiny_model import make_model
+from tiny_model import make_clip, make_model
 
 from vlp.capfilt import duplicate_search, duplicates, match_images
 from vlp.capfilt.duplicates import find_duplicates
@@ -239,13 +239,20 @@ def test_rules_leave_duplicates_out(sets, model, tmp_path):
         select(tables, "not duplicate", table=str(tmp_path / "again.parquet"), quiet=True)
 
 
+def test_images_are_compared_by_the_embeddings_of_a_clip_model(sets, tmp_path):
+    make_clip().save(tmp_path / "clip")
+    shards, _ = sets
+    counts = find_duplicates(shards, str(tmp_path / "clip"), above=ABOVE, quiet=True)
+    assert counts.images and counts.near
+
+
 def test_wrong_calls(sets, model, monkeypatch):
     shards, _ = sets
     with pytest.raises(UserError, match=r"greater than 0 and at most 1, not 1\.5"):
         find_duplicates(shards, model[1], above=1.5)
     with pytest.raises(UserError, match="is in both --shards and --against"):
         find_duplicates(shards, model[1], expand_shards(shards)[1])
-    with pytest.raises(UserError, match="give the folder of a BLIP model as --model"):
+    with pytest.raises(UserError, match="give the folder of a BLIP or CLIP model as --model"):
         find_duplicates(shards)
     with pytest.raises(UserError, match="by must be images, captions or both, not 'bytes'"):
         find_duplicates(shards, model[1], by="bytes")

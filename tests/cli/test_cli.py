@@ -1,14 +1,18 @@
 """The command line: commands run on real input, and wrong calls end with one sentence and exit code 2."""
 
 import json
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from vlp.cli.main import app, main
 from vlp.config_reader import save_config
+
+ROOT = Path(__file__).parents[2]
 
 
 def vlp(*arguments, code=0):
@@ -88,6 +92,17 @@ def test_all_commands_from_scenes_to_captions(tmp_path, run_config):
     assert json.loads((tmp_path / "scores.json").read_text())["metrics"]["images"] == 5
 
 
+def test_the_documented_pretraining_from_a_converted_model_takes_its_tokenizer(tmp_path, models, scenes):
+    page = (ROOT / "docs" / "convert.md").read_text().splitlines()
+    (line,) = (line for line in page if "vlp pretrain configs/pretrain-vit-b16.yaml start_from=" in line)
+    command = shlex.split(line.split(" # ")[0])[1:]
+    command[1] = ROOT / command[1]
+    small = [f"data.sources=[{{shards: '{scenes}/*.tar'}}]", "data.workers=0", "objective.queue_size=0"]
+    small += ["batch_size=8", "steps=1", "epochs=0", f"start_from={models[1]}", f"output={tmp_path}/base"]
+    vlp(*command, *small)
+    assert (tmp_path / "base/model/tokenizer.json").read_text() == Path(models[1], "tokenizer.json").read_text()
+
+
 def test_mistakes_are_one_sentence(tmp_path, capsys, monkeypatch, run_config, scenes):
     def fail(*arguments):
         return fails(capsys, monkeypatch, *arguments)
@@ -95,7 +110,7 @@ def test_mistakes_are_one_sentence(tmp_path, capsys, monkeypatch, run_config, sc
     save_config(run_config("run"), tmp_path / "run.yaml")
     assert "No shard matches" in fail("pretrain", tmp_path / "run.yaml", "data.sources=[{shards: 'no/*.tar'}]")
     assert "did you mean batch_size" in fail("pretrain", tmp_path / "run.yaml", "batchsize=3")
-    assert "must be int" in fail("pretrain", tmp_path / "run.yaml", "steps=many")
+    assert "must be a whole number" in fail("pretrain", tmp_path / "run.yaml", "steps=many")
     assert "There is no config file" in fail("pretrain", tmp_path / "absent.yaml")
     assert "this command takes contrastive or pretrain" in fail("pretrain", tmp_path / "run.yaml", "task=captioning")
     assert "not a model folder" in fail("caption", tmp_path, tmp_path / "x.png")

@@ -74,7 +74,7 @@ def test_captioners_decode_as_published_unless_their_folder_sets_more(both, tmp_
     if generation is None and not config:
         assert load_model(folder, device="cpu").decoding == published
     (folder / "generation_config.json").write_text('{"num_beams": "many"}')
-    with pytest.raises(UserError, match="beams must be int"):
+    with pytest.raises(UserError, match="beams must be a whole number"):
         captioner_decoding(folder)
 
 

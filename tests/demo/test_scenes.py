@@ -1,6 +1,7 @@
 """Synthetic scenes: deterministic, with correct ground truth and the requested share of wrong texts."""
 
 import random
+import re
 from collections import Counter
 
 import pytest
@@ -26,6 +27,11 @@ def test_a_web_split_has_the_requested_share_of_wrong_texts_of_all_kinds():
     assert set(kinds) == {None, *WRONG_KINDS}
     for _, text, info in facts:
         assert caption_is_exact(text, info["truth"]) == info["truth"]["text_right"]
+
+
+def test_uids_are_those_of_lists_and_of_datacomp():
+    uids = {make_sample(number, "human", 0.0, 16, seed)[2]["uid"] for number in range(20) for seed in (0, 1)}
+    assert len(uids) == 40 and all(re.fullmatch("[0-9a-f]{32}", uid) for uid in uids)
 
 
 def test_captions_of_any_wording_are_parsed_correctly():

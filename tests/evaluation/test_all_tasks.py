@@ -126,6 +126,15 @@ def test_everything_that_a_model_can_do(models, data, tmp_path, monkeypatch):
     assert "holds no results" in str(evaluate(models[0], data, data, *TASKS).exception)
 
 
+def test_a_wrong_folder_of_data_leaves_the_output_to_the_right_one(models, data, tmp_path):
+    out, empty = tmp_path / "out", tmp_path / "empty"
+    empty.mkdir()
+    for wrong, sentence in ((tmp_path / "absent", "There is no folder"), (empty, "holds no shards")):
+        assert sentence in str(evaluate(models[0], wrong, out).exception)
+    assert evaluate(models[0], data, out, "--tasks", "visdial").exit_code == 0
+    assert "holds results of other data" in str(evaluate(models[0], f"{data}/scenes", out).exception)
+
+
 def test_an_interrupted_call_goes_on_with_the_missing_evaluations(models, data, tmp_path, monkeypatch):
     whole, part = tmp_path / "whole", tmp_path / "part"
     assert evaluate(models[0], data, whole, *TASKS, "--batch-size", "2").exit_code == 0

@@ -45,9 +45,9 @@ def test_capfilt_samples_unless_told_otherwise():
     [
         ({"beem": 3}, "did you mean beams"),
         ({"beams": -1}, "beams must be at least 0"),
-        ({"beams": "three"}, "beams must be int"),
+        ({"beams": "three"}, "beams must be a whole number"),
         ({"top_p": 1.5}, "top_p must be above 0 and at most 1"),
-        ({"prompt": 3}, "prompt must be str"),
+        ({"prompt": 3}, "prompt must be text"),
     ],
 )
 def test_bad_overrides_are_refused_by_name(settings, sentence):

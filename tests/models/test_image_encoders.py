@@ -332,7 +332,11 @@ def plain_attention(module: nn.Module, x: torch.Tensor, heads: int) -> torch.Ten
             {"name": "vit:B/16", "width": 768, "heads": 12, "patch_size": 16, "layers": 3},
             r"layers is 3, but vit:B/16 has 12; remove it, or write name: vit",
         ),
-        ({"name": "timm:convnext_tny"}, r"no model convnext_tny \(did you mean convnext_tiny\?\)"),
+        (
+            {"name": "timm:convnext_tny"},
+            r"no timm model convnext_tny \(did you mean convnext_tiny\?\); `timm\.list_models",
+        ),
+        ({"name": "timm:nosuch"}, r"There is no timm model nosuch; `timm\.list_models\(\)` lists them\.$"),
         ({"name": "timm:dla46_c", "drop_path": 0.1}, "dla46_c has no drop path; leave"),
         ({"image_size": 30}, r"image_size \(30\) must be a multiple of its patch_size \(8\)"),
         ({"name": "cct"}, "convolutions is 0; cct needs at least one"),

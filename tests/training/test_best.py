@@ -60,6 +60,13 @@ def test_a_run_ends_early_and_keeps_its_best_model(run_config, scenes, scored, m
             train(run_config("part", *common, "best_by=r", "stop_after=2", "evaluate_every=1"), resume=True)
 
 
+def test_only_scores_of_which_higher_is_better_are_offered(tmp_path):
+    scores = {"r1": 1.0, "t2i_mean_rank": 3.5, "images": 8, "skipped": 0, "skipped: bad json": 0, "mrr": 0.5}
+    with pytest.raises(UserError, match=r"choose from mrr, r1\.$"):
+        BestScore(tmp_path, "r", 0).check(scores)
+    BestScore(tmp_path, "r1", 0).check(scores)
+
+
 def test_the_last_model_can_be_the_best(run_config, scenes, scored):
     config = run_config("run", f"validation='{scenes}/00004.tar'", "evaluate_every=2", "best_by=r")
     results = train(config)

@@ -27,7 +27,9 @@ def pixel() -> bytes:
     ("overrides", "sentence"),
     [
         (["validation='{tmp}/none/*.tar'"], "validation: No shard matches"),
-        (["validation='{tmp}/empty.tar'"], "validation: .* no sample"),
+        (["validation='{tmp}/empty.tar'"], "validation: .* no sample; name other shards"),
+        (["data.sources=[{shards: '{tmp}/empty.tar'}]"], "hold no sample; name other shards"),
+        (["data={sources: [{shards: '{tmp}/empty.tar'}], reading: streamed}"], "no sample; name other shards"),
         (["validation='{tmp}/silent/*.tar'"], "validation: sample a of .* has no caption"),
         (["task=vqa", "validation='{scenes}/*.tar'"], "validation: .* has no 'questions' in the JSON"),
         (["task=nlvr2", "data.sources=[{shards: '{scenes}/*.tar', texts: {}}]"], "which task nlvr2 does not use"),

@@ -80,8 +80,8 @@ def test_validation_scores_are_logged(run_config, scenes):
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["steps=0"], "either steps or epochs"),
-        (["epochs=2"], "either steps or epochs"),
+        (["steps=0"], "steps and epochs are 0; set one of them"),
+        (["epochs=2"], "steps is 10 and epochs is 2; set epochs=0 or steps=0"),
         (["accumulation=3"], "multiple of accumulation"),
         (["output=''"], "output is empty"),
         (["tokenizer=''"], "tokenizer"),

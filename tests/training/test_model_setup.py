@@ -59,9 +59,11 @@ def test_settings_that_contradict_the_model_are_refused(started, override, sente
 
 def test_another_tokenizer_is_refused_and_the_same_one_is_not(started, tokenizer_folder, tmp_path):
     train_tokenizer(["a red dog", "a blue cat"] * 2, 60).save(str(tmp_path / "other"))
-    with pytest.raises(UserError, match=r"tokenizer is .*other \(the model has another one\)"):
+    with pytest.raises(UserError, match=r"tokenizer is .*other \(the model has another one; `tokenizer=` takes it"):
         train(started(f"tokenizer={tmp_path / 'other'}"))
     build_model(started(f"tokenizer={tokenizer_folder}"))
+    with pytest.raises(UserError, match=r"absent is not a tokenizer folder.*`tokenizer=` takes that of the model"):
+        train(started("tokenizer=absent"))
 
 
 def test_the_saved_config_and_card_describe_the_model_and_repeat_the_run(started, models):

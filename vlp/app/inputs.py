@@ -70,7 +70,7 @@ def find_runs(folders: list[str]) -> list[str]:
         found = [str(one) for one in levels if (one / LOG).is_file()]
         if not found:
             raise UserError(
-                f"{folder} is no folder of runs: there is no {LOG} in it or two levels below; check --runs."
+                f"{folder} is no folder of runs: there is no {LOG} in it or two levels below; name the folder of a run."
             )
         runs += found
     return list(dict.fromkeys(os.path.normpath(one) for one in runs))

@@ -62,8 +62,8 @@ def find_duplicates(
     `vlp/capfilt/clustered_vectors.py`. Embeddings are read in blocks; about 120 bytes per image are in memory.
 
     Args:
-        model: a BLIP model. Its embeddings are stored in `SHARD.embeddings.parquet` and reused by the next call. Not
-            needed to compare captions.
+        model: a BLIP or CLIP model. Its embeddings are stored in `SHARD.embeddings.parquet` and reused by the next
+            call. Not needed to compare captions.
         against: shards of evaluation sets.
         by: what is compared: "images" (bytes and embeddings), "captions" (the first caption of each image) or "both".
         keep: which image of several comes first and is therefore kept: the "first" in shard order, the "largest" in
@@ -74,7 +74,7 @@ def find_duplicates(
 
     Raises:
         UserError: no shard matches, `above`, `by` or `keep` is invalid, a shard is in `shards` and `against`, `model`
-            is missing or not a BLIP model, or a score table is missing.
+            is missing or has no embeddings, or a score table is missing.
         WorkError: a table cannot be written.
     """
     score = _check(model, above, by, keep)
@@ -103,7 +103,7 @@ def _check(model: str, above: float, by: str, keep: str) -> str:
     if keep not in ("first", "largest") and (rule != "best" or score not in SCORES):
         raise UserError(f"keep must be first, largest or best:SCORE with one of {', '.join(SCORES)}, not {keep!r}.")
     if by != "captions" and not model:
-        raise UserError("Images are compared by their embeddings; give the folder of a BLIP model as --model.")
+        raise UserError("Images are compared by their embeddings; give the folder of a BLIP or CLIP model as --model.")
     return score
 
 

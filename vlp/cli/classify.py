@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from vlp.cli.options import Json, Precision
+from vlp.errors import UserError
 
 
 def classify(
@@ -33,6 +34,8 @@ def classify(
 
     loaded = optimise_for_cpu(load_model(model, precision=precision))
     names = read_names(labels) if Path(labels).is_file() else [one.strip() for one in labels.split(",") if one.strip()]
+    if not names and loaded.config.network != "classifier":
+        raise UserError('Give --labels, such as --labels "a dog,a cat"; only a classifier has labels of its own.')
     prompts = read_templates(templates) if templates else []
     found = loaded.classify(images, names, prompts, rerank)
     names = names or loaded.config.classes

@@ -5,8 +5,8 @@ from typing import Annotated
 import typer
 
 from vlp.cli.options import Overrides
-from vlp.config import PRETRAINING, CapFiltConfig
-from vlp.config_reader import as_yaml, load_any_config
+from vlp.config import RunConfig
+from vlp.config_reader import as_yaml, command_of, load_any_config
 
 
 def config(
@@ -17,9 +17,5 @@ def config(
     The keys of the recipe tell whether it is for training or for CapFilt; the first line of the output says which.
     """
     resolved = load_any_config(recipe, overrides)
-    command = "capfilt run" if isinstance(resolved, CapFiltConfig) else _training_command(resolved.task)
+    command = command_of(type(resolved), resolved.task if isinstance(resolved, RunConfig) else "")
     print(f"# for vlp {command}\n{as_yaml(resolved)}", end="")
-
-
-def _training_command(task: str) -> str:
-    return "pretrain" if task in PRETRAINING else "finetune"

@@ -1,6 +1,7 @@
 """What a trained model does: `vlp convert`, `vlp caption`, `vlp answer`, `vlp search` and `vlp match`."""
 
 import json
+import os
 from typing import Annotated, Literal
 
 import typer
@@ -91,6 +92,9 @@ def caption(
         if is_main():
             print_values(vars(counts), as_json)
         return
+    many = next((one for one in images if os.path.isdir(one) or one.endswith(".tar")), None)
+    if many is not None:
+        raise UserError(f"{many} is a {'folder' if os.path.isdir(many) else 'shard'}; add --out captions.csv.")
     captioner = optimise_for_cpu(load_model(model, precision=precision))
     captions = captioner.caption(
         images, seed=seed, num_captions=num_captions, batch_size=batch_size, frames=frames, **settings

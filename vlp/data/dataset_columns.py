@@ -43,7 +43,14 @@ class DatasetColumns:
         return list(dict.fromkeys(name for name in names if name))
 
 
-def guess_columns(features: dict[str, Any], name: str, image: str, text: str, need_text: bool = True) -> DatasetColumns:
+def guess_columns(
+    features: dict[str, Any],
+    name: str,
+    image: str,
+    text: str,
+    need_text: bool = True,
+    advice: str = "set {} to its name",
+) -> DatasetColumns:
     """Choose the columns by their types and names.
 
     Args:
@@ -51,6 +58,7 @@ def guess_columns(features: dict[str, Any], name: str, image: str, text: str, ne
         name: of the data set, for errors.
         image, text: the columns as the user names them; empty: guessed.
         need_text: whether a data set without texts is refused.
+        advice: how the caller gives a column, with {} for "image" or "text".
 
     Raises:
         UserError: a column cannot be guessed, or a given one is missing or of another type.
@@ -67,16 +75,14 @@ def guess_columns(features: dict[str, Any], name: str, image: str, text: str, ne
         named = [column for column in _by_name(features, IMAGES) if _may_be_bytes(features[column])]
         found = certain if len(certain) == 1 else [column for column in named if column in certain or not certain][:1]
         if not found:
-            raise UserError(
-                f"Which column of {name} holds the image cannot be guessed (columns: {listed}); set image to its name."
-            )
+            unknown = f"Which column of {name} holds the image cannot be guessed (columns: {listed})"
+            raise UserError(f"{unknown}; {advice.format('image')}.")
         image = found[0]
     if not text and need_text:
         found = [column for column in _by_name(features, TEXTS) if column != image and _holds_text(features[column])]
         if not found:
-            raise UserError(
-                f"Which column of {name} holds the texts cannot be guessed (columns: {listed}); set text to its name."
-            )
+            unknown = f"Which column of {name} holds the texts cannot be guessed (columns: {listed})"
+            raise UserError(f"{unknown}; {advice.format('text')}.")
         text = found[0]
     keys = [column for column in _by_name(features, KEYS) if _is_scalar(features[column])]
     return DatasetColumns(image, text, keys[0] if keys else "")

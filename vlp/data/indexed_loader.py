@@ -68,7 +68,7 @@ class IndexedLoader:
         counts = [source.counts for source in sources]
         self.order = SampleOrder(counts, [source.weight for source in data.sources], data.shuffle_buffer, seed)
         if self.order.epoch_size == 0:
-            raise UserError("The shards of data.sources hold no sample.")
+            raise UserError("The shards of data.sources hold no sample; name other shards.")
         choices = [source.texts for source in data.sources]
         most_open = min(self.order.shards_at_once(), _file_limit())
         self.dataset = SampleDataset(sources, image_size, examples, data.augment, seed, choices, most_open)

@@ -75,17 +75,27 @@ def frequent_answers(shards: str | list[str], least: int) -> list[str]:
         least: how often an answer must occur to be listed.
 
     Raises:
-        UserError: no answer occurs so often, or no shard matches.
+        UserError: no answer occurs so often, the shards hold no questions with answers, or no shard matches.
     """
     counts: Counter[str] = Counter()
+    any_asked = False
     for sample in iterate_samples(shards):
         try:
-            counts.update(answer for question in read_questions(sample.info) for answer in question.answers if answer)
+            questions = read_questions(sample.info)
         except BadSampleError as error:
             log.warning("%s %s: %s", sample.shard, sample.key, error.reason)
+            continue
+        any_asked = any_asked or bool(questions)
+        counts.update(answer for question in questions for answer in question.answers if answer)
+    if not any_asked:
+        raise UserError("The shards hold no questions; name shards of `vlp data import vqa`.")
+    if not counts:
+        raise UserError("The questions of the shards have no answers; name shards of a training split.")
     found = [answer for answer, count in sorted(counts.items(), key=lambda one: (-one[1], one[0])) if count >= least]
     if not found:
-        raise UserError(f"No answer occurs {least} times in the {len(counts)} different ones of the shards; lower it.")
+        raise UserError(
+            f"No answer occurs {least} times in the {len(counts)} different ones of the shards; lower --min-count."
+        )
     return found
 
 

@@ -128,7 +128,7 @@ class ShuffledSource:
             self.reading = None
             # A part of a small shard may be empty, and so may a few shards.
             if self.failed > MOST_FAILED * self.source.units():
-                raise UserError(f"data.sources[{self.number}] holds no sample.")
+                raise UserError(f"data.sources[{self.number}] holds no sample; name other shards.")
             return
         if isinstance(item, Sample):
             self.failed = 0

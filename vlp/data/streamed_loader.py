@@ -105,7 +105,7 @@ class StreamedLoader:
         ]
         counts = share_out(lambda number: sources[number][1](), range(len(sources)))
         if not all(counts):
-            raise UserError(f"data.sources[{counts.index(0)}]: the first shard holds no sample.")
+            raise UserError(f"data.sources[{counts.index(0)}]: the first shard holds no sample; name other shards.")
         shares = [source.weight * count for source, count in zip(data.sources, counts, strict=True)]
         self.epoch_size = round(sum(shares))
         if self.epoch_size == 0:

@@ -174,7 +174,9 @@ def load_tokenizer(folder: str) -> CaptionTokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises this class itself
-        raise UserError(f"{path} is not readable as a tokenizer: {error}.") from None
+        raise UserError(
+            f"{path} is damaged ({error}); make it again with `vlp tokenizer`, or copy or convert its model again."
+        ) from None
     return CaptionTokenizer(tokenizer, *_read_config(path.with_name("tokenizer_config.json")))
 
 

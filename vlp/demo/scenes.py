@@ -1,5 +1,6 @@
 """Synthetic scenes: images of colored shapes, correct and wrong texts, and the ground truth."""
 
+import hashlib
 import io
 import math
 import random
@@ -114,7 +115,8 @@ def make_sample(number: int, split: str, wrong: float, size: int, seed: int) -> 
         "text_right": kind is None,
         "wrong_kind": kind,
     }
-    facts = {"uid": f"scene-{seed}-{number}", "width": size, "height": size, "truth": truth}
+    uid = hashlib.sha256(f"scene-{seed}-{number}".encode()).hexdigest()[:32]  # as long as DataComp's
+    facts = {"uid": uid, "width": size, "height": size, "truth": truth}
     return encode_png(draw_scene(scene, size)), text, facts
 
 

@@ -90,8 +90,8 @@ def evaluate_all(
     """
     if unknown := set(tasks or ()) - set(EVALUATIONS):
         raise UserError(f"There is no evaluation {min(unknown)!r}; choose from {', '.join(sorted(EVALUATIONS))}.")
+    found = find_data(data)  # before OUT is made: a wrong folder must not stand in the way of the right one
     run_on_main(lambda: _check_output(Path(out), {**settings.about, "data": str(Path(data).resolve())}))
-    found = find_data(data)
     reasons = [_reason(model, one, tasks) for one in found]
     finished: list[dict[str, Any]] = []
     for number, one in enumerate(found):
@@ -184,6 +184,5 @@ def _check_output(out: Path, about: dict[str, Any]) -> None:
         return
     before = read_json(path)
     if different := [key for key in {**before, **about} if before.get(key) != about.get(key)]:
-        raise UserError(
-            f"{out} holds results with another {different[0].replace('_', ' ')}; choose another folder or remove it."
-        )
+        of = "of other data" if different[0] == "data" else f"with another {different[0].replace('_', ' ')}"
+        raise UserError(f"{out} holds results {of}; choose another folder or remove it.")

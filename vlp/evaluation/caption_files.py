@@ -1,5 +1,6 @@
 """Files of captions in COCO's format for results, [{image_id, caption}]: write them, and score existing ones."""
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -72,7 +73,9 @@ def read_caption_file(path: str) -> dict[ImageId, str]:
     Raises:
         UserError: the file cannot be read, holds something else, or has two captions of one image.
     """
-    _, rows = recognise.read_kinds(path, (recognise.COCO_RESULTS,), COMMAND)
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a folder; name the results file, [{{image_id, caption}}], and then the references.")
+    _, rows = recognise.read_kinds(path, (recognise.COCO_RESULTS,), COMMAND, "results file")
     captions: dict[ImageId, str] = {}
     for row in rows:
         image_id, caption = _fields(path, row, image_id=(int, str), caption=str)

@@ -10,7 +10,7 @@ import numpy as np
 from vlp.data.bad_samples import BadSample, BadSampleError, BadSamples
 from vlp.data.cache import file_stamp, identity, status_stamp
 from vlp.data.data_index import stamps_of
-from vlp.data.shard_index import IMAGE_EXTENSIONS, expand_shards, index_shard, open_shard
+from vlp.data.shard_index import IMAGE_EXTENSIONS, WILDCARDS, expand_shards, index_shard, open_shard
 from vlp.data.shards import ShardReader, iterate_samples
 from vlp.data.video import is_video
 from vlp.errors import UserError, WorkError
@@ -179,6 +179,7 @@ def list_images(images: Sequence[str], bad: BadSamples) -> tuple[dict[str, Place
         elif (place := Place.of_file(one)) is not None:
             files[one] = place
         else:
+            _check_exists(one)
             patterns.append(one)
     return {place.path: place for place in storable(files.values(), bad)}, list_shards(patterns) if patterns else {}
 
@@ -190,6 +191,12 @@ def no_images(images: Sequence[str], what: str, reasons: Iterable[str]) -> UserE
     advice = f"; name its shards as '{folder}/*.tar'" if folder else ""
     found = f" in {' '.join(images)}{f' ({listed})' if listed else ''}"
     return UserError(f"There is no image or video to {what}{found}{advice}.")
+
+
+def _check_exists(path: str) -> None:
+    """Raise UserError for a name of nothing; what a pattern or an address stands for is looked up later."""
+    if path and not is_remote(path) and not set(path) & {*WILDCARDS, "{"} and not os.path.exists(path):
+        raise UserError(f"There is no folder, file or shard {path}.")
 
 
 def list_shards(shards: str | list[str]) -> dict[str, str]:
@@ -209,6 +216,7 @@ def read_in_sequence(images: str, bad: BadSamples) -> Iterator[Item]:
     if Path(images).is_dir():
         yield from map(Item, list_files(images))
         return
+    _check_exists(images)
     for sample in iterate_samples(expand_shards(images), bad):
         bad.total -= 1  # counted again when it is decoded
         yield Item(Place(sample.key, sample.shard, "", 0), sample.image, sample.captions)

@@ -37,9 +37,9 @@ class BestScore:
                 f"best_by is {self.name}, of which lower is better; name a score of which higher is better."
             )
         if self.name not in scores:
-            raise UserError(
-                f"best_by is {self.name}, which validation does not measure; choose from {', '.join(sorted(scores))}."
-            )
+            measured = [name for name, value in scores.items() if isinstance(value, float)]  # ints are counts
+            higher = ", ".join(sorted(name for name in measured if not name.endswith("_rank")))
+            raise UserError(f"best_by is {self.name}, which validation does not measure; choose from {higher}.")
 
     def observe(self, step: int, scores: dict[str, float]) -> bool:
         """Add a validation; returns whether it is the best so far."""

@@ -37,8 +37,10 @@ def check_config(config: RunConfig) -> None:
     """
     if not config.output:
         raise UserError("output is empty: name the folder for the run.")
-    if (config.steps > 0) == (config.epochs > 0):
-        raise UserError("Set either steps or epochs to a positive number, not both.")
+    if config.steps and config.epochs:
+        raise UserError(f"steps is {config.steps} and epochs is {config.epochs:g}; set epochs=0 or steps=0.")
+    if not config.steps and not config.epochs:
+        raise UserError("steps and epochs are 0; set one of them to the length of the run.")
     if config.batch_size % config.accumulation:
         raise UserError(f"batch_size ({config.batch_size}) must be a multiple of accumulation ({config.accumulation}).")
     if config.batch_size // config.accumulation % world_size():
@@ -81,9 +83,20 @@ def check_config(config: RunConfig) -> None:
         read_policy(config.data.augment.policy)
     if config.task == "classification":
         check_classification(config)
-    if config.tokenizer:
-        load_tokenizer(config.tokenizer)
+    _check_tokenizer(config)
     check_validation(config)
+
+
+def _check_tokenizer(config: RunConfig) -> None:
+    """Read the tokenizer that the config names; raises UserError where that fails."""
+    if not config.tokenizer:
+        return
+    try:
+        load_tokenizer(config.tokenizer)
+    except UserError as error:
+        if not config.start_from:
+            raise
+        raise UserError(f"{str(error).rstrip('.')}; `tokenizer=` takes that of the model in start_from.") from None
 
 
 def check_contrastive(config: RunConfig) -> None:

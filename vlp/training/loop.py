@@ -24,6 +24,7 @@ from vlp.training.checkpoint import checkpoints
 from vlp.training.checks import check_config, open_run_folder
 from vlp.training.health import repetition_advice
 from vlp.training.model_card import model_card
+from vlp.training.new_run import NewRun
 from vlp.training.optim import learning_rate, set_learning_rate
 from vlp.training.record_window import RecordWindow
 from vlp.training.run import Outcome, Run, prepare_run
@@ -48,17 +49,27 @@ def train(config: RunConfig, resume: bool = False, scorers: Sequence[ModelScorer
         UserError: the config is wrong, OUTPUT exists and `resume` is not set, or its run has other settings.
         WorkError: too many samples were bad, a loss was not finite, a process was lost, or the run was stopped by
             SIGTERM or SIGINT. Processes other than the first raise SystemExit instead where all fail together.
+
+    A new run that fails before its first step leaves nothing in OUTPUT.
     """
     with stop_on_signals() as stop, _lost_processes_in_one_sentence(config):
         join_processes(config.collective_timeout_minutes)
         run_on_main(lambda: check_config(config))
-        if open_run_folder(config, resume):
-            return json.loads((Path(config.output) / "results.json").read_text())
-        run = prepare_run(config, resume, stop, scorers)
-        _check_best_score(run)
-        stop.finish_step = True
-        train_steps(run)
-        return finish(run)
+        new, run = NewRun(Path(config.output)), None
+        try:
+            if open_run_folder(config, resume):
+                return json.loads((Path(config.output) / "results.json").read_text())
+            run = prepare_run(config, resume, stop, scorers)
+            resolved = run.config
+            run_on_main(lambda: new.save_config(resolved))
+            _check_best_score(run)
+            stop.finish_step = True
+            train_steps(run)
+            return finish(run)
+        except BaseException:
+            if is_main() and not (run and run.step):
+                new.remove()
+            raise
 
 
 def train_steps(run: Run) -> None:

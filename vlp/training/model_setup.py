@@ -119,7 +119,7 @@ def _refuse_contradictions(config: RunConfig, network: Network, tokenizer: Capti
     if given != RunConfig().objective.temperature and not math.isclose(given, held, rel_tol=1e-3):
         wrong.append(f"objective.temperature is {given:g} (the model has {held:.4g})")
     if config.tokenizer and _vocabulary(load_tokenizer(config.tokenizer)) != _vocabulary(tokenizer):
-        wrong.append(f"tokenizer is {config.tokenizer} (the model has another one)")
+        wrong.append(f"tokenizer is {config.tokenizer} (the model has another one; `tokenizer=` takes it)")
     if wrong:
         raise UserError(
             f"The config contradicts the model of start_from, {config.start_from}: {', '.join(wrong)}; "

@@ -16,7 +16,6 @@ from accelerate.utils import KwargsHandler, set_seed
 from torch import nn
 
 from vlp.config import DecodingConfig, RunConfig
-from vlp.config_reader import save_config
 from vlp.data.loader import TrainingLoader, training_loader
 from vlp.data.tokenizer import CaptionTokenizer
 from vlp.distributed import largest, rank, run_on_main, world_size
@@ -216,7 +215,6 @@ def prepare_run(config: RunConfig, resume: bool, stop: StopRequest, scorers: Seq
     )
     if resume:
         _restore(run)
-    run_on_main(lambda: save_config(config, output / "config.yaml"))
     return run
 
 

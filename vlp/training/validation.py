@@ -63,7 +63,7 @@ def check_validation(config: RunConfig) -> None:
     except UserError as error:
         raise UserError(f"validation: {error}") from None
     if not any(index.keys for index in indexes):
-        raise UserError(f"validation: {config.validation} holds no sample.")
+        raise UserError(f"validation: {config.validation} holds no sample; name other shards.")
     with closing(ShardReader()) as reader:
         for index in indexes:
             for row in (index.members[:, 2] == 0).nonzero()[0].tolist():
@@ -78,7 +78,7 @@ def _check_first_sample(path: str, annotation: str) -> None:
     with closing(read_shard(path)) as samples:
         sample = next(samples, None)
     if sample is None:
-        raise UserError(f"{path} holds no sample.")
+        raise UserError(f"{path} holds no sample; name other shards.")
     if annotation and isinstance(sample, Sample) and annotation not in sample.info:
         raise UserError(f"{path} has no {annotation!r} in the JSON of its samples; name shards of this task.")
 

@@ -150,7 +150,7 @@ def test_other_formats_become_png_and_bad_images_are_counted(written, tmp_path):
     Image.new("RGB", (8, 6), (250, 0, 0)).save(file, "GIF")
     rows = [{"image": image, "label": n} for n, image in enumerate([IMAGES[0], file.getvalue(), b"no image"])]
     path = written(rows_to_dataset(rows, {"image": datasets.Image(), "label": datasets.Value("int64")}))
-    with pytest.raises(UserError, match="set text to its name"):
+    with pytest.raises(UserError, match="give --text"):
         HuggingFaceDataset(path)
     counts, samples = imported(tmp_path, path, need_text=False)
     assert (counts.samples, counts.without_text, counts.bad) == (2, 2, {"image undecodable": 1})

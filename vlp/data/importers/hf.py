@@ -55,7 +55,8 @@ class HuggingFaceDataset:
         self.opened = open_dataset(name, split)
         features = self.opened.features
         self.asks = not text and all(column in features for column in QUESTION)
-        self.columns = guess_columns(features, name, image, text, need_text and not self.asks)
+        need_text = need_text and not self.asks
+        self.columns = guess_columns(features, name, image, text, need_text, advice="give --{}")
         if group_by and group_by not in features:
             raise UserError(f"{name} has no column {group_by!r} to group by; its columns are {', '.join(features)}.")
         self.group = group_by or self.columns.group

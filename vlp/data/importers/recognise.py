@@ -70,9 +70,9 @@ def read_annotations(path: str, kinds: Collection[Kind], command: str) -> tuple[
     return read_kinds(path, kinds, f"data import {command}")
 
 
-def read_kinds(path: str, kinds: Collection[Kind], command: str) -> tuple[Kind, Any]:
-    """`read_annotations` for any command of vlp, such as "evaluate captions"."""
-    text = read_text(path, "annotation file", MOST_BYTES)
+def read_kinds(path: str, kinds: Collection[Kind], command: str, what: str = "annotation file") -> tuple[Kind, Any]:
+    """`read_annotations` for any command of vlp, such as "evaluate captions"; `what` the file is to that command."""
+    text = read_text(path, what, MOST_BYTES)
     wanted = f"`vlp {command}` takes {' or '.join(one.what for one in kinds)}"
     values = _parse_json(path, text, wanted)
     kind = recognise(values)

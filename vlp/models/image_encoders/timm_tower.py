@@ -73,9 +73,11 @@ def create_trunk(name: str, image_size: int = 0, pretrained: bool = False, **set
     try:
         trunk = _create(timm.create_model, name, {"pretrained": pretrained, "num_classes": 0, **settings})
     except (RuntimeError, OSError, ValueError) as error:
-        known = difflib.get_close_matches(name, timm.list_models(), n=1) if not timm.is_model(name) else []
+        if timm.is_model(name) or ":" in name:  # such as hf-hub:NAME
+            raise UserError(f"timm cannot give the model {name}: {str(error).splitlines()[0]}.") from None
+        known = difflib.get_close_matches(name, timm.list_models(), n=1)
         hint = f" (did you mean {known[0]}?)" if known else ""
-        raise UserError(f"timm has no model {name}{hint} to give: {str(error).splitlines()[0]}.") from None
+        raise UserError(f"There is no timm model {name}{hint}; `timm.list_models()` lists them.") from None
     if getattr(trunk, "head_hidden_size", trunk.num_features) != trunk.num_features:
         raise UserError(f"timm's {name} pools to {trunk.head_hidden_size} from {trunk.num_features}; choose another.")
     return trunk
