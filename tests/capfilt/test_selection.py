@@ -82,6 +82,18 @@ def test_a_folder_named_like_a_column_does_not_replace_the_column(scored, tmp_pa
     assert expected and pq.read_table(tmp_path / "kept.parquet").to_pylist() == expected
 
 
+def test_a_folder_stands_for_its_score_tables(scored, tmp_path):
+    folder = shutil.copytree(scored, tmp_path / "we[b] 2")
+    write_table(expand_shards(str(scored / "*.tar"))[0].replace(str(scored), str(folder)), [], {}, name="other")
+    for name, given in (("glob", tables_of(scored)), ("folder", f"{folder}/")):
+        select(given, "itm >= 0.5", table=str(tmp_path / f"{name}.parquet"))
+    glob, whole = (pq.read_table(tmp_path / f"{name}.parquet").drop(["shard"]) for name in ("glob", "folder"))
+    assert whole == glob and len(whole)
+    with pytest.raises(UserError, match=r"No score table matches '.*/empty/\*\.capfilt\.parquet'"):
+        (tmp_path / "empty").mkdir()
+        select(str(tmp_path / "empty"), "itm >= 0.5", table=str(tmp_path / "kept"))
+
+
 def test_rules_use_the_columns_of_other_tables(scored, tmp_path):
     for shard in expand_shards(str(scored / "*.tar")):
         rows = [Scored(**row) for row in pq.read_table(table_path(shard)).to_pylist()]

@@ -164,6 +164,12 @@ def test_the_page_shows_images_with_all_their_texts(whole):
     assert whole.page.text.count("✓ kept") + whole.page.text.count("✗ dropped ITM") == 3 * len(pictures)
 
 
+def test_a_folder_stands_for_its_score_tables(copied, tmp_path):
+    tables = glob.glob(f"{copied}/*.capfilt.parquet")
+    write_capfilt_report(str(copied), str(tmp_path / "page.html"))
+    assert f"All texts in {len(tables)} score table" in (tmp_path / "page.html").read_text()
+
+
 def test_a_selection_marks_the_same_texts_as_a_folder_and_as_a_table(whole, scored):
     page, counts = whole.page, whole.counts
     assert 0 < counts.images < 60

@@ -23,6 +23,7 @@ from vlp.capfilt.review_estimates import (
 from vlp.capfilt.review_images import ReviewImages
 from vlp.capfilt.review_labels import LABELS, LabelStore
 from vlp.capfilt.review_tables import LOWER_IS_BETTER, ReviewTables, RowOrder
+from vlp.data.find_tables import table_patterns
 from vlp.data.text_choice import SOURCES
 from vlp.errors import UserError
 from vlp.remote import is_remote
@@ -37,7 +38,7 @@ class Review:
         """Open the tables.
 
         Args:
-            scores: score tables, as paths, URLs and globs, or a folder of tables SHARD.capfilt.parquet.
+            scores: score tables, as paths, URLs, globs and folders, see `find_tables`.
             labels: the folder of the labels; empty: the folder of the first table.
             also: other tables, by the name under which rules use their columns.
 
@@ -45,8 +46,7 @@ class Review:
             UserError: no table matches, or remote tables are given without `labels`.
             WorkError: a table is damaged, or a remote one cannot be copied.
         """
-        given = [scores] if isinstance(scores, str) else scores
-        self.patterns = [f"{one.rstrip('/')}/*.capfilt.parquet" if os.path.isdir(one) else one for one in given]
+        self.patterns = table_patterns(scores)
         self.also = {name: [one] if isinstance(one, str) else list(one) for name, one in (also or {}).items()}
         self.tables = ReviewTables(self.patterns, self.also)
         self.images = ReviewImages()

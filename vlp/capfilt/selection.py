@@ -58,7 +58,8 @@ def select(
     """Write the selected texts in one of three forms, to a disk or an object store (see `writing_shards`).
 
     Args:
-        scores: score tables, as paths, URLs and globs. Remote ones are copied to the scratch folder of the output.
+        scores: score tables, as paths, URLs, globs and folders. Remote ones are copied to the scratch folder of the
+            output.
         rules: an expression, see `vlp/capfilt/rules.py`.
         output: a folder for new shards, one per table, so that keys stay unique within a shard. Samples keep all
             members and fields; their JSON gets the selected texts as `captions`, and the first becomes their text.

@@ -73,7 +73,7 @@ def capfilt_score(
 @capfilt_app.command("select")
 def capfilt_select(
     rules: Annotated[str, typer.Argument(help="The texts to keep, as an expression; see docs/capfilt.md.")],
-    scores: Annotated[list[str], typer.Option(help="Score tables: paths, URLs and globs; repeatable.")],
+    scores: Annotated[list[str], typer.Option(help="Score tables: paths, URLs, globs or a folder; repeatable.")],
     output: Annotated[str, typer.Option("--out", help="Folder or URL for new shards.")] = "",
     uids: Annotated[str, typer.Option(help="File.npy for a uid list in DataComp's format.")] = "",
     table: Annotated[str, typer.Option(help="File.parquet for the selected rows.")] = "",
@@ -143,7 +143,9 @@ def capfilt_export(
 
 @capfilt_app.command("report")
 def capfilt_report(
-    scores: Annotated[list[str], typer.Option("--scores", help="Score tables: paths, globs or braces; repeatable.")],
+    scores: Annotated[
+        list[str], typer.Option("--scores", help="Score tables: paths, globs, braces or a folder; repeatable.")
+    ],
     output: Annotated[str, typer.Option("--out", help="The page to write.")] = "report.html",
     selected: Annotated[
         str, typer.Option(help="Folder or table that `vlp capfilt select` wrote from these tables.")

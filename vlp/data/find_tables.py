@@ -1,5 +1,6 @@
 """Finds score tables by path or URL, the shard that each belongs to, and local copies of those that are remote."""
 
+import glob
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,16 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from vlp.data.byte_stream import copy_remote
-from vlp.data.score_tables import SCHEMA, VERSION, column_kind, has_columns, schema_settings, shard_exists, table_schema
+from vlp.data.score_tables import (
+    NAME,
+    SCHEMA,
+    VERSION,
+    column_kind,
+    has_columns,
+    schema_settings,
+    shard_exists,
+    table_schema,
+)
 from vlp.data.shard_index import expand_shards
 from vlp.errors import UserError
 from vlp.files import write_errors
@@ -35,10 +45,17 @@ class ScoreTable:
     shard: str
 
 
-def find_tables(patterns: str | list[str], copies: Path, quiet: bool = False) -> list[ScoreTable]:
-    """Score tables from globs and lists of globs, each once, in order.
+def table_patterns(given: str | list[str]) -> list[str]:
+    """Paths, URLs and globs of score tables as they are; for a folder, that of its tables SHARD.capfilt.parquet."""
+    listed = [given] if isinstance(given, str) else given
+    return [f"{glob.escape(one.rstrip('/'))}/*.{NAME}.parquet" if os.path.isdir(one) else one for one in listed]
+
+
+def find_tables(given: str | list[str], copies: Path, quiet: bool = False) -> list[ScoreTable]:
+    """Score tables, each once, in order.
 
     Args:
+        given: paths, URLs, globs and folders, see `table_patterns`.
         copies: a folder into which remote tables are copied; it is made where it is missing.
         quiet: whether to show no progress of copying.
 
@@ -46,7 +63,7 @@ def find_tables(patterns: str | list[str], copies: Path, quiet: bool = False) ->
         UserError: nothing matches, or a match is not a score table of this format version.
         WorkError: a remote table cannot be copied.
     """
-    listed = [patterns] if isinstance(patterns, str) else patterns
+    listed = table_patterns(given)
     try:
         found = list(dict.fromkeys(expand_shards(listed)))
     except UserError as error:

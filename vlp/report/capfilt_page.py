@@ -72,8 +72,8 @@ def write_capfilt_report(
     """Write the page.
 
     Args:
-        scores: score tables, as paths, URLs and patterns. Images come from their shards, if these still exist. Of a
-            remote shard everything before its last image on the page is read.
+        scores: score tables, as paths, URLs, globs and folders. Images come from their shards, if these still exist.
+            Of a remote shard everything before its last image on the page is read.
         selected: what `vlp capfilt select` wrote from these tables: a folder of shards, or a table (faster).
         failures: the list of failed shards, in JSON lines with `shard`, `error` and optionally `attempts`.
         seed: for sampling images and texts.
