@@ -82,6 +82,24 @@ def test_a_folder_named_like_a_column_does_not_replace_the_column(scored, tmp_pa
     assert expected and pq.read_table(tmp_path / "kept.parquet").to_pylist() == expected
 
 
+@pytest.mark.parametrize("form", ["output", "uids", "table"])
+def test_rules_on_a_score_that_no_text_has_are_refused(scored, tmp_path, form):
+    target = str(tmp_path / "kept")
+    for rules in ("clip >= 0.2", "itm >= 0 and best(1, clip)", "top(clip, 0.5)"):
+        with pytest.raises(
+            UserError, match="No text has a value of clip; score the shards with a CLIP filter, or leave"
+        ):
+            select(tables_of(scored), rules, **{form: target})
+    for shard in expand_shards(str(scored / "*.tar")):
+        write_table(shard, [Scored("a", "web", "a text", 0.5, 0.5)], {}, name="other")
+    also = {"other": str(scored / "*.other.parquet")}
+    with pytest.raises(UserError, match=r"No text has a value of other\.nll; score the shards with a captioner, or"):
+        select(tables_of(scored), "other.nll < 3", also=also, **{form: target})
+    assert {path.name for path in tmp_path.iterdir()} == {"web"}
+    select(tables_of(scored), "clip >= 0.2 or itm >= 0.5", **{form: target})  # something is selected
+    assert Path(target).exists()
+
+
 def test_a_folder_stands_for_its_score_tables(scored, tmp_path):
     folder = shutil.copytree(scored, tmp_path / "we[b] 2")
     write_table(expand_shards(str(scored / "*.tar"))[0].replace(str(scored), str(folder)), [], {}, name="other")

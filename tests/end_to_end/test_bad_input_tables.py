@@ -188,6 +188,8 @@ RULES = {
     "another minus": "itm − 1 >= 0",
     "no-break space": "itm\u00a0>=\u00a00",
     "duplicates that are not there": "not duplicate",
+    "a score that no text has": "clip >= 0",
+    "top of a score that no text has": "top(clip, 0.5)",
 }
 
 
@@ -208,8 +210,6 @@ ODD_RULES = {
     "wildcards in a text": ("text == '%'", 0),
     "several lines": ("itm >= 0\nand itm <= 1", 40),
     "comment": ("itm >= 0  # all of them", 40),
-    "a score that no text has": ("clip >= 0", 0),
-    "top of a score that no text has": ("top(clip, 0.5)", 0),
     "large numbers": ("itm * 1e200 * 1e200 > 0", 40),
     "all": ("1 == 1", 40),
 }

@@ -20,6 +20,13 @@ with extra("capfilt"):
     import duckdb
 
 ROWS_AT_ONCE = 500_000  # rows of the tables that one query reads
+SCORED_BY = {  # the model that gives each score
+    "itm": "a BLIP filter",
+    "itc": "a BLIP filter",
+    "clip": "a CLIP filter",
+    "nll": "a captioner",
+    "tokens": "a BLIP filter",
+}
 DUPLICATES = ""  # the name of the tables of duplicates among the other tables, whose own names are never empty
 
 
@@ -59,6 +66,31 @@ def select_rows(
             numbers, rows = found["file_index"], found["file_row_number"].astype(np.int64)
             ends = np.searchsorted(numbers, np.arange(len(group)), side="right")
             yield from zip(group, np.split(rows, ends[:-1]), strict=True)
+
+
+def check_values(tables: list[ScoreTable], rules: SelectionRules, also: dict[str, list[ScoreTable]]) -> None:
+    """Make sure that each column of the rules has a value in some row, for rules that no text satisfies.
+
+    Raises:
+        UserError: a column is null in all rows, such as a score of models that were not there.
+    """
+    for name in rules.columns:
+        other, _, column = name.rpartition(".")
+        if _is_null([table.file for table in (also[other] if other else tables)], column):
+            advice = f"score the shards with {SCORED_BY[column]}, or " if column in SCORED_BY else ""
+            raise UserError(f"No text has a value of {name}; {advice}leave it out of the rules.")
+
+
+def _is_null(files: list[str], column: str) -> bool:
+    """Whether a column is in some of the files, and null in all of their rows."""
+    rows = 0
+    for file in files:
+        if column in pq.read_schema(file).names:
+            values = pq.read_table(file, columns=[column])[column]
+            if values.null_count < len(values):
+                return False
+            rows += len(values)
+    return rows > 0
 
 
 def _groups(tables: list[ScoreTable]) -> Iterator[list[ScoreTable]]:

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vlp.capfilt.query import select_rows
-from vlp.capfilt.rules import SPACES, parse_rules
+from vlp.capfilt.query import check_values, select_rows
+from vlp.capfilt.rules import SPACES, SelectionRules, parse_rules
 from vlp.capfilt.uids import write_uids
 from vlp.data.byte_stream import Access, open_stream
 from vlp.data.find_tables import ScoreTable, added_columns, find_tables
@@ -70,8 +70,9 @@ def select(
         also: other tables, by the name under which the rules use their columns.
 
     Raises:
-        UserError: the rules are invalid, a table is missing, a shard has changed since it was scored or (with
-            `output`) is missing, or the output exists.
+        UserError: the rules are invalid, or no text satisfies them and one of their columns has no value at all; a
+            table is missing, a shard has changed since it was scored or (with `output`) is missing, or the output
+            exists.
         WorkError: the disk is full, or the output cannot be written for another reason.
     """
     targets = [target for target in (output, uids, table) if target]
@@ -89,7 +90,8 @@ def select(
         for one in tables:  # before anything is written
             _check_shard(one, needed=bool(output))
         with _read_errors(tables, target), Progress("tables", len(tables), quiet=quiet) as progress:
-            selected = _count_tables(select_rows(tables, compiled, others, scratch), progress)
+            selected = _some_selected(select_rows(tables, compiled, others, scratch), tables, compiled, others)
+            selected = _count_tables(selected, progress)
             _write(target, selected, output, uids, clean, counts, scratch)
     return counts
 
@@ -153,6 +155,18 @@ def _check_shard(table: ScoreTable, needed: bool) -> None:
         raise UserError(
             f"{table.path} belongs to {table.shard}, which is missing; restore the shard or leave the table out."
         )
+
+
+def _some_selected(
+    selected: SelectedRows, tables: list[ScoreTable], rules: SelectionRules, also: dict[str, list[ScoreTable]]
+) -> SelectedRows:
+    """The same; at the end raises what `check_values` does if no row was selected."""
+    found = False
+    for table, rows in selected:
+        found = found or len(rows) > 0
+        yield table, rows
+    if not found:
+        check_values(tables, rules, also)
 
 
 def _count_tables(selected: SelectedRows, progress: Progress) -> SelectedRows:

@@ -46,9 +46,22 @@ class ScoreTable:
 
 
 def table_patterns(given: str | list[str]) -> list[str]:
-    """Paths, URLs and globs of score tables as they are; for a folder, that of its tables SHARD.capfilt.parquet."""
-    listed = [given] if isinstance(given, str) else given
-    return [f"{glob.escape(one.rstrip('/'))}/*.{NAME}.parquet" if os.path.isdir(one) else one for one in listed]
+    """Paths, URLs and globs of score tables as they are; for a folder, the glob of its tables SHARD.capfilt.parquet.
+
+    Raises:
+        UserError: a folder has no such table.
+    """
+    patterns: list[str] = []
+    for one in [given] if isinstance(given, str) else given:
+        pattern = f"{glob.escape(one.rstrip('/'))}/*.{NAME}.parquet" if os.path.isdir(one) else one
+        if pattern != one and not glob.glob(pattern):
+            raise _no_table(pattern)
+        patterns.append(pattern)
+    return patterns
+
+
+def _no_table(pattern: str) -> UserError:
+    return UserError(f"No score table matches {pattern!r}; correct the path or run `vlp capfilt score` first.")
 
 
 def find_tables(given: str | list[str], copies: Path, quiet: bool = False) -> list[ScoreTable]:
@@ -69,10 +82,7 @@ def find_tables(given: str | list[str], copies: Path, quiet: bool = False) -> li
     except UserError as error:
         if any(map(is_remote, listed)) and "No shard matches" not in str(error):
             raise  # such as a lack of credentials
-        pattern = " ".join(listed)
-        raise UserError(
-            f"No score table matches {pattern!r}; correct the path or run `vlp capfilt score` first."
-        ) from None
+        raise _no_table(" ".join(listed)) from None
     files = copy_tables([path for path in found if is_remote(path)], copies, quiet)
     return [open_score_table(path, files.get(path, path)) for path in found]
 
