@@ -254,9 +254,10 @@ def add_member(archive, name: str, data: bytes) -> None:
     ("name", "texts", "reason"),
     [
         ("half", {"json": b'{"captions": ["half \\ud800 a pair"]}'}, "text not UTF-8"),
-        ("raw", {"txt": b"a red circle", "json": b'{"title": "\xed\xa0\x80"}'}, "text not UTF-8"),
+        ("raw", {"txt": b"a red circle", "json": b'{"sentence": "\xed\xa0\x80"}'}, "text not UTF-8"),
         ("question", {"txt": b"a red circle", "json": b'{"questions": [{"question": "\\uD83d"}]}'}, "text not UTF-8"),
-        ("pair", {"txt": b"a red circle", "json": b'{"title": "\\ud83d\\ude00"}'}, None),
+        ("pair", {"txt": b"a red circle", "json": b'{"sentence": "\\ud83d\\ude00"}'}, None),
+        ("title", {"txt": b"a red circle", "json": b'{"title": "\\ud83d"}'}, None),  # no task reads it
         ("deep", {"txt": b"a", "json": b"[" * 200_000}, "bad json"),
         ("dots", {"txt": b"...!"}, "no text"),
         (b"k\xff".decode("utf-8", "surrogateescape"), {"txt": b"a red circle"}, None),  # an odd key, a good sample

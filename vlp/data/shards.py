@@ -17,6 +17,8 @@ from vlp.data.pairs import is_pair, read_right
 from vlp.data.shard_index import ShardIndex, expand_shards, index_shard, open_shard, split_name
 from vlp.remote import is_remote
 
+TASK_TEXTS = ("caption", "dialog", "questions", "sentence", "wrong_texts")  # of the JSON, beside `captions`
+
 
 @dataclass
 class Sample:
@@ -150,9 +152,12 @@ def make_sample(
     facts = _facts(info) if info else {}
     try:
         words = None if text is None else text.decode("utf-8").strip()
+        texts = _captions(facts) or ([(words, "web")] if words else [])
+        # JSON can hold half of a surrogate pair, which no tokenizer takes.
+        "".join(text for text, _ in texts).encode()
+        json.dumps([facts[name] for name in TASK_TEXTS if name in facts], ensure_ascii=False).encode()
     except UnicodeError:
         raise BadSampleError("text not UTF-8") from None
-    texts = _captions(facts) or ([(words, "web")] if words else [])
     if label:
         facts.setdefault("cls", label.decode("ascii", "replace").strip())
     captions, sources = [text for text, _ in texts], [source for _, source in texts]
@@ -246,11 +251,6 @@ def _facts(info: bytes) -> dict:
         raise BadSampleError("bad json") from None
     if not isinstance(facts, dict):
         raise BadSampleError("bad json")
-    if not info.isascii() or b"\\ud" in info.lower():
-        try:
-            json.dumps(facts, ensure_ascii=False).encode()
-        except UnicodeError:  # half of a surrogate pair, in whatever text: no tokenizer takes it
-            raise BadSampleError("text not UTF-8") from None
     return facts
 
 
