@@ -13,6 +13,7 @@ from vlp.training.loop import train
 
 
 def test_the_average_follows_weights_and_running_statistics():
+    torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
     model[2].requires_grad_(False)
     averaged = AveragedWeights(model, 0.4)
